@@ -1,0 +1,101 @@
+"""Where a model's files are: hub id, folder, GGUF file or installed package, all to one folder.
+
+No torch here: identities are wanted where no model is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.gguf", "*.jinja")
+"""What is fetched from a hub: weights as safetensors or GGUF, never pickles."""
+
+_HASHED_WHOLE = 256 << 20
+
+
+class ModelError(ValueError):
+    """A model can't be used. The message is one line and says what to do."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk."""
+
+    folder: Path
+    gguf_file: str | None
+    """Name in `folder`, where the weights are a GGUF file."""
+    identity: str
+    """Reference and content: equal for equal weights named alike, on any machine."""
+
+
+def _package_path(reference: str) -> Path:
+    package, _, rest = reference.removeprefix("pkg://").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model {reference}: no package '{package}' is installed; install it with pip"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / rest
+
+
+def _snapshot(reference: str, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [*SAFE_FILES, *(["*.py"] if trust_remote_code else [])]
+    offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+    try:
+        return Path(snapshot_download(reference, allow_patterns=patterns, local_files_only=offline))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"model {reference}: no such folder or file here, and the model hub did not give it "
+            f"({reason}); check the name, the network, or HF_TOKEN for a gated model"
+        ) from None
+
+
+def _content_hash(files: list[Path]) -> str:
+    """Of small files whole, of large ones the size and 1 MiB at either end."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            if size <= _HASHED_WHOLE:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+            else:
+                digest.update(file.read(1 << 20))
+                file.seek(-(1 << 20), os.SEEK_END)
+                digest.update(file.read())
+    return digest.hexdigest()[:12]
+
+
+def locate(reference: str, trust_remote_code: bool = False) -> ModelFiles:
+    """Finds, and where it must be fetches, the files of a model.
+
+    `reference`: folder, `*.gguf` file, `pkg://<package>/<file or folder>`, or hub id.
+    Raises ModelError where there is no such model.
+    """
+    if reference.startswith("pkg://"):
+        path = _package_path(reference)
+    else:
+        path = Path(reference).expanduser()
+        looks_local = reference.startswith((".", "/", "~")) or reference.endswith(".gguf")
+        if not path.exists() and not looks_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", reference):
+            path = _snapshot(reference, trust_remote_code)
+            return ModelFiles(path, None, f"{reference}@{path.name[:12]}")
+    if not path.exists():
+        raise ModelError(f"model {reference}: {path} does not exist; check the setting")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model {reference}: a single file must be a .gguf; name its folder")
+        return ModelFiles(path.parent, path.name, f"{reference}@{_content_hash([path])}")
+    files = [f for pattern in SAFE_FILES for f in path.rglob(pattern) if f.is_file()]
+    if not (path / "config.json").exists() and not (path / "modules.json").exists():
+        raise ModelError(f"model {reference}: {path} holds no config.json; name a model folder")
+    return ModelFiles(path, None, f"{reference}@{_content_hash(files)}")
