@@ -61,6 +61,9 @@ def _converted(files: ModelFiles) -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             files.folder, gguf_file=files.gguf_file, dtype=torch.float32
         )
+        # The weights are plain float32 by now, but transformers still calls them quantised.
+        vars(model).update(hf_quantizer=None, is_quantized=False)
+        del model.config.quantization_config
         tokenizer.save_pretrained(part)
         model.save_pretrained(part)
         with contextlib.suppress(OSError):  # another process was first: its folder is as good
@@ -101,7 +104,7 @@ def _tokenizer(reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBa
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The scoring model's tokenizer. Text is always text: what spells a special token is not one."""
+    """The scoring model's tokenizer. Text that spells a special token is scored as text."""
 
     hf_tokenizer: PreTrainedTokenizerBase
     bos_ids: tuple[int, ...]
@@ -114,7 +117,7 @@ class Tokenizer:
         """Token ids of each text, without special tokens."""
         if not texts:
             return []
-        return self.hf_tokenizer(  # type: ignore[return-value]
+        return self.hf_tokenizer(
             list(texts),
             add_special_tokens=False,
             split_special_tokens=True,
@@ -206,7 +209,7 @@ def _weights(reference: str, trust_remote_code: bool, device: str, dtype: str) -
                 f"model {reference}: can't be loaded as a causal language model ({reason}); "
                 f"check that its files are whole and its weights are safetensors"
             ) from error
-    return model.to(device).eval()
+    return model.eval().to(device)
 
 
 def load_scoring_model(settings: ScoringModelSettings) -> ScoringModel:
@@ -239,4 +242,5 @@ def score_plainly(model: ScoringModel, request: ScoringRequest) -> PositionScore
 
 
 def as_float32(tensor_N: Any) -> NDArray[np.float32]:
-    return tensor_N.float().cpu().numpy().astype(np.float32, copy=False)  # type: ignore[no-any-return]
+    scores: NDArray[np.float32] = tensor_N.float().cpu().numpy()
+    return scores

@@ -13,7 +13,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 
-def _column(name: str, kind: pa.DataType, description: str, unit: str = "", null: bool = False):
+def _column(
+    name: str, kind: pa.DataType, description: str, unit: str = "", null: bool = False
+) -> pa.Field:
     metadata = {"description": description} | ({"unit": unit} if unit else {})
     return pa.field(name, kind, nullable=null, metadata=metadata)
 
