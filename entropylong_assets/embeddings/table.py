@@ -8,7 +8,6 @@ Legend: Q queries, E dimensions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -152,10 +151,10 @@ class ChunkTable:
             )
 
     def has_index(self) -> bool:
-        return bool(self._table.list_indices())
+        return bool(list(self._table.list_indices()))
 
     def unindexed_rows(self) -> int:
-        indices = self._table.list_indices()
+        indices = list(self._table.list_indices())
         if not indices:
             return int(self._table.count_rows())
         stats = self._table.index_stats(indices[0].name)
@@ -212,8 +211,3 @@ class ChunkTable:
 
 def index_tag(fingerprint: str) -> str:
     return f"index-{fingerprint}"
-
-
-def describe(table: ChunkTable) -> str:
-    """One line for logs."""
-    return json.dumps({"version": table.version, "rows": sum(table.rows_by_shard().values())})

@@ -1,0 +1,76 @@
+"""Top-K candidates of each anchor: ranked, distinct, never of the root itself.
+
+Legend: Q queries, E dimensions, K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+SearchTable = Callable[[NDArray[np.float32], int], pl.DataFrame]
+"""(vectors_QE, limit) to columns query, chunk_id, doc_id, shard, similarity."""
+
+COLUMNS = {
+    "query": pl.Int64,
+    "rank": pl.Int32,
+    "chunk_id": pl.String,
+    "doc_id": pl.String,
+    "similarity": pl.Float32,
+}
+
+
+def nominate(
+    search: SearchTable,
+    vectors_QE: NDArray[np.float32],
+    root_ids: Sequence[str],
+    top_k: int,
+    n_rows: int,
+) -> pl.DataFrame:
+    """The K most similar chunks of each query, none of them from the query's own root.
+
+    root_ids: the root of each query [Q]. n_rows: rows of the table. Columns: query, rank (from
+    1), chunk_id, doc_id, similarity. Equal similarities are ranked by chunk_id, so that the order
+    of rows in the table does not matter. Where the table holds fewer than K other chunks, all
+    are given.
+
+    Chunks of the root are filtered after the search; queries left with too few candidates, or
+    with a tie at the border that may have been cut, are searched again four times as deep.
+    """
+    done: list[pl.DataFrame] = []
+    open_queries = list(range(len(root_ids)))
+    limit = min(2 * top_k + 8, n_rows)
+    while open_queries and n_rows:
+        asked = pl.DataFrame(
+            {
+                "query": range(len(open_queries)),
+                "asked": open_queries,
+                "root_id": [root_ids[q] for q in open_queries],
+            },
+            schema_overrides={"query": pl.Int64, "asked": pl.Int64},
+        )
+        found = search(vectors_QE[open_queries], limit).join(asked, on="query")
+        found = found.drop("query").rename({"asked": "query"})
+        deepest = found.group_by("query").agg(pl.col("similarity").min().alias("deepest"))
+        ranked = (
+            found.filter(pl.col("doc_id") != pl.col("root_id"))
+            .sort("query", "similarity", "chunk_id", descending=[False, True, False])
+            .with_columns(pl.int_range(1, pl.len() + 1).over("query").alias("rank"))
+            .filter(pl.col("rank") <= top_k)
+        )
+        enough = (
+            ranked.group_by("query")
+            .agg(pl.len().alias("n"), pl.col("similarity").min().alias("worst"))
+            .join(deepest, on="query")
+            .filter((pl.col("n") == top_k) & (pl.col("worst") > pl.col("deepest")))
+        )["query"].to_list()
+        settled = set(open_queries if limit >= n_rows else enough)
+        done.append(ranked.filter(pl.col("query").is_in(list(settled))))
+        open_queries = [q for q in open_queries if q not in settled]
+        limit = min(4 * limit, n_rows)
+    if not done:
+        return pl.DataFrame(schema=COLUMNS)
+    return pl.concat(done).select(COLUMNS.keys()).cast(COLUMNS).sort("query", "rank")

@@ -1,0 +1,95 @@
+"""How much of what the rule accepts is chance.
+
+Each control context of a root is held out in turn and judged like a candidate against the
+others. It is a random text, so what passes passes by chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+from entropylong_assets.settings import VerificationSettings
+from entropylong_assets.verification.gain import judge
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its 95% interval."""
+
+    passed: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        return self.passed / self.total if self.total else 0.0
+
+
+def clustered_rate(
+    passed_C: NDArray[np.int64], total_C: NDArray[np.int64], confidence: float = 0.95
+) -> Rate:
+    """The share of all trials that pass, where trials come in clusters (one a root).
+
+    passed_C, total_C: per cluster. Anchors of one root behind one control are not independent:
+    the interval is Clopper-Pearson's on an effective number of trials (Korn and Graubard, 1998),
+    the number divided by the design effect of the ratio estimator, never below 1.
+    """
+    passed, total = int(passed_C.sum()), int(total_C.sum())
+    if total == 0:
+        return Rate(0, 0, 0.0, 1.0)
+    share, clusters = passed / total, len(total_C)
+    effective = float(total)
+    if 0 < passed < total and clusters > 1:
+        residual = passed_C - share * total_C
+        variance = clusters / (clusters - 1) * float((residual**2).sum()) / total**2
+        effective = min(float(total), share * (1 - share) / variance) if variance > 0 else effective
+    tail, hits = (1 - confidence) / 2, share * effective
+    low = float(beta.ppf(tail, hits, effective - hits + 1)) if passed else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, effective - hits)) if passed < total else 1.0
+    return Rate(passed, total, low, high)
+
+
+def held_out_controls(anchors: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
+    """Each control as a candidate against the mean of the other controls of its anchor.
+
+    `anchors`: root_id, anchor, entropy, surprisal. `controls`: root_id, control, anchor, entropy,
+    surprisal. The result has the columns that `judge` wants.
+    """
+    others = (pl.len().over("root_id", "anchor") - 1).cast(pl.Float64)
+
+    def mean_of_others(column: str) -> pl.Expr:
+        total = pl.col(column).cast(pl.Float64).sum().over("root_id", "anchor")
+        mean = (total - pl.col(column)) / others
+        return pl.when(others > 0).then(mean).cast(pl.Float32)
+
+    return (
+        controls.with_columns(
+            mean_of_others("entropy").alias("entropy_control"),
+            mean_of_others("surprisal").alias("surprisal_control"),
+        )
+        .rename({"entropy": "entropy_context", "surprisal": "surprisal_context"})
+        .join(anchors, on=["root_id", "anchor"])
+        .with_columns(pl.lit(None, pl.String).alias("refusal"))
+    )
+
+
+def false_acceptance(
+    anchors: pl.DataFrame, controls: pl.DataFrame, settings: VerificationSettings
+) -> dict[str, Rate]:
+    """Share of (anchor, control) pairs that pass by chance, under `plain` and `calibrated`."""
+    judged = judge(held_out_controls(anchors, controls), settings)
+    rates = {}
+    for rule in ("plain", "calibrated"):
+        by_root = judged.group_by("root_id").agg(
+            pl.col(f"accepted_{rule}").sum().cast(pl.Int64).alias("passed"),
+            pl.len().cast(pl.Int64).alias("total"),
+        )
+        by_root = by_root.sort("root_id")
+        rates[rule] = clustered_rate(by_root["passed"].to_numpy(), by_root["total"].to_numpy())
+    return rates
