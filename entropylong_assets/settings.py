@@ -192,6 +192,31 @@ class SampleSettings(_Settings):
     from the loss), or candidates of the same roots that failed verification."""
 
 
+class ExportSettings(_Settings):
+    """`training_dataset`: files that trainers load."""
+
+    formats: tuple[Literal["mds", "parquet", "megatron"], ...] = ("mds", "parquet")
+    """`mds`: MosaicML Streaming, as ProLong's trainer reads it. `parquet`: Hugging Face datasets.
+    `megatron`: Megatron-LM's indexed dataset (.bin and .idx)."""
+    destination: str = ""
+    """Folder or URI under which each export gets a folder of its own; empty: `<data_uri>/exports`."""
+    validation_fraction: float = Field(0.01, ge=0, le=0.5)
+    """Share of samples held out, at most: samples that share a document stay on one side."""
+    file_bytes: int = Field(67_108_864, ge=1024, lt=2**31)
+    """Most bytes of one MDS shard, and of the token ids in one Parquet file (bytes)."""
+    position_weighted: bool = False
+    """Add to MDS a weight for each token, `anchor_weight` at anchors and 1 elsewhere."""
+    anchor_weight: float = Field(2.0, gt=0, allow_inf_nan=False)
+    """Weight of anchors under `position_weighted`."""
+
+    @field_validator("formats")
+    @classmethod
+    def _formats_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("name at least one format, each once")
+        return value
+
+
 class Settings(_Settings):
     """All settings of one pipeline."""
 
@@ -208,6 +233,7 @@ class Settings(_Settings):
     retrieval: RetrievalSettings = RetrievalSettings()
     verification: VerificationSettings = VerificationSettings()
     samples: SampleSettings = SampleSettings()
+    export: ExportSettings = ExportSettings()
 
     @field_validator("data_uri")
     @classmethod
