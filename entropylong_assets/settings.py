@@ -199,7 +199,8 @@ class ExportSettings(_Settings):
     """`mds`: MosaicML Streaming, as ProLong's trainer reads it. `parquet`: Hugging Face datasets.
     `megatron`: Megatron-LM's indexed dataset (.bin and .idx)."""
     destination: str = ""
-    """Folder or URI under which each export gets a folder of its own; empty: `<data_uri>/exports`."""
+    """Folder or URI under which each export gets a folder of its own; empty:
+    `<data_uri>/exports`."""
     validation_fraction: float = Field(0.01, ge=0, le=0.5)
     """Share of samples held out, at most: samples that share a document stay on one side."""
     file_bytes: int = Field(67_108_864, ge=1024, lt=2**31)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from entropylong_assets.embeddings.embedder import Embedder
 from entropylong_assets.embeddings.table import ChunkTable
-from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.settings import Settings
+from entropylong_assets.storage.tables import PartitionWriter, TableError, TableStore
 
 
 def find_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataFrame:
@@ -107,3 +110,67 @@ def steer_probes(
         if recall >= target or probes >= partitions:
             return probes, recall
         probes = min(2 * probes, partitions)
+
+
+def index_shards(
+    store: TableStore,
+    settings: Settings,
+    embedder: Embedder,
+    positions: Mapping[str, int],
+    versions: Mapping[str, str],
+    tag: str,
+    writer: PartitionWriter,
+) -> dict[str, Any]:
+    """Brings the table in order, tags it, and measures its recall; returns the summary.
+
+    versions: data version of each shard to be indexed. Raises TableError where the table does
+    not hold the rows that a shard's manifest counts.
+    """
+    table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
+    order = {shard: positions[shard] for shard in sorted(versions, key=positions.__getitem__)}
+    duplicates = find_duplicates(store, order)
+    drop_duplicates(table, duplicates)
+    there = table.rows_by_shard()
+    taken = dict(duplicates.group_by("shard").agg(pl.col("n_chunks").sum()).iter_rows())
+    shards = []
+    for shard, position in order.items():
+        rows = store.require("chunk_embeddings", shard).tables["chunks"].rows - taken.get(shard, 0)
+        if there.get(shard, 0) != rows:
+            raise TableError(
+                f"LanceDB table: it holds {there.get(shard, 0)} rows of shard {shard} where "
+                f"{rows} were written; materialise chunk_embeddings for {shard} again"
+            )
+        shards.append(
+            {
+                "shard": shard,
+                "position": position,
+                "data_version": versions[shard],
+                "n_chunks": rows,
+            }
+        )
+    writer.append("shards", shards)
+    writer.append("duplicates", duplicates)
+    table.optimise()
+    n_rows = sum(row["n_chunks"] for row in shards)
+    search: dict[str, Any] = {"search": "exact", "nprobes": None}
+    chosen, vectors_QE = sample_queries(table, settings.embedding.recall_queries, settings.seed)
+    k = min(settings.retrieval.top_k, max(n_rows, 1))
+    if n_rows >= settings.embedding.ann_min_rows:
+        table.build_index(embedder.dimension)
+        target = settings.embedding.target_recall
+        probes, recall = steer_probes(table, vectors_QE, k, target, round(n_rows**0.5))
+        search = {"search": "ivf_flat", "nprobes": probes}
+    else:
+        recall = measure_recall(table, vectors_QE, k, None)
+    return {
+        "tag": tag,
+        "table_version": table.tag(tag),
+        "n_rows": n_rows,
+        "n_shards": len(shards),
+        "duplicate_documents": len(duplicates),
+        "excluded_shards": sorted(set(there) - set(order)),
+        **search,
+        "recall": recall,
+        "recall_k": k,
+        "recall_queries": len(chosen),
+    }

@@ -103,17 +103,19 @@ class ChunkTable:
                 rows[shard] = rows.get(shard, 0) + count
         return rows
 
-    def scan(
-        self, columns: list[str], shard: str | None = None, rows: int = 8192
-    ) -> Iterator[pl.DataFrame]:
+    def scan(self, columns: list[str], shard: str | None = None) -> Iterator[pl.DataFrame]:
         """Rows in batches, those of one shard or of all."""
-        query = self._table.search().select(columns)
-        if shard is not None:
-            query = query.where(f"shard IN {quoted([shard])}")
-        for batch in query.to_batches(rows):
+        for batch in self.reader(columns, shard):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
             yield frame
+
+    def reader(self, columns: list[str], shard: str | None = None) -> pa.RecordBatchReader:
+        """The same rows as a stream of Arrow batches."""
+        query = self._table.search().select(columns)
+        if shard is not None:
+            query = query.where(f"shard IN {quoted([shard])}")
+        return query.to_batches()
 
     def fetch(self, chunk_ids: Sequence[str], columns: list[str]) -> pl.DataFrame:
         """The rows of these chunks; where copies stand in two shards, of the first by name."""
@@ -209,5 +211,16 @@ class ChunkTable:
         )
 
 
-def index_tag(fingerprint: str) -> str:
-    return f"index-{fingerprint}"
+def open_table(data_uri: str, tag: str | None = None) -> ChunkTable:
+    """The table as it is, whatever its embedder; at a tagged version, or the newest."""
+    try:
+        schema = lancedb.connect(f"{data_uri}/lancedb").open_table(TABLE).schema
+    except ValueError:
+        raise TableError(
+            f"LanceDB table {data_uri}/lancedb: it is not there; materialise chunk_embeddings"
+        ) from None
+    embedder = (schema.metadata or {}).get(b"embedder", b"").decode()
+    table = ChunkTable(data_uri, schema.field("vector").type.list_size, embedder)
+    if tag is not None:
+        table.checkout(tag)
+    return table

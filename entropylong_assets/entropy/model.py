@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -239,6 +239,24 @@ def score_plainly(model: ScoringModel, request: ScoringRequest) -> PositionScore
         entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)
         surprisal_N = -log_p_NV.gather(1, ids_1T[0, positions_N][:, None])[:, 0]
     return PositionScores(as_float32(entropy_N), as_float32(surprisal_N))
+
+
+class PlainScorer:
+    """Scores request by request as the definition says. Slow; what engines are held against."""
+
+    def __init__(self, model: ScoringModel) -> None:
+        self._model = model
+
+    def score(
+        self,
+        requests: Sequence[ScoringRequest],
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> list[PositionScores]:
+        scores = []
+        for request in requests:
+            scores.append(score_plainly(self._model, request))
+            on_progress(len(request.token_ids_T))
+        return scores
 
 
 def as_float32(tensor_N: Any) -> NDArray[np.float32]:

@@ -51,14 +51,10 @@ def find_candidates(
         found = pl.DataFrame()
         if vectors is not None:
             rows = [position[text] for text in queries["query"]]
+            asked = queries.select(pl.int_range(pl.len()).alias("query"), "root_id", "anchor")
             found = nominate(
-                search, vectors[rows], queries["root_id"].to_list(), settings.top_k, n_rows
-            )
-            found = found.join(
-                queries.with_row_index("query_row"),
-                left_on="query",
-                right_on=pl.col("query_row").cast(pl.Int64),
-            )
+                search, vectors[rows], asked["root_id"].to_list(), settings.top_k, n_rows
+            ).join(asked, on="query", maintain_order="left")
         if len(found):
             chunks = table.fetch(found["chunk_id"].unique().sort().to_list(), _CHUNK_COLUMNS)
             candidates = _guarded(found, own, chunks, tokenizer, settings)

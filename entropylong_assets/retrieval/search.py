@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 SearchTable = Callable[[NDArray[np.float32], int], pl.DataFrame]
 """(vectors_QE, limit) to columns query, chunk_id, doc_id, shard, similarity."""
 
-COLUMNS = {
-    "query": pl.Int64,
-    "rank": pl.Int32,
-    "chunk_id": pl.String,
-    "doc_id": pl.String,
-    "similarity": pl.Float32,
-}
+COLUMNS = pl.Schema(
+    {
+        "query": pl.Int64,
+        "rank": pl.Int32,
+        "chunk_id": pl.String,
+        "doc_id": pl.String,
+        "similarity": pl.Float32,
+    }
+)
 
 
 def nominate(
@@ -73,4 +75,4 @@ def nominate(
         limit = min(4 * limit, n_rows)
     if not done:
         return pl.DataFrame(schema=COLUMNS)
-    return pl.concat(done).select(COLUMNS.keys()).cast(COLUMNS).sort("query", "rank")
+    return pl.concat(done).select(COLUMNS.names()).cast(COLUMNS).sort("query", "rank")

@@ -7,6 +7,7 @@ others. It is a random text, so what passes passes by chance.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -93,3 +94,19 @@ def false_acceptance(
         by_root = by_root.sort("root_id")
         rates[rule] = clustered_rate(by_root["passed"].to_numpy(), by_root["total"].to_numpy())
     return rates
+
+
+def chance(
+    pairs: pl.DataFrame, controls: pl.DataFrame, settings: VerificationSettings
+) -> dict[str, Any]:
+    """Figures of the false acceptance of a shard: under the rule in force, and under both."""
+    anchors = pairs.select("root_id", "anchor", "entropy", "surprisal").unique()
+    rates = false_acceptance(anchors, controls, settings)
+    rate = rates[settings.rule]
+    return {
+        "control_trials": rate.total,
+        "false_acceptance": rate.value if rate.total else None,
+        "false_acceptance_low": rate.low if rate.total else None,
+        "false_acceptance_high": rate.high if rate.total else None,
+        **{f"false_acceptance_{rule}": r.value for rule, r in rates.items() if r.total},
+    }

@@ -1,0 +1,95 @@
+"""What determines each asset's content: code, settings, models and what is upstream.
+
+From these come the code version (known when definitions load, so that the UI shows what a changed
+setting makes stale) and the fingerprint of a partition (known when it is made, upstream data
+versions included).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from entropylong_assets.settings import Settings, fingerprint
+
+# Raise an asset's number when a change to its code changes its content.
+_CODE = {
+    "corpus_documents": 1,
+    "chunk_embeddings": 1,
+    "embedding_index": 1,
+    "entropy_scores": 1,
+    "candidate_contexts": 1,
+    "verified_dependencies": 1,
+    "long_context_samples": 1,
+}
+
+_TOKENS = {"model", "bos", "separator"}
+
+
+def _corpus(s: Settings) -> dict[str, Any]:
+    # A new source makes no old shard stale; the shard's own source counts when it is made.
+    return {
+        "corpus": s.corpus.model_dump(mode="json", exclude={"sources", "on_bad_row"}),
+        "tokenizer": s.scoring.model,
+        "seed": s.seed,
+    }
+
+
+def _scoring(s: Settings) -> dict[str, Any]:
+    return s.scoring.model_dump(mode="json", include=_TOKENS | {"dtype", "max_forward_tokens"})
+
+
+_SETTINGS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
+    "corpus_documents": _corpus,
+    "chunk_embeddings": lambda s: {
+        "embedding": s.embedding.model_dump(include={"model", "chunk_tokens", "min_chunk_chars"})
+    },
+    "embedding_index": lambda s: {
+        "embedding": s.embedding.model_dump(
+            include={"model", "ann_min_rows", "target_recall", "recall_queries"}
+        ),
+        "top_k": s.retrieval.top_k,
+    },
+    "entropy_scores": lambda s: {
+        "scoring": _scoring(s),
+        "entropy": s.entropy.model_dump(mode="json"),
+    },
+    "candidate_contexts": lambda s: {
+        "retrieval": s.retrieval.model_dump(mode="json"),
+        "embedding": s.embedding.model,
+    },
+    "verified_dependencies": lambda s: {
+        "scoring": _scoring(s),
+        "verification": s.verification.model_dump(mode="json", exclude={"max_false_acceptance"}),
+        "guard": s.retrieval.model_dump(include={"leak_ngram_words", "max_containment"}),
+        "seed": s.seed,
+    },
+    "long_context_samples": lambda s: {
+        "samples": s.samples.model_dump(mode="json"),
+        "rule": s.verification.rule,
+        "scoring": s.scoring.model_dump(include=_TOKENS),
+        "seed": s.seed,
+    },
+}
+
+
+def relevant_settings(asset: str, settings: Settings) -> dict[str, Any]:
+    """The settings that change this asset's content, and no others."""
+    return _SETTINGS[asset](settings) if asset in _SETTINGS else {}
+
+
+def code_version(asset: str, settings: Settings) -> str:
+    """Changes when the asset's code or one of its settings does."""
+    return fingerprint(_CODE.get(asset, 0), relevant_settings(asset, settings))
+
+
+def determinants(
+    asset: str, settings: Settings, inputs: Mapping[str, str], **more: Any
+) -> dict[str, Any]:
+    """All that determines a partition: `inputs` are upstream data versions by asset."""
+    return {
+        "code": _CODE.get(asset, 0),
+        "settings": relevant_settings(asset, settings),
+        "inputs": dict(sorted(inputs.items())),
+        **more,
+    }

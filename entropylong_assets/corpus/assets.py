@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import dagster as dg
+
+from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.automation.resources import Pipeline
+from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.corpus.documents import ingest_shard
+from entropylong_assets.corpus.shards import current_shard, load_plan, source_of
+from entropylong_assets.entropy.model import load_tokenizer
+from entropylong_assets.settings import fingerprint
+
+
+@dg.asset(partitions_def=corpus_shard, kinds={"parquet", "polars"}, group_name="corpus")
+def corpus_documents(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.MaterializeResult:
+    """Canonical documents of one shard, with their length in tokens, and which are roots.
+
+    Text is Unicode NFC without control characters; a document's id is the hash of its text.
+    What is dropped is listed in the table `dropped`, with the reason.
+    """
+    shard_key, settings, store = context.partition_key, pipeline.settings, pipeline.store
+    with plain_errors():
+        shard = current_shard(settings.corpus, load_plan(store), shard_key)
+        source = source_of(shard, settings.corpus)
+        tokenizer = load_tokenizer(settings.scoring)
+        basis = determinants(
+            "corpus_documents",
+            settings,
+            {},
+            shard=shard.model_dump(exclude={"position"}),
+            source=source.model_dump(),
+        )
+        progress, before = Progress(context, "rows", shard.n_rows), 0
+
+        def on_progress(rows: int, _: int) -> None:
+            nonlocal before
+            progress(rows - before)
+            before = rows
+
+        with store.write(
+            "corpus_documents", shard_key, fingerprint=fingerprint(basis), determinants=basis
+        ) as writer:
+            writer.summary |= ingest_shard(shard, settings, tokenizer.count, writer, on_progress)
+        manifest = store.require("corpus_documents", shard_key)
+        documents = store.read(
+            "corpus_documents",
+            shard_key,
+            "documents",
+            ["doc_id", "external_id", "n_chars", "n_tokens", "is_root", "text"],
+        )
+    return materialised(
+        manifest,
+        "documents",
+        progress.seconds,
+        preview=preview(documents),
+        files=dg.MetadataValue.json(list(shard.files)),
+    )

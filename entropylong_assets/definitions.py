@@ -1,0 +1,62 @@
+"""The one Definitions object that Dagster serves."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from entropylong_assets.automation.determinants import code_version
+from entropylong_assets.automation.jobs import jobs
+from entropylong_assets.automation.resources import pipeline_resource
+from entropylong_assets.corpus.assets import corpus_documents
+from entropylong_assets.corpus.checks import corpus_checks
+from entropylong_assets.embeddings.assets import chunk_embeddings, embedding_index
+from entropylong_assets.embeddings.checks import chunk_checks, index_checks
+from entropylong_assets.entropy.assets import entropy_scores
+from entropylong_assets.entropy.checks import entropy_checks
+from entropylong_assets.retrieval.assets import candidate_contexts
+from entropylong_assets.retrieval.checks import candidate_checks
+from entropylong_assets.samples.assets import long_context_samples
+from entropylong_assets.samples.checks import sample_checks
+from entropylong_assets.settings import Settings, load_settings
+from entropylong_assets.verification.assets import verified_dependencies
+from entropylong_assets.verification.checks import verification_checks
+
+ASSETS = [
+    corpus_documents,
+    chunk_embeddings,
+    embedding_index,
+    entropy_scores,
+    candidate_contexts,
+    verified_dependencies,
+    long_context_samples,
+]
+
+CHECKS = [
+    corpus_checks,
+    chunk_checks,
+    index_checks,
+    entropy_checks,
+    candidate_checks,
+    verification_checks,
+    sample_checks,
+]
+
+
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """All assets and checks under these settings, which are part of their code versions."""
+
+    def versioned(spec: dg.AssetSpec) -> dg.AssetSpec:
+        asset = spec.key.to_user_string()
+        return spec.replace_attributes(code_version=code_version(asset, settings))
+
+    return dg.Definitions(
+        assets=[asset.map_asset_specs(versioned) for asset in ASSETS],
+        asset_checks=CHECKS,
+        jobs=jobs,
+        resources={"pipeline": pipeline_resource(settings)},
+        # Runs are spread over processes, a run's steps are not: they share the loaded models.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions(load_settings())

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import dagster as dg
+
+from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.automation.resources import Pipeline
+from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.corpus.shards import load_plan
+from entropylong_assets.settings import fingerprint
+from entropylong_assets.storage.tables import WHOLE
+
+
+@dg.asset(
+    deps=["corpus_documents"],
+    partitions_def=corpus_shard,
+    kinds={"lancedb", "huggingface"},
+    group_name="embeddings",
+    pool="lancedb_writer",
+)
+def chunk_embeddings(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.MaterializeResult:
+    """Retrieval chunks of one shard, cut on line and sentence borders, with unit vectors.
+
+    Text and vectors go to the LanceDB table in one commit, which replaces the shard's rows and no
+    others.
+    """
+    from entropylong_assets.embeddings.chunks import embed_documents
+    from entropylong_assets.embeddings.embedder import load_embedder
+    from entropylong_assets.embeddings.table import ChunkTable, chunk_schema
+
+    shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
+    with plain_errors():
+        upstream = store.require("corpus_documents", shard)
+        embedder = load_embedder(settings.embedding)
+        table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
+        basis = determinants(
+            "chunk_embeddings",
+            settings,
+            {"corpus_documents": upstream.data_version},
+            embedder=embedder.identity,
+        )
+        progress = Progress(context, "chunks", None)
+        counts: Counter[str] = Counter()
+        with store.write(
+            "chunk_embeddings", shard, fingerprint=fingerprint(basis), determinants=basis
+        ) as writer:
+            documents = store.batches(
+                "corpus_documents", shard, "documents", ["doc_id", "source", "text"], 64
+            )
+            schema = chunk_schema(embedder.dimension, embedder.identity)
+            table.replace_shard(
+                shard,
+                embed_documents(
+                    documents,
+                    shard,
+                    embedder,
+                    settings.embedding.min_chunk_chars,
+                    schema,
+                    writer,
+                    counts,
+                    progress,
+                ),
+            )
+            writer.summary |= {
+                **counts,
+                "dimension": embedder.dimension,
+                "window_tokens": embedder.window_tokens,
+                "embedder": embedder.identity,
+            }
+        manifest = store.require("chunk_embeddings", shard)
+        chunks = store.read("chunk_embeddings", shard, "chunks")
+    return materialised(
+        manifest,
+        "chunks",
+        progress.seconds,
+        **{"chunks per second": round(progress.rate, 1)},
+        preview=preview(chunks),
+    )
+
+
+@dg.asset(
+    deps=["chunk_embeddings"], kinds={"lancedb"}, group_name="embeddings", pool="lancedb_writer"
+)
+def embedding_index(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.MaterializeResult:
+    """One tagged version of the LanceDB table, over all shards embedded so far.
+
+    Copies of a document in several shards are reduced to the one in the shard registered first.
+    Small tables are searched exactly; larger ones get an IVF index whose probes are raised until
+    the measured recall@K reaches its target.
+    """
+    from entropylong_assets.embeddings.embedder import load_embedder
+    from entropylong_assets.embeddings.index import index_shards
+
+    settings, store = pipeline.settings, pipeline.store
+    with plain_errors():
+        embedder = load_embedder(settings.embedding)
+        progress = Progress(context, "shards", None)
+        positions = {shard.key: shard.position for shard in load_plan(store).shards}
+        versions = {
+            shard: store.require("chunk_embeddings", shard).data_version
+            for shard in store.shards("chunk_embeddings")
+            if shard in positions
+        }
+        basis = determinants(
+            "embedding_index", settings, versions, embedder=embedder.identity, plan=positions
+        )
+        tag = f"index-{fingerprint(basis)}"
+        with store.write(
+            "embedding_index", WHOLE, fingerprint=fingerprint(basis), determinants=basis
+        ) as writer:
+            writer.summary |= index_shards(
+                store, settings, embedder, positions, versions, tag, writer
+            )
+        manifest = store.require("embedding_index")
+    context.log.info(f"indexed {len(versions)} shards as {tag}")
+    return materialised(manifest, "shards", progress.seconds)

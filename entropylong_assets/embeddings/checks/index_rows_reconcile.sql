@@ -1,0 +1,4 @@
+WITH stored AS (SELECT shard, count(*) AS n FROM indexed GROUP BY shard)
+SELECT shard, shards.n_chunks, stored.n AS stored
+FROM shards LEFT JOIN stored USING (shard)
+WHERE coalesce(stored.n, 0) <> shards.n_chunks

@@ -1,0 +1,1 @@
+SELECT recall, recall_queries FROM summary WHERE recall < $target_recall

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+import polars as pl
+
+from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.automation.resources import Pipeline
+from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.settings import fingerprint
+
+BATCH = 32
+
+
+@dg.asset(
+    deps=["corpus_documents"],
+    partitions_def=corpus_shard,
+    kinds={"pytorch", "parquet"},
+    group_name="entropy",
+    pool="gpu",
+)
+def entropy_scores(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.MaterializeResult:
+    """Entropy and surprisal of every token of the shard's roots, and their anchors.
+
+    Anchors are the positions with H_t > μ + α·σ of their own root (paper, section 3.1).
+    """
+    from entropylong_assets.automation.pictures import entropy_histogram
+    from entropylong_assets.entropy.anchors import score_roots
+    from entropylong_assets.entropy.model import PlainScorer, load_scoring_model
+
+    shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
+    with plain_errors():
+        upstream = store.require("corpus_documents", shard)
+        model = load_scoring_model(settings.scoring)
+        basis = determinants(
+            "entropy_scores",
+            settings,
+            {"corpus_documents": upstream.data_version},
+            model=model.identity,
+        )
+        tokenizer, longest = model.tokenizer, model.max_positions - len(model.tokenizer.bos_ids)
+        documents = store.read("corpus_documents", shard, "documents", ["doc_id", "is_root"])
+        n_roots = int(documents["is_root"].sum())
+        progress = Progress(context, "tokens", None)
+        too_long: list[dict[str, object]] = []
+
+        def roots() -> Iterator[tuple[str, list[int]]]:
+            columns = ["doc_id", "text", "is_root"]
+            for batch in store.batches("corpus_documents", shard, "documents", columns):
+                chosen = batch.filter("is_root")
+                ids = tokenizer.encode(chosen["text"].to_list())
+                for doc_id, token_ids in zip(chosen["doc_id"], ids, strict=True):
+                    if len(token_ids) <= longest:
+                        yield doc_id, token_ids
+                    else:
+                        too_long.append(
+                            {
+                                "root_id": doc_id,
+                                "reason": "too_long_for_model",
+                                "n_tokens": len(token_ids),
+                            }
+                        )
+
+        with store.write(
+            "entropy_scores", shard, fingerprint=fingerprint(basis), determinants=basis
+        ) as writer:
+            scorer, rows = PlainScorer(model), []
+            for row in score_roots(
+                roots(), scorer, tokenizer.bos_ids, settings.entropy, BATCH, progress
+            ):
+                rows.append(row)
+                if len(rows) == BATCH:
+                    writer.append("roots", rows)
+                    rows = []
+            writer.append("roots", rows)
+            writer.append("dropped", too_long)
+            writer.summary |= {
+                "roots_chosen": n_roots,
+                "roots": writer.rows["roots"],
+                "dropped": {"too_long_for_model": len(too_long)},
+                "forward_tokens": progress.done,
+                "model": model.identity,
+                "vocab_size": model.vocab_size,
+            }
+        frame = store.read("entropy_scores", shard, "roots")
+        anchors = int(frame["anchors"].list.len().sum())
+    shown = frame.select("root_id", "mean", "std", "threshold", "anchors")
+    return materialised(
+        store.require("entropy_scores", shard),
+        "roots",
+        progress.seconds,
+        anchors=anchors,
+        **{"tokens per second": round(progress.rate, 1)},
+        preview=preview(shown.with_columns(pl.col("anchors").list.len())),
+        entropies=dg.MetadataValue.md(entropy_histogram(frame)),
+    )

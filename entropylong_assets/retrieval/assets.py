@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+import polars as pl
+
+from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.automation.resources import Pipeline
+from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.settings import fingerprint
+
+ROOTS_A_BATCH = 16
+
+
+@dg.asset(
+    deps=["entropy_scores", "embedding_index"],
+    partitions_def=corpus_shard,
+    kinds={"lancedb", "huggingface"},
+    group_name="retrieval",
+)
+def candidate_contexts(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.MaterializeResult:
+    """The K chunks most similar to the text around each anchor (paper, section 3.2).
+
+    A candidate only nominates. Chunks of the root itself never come in, near-duplicates of it are
+    refused by the leak guard and kept with the reason.
+    """
+    from entropylong_assets.embeddings.embedder import load_embedder
+    from entropylong_assets.embeddings.table import ChunkTable
+    from entropylong_assets.entropy.model import load_tokenizer
+    from entropylong_assets.retrieval.candidates import find_candidates
+
+    shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
+    with plain_errors():
+        scores = store.require("entropy_scores", shard)
+        index = store.require("embedding_index")
+        embedder = load_embedder(settings.embedding)
+        table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
+        table.checkout(index.summary["tag"])
+        basis = determinants(
+            "candidate_contexts",
+            settings,
+            {"entropy_scores": scores.data_version, "embedding_index": index.data_version},
+            embedder=embedder.identity,
+            index=index.summary["tag"],
+        )
+        duplicates = store.read("embedding_index", "all", "duplicates", ["doc_id", "shard"])
+        foreign = duplicates.filter(pl.col("shard") == shard)["doc_id"]
+        roots = store.read("entropy_scores", shard, "roots", ["root_id", "anchors"])
+        progress = Progress(context, "anchors", int(roots["anchors"].list.len().sum()))
+
+        def root_batches() -> Iterator[pl.DataFrame]:
+            columns = ["root_id", "token_ids", "anchors"]
+            yield from store.batches("entropy_scores", shard, "roots", columns, ROOTS_A_BATCH)
+
+        with store.write(
+            "candidate_contexts", shard, fingerprint=fingerprint(basis), determinants=basis
+        ) as writer:
+            writer.summary |= find_candidates(
+                root_batches(),
+                frozenset(foreign),
+                load_tokenizer(settings.scoring),
+                embedder,
+                table,
+                lambda vectors_QE, limit: table.search(
+                    vectors_QE, limit, index.summary["excluded_shards"], index.summary["nprobes"]
+                ),
+                index.summary["n_rows"],
+                settings.retrieval,
+                writer,
+                progress,
+            )
+            writer.summary["index"] = index.summary["tag"]
+        manifest = store.require("candidate_contexts", shard)
+        shown = store.read("candidate_contexts", shard, "candidates")
+    return materialised(
+        manifest,
+        "candidates",
+        progress.seconds,
+        **{"anchors per second": round(progress.rate, 1)},
+        preview=preview(shown),
+    )

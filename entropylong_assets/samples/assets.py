@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import time
+
+import dagster as dg
+
+from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.automation.resources import Pipeline
+from entropylong_assets.automation.results import materialised, plain_errors, preview
+from entropylong_assets.settings import fingerprint
+
+
+@dg.asset(
+    deps=["verified_dependencies", "entropy_scores"],
+    partitions_def=corpus_shard,
+    kinds={"parquet"},
+    group_name="samples",
+)
+def long_context_samples(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.MaterializeResult:
+    """Samples of one exact length, packed from roots and their verified contexts.
+
+    Beside the token ids stand the segments that tile each sample, and every dependency with its
+    anchor, its context's span and the distance between them (paper, section 3.4).
+    """
+    from entropylong_assets.entropy.model import load_tokenizer
+    from entropylong_assets.samples.shard import pack_shard
+
+    shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
+    start = time.monotonic()
+    with plain_errors():
+        verified = store.require("verified_dependencies", shard)
+        scores = store.require("entropy_scores", shard)
+        tokenizer = load_tokenizer(settings.scoring)
+        basis = determinants(
+            "long_context_samples",
+            settings,
+            {"verified_dependencies": verified.data_version, "entropy_scores": scores.data_version},
+        )
+        with store.write(
+            "long_context_samples", shard, fingerprint=fingerprint(basis), determinants=basis
+        ) as writer:
+            writer.summary |= pack_shard(
+                store.read("entropy_scores", shard, "roots", ["root_id", "token_ids"]),
+                store.read("verified_dependencies", shard, "pairs"),
+                store.read("verified_dependencies", shard, "contexts"),
+                settings=settings,
+                shard=shard,
+                separator_ids=tokenizer.separator_ids,
+                bos_id=tokenizer.bos_ids[0] if tokenizer.bos_ids else None,
+                pad_id=tokenizer.pad_id,
+                writer=writer,
+            )
+        manifest = store.require("long_context_samples", shard)
+        dependencies = store.read("long_context_samples", shard, "dependencies")
+    return materialised(
+        manifest,
+        "samples",
+        time.monotonic() - start,
+        preview=preview(dependencies.sort("gain", descending=True)),
+    )

@@ -1,0 +1,44 @@
+"""DuckDB over the tables: in memory, so that no file of its own can be locked or left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from entropylong_assets.storage.tables import TableStore
+
+View = tuple[str, Sequence[str], str] | pl.DataFrame | Callable[[], pa.RecordBatchReader]
+"""(asset, shards, table); or a frame in memory; or what gives rows as a stream, read once."""
+
+
+def connect(
+    store: TableStore, views: Mapping[str, View], only: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A session that has these views, or those of them that the query `only` names."""
+    session = duckdb.connect(":memory:", config={"threads": 2})
+    if not store.is_local:
+        session.register_filesystem(store.fs)
+    for name, content in views.items():
+        if only is not None and name not in only:
+            continue
+        if isinstance(content, pl.DataFrame):
+            session.register(name, content.to_arrow())
+        elif callable(content):
+            session.register(name, content())
+        else:
+            asset, shards, table = content
+            paths = [store.path(asset, shard, table) for shard in shards]
+            if not store.is_local:
+                paths = [store.fs.unstrip_protocol(path) for path in paths]
+            literals = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+            session.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet([{literals}])')
+    return session
+
+
+def summary(store: TableStore, asset: str, shard: str, figures: Sequence[str]) -> pl.DataFrame:
+    """One row with these figures of a partition's manifest."""
+    there = store.require(asset, shard).summary
+    return pl.DataFrame([{name: there[name] for name in figures}], infer_schema_length=None)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import dagster as dg
+
+from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.automation.resources import Pipeline
+from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.settings import fingerprint
+from entropylong_assets.storage.tables import TableError
+
+
+@dg.asset(
+    deps=["candidate_contexts", "entropy_scores"],
+    partitions_def=corpus_shard,
+    kinds={"pytorch", "parquet"},
+    group_name="verification",
+    pool="gpu",
+)
+def verified_dependencies(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.MaterializeResult:
+    """Every (root, anchor, chunk), scored: does the chunk lower the entropy there?
+
+    Entropy and surprisal of the root alone, behind the chunk and behind control contexts; plain
+    and calibrated gain; the verdict and its reason (paper, section 3.3; controls are ours).
+    """
+    from entropylong_assets.automation.pictures import gain_histogram
+    from entropylong_assets.embeddings.embedder import load_embedder
+    from entropylong_assets.embeddings.table import ChunkTable
+    from entropylong_assets.entropy.model import PlainScorer, load_scoring_model
+    from entropylong_assets.verification.dependencies import summarise
+    from entropylong_assets.verification.false_acceptance import chance
+    from entropylong_assets.verification.shard import verify_shard
+
+    shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
+    with plain_errors():
+        candidates = store.require("candidate_contexts", shard)
+        scores = store.require("entropy_scores", shard)
+        model = load_scoring_model(settings.scoring)
+        if scores.summary["model"] != model.identity:
+            raise TableError(
+                f"entropy_scores, {shard}: scored by {scores.summary['model']}, but scoring.model "
+                f"is {model.identity}; materialise entropy_scores first"
+            )
+        embedder = load_embedder(settings.embedding)
+        table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
+        table.checkout(candidates.summary["index"])
+        basis = determinants(
+            "verified_dependencies",
+            settings,
+            {"candidate_contexts": candidates.data_version, "entropy_scores": scores.data_version},
+            model=model.identity,
+            index=candidates.summary["index"],
+        )
+        progress = Progress(context, "tokens", None)
+        with store.write(
+            "verified_dependencies", shard, fingerprint=fingerprint(basis), determinants=basis
+        ) as writer:
+            pairs, controls = verify_shard(
+                store,
+                shard,
+                settings,
+                model.tokenizer,
+                model.max_positions,
+                PlainScorer(model),
+                lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
+                writer,
+                on_progress=progress,
+            )
+            figures = summarise(pairs) | chance(pairs, controls, settings.verification)
+            writer.summary |= figures | {
+                "forward_tokens": progress.done,
+                "model": model.identity,
+                "vocab_size": model.vocab_size,
+            }
+    scored = figures["pairs_scored"]
+    return materialised(
+        store.require("verified_dependencies", shard),
+        "pairs",
+        progress.seconds,
+        **{"tokens per second": round(progress.rate, 1)},
+        **{"acceptance rate": figures["accepted"] / scored if scored else 0.0},
+        verdicts=dg.MetadataValue.json(figures["verdicts"]),
+        preview=preview(pairs.filter("accepted").sort("gain", descending=True)),
+        gains=dg.MetadataValue.md(gain_histogram(pairs, settings.verification.epsilon)),
+    )

@@ -1,0 +1,10 @@
+-- The entropy behind controls is the mean of the controls of that anchor.
+WITH means AS (
+    SELECT root_id, anchor, avg(entropy::DOUBLE) AS entropy, count(*) AS n FROM controls
+    GROUP BY root_id, anchor
+)
+SELECT root_id, pairs.anchor, entropy_control, means.entropy AS recomputed
+FROM pairs LEFT JOIN means USING (root_id, anchor)
+WHERE (entropy_control IS NULL) <> (means.entropy IS NULL)
+   OR abs(entropy_control - means.entropy) > 1e-5
+   OR (entropy_context IS NOT NULL AND coalesce(n, 0) <> $controls)

@@ -1,0 +1,143 @@
+"""One shard's verification: from the tables before it to its own, root batch by root batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import polars as pl
+
+from entropylong_assets.entropy.model import Tokenizer
+from entropylong_assets.entropy.scoring import Scorer
+from entropylong_assets.retrieval.leak_guard import RootGuard
+from entropylong_assets.settings import Settings
+from entropylong_assets.storage.schemas import TABLES
+from entropylong_assets.storage.tables import PartitionWriter, TableStore
+from entropylong_assets.verification.controls import ChunkUniverse, Control, draw_controls
+from entropylong_assets.verification.dependencies import (
+    RootCandidates,
+    RootPlan,
+    plan_root,
+    verify_roots,
+)
+
+PAIRS = pl.Schema(TABLES["verified_dependencies"]["pairs"])
+CONTROLS = pl.Schema(TABLES["verified_dependencies"]["controls"])
+
+FetchChunks = Callable[[Sequence[str]], pl.DataFrame]
+"""Chunk ids to chunk_id, doc_id and text of those that are indexed."""
+
+
+def chunk_universe(store: TableStore) -> ChunkUniverse:
+    """All chunks of the indexed shards, in the order of the plan."""
+    shards = store.read("embedding_index", "all", "shards").sort("position")
+
+    @lru_cache(maxsize=64)
+    def ids(shard: str) -> list[str]:
+        return store.read("chunk_embeddings", shard, "chunks", ["chunk_id"])["chunk_id"].to_list()
+
+    sizes = [
+        (shard, store.require("chunk_embeddings", shard).tables["chunks"].rows)
+        for shard in shards["shard"]
+    ]
+    return ChunkUniverse(sizes, ids)
+
+
+def verify_shard(
+    store: TableStore,
+    shard: str,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    max_positions: int,
+    scorer: Scorer,
+    fetch: FetchChunks,
+    writer: PartitionWriter,
+    roots_a_batch: int = 8,
+    on_root: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Writes pairs, contexts, controls and control_contexts of one shard; returns the first and
+    third as they were written.
+
+    `on_root` gets finished roots, `on_progress` the tokens of each forward pass.
+    """
+    chunks = store.read("candidate_contexts", shard, "chunks")
+    encoded = tokenizer.encode(chunks["text"].to_list())
+    context_ids = {
+        chunk_id: (*ids, *tokenizer.separator_ids)
+        for chunk_id, ids in zip(chunks["chunk_id"], encoded, strict=True)
+    }
+    writer.append(
+        "contexts",
+        chunks.drop("text").with_columns(
+            pl.Series("token_ids", list(context_ids.values()), dtype=pl.List(pl.UInt32))
+        ),
+    )
+    universe = chunk_universe(store)
+
+    def draw(root: RootCandidates, length: int) -> list[Control]:
+        guard = RootGuard(tokenizer.decode(root.token_ids), settings.retrieval.leak_ngram_words)
+        return draw_controls(
+            universe,
+            fetch,
+            tokenizer.encode,
+            lambda text: guard.containment(text) >= settings.retrieval.max_containment,
+            root.root_id,
+            frozenset(root.candidates["chunk_id"]),
+            length,
+            settings.verification.controls,
+            settings.seed,
+            tokenizer.separator_ids,
+        )
+
+    plans: list[RootPlan] = []
+    all_pairs, all_controls = [PAIRS.to_frame()], [CONTROLS.to_frame()]
+
+    def flush() -> None:
+        if not plans:
+            return
+        pairs, controls = verify_roots(plans, scorer, settings.verification, on_progress)
+        writer.append("pairs", pairs)
+        writer.append("controls", controls)
+        writer.append("control_contexts", _control_contexts(plans))
+        all_pairs.append(pairs.select(PAIRS.names()))
+        all_controls.append(controls)
+        on_root(len(plans))
+        plans.clear()
+
+    for root in _roots(store, shard):
+        plans.append(plan_root(root, context_ids, tokenizer.bos_ids, max_positions, draw))
+        if len(plans) == roots_a_batch:
+            flush()
+    flush()
+    return pl.concat(all_pairs), pl.concat(all_controls)
+
+
+def _roots(store: TableStore, shard: str) -> Iterator[RootCandidates]:
+    """Roots that have candidates, in the order of `entropy_scores`."""
+    candidates = {
+        root_id: rows
+        for (root_id,), rows in store.read("candidate_contexts", shard, "candidates")
+        .sort("root_id", "anchor", "rank")
+        .partition_by("root_id", as_dict=True)
+        .items()
+    }
+    columns = ["root_id", "token_ids", "entropies", "surprisals"]
+    for batch in store.batches("entropy_scores", shard, "roots", columns):
+        for root_id, token_ids, entropies, surprisals in batch.iter_rows():
+            if root_id in candidates:
+                yield RootCandidates(root_id, token_ids, entropies, surprisals, candidates[root_id])
+
+
+def _control_contexts(plans: Sequence[RootPlan]) -> list[dict[str, Any]]:
+    return [
+        {
+            "root_id": plan.root.root_id,
+            "control": control.number,
+            "chunk_ids": list(control.chunk_ids),
+            "token_ids": list(control.token_ids),
+        }
+        for plan in plans
+        for control in plan.controls
+    ]
