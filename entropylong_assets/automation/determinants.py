@@ -7,10 +7,15 @@ versions included).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from entropylong_assets.corpus.shards import current_shard, load_plan, source_of
+from entropylong_assets.embeddings.embedder import embedder_identity
+from entropylong_assets.entropy.model import model_identity
 from entropylong_assets.settings import Settings, fingerprint
+from entropylong_assets.storage.tables import WHOLE, TableStore
 
 # Raise an asset's number when a change to its code changes its content.
 _CODE = {
@@ -93,3 +98,52 @@ def determinants(
         "inputs": dict(sorted(inputs.items())),
         **more,
     }
+
+
+UPSTREAM: Mapping[str, tuple[str, ...]] = {
+    "corpus_documents": (),
+    "chunk_embeddings": ("corpus_documents",),
+    "entropy_scores": ("corpus_documents",),
+    "candidate_contexts": ("entropy_scores", "embedding_index"),
+    "verified_dependencies": ("candidate_contexts", "entropy_scores"),
+    "long_context_samples": ("verified_dependencies", "entropy_scores"),
+}
+"""What each partitioned asset reads; `embedding_index` reads all shards of chunk_embeddings."""
+
+
+def shard_basis(settings: Settings, store: TableStore, shard_key: str) -> dict[str, Any]:
+    """What a shard is read from: its files as they are now, and its source's settings."""
+    shard = current_shard(settings.corpus, load_plan(store), shard_key)
+    return {
+        "shard": shard.model_dump(mode="json", exclude={"position"}),
+        "source": source_of(shard, settings.corpus).model_dump(mode="json"),
+    }
+
+
+def stays_current(asset: str, shard: str, settings: Settings, store: TableStore) -> bool:
+    """Whether a partition is there and a rerun would have the same determinants."""
+    manifest = store.manifest(asset, shard)
+    if manifest is None:
+        return False
+    wanted = determinants(asset, settings, _inputs(asset, shard, store))
+    if asset == "corpus_documents":
+        wanted |= shard_basis(settings, store, shard)
+    if "model" in manifest.determinants:
+        wanted["model"] = model_identity(settings.scoring)
+    if "embedder" in manifest.determinants:
+        wanted["embedder"] = embedder_identity(settings.embedding)
+    # As JSON: tuples come back from the manifest as lists.
+    wanted = json.loads(json.dumps(wanted))
+    return all(manifest.determinants.get(name) == value for name, value in wanted.items())
+
+
+def _inputs(asset: str, shard: str, store: TableStore) -> dict[str, str]:
+    """Data versions that the asset would read now."""
+    if asset == "embedding_index":
+        upstream = {s: store.manifest("chunk_embeddings", s) for s in store.shards("chunk_embeddings")}
+    else:
+        upstream = {
+            a: store.manifest(a, WHOLE if a == "embedding_index" else shard)
+            for a in UPSTREAM[asset]
+        }
+    return {name: m.data_version if m else "" for name, m in upstream.items()}

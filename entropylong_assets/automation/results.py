@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,13 @@ def plain_errors() -> Iterator[None]:
         raise dg.Failure(str(error), allow_retries=False) from None
 
 
+Observer = Callable[[str, int, int | None, float], None]
+"""(unit, done so far, total or none, units a second)."""
+
+observers: list[Observer] = []
+"""Told of progress in this process, beside the run's log: how the command line draws its bars."""
+
+
 class Progress:
     """Counts units of work, and logs rate and time left every `every` seconds."""
 
@@ -39,6 +46,8 @@ class Progress:
     def __call__(self, done: int) -> None:
         """`done` more units are finished."""
         self.done += done
+        for observer in observers:
+            observer(self._unit, self.done, self._total, self.rate)
         now = time.monotonic()
         if now - self._last < self._every:
             return

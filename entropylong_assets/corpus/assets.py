@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import dagster as dg
 
-from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.determinants import determinants, shard_basis
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.automation.resources import Pipeline
 from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
 from entropylong_assets.corpus.documents import ingest_shard
-from entropylong_assets.corpus.shards import current_shard, load_plan, source_of
+from entropylong_assets.corpus.shards import current_shard, load_plan
 from entropylong_assets.entropy.model import load_tokenizer
 from entropylong_assets.settings import fingerprint
 
@@ -24,14 +24,12 @@ def corpus_documents(
     shard_key, settings, store = context.partition_key, pipeline.settings, pipeline.store
     with plain_errors():
         shard = current_shard(settings.corpus, load_plan(store), shard_key)
-        source = source_of(shard, settings.corpus)
         tokenizer = load_tokenizer(settings.scoring)
         basis = determinants(
             "corpus_documents",
             settings,
             {},
-            shard=shard.model_dump(exclude={"position"}),
-            source=source.model_dump(),
+            **shard_basis(settings, store, shard_key),
         )
         progress, before = Progress(context, "rows", shard.n_rows), 0
 

@@ -1,0 +1,123 @@
+"""Runs of the pipeline from the command line, through the same Dagster jobs as in the UI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from entropylong_assets.automation.determinants import stays_current
+from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
+from entropylong_assets.definitions import build_definitions
+from entropylong_assets.settings import Settings
+from entropylong_assets.storage.tables import WHOLE, TableStore
+
+STAGES: tuple[tuple[str, str], ...] = (
+    ("corpus_documents", "ingest"),
+    ("chunk_embeddings", "ingest"),
+    ("embedding_index", "index"),
+    ("entropy_scores", "score"),
+    ("candidate_contexts", "verify"),
+    ("verified_dependencies", "verify"),
+    ("long_context_samples", "assemble"),
+)
+"""Assets in the order of the pipeline, with the job that makes them."""
+
+
+class RunFailed(ValueError):
+    """A run did not succeed. The message is one line and says which step and why."""
+
+
+def dagster_home() -> Path:
+    """Folder of the Dagster instance: DAGSTER_HOME, else `.dagster` in the working folder.
+
+    A new one gets a copy of the project's dagster.yaml, where there is one.
+    """
+    home = Path(os.environ.setdefault("DAGSTER_HOME", str(Path.cwd() / ".dagster")))
+    home.mkdir(parents=True, exist_ok=True)
+    ours, theirs = Path.cwd() / "dagster.yaml", home / "dagster.yaml"
+    if ours.exists() and not theirs.exists():
+        shutil.copyfile(ours, theirs)
+    return home
+
+
+@contextmanager
+def instance() -> Iterator[dg.DagsterInstance]:
+    dagster_home()
+    with dg.DagsterInstance.get() as there:
+        yield there
+
+
+def register_shards(settings: Settings, there: dg.DagsterInstance) -> ShardPlan:
+    """Looks at the sources, adds shards for new files to the plan, and their partitions."""
+    store = TableStore(settings.data_uri)
+    plan = plan_shards(settings.corpus, load_plan(store).shards)
+    save_plan(store, plan)
+    there.add_dynamic_partitions(str(corpus_shard.name), [shard.key for shard in plan.shards])
+    return plan
+
+
+def is_current(
+    asset: str, shard: str, settings: Settings, store: TableStore, there: dg.DagsterInstance
+) -> bool:
+    """Whether a partition was made from the present code, settings and inputs, by a run that
+    this instance knows."""
+    key = dg.AssetKey(asset)
+    if shard == WHOLE:
+        known = there.get_latest_materialization_event(key) is not None
+    else:
+        known = shard in there.get_materialized_partitions(key)
+    return known and stays_current(asset, shard, settings, store)
+
+
+def run_pipeline(
+    settings: Settings,
+    plan: ShardPlan,
+    there: dg.DagsterInstance,
+    on_start: Callable[[str, str], None],
+    on_end: Callable[[str, str, bool], None],
+) -> int:
+    """Runs what is not current, stage after stage; returns the number of runs.
+
+    `on_start` gets job and shard, `on_end` these and whether anything was run. Raises RunFailed.
+    """
+    store = TableStore(settings.data_uri)
+    repository = build_definitions(settings).get_repository_def()
+    runs = 0
+    for job in dict.fromkeys(job for _, job in STAGES):
+        made = [asset for asset, of in STAGES if of == job]
+        for shard in [WHOLE] if job == "index" else [shard.key for shard in plan.shards]:
+            on_start(job, shard)
+            current = all(is_current(asset, shard, settings, store, there) for asset in made)
+            if not current:
+                _run(repository.get_job(job), shard, there)
+                runs += 1
+            on_end(job, shard, not current)
+    return runs
+
+
+def _run(job: dg.JobDefinition, shard: str, there: dg.DagsterInstance) -> None:
+    result = job.execute_in_process(
+        instance=there,
+        partition_key=None if shard == WHOLE else shard,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        raise_on_error=False,
+    )
+    for event in result.get_asset_check_evaluations():
+        if event.blocking and not event.passed and event.severity == dg.AssetCheckSeverity.ERROR:
+            raise RunFailed(
+                f"{event.asset_key.to_user_string()}, {shard}: check {event.check_name} failed; "
+                f"see its page in the UI"
+            )
+    if not result.success:
+        step = next(e for e in result.all_events if e.is_step_failure)
+        data = step.step_failure_data
+        reason = data.user_failure_data.description if data.user_failure_data else None
+        error = data.error
+        message = reason or (error.message.strip() if error else "unknown failure")
+        raise RunFailed(f"{step.step_key}, {shard}: {' '.join(str(message).split())}")

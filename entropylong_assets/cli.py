@@ -1,0 +1,150 @@
+"""`entropylong`: the pipeline from the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from entropylong_assets.settings import Settings
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Turns a corpus of short documents into verified long-context training data.",
+)
+out = Console(highlight=False)
+
+SettingsFile = Annotated[
+    str | None,
+    typer.Option("--settings", "-s", help="YAML file; else ENTROPYLONG_SETTINGS or _PROFILE."),
+]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A user's mistake ends with its one line and exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error).__module__.partition(".")[0] != "entropylong_assets":
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[red]error:[/] {escape(str(error))}"
+        )
+        raise typer.Exit(2) from None
+
+
+def _settings(path: str | None) -> Settings:
+    from entropylong_assets.settings import load_settings
+
+    return load_settings(path)
+
+
+@app.command()
+def demo(settings_file: SettingsFile = None) -> None:
+    """Runs the whole pipeline on real text and real models, and prints what came of it.
+
+    Without settings it takes the profile `quickstart`. What is up to date is not run again.
+    """
+    if not settings_file:
+        os.environ.setdefault("ENTROPYLONG_PROFILE", "quickstart")
+    run(settings_file)
+
+
+@app.command()
+def run(settings_file: SettingsFile = None) -> None:
+    """Registers new shards and runs every stage that is not up to date, here and now."""
+    with _plain_errors():
+        settings = _settings(settings_file)
+        from entropylong_assets.automation.local_run import instance, register_shards, run_pipeline
+        from entropylong_assets.cli_output import RunBars, print_figures
+
+        out.print(
+            f"[bold]EntropyLong[/] profile {settings.profile}, data under {settings.data_uri}, "
+            f"model {settings.scoring.model}"
+        )
+        with instance() as there:
+            plan = register_shards(settings, there)
+            out.print(f"{len(plan.shards)} shards, {len(plan.new)} of them new")
+            with RunBars(out, len(plan.shards)) as bars:
+                runs = run_pipeline(settings, plan, there, bars.start, bars.end)
+            print_figures(out, settings, plan, there)
+        if runs == 0:
+            out.print("Nothing had changed: no run was needed.")
+        out.print("Look at it: [bold]make ui[/], then http://localhost:3000")
+
+
+@app.command()
+def scan(settings_file: SettingsFile = None) -> None:
+    """Looks at the sources and registers shards of new files as partitions."""
+    with _plain_errors():
+        settings = _settings(settings_file)
+        from entropylong_assets.automation.local_run import instance, register_shards
+
+        with instance() as there:
+            plan = register_shards(settings, there)
+    out.print(f"{len(plan.shards)} shards, new: {', '.join(plan.new) or 'none'}")
+    for what, files in (("changed", plan.changed), ("gone", plan.gone)):
+        for file in files:
+            out.print(f"{what}: {escape(file)}")
+
+
+@app.command()
+def show(
+    sample: Annotated[str, typer.Argument(help="Id of a sample, e.g. python-topics-00000-00000.")],
+    settings_file: SettingsFile = None,
+    strongest: Annotated[int, typer.Option(help="Dependencies shown in full.")] = 3,
+) -> None:
+    """Shows a sample's segments and its strongest dependencies as readable text."""
+    with _plain_errors():
+        settings = _settings(settings_file)
+        from entropylong_assets.entropy.model import load_tokenizer
+        from entropylong_assets.report.show import show_sample
+        from entropylong_assets.storage.tables import TableStore
+
+        store = TableStore(settings.data_uri)
+        shown = show_sample(store, load_tokenizer(settings.scoring), sample, strongest)
+    table = Table(title=f"{sample}: segments", title_justify="left")
+    for name in ("role", "start", "end", "tokens", "root", "document", "source"):
+        table.add_column(name, justify="right" if name in ("start", "end", "tokens") else "left")
+    for row in shown.segments.iter_rows(named=True):
+        table.add_row(
+            row["role"],
+            f"{row['start']:,}",
+            f"{row['end']:,}",
+            f"{row['end'] - row['start']:,}",
+            (row["root_id"] or "")[:8],
+            (row["doc_id"] or "")[:8],
+            row["source"] or "",
+        )
+    out.print(table)
+    out.print(f"{shown.n_dependencies} verified dependencies; the strongest:")
+    for d in shown.dependencies:
+        gains = f"ΔI {d.gain:.2f}" + (
+            "" if d.calibrated_gain is None else f", ΔI* {d.calibrated_gain:.2f}"
+        )
+        out.print(
+            Panel(
+                f"[dim]root {d.root_id[:8]}:[/] …{escape(d.before)}[bold reverse]{escape(d.token)}"
+                f"[/]{escape(d.after)}…\n\n[dim]context {d.chunk_id}:[/] {escape(d.context.strip())}",
+                title=f"entropy {d.entropy:.2f} → {d.entropy_context:.2f} nats, {gains}, "
+                f"{d.distance:,} tokens apart",
+                title_align="left",
+            )
+        )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,150 @@
+"""What the command line draws: bars while a pipeline runs, and its figures at the end."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import dagster as dg
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from entropylong_assets.automation import results
+from entropylong_assets.automation.local_run import STAGES
+from entropylong_assets.corpus.shards import ShardPlan
+from entropylong_assets.report.summary import gather
+from entropylong_assets.settings import Settings
+from entropylong_assets.storage.tables import WHOLE, TableStore
+
+
+class RunBars:
+    """One bar a job over its shards, with the rate of the step that runs."""
+
+    def __init__(self, console: Console, n_shards: int) -> None:
+        self._n_shards = n_shards
+        self._tasks: dict[str, TaskID] = {}
+        self._job = ""
+        self._began = (0.0, 0)
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[doing]}"),
+            console=console,
+        )
+
+    def __enter__(self) -> RunBars:
+        self._bars.start()
+        results.observers.append(self._observe)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        results.observers.remove(self._observe)
+        self._bars.stop()
+
+    def start(self, job: str, shard: str) -> None:
+        if job not in self._tasks:
+            total = 1 if shard == WHOLE else self._n_shards
+            self._tasks[job] = self._bars.add_task(job, total=total, doing="")
+        self._job = job
+        self._bars.update(self._tasks[job], doing=shard if shard != WHOLE else "")
+
+    def end(self, job: str, shard: str, was_run: bool) -> None:  # noqa: ARG002
+        self._bars.update(
+            self._tasks[job], advance=1, doing="" if was_run else "[dim]up to date[/]"
+        )
+
+    def _observe(self, unit: str, done: int, total: int | None, rate: float) -> None:
+        of = f" of {total:,}" if total else ""
+        self._bars.update(self._tasks[self._job], doing=f"{done:,}{of} {unit}, {rate:,.0f}/s")
+
+
+def print_figures(
+    console: Console, settings: Settings, plan: ShardPlan, there: dg.DagsterInstance
+) -> None:
+    """The funnel, the samples, the checks and the seconds of each stage."""
+    store, shards = TableStore(settings.data_uri), [shard.key for shard in plan.shards]
+    figures = gather(store, shards, settings.verification)
+    table = Table(show_header=False, title="What came of it", title_justify="left")
+    rows: list[tuple[str, str]] = [
+        ("shards", f"{figures.shards:,}"),
+        ("documents", f"{figures.documents:,} in {figures.chunks:,} chunks"),
+        ("roots", f"{figures.roots:,}"),
+        ("anchors", f"{figures.anchors:,}"),
+        ("pairs (anchor, chunk)", f"{figures.pairs:,}, scored {figures.pairs_scored:,}"),
+    ]
+    scored = max(figures.pairs_scored, 1)
+    for rule, count in (
+        ("plain", figures.accepted_plain),
+        ("calibrated", figures.accepted_calibrated),
+    ):
+        rate = figures.false_acceptance.get(rule)
+        chance = (
+            f"; random contexts pass in {rate.value:.2%} ({rate.low:.2%} to {rate.high:.2%})"
+            if rate and rate.total
+            else ""
+        )
+        rows.append((f"accepted, {rule} rule", f"{count:,} ({count / scored:.2%}){chance}"))
+    if figures.mean_gain is not None:
+        calibrated = figures.mean_calibrated_gain
+        starred = "" if calibrated is None else f", mean ΔI* {calibrated:.2f}"
+        rows.append(("of those in samples", f"mean ΔI {figures.mean_gain:.2f}{starred}"))
+    passed, evaluated = count_checks(there, [*shards, WHOLE])
+    rows.append(("checks", f"{passed} of {evaluated} passed"))
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+    console.print(_sample_table(figures.samples, settings.samples.tokens))
+    seconds = Table(title="Seconds a stage, summed over shards", title_justify="left")
+    for asset, _ in STAGES:
+        seconds.add_column(asset.replace("_", "\n"), justify="right")
+    seconds.add_row(*(f"{stage_seconds(there, asset):,.1f}" for asset, _ in STAGES))
+    console.print(seconds)
+
+
+def _sample_table(samples, n_tokens: int) -> Table:  # noqa: ANN001
+    table = Table(title="Samples", title_justify="left")
+    for name in ("sample", "tokens", "root", "verified", "negative", "padding", "dependencies"):
+        table.add_column(name, justify="left" if name == "sample" else "right")
+    for row in samples.iter_rows(named=True):
+        shares = [
+            f"{row[f'n_{role}'] / n_tokens:.1%}"
+            for role in ("root", "verified", "negative", "padding")
+        ]
+        table.add_row(row["sample_id"], f"{n_tokens:,}", *shares, f"{row['dependencies']:,}")
+    return table
+
+
+def count_checks(there: dg.DagsterInstance, shards: list[str]) -> tuple[int, int]:
+    """Checks passed, and checks evaluated, by the latest evaluation of each check and shard."""
+    latest: dict[tuple[str, str, str], bool] = {}
+    for asset, shard in [(a, s) for a, _ in STAGES for s in shards]:
+        for evaluation in _evaluations(there, asset):
+            where = evaluation.partition or WHOLE
+            latest.setdefault((asset, evaluation.check_name, where), evaluation.passed)
+def stage_seconds(there: dg.DagsterInstance, asset: str) -> float:
+    """Seconds of the latest materialisation of each partition, summed."""
+    latest: dict[str | None, float] = {}
+    records = there.fetch_materializations(dg.AssetKey(asset), limit=10_000).records
+    for record in records:  # newest first
+        event = record.asset_materialization
+        if event is not None and record.partition_key not in latest:
+            latest[record.partition_key] = float(str(event.metadata["seconds"].value))
+    return sum(latest.values())
