@@ -1,0 +1,24 @@
+"""Errors of the corpus, and text made fit to stand in a line of a message."""
+
+from __future__ import annotations
+
+
+class CorpusError(ValueError):
+    """A source, a file or a row is wrong. The message is one line and says what to do."""
+
+
+def one_line(value: object, limit: int = 400) -> str:
+    """`value` as one printable line of at most `limit` characters.
+
+    Anything that does not print, line ends, direction marks and lone surrogates included, is
+    written as an escape, so that no text of a corpus can forge a line of a log.
+    """
+    text = str(value)
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
