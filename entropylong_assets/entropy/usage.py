@@ -1,0 +1,103 @@
+"""What scoring took: tokens, passes, seconds, arithmetic, and the share of the hardware's peak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Arithmetic of a decoder, from its shape: a multiplication and its addition are 2."""
+
+    flop_per_token: float
+    """Of all linear layers of the trunk (of a mixture of experts: of all experts)."""
+    flop_per_pair: float
+    """Of attention, for each (query, key) that sees each other."""
+    flop_per_position: float
+    """Of the LM head."""
+
+    @classmethod
+    def of(cls, hf_model: PreTrainedModel) -> ModelCost:
+        import torch
+
+        config = hf_model.config.get_text_config()
+        linears = [m for m in hf_model.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(
+            flop_per_token=2.0 * sum(m.weight.numel() for m in linears),
+            flop_per_pair=4.0 * heads * size * config.num_hidden_layers,
+            flop_per_position=2.0 * hf_model.get_output_embeddings().weight.numel(),
+        )
+
+    def flop(self, lengths: Sequence[int], positions: int) -> float:
+        """Of causal attention over whole sequences; sliding windows count as if they were not."""
+        seen = sum(n * (n + 1) / 2 for n in lengths)
+        return (
+            sum(lengths) * self.flop_per_token
+            + seen * self.flop_per_pair
+            + positions * self.flop_per_position
+        )
+
+
+class Usage:
+    """Running totals of one engine; `since` and `metadata` give the share of one partition."""
+
+    def __init__(self, cost: ModelCost) -> None:
+        self.cost = cost
+        self.passes = self.sequences = self.tokens = self.positions = 0
+        self.seconds = self.flop = 0.0
+
+    def add(self, lengths: Sequence[int], positions: int, seconds: float) -> None:
+        """One forward pass over sequences of these lengths, packed without padding."""
+        self.passes += 1
+        self.sequences += len(lengths)
+        self.tokens += sum(lengths)
+        self.positions += positions
+        self.seconds += seconds
+        self.flop += self.cost.flop(lengths, positions)
+
+    def snapshot(self) -> dict[str, float]:
+        return {key: value for key, value in vars(self).items() if key != "cost"}
+
+    def since(self, before: dict[str, float]) -> dict[str, Any]:
+        """Metadata of all passes after `before = snapshot()`."""
+        took = {key: value - before[key] for key, value in self.snapshot().items()}
+        seconds = took["seconds"]
+        figures: dict[str, Any] = {
+            "forward_passes": int(took["passes"]),
+            "forward_sequences": int(took["sequences"]),
+            "forward_tokens": int(took["tokens"]),
+            "scored_positions": int(took["positions"]),
+            "padded_share": 0.0,  # packs hold no padding
+            "scoring_seconds": round(seconds, 3),
+        }
+        if seconds > 0:
+            figures["tokens_per_second"] = round(took["tokens"] / seconds, 1)
+            figures["tflop_per_second"] = round(took["flop"] / seconds / 1e12, 4)
+        return figures
+
+
+@lru_cache(maxsize=8)
+def matmul_peak(device: str, dtype: str, side: int = 8192, repeats: int = 10) -> float:
+    """Measured TFLOP/s of one square matrix product of random values on a CUDA device."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    a = torch.randn(side, side, device=device, dtype=kind)
+    b = torch.randn(side, side, device=device, dtype=kind)
+    for _ in range(3):
+        a @ b
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        a @ b
+    end.record()
+    torch.cuda.synchronize(device)
+    return 2 * side**3 * repeats / (start.elapsed_time(end) / 1e3) / 1e12
