@@ -14,8 +14,6 @@ from rich.panel import Panel
 from rich.table import Table
 
 if TYPE_CHECKING:
-    import dagster as dg
-
     from entropylong_assets.settings import Settings
 
 app = typer.Typer(
@@ -138,7 +136,8 @@ def show(
         out.print(
             Panel(
                 f"[dim]root {d.root_id[:8]}:[/] …{escape(d.before)}[bold reverse]{escape(d.token)}"
-                f"[/]{escape(d.after)}…\n\n[dim]context {d.chunk_id}:[/] {escape(d.context.strip())}",
+                f"[/]{escape(d.after)}…\n\n"
+                f"[dim]context {d.chunk_id}:[/] {escape(d.context.strip())}",
                 title=f"entropy {d.entropy:.2f} → {d.entropy_context:.2f} nats, {gains}, "
                 f"{d.distance:,} tokens apart",
                 title_align="left",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 import dagster as dg
+import polars as pl
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -119,7 +120,7 @@ def print_figures(
     console.print(seconds)
 
 
-def _sample_table(samples, n_tokens: int) -> Table:  # noqa: ANN001
+def _sample_table(samples: pl.DataFrame, n_tokens: int) -> Table:
     table = Table(title="Samples", title_justify="left")
     for name in ("sample", "tokens", "root", "verified", "negative", "padding", "dependencies"):
         table.add_column(name, justify="left" if name == "sample" else "right")
@@ -134,11 +135,20 @@ def _sample_table(samples, n_tokens: int) -> Table:  # noqa: ANN001
 
 def count_checks(there: dg.DagsterInstance, shards: list[str]) -> tuple[int, int]:
     """Checks passed, and checks evaluated, by the latest evaluation of each check and shard."""
-    latest: dict[tuple[str, str, str], bool] = {}
-    for asset, shard in [(a, s) for a, _ in STAGES for s in shards]:
-        for evaluation in _evaluations(there, asset):
-            where = evaluation.partition or WHOLE
-            latest.setdefault((asset, evaluation.check_name, where), evaluation.passed)
+    latest: dict[tuple[dg.AssetKey, str, str], bool] = {}
+    records = there.get_event_records(
+        dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    )
+    for record in records:  # newest first
+        event = record.event_log_entry.dagster_event
+        assert event is not None
+        check = event.asset_check_evaluation_data
+        shard = check.partition or WHOLE
+        if shard in shards:
+            latest.setdefault((check.asset_key, check.check_name, shard), check.passed)
+    return sum(latest.values()), len(latest)
+
+
 def stage_seconds(there: dg.DagsterInstance, asset: str) -> float:
     """Seconds of the latest materialisation of each partition, summed."""
     latest: dict[str | None, float] = {}

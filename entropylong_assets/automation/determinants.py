@@ -140,7 +140,9 @@ def stays_current(asset: str, shard: str, settings: Settings, store: TableStore)
 def _inputs(asset: str, shard: str, store: TableStore) -> dict[str, str]:
     """Data versions that the asset would read now."""
     if asset == "embedding_index":
-        upstream = {s: store.manifest("chunk_embeddings", s) for s in store.shards("chunk_embeddings")}
+        upstream = {
+            s: store.manifest("chunk_embeddings", s) for s in store.shards("chunk_embeddings")
+        }
     else:
         upstream = {
             a: store.manifest(a, WHOLE if a == "embedding_index" else shard)

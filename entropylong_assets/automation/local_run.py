@@ -29,7 +29,7 @@ STAGES: tuple[tuple[str, str], ...] = (
 """Assets in the order of the pipeline, with the job that makes them."""
 
 
-class RunFailed(ValueError):
+class RunError(ValueError):
     """A run did not succeed. The message is one line and says which step and why."""
 
 
@@ -84,7 +84,7 @@ def run_pipeline(
 ) -> int:
     """Runs what is not current, stage after stage; returns the number of runs.
 
-    `on_start` gets job and shard, `on_end` these and whether anything was run. Raises RunFailed.
+    `on_start` gets job and shard, `on_end` these and whether anything was run. Raises RunError.
     """
     store = TableStore(settings.data_uri)
     repository = build_definitions(settings).get_repository_def()
@@ -110,7 +110,7 @@ def _run(job: dg.JobDefinition, shard: str, there: dg.DagsterInstance) -> None:
     )
     for event in result.get_asset_check_evaluations():
         if event.blocking and not event.passed and event.severity == dg.AssetCheckSeverity.ERROR:
-            raise RunFailed(
+            raise RunError(
                 f"{event.asset_key.to_user_string()}, {shard}: check {event.check_name} failed; "
                 f"see its page in the UI"
             )
@@ -120,4 +120,4 @@ def _run(job: dg.JobDefinition, shard: str, there: dg.DagsterInstance) -> None:
         reason = data.user_failure_data.description if data.user_failure_data else None
         error = data.error
         message = reason or (error.message.strip() if error else "unknown failure")
-        raise RunFailed(f"{step.step_key}, {shard}: {' '.join(str(message).split())}")
+        raise RunError(f"{step.step_key}, {shard}: {' '.join(str(message).split())}")

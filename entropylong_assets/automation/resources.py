@@ -18,7 +18,8 @@ def _launchpad_type(annotation: Any, value: Any) -> Any:
         return create_model(type(value).__name__, __base__=dg.Config, **_launchpad_fields(value))
     if get_origin(annotation) is tuple:
         inner = get_args(annotation)[0]
-        blank = inner.model_construct() if issubclass(inner, BaseModel) else None
+        is_model = isinstance(inner, type) and issubclass(inner, BaseModel)
+        blank = inner.model_construct() if is_model else None
         return list[_launchpad_type(inner, blank)]  # type: ignore[misc]
     if get_origin(annotation) in (Union, types.UnionType):
         inner = next(a for a in get_args(annotation) if a is not type(None))

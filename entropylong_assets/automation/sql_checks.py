@@ -5,8 +5,6 @@ and its neighbours'. It passes when the query gives no rows; otherwise the check
 many there are and shows the first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import dagster as dg
 
 from entropylong_assets.automation.determinants import determinants, shard_basis

@@ -11,6 +11,8 @@ import polars as pl
 from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.storage.tables import TableError, TableStore
 
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
 
 @dataclass(frozen=True)
 class ShownDependency:
@@ -47,7 +49,7 @@ def shard_of(sample_id: str) -> str:
 
 def printable(text: str) -> str:
     """Without what would steer a terminal: escapes, bells and bidirectional controls."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", "\ufffd", text)
+    return _STEERING.sub("\ufffd", text)
 
 
 def show_sample(
