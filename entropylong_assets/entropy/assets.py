@@ -28,7 +28,8 @@ def entropy_scores(
     """
     from entropylong_assets.automation.pictures import entropy_histogram
     from entropylong_assets.entropy.anchors import score_roots
-    from entropylong_assets.entropy.model import PlainScorer, load_scoring_model
+    from entropylong_assets.entropy.engine import load_scorer
+    from entropylong_assets.entropy.model import load_scoring_model
 
     shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
     with plain_errors():
@@ -66,7 +67,8 @@ def entropy_scores(
         with store.write(
             "entropy_scores", shard, fingerprint=fingerprint(basis), determinants=basis
         ) as writer:
-            scorer, rows = PlainScorer(model), []
+            scorer, rows = load_scorer(model), []
+            before = scorer.usage.snapshot()
             for row in score_roots(
                 roots(), scorer, tokenizer.bos_ids, settings.entropy, BATCH, progress
             ):
@@ -93,6 +95,7 @@ def entropy_scores(
         progress.seconds,
         anchors=anchors,
         **{"tokens per second": round(progress.rate, 1)},
+        scoring=dg.MetadataValue.json(scorer.figures(before)),
         preview=preview(shown.with_columns(pl.col("anchors").list.len())),
         entropies=dg.MetadataValue.md(entropy_histogram(frame)),
     )

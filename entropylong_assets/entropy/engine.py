@@ -19,17 +19,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from entropylong_assets.entropy import attention
 from entropylong_assets.entropy.kernels import HeadError, entropy_and_surprisal, head_of
-from entropylong_assets.entropy.model import ScoringModel, as_float32, score_plainly
+from entropylong_assets.entropy.model import ScoringModel, Tokenizer, as_float32, score_plainly
 from entropylong_assets.entropy.packing import pack
 from entropylong_assets.entropy.scoring import PositionScores, ScoringRequest
-from entropylong_assets.entropy.usage import ModelCost, Usage
+from entropylong_assets.entropy.usage import ModelCost, Usage, matmul_peak
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +95,16 @@ class PackedScorer:
             self.usage.add(sizes, positions, time.perf_counter() - started)
             on_progress(sum(sizes))
         return scores
+
+    def figures(self, before: dict[str, float]) -> dict[str, Any]:
+        """What was scored since `before = usage.snapshot()`, how, and at what rate."""
+        took = self.usage.since(before) | {"mode": self.mode, "device": str(self.device)}
+        if self.device.type == "cuda" and "tflop_per_second" in took:
+            dtype = str(self.hf_model.dtype).removeprefix("torch.")
+            peak = matmul_peak(str(self.device), dtype)
+            took["matmul_peak_tflop_per_second"] = round(peak, 1)
+            took["share_of_matmul_peak"] = round(took["tflop_per_second"] / peak, 3)
+        return took
 
     def _score_pack(self, requests: Sequence[ScoringRequest]) -> list[PositionScores]:
         if self.mode == "plain":
@@ -259,3 +270,15 @@ def _compiled_layers(hf_model: PreTrainedModel) -> Callable[[], AbstractContextM
                 del layer.forward
 
     return swapped
+
+
+@lru_cache(maxsize=1)
+def _engine(
+    hf_model: PreTrainedModel, tokenizer: Tokenizer, identity: str, longest: int
+) -> PackedScorer:
+    return PackedScorer(ScoringModel(hf_model, tokenizer, identity, longest))
+
+
+def load_scorer(model: ScoringModel) -> PackedScorer:
+    """The engine of a loaded model; a second call in the same process gives the same one."""
+    return _engine(model.hf_model, model.tokenizer, model.identity, model.max_forward_tokens)

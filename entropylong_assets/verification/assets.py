@@ -26,7 +26,8 @@ def verified_dependencies(
     from entropylong_assets.automation.pictures import gain_histogram
     from entropylong_assets.embeddings.embedder import load_embedder
     from entropylong_assets.embeddings.table import ChunkTable
-    from entropylong_assets.entropy.model import PlainScorer, load_scoring_model
+    from entropylong_assets.entropy.engine import load_scorer
+    from entropylong_assets.entropy.model import load_scoring_model
     from entropylong_assets.verification.dependencies import summarise
     from entropylong_assets.verification.false_acceptance import chance
     from entropylong_assets.verification.shard import verify_shard
@@ -52,6 +53,8 @@ def verified_dependencies(
             index=candidates.summary["index"],
         )
         progress = Progress(context, "tokens", None)
+        scorer = load_scorer(model)
+        before = scorer.usage.snapshot()
         with store.write(
             "verified_dependencies", shard, fingerprint=fingerprint(basis), determinants=basis
         ) as writer:
@@ -61,7 +64,7 @@ def verified_dependencies(
                 settings,
                 model.tokenizer,
                 model.max_positions,
-                PlainScorer(model),
+                scorer,
                 lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
                 writer,
                 on_progress=progress,
@@ -80,6 +83,7 @@ def verified_dependencies(
         **{"tokens per second": round(progress.rate, 1)},
         **{"acceptance rate": figures["accepted"] / scored if scored else 0.0},
         verdicts=dg.MetadataValue.json(figures["verdicts"]),
+        scoring=dg.MetadataValue.json(scorer.figures(before)),
         preview=preview(pairs.filter("accepted").sort("gain", descending=True)),
         gains=dg.MetadataValue.md(gain_histogram(pairs, settings.verification.epsilon)),
     )
