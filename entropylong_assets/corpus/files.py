@@ -163,7 +163,7 @@ def _entries(fs: Any, path: str, kind: str) -> Iterator[tuple[str, Mapping[str, 
 
 
 def list_files(source: SourceSettings) -> list[SourceFile]:
-    """All files that a source names, sorted by URI. Empty where there is none.
+    """All files that a source names, sorted by URI; packages as they are listed.
 
     A folder stands for the files in it, at any depth, whose ending is known (of the source's
     kind) and whose name doesn't begin with a dot. Raises CorpusError for a source that cannot be

@@ -43,6 +43,7 @@ _EDITION = 1
 # Folders of tests and of programs for a screen; their docstrings document nothing.
 _SKIPPED = {"test", "tests", "testing", "idlelib", "idle_test", "turtledemo", "lib2to3"}
 _SKIPPED |= {"site-packages", "__pycache__", "pydoc_data"}
+_PARSING = threading.Lock()
 _DEFINITION = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -142,6 +143,17 @@ def _definitions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.A
             yield from _definitions(node.body, prefix)
 
 
+def _parse(content: bytes) -> ast.Module:
+    """`ast.parse`, which in Python 3.11 fails by chance where two threads are in it at once."""
+    with _PARSING:
+        for _ in range(20):
+            try:
+                return ast.parse(content)
+            except SystemError:  # another thread of the process, that knows no lock of ours
+                continue
+        return ast.parse(content)
+
+
 def _docstrings(module: str, path: Path) -> Iterator[Doc]:
     """Long docstrings of one file. Raises SyntaxError, ValueError or OSError."""
     content = path.read_bytes()
@@ -149,7 +161,7 @@ def _docstrings(module: str, path: Path) -> Iterator[Doc]:
     gaps = re.split(rb'"""|\'\'\'', content)[1:]
     if max(map(len, gaps), default=0) <= MIN_DOC_CHARS:
         return
-    tree = ast.parse(content)
+    tree = _parse(content)
     for name, node in [(module, tree), *_definitions(tree.body, module)]:
         raw = ast.get_docstring(node, clean=False)  # type: ignore[arg-type]
         if raw and len(raw) > MIN_DOC_CHARS:
@@ -184,7 +196,12 @@ class _Reader:
     def until(self, stop: int | None) -> list[Doc]:
         with self._lock:
             wanted = None if stop is None else max(0, stop - len(self.docs))
-            self.docs.extend(itertools.islice(self._coming, wanted))
+            try:
+                self.docs.extend(itertools.islice(self._coming, wanted))
+            except BaseException:
+                # A generator that was interrupted has ended: kept, it would pass for a short one.
+                _reader.cache_clear()
+                raise
             return self.docs
 
 
