@@ -203,6 +203,9 @@ class ExportSettings(_Settings):
     `<data_uri>/exports`."""
     validation_fraction: float = Field(0.01, ge=0, le=0.5)
     """Share of samples held out, at most: samples that share a document stay on one side."""
+    max_left_out: float = Field(0.0, ge=0, le=0.5)
+    """Share of samples that may be left out of both sides because they share documents with
+    both; 0: less is held out instead, on a large corpus perhaps nothing."""
     file_bytes: int = Field(67_108_864, ge=1024, lt=2**31)
     """Most bytes of one MDS shard, and of the token ids in one Parquet file (bytes)."""
     position_weighted: bool = False

@@ -55,19 +55,25 @@ def make_world(
     chunk_tokens: tuple[int, int] = (3, 12),
     pairs_a_root: int = 8,
     p_accepted: float = 0.4,
+    first_root: int = 0,
+    first_chunk: int = 1000,
+    first_token: int = 100,
 ) -> World:
     """A world in which each root and chunk has token ids that occur nowhere else."""
     rng = random.Random(seed)
-    fresh = itertools.count(100)
+    fresh = itertools.count(first_token)
 
     def ids(shortest: int, longest: int) -> list[int]:
         return [next(fresh) for _ in range(rng.randint(shortest, longest))]
 
-    roots = [{"root_id": f"{i:032x}", "token_ids": ids(*root_tokens)} for i in range(n_roots)]
+    roots = [
+        {"root_id": f"{first_root + i:032x}", "token_ids": ids(*root_tokens)}
+        for i in range(n_roots)
+    ]
     contexts = [
         {
-            "chunk_id": f"{1000 + i:032x}-0",
-            "doc_id": f"{1000 + i:032x}",
+            "chunk_id": f"{first_chunk + i:032x}-0",
+            "doc_id": f"{first_chunk + i:032x}",
             "shard": "web-00001",
             "source": "web",
             "start": 0,

@@ -1,0 +1,128 @@
+"""A folder of files that appears whole: hashed as they are written, named when all are there.
+
+On a local disk the files are written into `.tmp-<name>-<random>` beside the final folder, which is
+renamed at the end. Object storage has no such rename: there the files go to their final names and
+the manifest, without which no reader of ours takes the folder for an export, comes last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """A file of an export; `path` is relative to the export's folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class HashedFile(io.RawIOBase):
+    """A file opened for writing from start to end that hashes what passes."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self._written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._digest.update(view)
+        self._stream.write(view)
+        self._written += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._written
+
+    def exported(self, path: str) -> ExportedFile:
+        return ExportedFile(path, self._written, self._digest.hexdigest())
+
+
+class Publication:
+    """Writes the folder `<uri>/<name>`. Use as a context; without `publish` nothing appears."""
+
+    def __init__(self, uri: str, name: str) -> None:
+        self.fs, root = fsspec.core.url_to_fs(uri)
+        self.root, self.name = root.rstrip("/"), name
+        self.uri = f"{uri.rstrip('/')}/{name}"
+        self.files: list[ExportedFile] = []
+        protocol = self.fs.protocol
+        self.is_local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        self._folder = f"{self.root}/{name}"
+        self._lock = -1
+
+    def __enter__(self) -> Publication:
+        if self.is_local:
+            self.fs.makedirs(self.root, exist_ok=True)
+            self._sweep()
+            self._folder = tempfile.mkdtemp(prefix=f".tmp-{self.name}-", dir=self.root)
+            self._lock = os.open(self._folder, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        elif self.fs.exists(self._folder):
+            self.fs.rm(self._folder, recursive=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_local:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os.close(self._lock)
+
+    def _sweep(self) -> None:
+        """Removes what killed exports left. A living one holds a lock on its folder."""
+        for path in Path(self.root).glob(".tmp-*"):
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(handle)
+
+    @contextmanager
+    def file(self, path: str) -> Iterator[HashedFile]:
+        """A new file at `path`, relative to the folder; listed in `files` once it is closed."""
+        full = f"{self._folder}/{path}"
+        self.fs.makedirs(full.rpartition("/")[0], exist_ok=True)
+        with self.fs.open(full, "wb") as stream:
+            hashed = HashedFile(stream)
+            yield hashed
+        self.files.append(hashed.exported(path))
+
+    def publish(self, manifest: bytes) -> None:
+        """Writes the manifest and gives the folder its name, in place of an older one."""
+        self.fs.pipe_file(f"{self._folder}/{MANIFEST}", manifest)
+        if not self.is_local:
+            return
+        staged, final = Path(self._folder), Path(self.root) / self.name
+        staged.chmod(0o755)
+        try:
+            staged.rename(final)
+        except OSError:  # an older one is there; were it another fault, it would come again below
+            old = Path(tempfile.mkdtemp(prefix=f".tmp-{self.name}-old-", dir=self.root))
+            final.rename(old / self.name)
+            staged.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
