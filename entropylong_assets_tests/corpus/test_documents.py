@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import unicodedata
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entropylong_assets.corpus.documents import canonical_texts, document_id, is_drawn
+from entropylong_assets.corpus.documents import _COMPOSED, canonical_texts, document_id, is_drawn
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.corpus.files_for_tests import (
     compress,
@@ -65,6 +66,29 @@ def test_canonical_text_is_what_the_oracle_says_and_stays_so(text: str) -> None:
     (once,) = canonical_texts([text])
     assert once == oracle(text)
     assert canonical_texts([once]) == [once]
+
+
+def test_characters_that_are_passed_as_composed_are() -> None:
+    """Texts of these alone skip normalisation: each must be inert under NFC, next to any other."""
+    everything = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
+    inert = re.findall(re.sub(r"\\x\{(\w+)\}", _as_python, f"[{_COMPOSED}]"), "".join(everything))
+    assert len(inert) > 30_000
+    # What may join the character before it: the second parts of all decompositions, and the
+    # vowels and finals of Hangul.
+    joins = {chr(i) for i in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}
+    for char in everything:
+        parts = unicodedata.decomposition(char).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            joins.add(chr(int(parts[1], 16)))
+    assert len(joins) > 80
+    for char in inert:
+        assert unicodedata.normalize("NFC", char) == char
+        assert unicodedata.combining(char) == 0
+        assert char not in joins
+
+
+def _as_python(code: re.Match[str]) -> str:
+    return re.escape(chr(int(code[1], 16)))
 
 
 def test_canonical_text_keeps_what_scripts_need() -> None:
