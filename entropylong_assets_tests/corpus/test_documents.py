@@ -13,12 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entropylong_assets.corpus.documents import _COMPOSED, canonical_texts, document_id, is_drawn
+from entropylong_assets.corpus.documents import (
+    _COMPOSED,
+    canonical_texts,
+    document_id,
+    ingest_shard,
+    is_drawn,
+)
+from entropylong_assets.corpus.shards import plan_shards
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.corpus.files_for_tests import (
     compress,
     ingest,
     settings_for,
+    words,
     write_rows,
 )
 
@@ -226,10 +234,6 @@ def test_a_million_tiny_documents_in_a_fast_form(tmp_path: Path) -> None:
     lines = "".join(f'{{"text": "t{i}"}}\n' for i in range(100_000))
     path = compress(tmp_path / "a.jsonl.gz", lines.encode())
     progress: list[int] = []
-    from entropylong_assets.corpus.documents import ingest_shard
-    from entropylong_assets.corpus.shards import plan_shards
-    from entropylong_assets_tests.corpus.files_for_tests import words
-
     config = settings_for(path, root_fraction=0.01)
     store = TableStore(str(tmp_path / "data"))
     (shard,) = plan_shards(config.corpus).shards
