@@ -295,20 +295,20 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "corpus": {
             "sources": [
                 {
-                    "name": "python-topics",
+                    "name": "numpy-docs",
                     "kind": "python_docs",
-                    "uri": "pydoc_data.topics",
-                    "license": "PSF-2.0",
+                    "uri": "numpy.linalg,numpy.fft",
+                    "license": "bsd-3-clause",
                 },
                 {
-                    "name": "library-docs",
+                    "name": "sklearn-docs",
                     "kind": "python_docs",
-                    "uri": "stdlib,numpy,polars",
-                    "license": "various",
+                    "uri": "sklearn.cluster",
+                    "license": "bsd-3-clause",
                 },
             ],
-            "shard_rows": 40,
-            "root_fraction": 0.15,
+            "shard_rows": 30,
+            "root_fraction": 0.25,
             "root_min_tokens": 160,
             "root_max_tokens": 512,
         },
