@@ -73,6 +73,22 @@ class Manifest(BaseModel):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Token ids split by byte, all else by dictionary: for ids a dictionary of the vocabulary
+    takes 2.5 times as long to write and read and is larger (34 MB of ids: 11.9 against 10.3)."""
+    paths = {
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: field.type
+        for field in schema
+    }
+    ids = [
+        p for p, kind in paths.items() if pa.types.is_list(kind) and kind.value_type == pa.uint32()
+    ]
+    return {
+        "use_dictionary": [path for path in paths if path not in ids],
+        "column_encoding": dict.fromkeys(ids, "BYTE_STREAM_SPLIT"),
+    }
+
+
 class PartitionWriter:
     """Writes the tables of one partition, batch by batch. Made by `TableStore.write`."""
 
@@ -101,8 +117,9 @@ class PartitionWriter:
 
     def _writer(self, table: str) -> pq.ParquetWriter:
         if table not in self._writers:
+            schema = self._schemas[table]
             self._writers[table] = pq.ParquetWriter(
-                self._folder / table, self._schemas[table], compression="zstd"
+                self._folder / table, schema, compression="zstd", **_encodings(schema)
             )
         return self._writers[table]
 

@@ -141,10 +141,18 @@ def _made_from(store: TableStore, shards: Sequence[str], code_version: str) -> d
 
 
 def _documents(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
-    """sample_id and doc_id of every root and context."""
+    """sample_id and doc_id of every root and context. Of a document its 64-bit hash: should two
+    be equal, two samples stay together that could be parted."""
+    names = [store.read(ASSET, shard, "samples", ["sample_id"])["sample_id"] for shard in shards]
+    known = pl.Enum(pl.concat(names).sort())
     columns = ["sample_id", "doc_id"]
-    parts = [store.read(ASSET, s, "segments", columns).drop_nulls().unique() for s in shards]
-    return pl.concat(parts)
+    return pl.concat(
+        store.read(ASSET, shard, "segments", columns)
+        .drop_nulls()
+        .select(pl.col("sample_id").cast(known), pl.col("doc_id").hash())
+        .unique()
+        for shard in shards
+    )
 
 
 def _published(publication: Publication) -> dict[str, Any] | None:
@@ -218,7 +226,8 @@ def export_training_data(
         writers = _Writers(
             publication, settings, mask=bool(figures["tokens_by_role"].get("padding"))
         )
-        for done, sample in enumerate(iterate_samples(store, order), start=1):
+        samples = iterate_samples(store, order, provenance="mds" in settings.export.formats)
+        for done, sample in enumerate(samples, start=1):
             if sample.sample_id not in split.left_out:
                 writers.write(sample, VALIDATION if sample.sample_id in split.validation else TRAIN)
             on_progress(done, total)

@@ -52,12 +52,12 @@ _SHAPE_TYPES = ((0, np.uint8), (1, np.uint16), (2, np.uint32), (3, np.uint64))
 
 
 def encode_array(values: NDArray[Any]) -> Pieces:
-    """An array as MDS stores it; its values are not copied."""
+    """An array as MDS stores it. A copy: a view would keep the whole batch that it was read in."""
     code, kind = next(
         (code, kind) for code, kind in _SHAPE_TYPES if max(values.shape) <= np.iinfo(kind).max
     )
     head = bytes([values.ndim << 2 | code]) + np.array(values.shape, kind).tobytes()
-    return [head, np.ascontiguousarray(values).data.cast("B")]
+    return [head, values.tobytes()]
 
 
 class MdsWriter:
@@ -139,19 +139,14 @@ def sample_columns(*, mask: bool, weights: bool) -> dict[str, str]:
 
 def encode_sample(sample: Sample, *, mask: bool, anchor_weight: float | None) -> dict[str, Pieces]:
     """A sample's columns; `anchor_weight` None leaves the weights out."""
+    assert sample.provenance is not None, "samples were read without provenance"
     length = len(sample.token_ids_T)
-    provenance = {
-        "sample_id": sample.sample_id,
-        "shard": sample.shard,
-        "segments": sample.segments,
-        "dependencies": sample.dependencies,
-    }
     columns: dict[str, Pieces] = {
         "input_ids": encode_array(sample.token_ids_T),
         "indices": encode_array(np.array([[0, length]], np.int64)),
         "length": [np.int64(length).tobytes()],
         "domain": [sample.domain.encode()],
-        "provenance": [json.dumps(provenance, separators=(",", ":")).encode()],
+        "provenance": [sample.provenance.encode()],
     }
     if mask:
         columns["mask"] = encode_array(sample.loss_mask)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from entropylong_assets.storage.schemas import TABLES
@@ -40,15 +42,15 @@ SCHEMA = pa.schema(
 )
 
 
-def _rows(kind: pa.ListType, columns: Sequence[dict[str, list]]) -> pa.ListArray:
-    """A list array of structs from each sample's columns."""
-    struct = kind.value_type
-    lengths = [len(next(iter(c.values()))) if c else 0 for c in columns]
+def _rows(kind: pa.ListType, columns: pl.Series) -> pa.ListArray:
+    """A list array of structs from a series of structs of lists."""
+    arrow = columns.struct.unnest().to_arrow()
+    lists = [arrow.column(field.name).combine_chunks() for field in kind.value_type]
     values = [
-        pa.array([v for c in columns for v in c.get(field.name, ())], field.type)
-        for field in struct
+        part.flatten().cast(field.type) for part, field in zip(lists, kind.value_type, strict=True)
     ]
-    flat = pa.StructArray.from_arrays(values, fields=list(struct))
+    flat = pa.StructArray.from_arrays(values, fields=list(kind.value_type))
+    lengths = pc.list_value_length(lists[0]).to_numpy()
     return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), flat)
 
 
@@ -88,17 +90,18 @@ class ParquetWriter:
                 SCHEMA,
                 compression="zstd",
                 use_dictionary=["shard", "domain", "loss_mask.list.element"],
+                column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
             )
             self._files += 1
         samples, self._waiting = self._waiting, []
+        details = pl.concat([s.details for s in samples])
         columns = [
             pa.array([s.sample_id for s in samples]),
             pa.array([s.shard for s in samples]),
             pa.array([s.domain for s in samples]),
             _lists([s.token_ids_T for s in samples]),
             _lists([s.loss_mask for s in samples]),
-            _rows(SCHEMA.field("segments").type, [s.segments for s in samples]),
-            _rows(SCHEMA.field("dependencies").type, [s.dependencies for s in samples]),
+            *[_rows(SCHEMA.field(name).type, details[name]) for name in details.columns],
         ]
         self._writer.write_table(pa.table(columns, schema=SCHEMA))
 

@@ -6,6 +6,7 @@ Legend: T tokens of a sample.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +20,24 @@ ASSET = "long_context_samples"
 READ_ROWS = 16
 """Samples read at once (8 MiB of tokens at 131,072)."""
 
+_ORDER = {"segments": ("segment",), "dependencies": ("context_start", "anchor_position")}
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """token_ids_T: uint32. segments, dependencies: columns of these tables, rows in order."""
+    """token_ids_T: uint32. details: one row, `segments` and `dependencies`, each a struct of
+    lists (the columns of these tables without sample_id). provenance: the same with sample_id and
+    shard as JSON, where it was asked for. padding: spans kept from the loss. anchors: positions
+    that a context resolves.
+    """
 
     sample_id: str
     shard: str
     token_ids_T: NDArray[np.uint32]
-    segments: dict[str, list[Any]]
-    dependencies: dict[str, list[Any]]
+    details: pl.DataFrame
+    provenance: str | None
+    padding: Sequence[tuple[int, int]]
+    anchors: Sequence[int]
 
     @property
     def domain(self) -> str:
@@ -37,18 +46,16 @@ class Sample:
 
     @property
     def loss_mask(self) -> NDArray[np.uint8]:
-        """1 where a token is learnt, 0 at padding."""
+        """[T], 1 where a token is learnt, 0 at padding."""
         mask_T = np.ones(len(self.token_ids_T), np.uint8)
-        columns = (self.segments[name] for name in ("role", "start", "end"))
-        for role, start, end in zip(*columns, strict=True):
-            if role == "padding":
-                mask_T[start:end] = 0
+        for start, end in self.padding:
+            mask_T[start:end] = 0
         return mask_T
 
     def weights(self, anchor_weight: float) -> NDArray[np.float32]:
-        """`anchor_weight` at positions that a context resolves, 0 at padding, else 1."""
+        """[T], `anchor_weight` at anchors, 0 at padding, else 1."""
         weights_T = self.loss_mask.astype(np.float32)
-        weights_T[self.dependencies["anchor_position"]] = anchor_weight
+        weights_T[self.anchors] = anchor_weight
         return weights_T
 
 
@@ -61,53 +68,91 @@ def export_order(shards: Sequence[str]) -> list[str]:
     return sorted(set(shards), key=lambda shard: (domain_of(shard), shard))
 
 
-def _details(store: TableStore, shard: str, ids: pl.DataFrame) -> pl.DataFrame:
-    """Segments and dependencies of each sample as columns of lists, in the order of `ids`."""
-    for table, order in (
-        ("segments", ["segment"]),
-        ("dependencies", ["context_start", "anchor_position"]),
-    ):
+def _details(store: TableStore, shard: str) -> pl.DataFrame:
+    """One row a sample, in the order of the samples: sample_id, segments, dependencies."""
+    ids = details = store.read(ASSET, shard, "samples", ["sample_id"])
+    if not ids["sample_id"].is_sorted():
+        raise TableError(f"{ASSET}, {shard}: samples are not in order; materialise it again")
+    for table, order in _ORDER.items():
         rows = store.read(ASSET, shard, table).sort("sample_id", *order)
-        floats = pl.selectors.float().cast(pl.Float64).round(6)  # as short text in JSON
-        columns = pl.struct(pl.all().exclude("sample_id")).alias(table)
-        grouped = rows.with_columns(floats).group_by("sample_id").agg(columns)
-        ids = ids.join(grouped, on="sample_id", how="left", maintain_order="left")
-    return ids
+        names = rows.columns[1:]
+        assert rows.columns[0] == "sample_id"
+        # Six decimals are short in JSON and as exact as float32 needs here.
+        rows = rows.with_columns(pl.selectors.float().cast(pl.Float64).round(6))
+        joined = ids.join(rows, on="sample_id", how="left", maintain_order="left_right")
+        there = pl.col(order[0]).is_not_null()  # false only for a sample without such rows
+        grouped = joined.group_by("sample_id", maintain_order=True).agg(pl.col(names).filter(there))
+        details = details.with_columns(grouped.select(pl.struct(names)).to_series().alias(table))
+    return details
 
 
-def _columns(rows: pl.Series | None) -> dict[str, list[Any]]:
-    return {} if rows is None else rows.struct.unnest().to_dict(as_series=False)
+def _batch(
+    details: pl.DataFrame, batch: pl.DataFrame, shard: str, provenance: bool
+) -> list[Sample]:
+    """Samples of one batch of tokens and the rows of `details` that belong to it."""
+    segments, dependencies = (pl.col(table).struct for table in _ORDER)
+    is_padding = segments.field("role").list.eval(pl.element() == "padding")
+    names = pl.struct("sample_id", pl.lit(shard).alias("shard"), *_ORDER)
+    columns: dict[str, list[Any]] = details.select(
+        segments.field("end").list.max().alias("length"),
+        is_padding.alias("is_padding"),
+        segments.field("start"),
+        segments.field("end"),
+        dependencies.field("anchor_position"),
+        (names.struct.json_encode() if provenance else pl.lit(None)).alias("provenance"),
+    ).to_dict(as_series=False)
+    lengths = batch["input_ids"].list.len().cast(pl.Int64)
+    if lengths.to_list() != columns["length"] or not batch["sample_id"].equals(
+        details["sample_id"]
+    ):
+        raise TableError(
+            f"{ASSET}, {shard}: segments don't cover the samples' tokens; materialise it again"
+        )
+    rows = details.select(*_ORDER)
+    tokens = batch["input_ids"].explode(empty_as_null=False).to_numpy()
+    ends = lengths.cum_sum().to_list()
+    return [
+        Sample(
+            sample_id=sample_id,
+            shard=shard,
+            token_ids_T=tokens[ends[i] - columns["length"][i] : ends[i]],
+            details=rows[i],
+            provenance=columns["provenance"][i],
+            padding=[
+                span
+                for span, padded in zip(
+                    zip(columns["start"][i], columns["end"][i], strict=True),
+                    columns["is_padding"][i],
+                    strict=True,
+                )
+                if padded
+            ],
+            anchors=columns["anchor_position"][i],
+        )
+        for i, sample_id in enumerate(batch["sample_id"])
+    ]
 
 
-def iterate_samples(store: TableStore, shards: Sequence[str]) -> Iterator[Sample]:
+def _batches(store: TableStore, shards: Sequence[str], provenance: bool) -> Iterator[list[Sample]]:
+    for shard in export_order(shards):
+        details, at = _details(store, shard), 0
+        columns = ["sample_id", "input_ids"]
+        for batch in store.batches(ASSET, shard, "samples", columns, rows=READ_ROWS):
+            yield _batch(details[at : at + len(batch)], batch, shard, provenance)
+            at += len(batch)
+
+
+def iterate_samples(
+    store: TableStore, shards: Sequence[str], *, provenance: bool = True
+) -> Iterator[Sample]:
     """All samples of these shards, by source, shard and id, in bounded memory.
 
-    Raises TableError where a sample's tokens and segments don't match.
+    The next batch is read while this one is written. Raises TableError where a sample's tokens
+    and segments don't match.
     """
-    for shard in export_order(shards):
-        ids = store.read(ASSET, shard, "samples", ["sample_id"])
-        if not ids["sample_id"].is_sorted():
-            raise TableError(f"{ASSET}, {shard}: samples are not in order; materialise it again")
-        details = _details(store, shard, ids)
-        at = 0
-        for batch in store.batches(
-            ASSET, shard, "samples", ["sample_id", "input_ids"], rows=READ_ROWS
-        ):
-            tokens = batch["input_ids"].explode(empty_as_null=False).to_numpy()
-            ends = batch["input_ids"].list.len().cast(pl.Int64).cum_sum().to_list()
-            start = 0
-            for sample_id, end in zip(batch["sample_id"], ends, strict=True):
-                segments = details["segments"][at]
-                if segments is None or segments.struct.field("end").max() != end - start:
-                    raise TableError(
-                        f"{ASSET}, {shard}: segments of {sample_id} don't cover its tokens; "
-                        "materialise it again"
-                    )
-                yield Sample(
-                    sample_id=sample_id,
-                    shard=shard,
-                    token_ids_T=tokens[start:end],
-                    segments=_columns(segments),
-                    dependencies=_columns(details["dependencies"][at]),
-                )
-                start, at = end, at + 1
+    batches = _batches(store, shards, provenance)
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches, None)
+        while (samples := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield from samples

@@ -52,15 +52,16 @@ def split_samples(
 ) -> Split:
     """Holds out at most `fraction` of the samples.
 
-    documents: sample_id and doc_id of every root and context, verified or not. Whole components
-    come first. If they give too little, single samples follow, those with the fewest links first,
-    and the samples linked to them are left out of both sides, up to the share `max_left_out`.
+    documents: sample_id and doc_id (or its hash) of every root and context, verified or not.
+    Whole components come first. If they give too little, single samples follow, those with the
+    fewest links first, and the samples linked to them are left out of both sides, up to the share
+    `max_left_out`.
     The same rows in any order give the same split.
     """
     from scipy.sparse import coo_array, csr_array
     from scipy.sparse.csgraph import connected_components
 
-    names = documents["sample_id"].unique().sort()
+    names = documents["sample_id"].unique().cast(pl.String).sort()
     if names.is_empty():
         return Split(frozenset(), frozenset(), 0, 0, 0)
     n, ids = len(names), names.to_list()

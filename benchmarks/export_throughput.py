@@ -1,0 +1,167 @@
+"""MB of token ids a second written by each export format, and the memory that it takes.
+
+    python -m benchmarks.export_throughput [--samples 512] [--folder /tmp]
+
+Baselines on the same disk and bytes: the hash and the write alone, without any format. Token ids
+are random below 49,152, so that Parquet's compression has honest work. Each format runs in a
+process of its own; its peak memory is compared with that of a quarter of the samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from entropylong_assets.samples.shard import SAMPLES_A_WRITE
+from entropylong_assets.settings import make_settings
+from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.training_data.export import export_training_data
+
+TOKENS = 131_072
+CONTEXTS = 300
+TARGET_MB_A_SECOND = 150
+ASSETS = ("corpus_documents", "entropy_scores", "candidate_contexts", "verified_dependencies")
+
+
+def make_sample(name: str, number: int, rng: np.random.Generator) -> dict[str, pl.DataFrame]:
+    """Rows of one sample: a root behind its contexts, each with one dependency."""
+    width = TOKENS // (CONTEXTS + 1)
+    start = np.arange(CONTEXTS + 1) * width
+    end = np.append(start[1:], TOKENS)
+    root = f"{number:032x}"
+    documents = [f"{number * 1000 + i:032x}" for i in range(1, CONTEXTS + 1)]
+    chunks = [f"{document}-0" for document in documents]
+    owner = {"sample_id": pl.lit(name), "root_id": pl.lit(root)}
+    counts = {"n_root": width, "n_verified": TOKENS - width, "n_negative": 0, "n_padding": 0}
+    ids = pl.Series("input_ids", rng.integers(0, 49_152, (1, TOKENS), dtype=np.uint32))
+    segments = {
+        "segment": range(CONTEXTS + 1),
+        "role": ["verified"] * CONTEXTS + ["root"],
+        "start": start,
+        "end": end,
+        "doc_id": [*documents, root],
+        "chunk_id": [*chunks, None],
+    }
+    figures = ("gain", "calibrated_gain", "entropy", "entropy_context")
+    dependencies = {
+        "chunk_id": chunks,
+        "context_start": start[:-1],
+        "context_end": end[:-1],
+        **{figure: rng.random(CONTEXTS, np.float32) for figure in figures},
+    }
+    constants = {"anchor": 50, "rank": 1, "anchor_position": TOKENS - width + 50, "distance": 1000}
+    return {
+        "samples": pl.DataFrame(
+            {"sample_id": [name]} | {k: [v] for k, v in counts.items()}
+        ).with_columns(ids.arr.to_list()),
+        "segments": pl.DataFrame(segments).with_columns(**owner, source=pl.lit("web")),
+        "dependencies": pl.DataFrame(dependencies).with_columns(
+            **owner, **{name: pl.lit(value) for name, value in constants.items()}
+        ),
+    }
+
+
+def make_store(folder: str, n_samples: int, a_shard: int = 64) -> list[str]:
+    """Samples with a production sample's number of segments and dependencies."""
+    store, rng, shards = TableStore(folder), np.random.default_rng(0), []
+    for first in range(0, n_samples, a_shard):
+        shard = f"web-{first // a_shard:05d}"
+        shards.append(shard)
+        for asset in ASSETS:
+            with store.write(asset, shard, fingerprint="bench"):
+                pass
+        with store.write("long_context_samples", shard, fingerprint="bench") as writer:
+            for start in range(first, min(first + a_shard, n_samples), SAMPLES_A_WRITE):
+                numbers = range(start, min(start + SAMPLES_A_WRITE, n_samples))
+                tables = [make_sample(f"{shard}-{number:05d}", number, rng) for number in numbers]
+                for name in ("samples", "segments", "dependencies"):
+                    writer.append(name, pl.concat([table[name] for table in tables]))
+    return shards
+
+
+def export_one(folder: str, form: str, shards: list[str]) -> None:
+    """Runs in a process of its own: prints seconds and peak memory as JSON."""
+    settings = make_settings(
+        overrides={"data_uri": folder, "export": {"formats": [form], "validation_fraction": 0.1}}
+    )
+    times: list[float] = []
+    start = time.perf_counter()
+    export = export_training_data(
+        TableStore(folder),
+        shards,
+        settings,
+        code_version="bench",
+        overwrite=True,
+        on_progress=lambda *_: times.append(time.perf_counter()),
+    )
+    end = time.perf_counter()
+    written = sum(file["bytes"] for file in export.manifest["files"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result = {"seconds": end - start, "samples_s": end - times[0], "written": written / 1e6}
+    print(json.dumps(result | {"peak_mib": peak}))
+
+
+def baseline(folder: str, megabytes: int) -> float:
+    """Seconds to hash and write so many MB without any format."""
+    block = np.random.default_rng(0).integers(0, 2**32, 250_000, dtype=np.uint32).data
+    path = Path(folder) / "baseline"
+    start = time.perf_counter()
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for _ in range(megabytes):
+            digest.update(block)
+            file.write(block)
+    seconds = time.perf_counter() - start
+    path.unlink()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--folder", default=None)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        export_one(options.one[0], options.one[1], options.one[2].split(","))
+        return
+    results = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        shards = make_store(folder, options.samples)
+        megabytes = options.samples * TOKENS * 4 / 1e6
+        raw = megabytes / baseline(folder, int(megabytes))
+        print(f"{options.samples} samples, {megabytes:.0f} MB of token ids")
+        print(f"hash and write alone: {raw:.0f} MB/s")
+        for form in ("mds", "megatron", "parquet"):
+            runs = []
+            for part in (shards[: max(1, len(shards) // 4)], shards):
+                command = [sys.executable, "-m", "benchmarks.export_throughput", "--one"]
+                command += [folder, form, ",".join(part)]
+                out = subprocess.run(command, capture_output=True, text=True, check=True)
+                runs.append(json.loads(out.stdout))
+            quarter, whole = runs
+            rate = megabytes / whole["seconds"]
+            results[form] = whole | {"mb_a_second": rate, "peak_quarter": quarter["peak_mib"]}
+            print(
+                f"{form:9s} {rate:6.0f} MB/s of token ids ({whole['seconds']:.1f} s, of that "
+                f"samples {whole['samples_s']:.1f} s; {whole['written']:.0f} MB written); "
+                f"peak memory {whole['peak_mib']:.0f} MiB, "
+                f"a quarter of the samples {quarter['peak_mib']:.0f} MiB"
+            )
+    for form in ("mds", "megatron"):
+        ratio = results[form]["mb_a_second"] / TARGET_MB_A_SECOND
+        print(f"claim name=export_{form} ratio={ratio:.2f} target=1.00 differences=0")
+
+
+if __name__ == "__main__":
+    main()
