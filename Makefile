@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on real text and real models
 # make ui     its assets, partitions and checks in the browser
 # make test   linters and tests
+# make test-exports   the libraries of trainers read our exports, in an environment of their own
 PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
@@ -8,7 +9,7 @@ export ENTROPYLONG_PROFILE ?= quickstart
 export HF_HUB_DISABLE_TELEMETRY = 1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo ui test lint check clean
+.PHONY: demo ui test test-exports lint check clean
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -23,6 +24,10 @@ lint: .venv/test
 
 check test: lint
 	$(BIN)/python -m pytest
+
+test-exports: .venv/test .venv-readers/done
+	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
+	  $(BIN)/python -m pytest entropylong_assets_tests/training_data/test_real_readers.py
 
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	mkdir -p $(@D)
@@ -44,5 +49,13 @@ $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	$(PIP) --editable '.[demo,test]'
 	@touch $@
 
+READERS := entropylong_assets_tests/training_data/readers/requirements.txt
+.venv-readers/done: $(READERS)
+	$(PYTHON) -m venv .venv-readers
+	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check -r $(READERS)
+	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  mosaicml-streaming==0.13.0 megatron-core==0.16.1
+	@touch $@
+
 clean:
-	rm -rf .venv .dagster data
+	rm -rf .venv .venv-readers .dagster data
