@@ -52,7 +52,7 @@ def run_check(
     sql = (folder / f"{check.name}.sql").read_text(encoding="utf-8")
     with duck.connect(pipeline.store, views, only=sql) as session:
         used = {name: value for name, value in parameters.items() if f"${name}" in sql}
-        faults: pa.Table = session.execute(sql, used).to_arrow_table()
+        faults: pa.Table = session.sql(sql, params=used).to_arrow_table()
     examples = pl.from_arrow(faults.slice(0, EXAMPLES))
     assert isinstance(examples, pl.DataFrame)
     return len(faults), examples

@@ -90,7 +90,7 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
             f"embedding.chunk_tokens is {settings.chunk_tokens}, but {settings.model} reads only "
             f"{window} tokens; set it to {window} or less"
         )
-    dimension = model.get_sentence_embedding_dimension()
+    dimension = model.get_embedding_dimension()
     assert dimension is not None
     return Embedder(
         model=model,

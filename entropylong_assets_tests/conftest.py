@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["ENTROPYLONG_PROFILE"] = "quickstart"
+os.environ.pop("ENTROPYLONG_SETTINGS", None)
+
+import dagster as dg
+import pytest
+
+from entropylong_assets.automation.local_run import register_shards, run_pipeline
+from entropylong_assets.settings import Settings
+from entropylong_assets.storage.tables import TableStore
+from entropylong_assets_tests.tiny_world import tiny_settings, write_corpus, write_models
+
+
+@dataclass(frozen=True)
+class World:
+    """A pipeline that ran whole, with the instance that knows its runs."""
+
+    settings: Settings
+    store: TableStore
+    instance: dg.DagsterInstance
+    shards: tuple[str, ...]
+    corpus: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world(
+    tmp_path_factory: pytest.TempPathFactory, tiny_models: tuple[str, str], tiny_corpus: Path
+) -> Iterator[World]:
+    """All assets and checks of two shards, through real Dagster runs. Read only."""
+    settings = tiny_settings(tiny_corpus, tmp_path_factory.mktemp("data"), tiny_models)
+    with dg.DagsterInstance.ephemeral() as instance:
+        plan = register_shards(settings, instance)
+        run_pipeline(settings, plan, instance)
+        yield World(
+            settings,
+            TableStore(settings.data_uri),
+            instance,
+            tuple(shard.key for shard in plan.shards),
+            tiny_corpus,
+        )
