@@ -83,9 +83,7 @@ def test_candidates_are_the_nearest_chunks(world: World) -> None:
     assert len(asked) > 40
 
 
-def test_every_verdict_is_that_of_the_reference(
-    world: World, tiny_models: tuple[str, str]
-) -> None:
+def test_every_verdict_is_that_of_the_reference(world: World, tiny_models: tuple[str, str]) -> None:
     """The named failure: any saving in the forward passes that changes a verdict."""
     scores = functools.cache(reference.Llama(tiny_models[0]).scores)
     epsilon = world.settings.verification.epsilon

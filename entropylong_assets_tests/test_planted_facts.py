@@ -6,7 +6,6 @@ The named failures: a pipeline that accepts anything, and one that finds nothing
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import dagster as dg
 import polars as pl

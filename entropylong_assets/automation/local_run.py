@@ -79,8 +79,8 @@ def run_pipeline(
     settings: Settings,
     plan: ShardPlan,
     there: dg.DagsterInstance,
-    on_start: Callable[[str, str], None] = lambda job, shard: None,
-    on_end: Callable[[str, str, bool], None] = lambda job, shard, was_run: None,
+    on_start: Callable[[str, str], None] = lambda *_: None,
+    on_end: Callable[[str, str, bool], None] = lambda *_: None,
 ) -> int:
     """Runs what is not current, stage after stage; returns the number of runs.
 

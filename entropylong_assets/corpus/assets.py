@@ -1,4 +1,5 @@
 import dagster as dg
+import polars as pl
 
 from entropylong_assets.automation.determinants import determinants, shard_basis
 from entropylong_assets.automation.partitions import corpus_shard
@@ -41,11 +42,10 @@ def corpus_documents(
         ) as writer:
             writer.summary |= ingest_shard(shard, settings, tokenizer.count, writer, on_progress)
         manifest = store.require("corpus_documents", shard_key)
-        documents = store.read(
-            "corpus_documents",
-            shard_key,
-            "documents",
-            ["doc_id", "external_id", "n_chars", "n_tokens", "is_root", "text"],
+        columns = ["doc_id", "external_id", "n_chars", "n_tokens", "is_root", "text"]
+        documents = next(
+            store.batches("corpus_documents", shard_key, "documents", columns, 5),
+            pl.DataFrame(schema=columns),
         )
     return materialised(
         manifest,

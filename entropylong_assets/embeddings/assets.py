@@ -1,6 +1,7 @@
 from collections import Counter
 
 import dagster as dg
+import polars as pl
 
 from entropylong_assets.automation.determinants import determinants
 from entropylong_assets.automation.partitions import corpus_shard
@@ -70,7 +71,10 @@ def chunk_embeddings(
                 "embedder": embedder.identity,
             }
         manifest = store.require("chunk_embeddings", shard)
-        chunks = store.read("chunk_embeddings", shard, "chunks")
+        chunks = next(
+            store.batches("chunk_embeddings", shard, "chunks", rows=5),
+            pl.DataFrame(schema=["chunk_id"]),
+        )
     return materialised(
         manifest,
         "chunks",
