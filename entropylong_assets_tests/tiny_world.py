@@ -14,34 +14,11 @@ import numpy as np
 
 from entropylong_assets.settings import Settings, make_settings
 
-WORDS = [
-    "river",
-    "stone",
-    "lamp",
-    "copper",
-    "north",
-    "engine",
-    "garden",
-    "signal",
-    "winter",
-    "thread",
-    "paper",
-    "harbour",
-    "salt",
-    "mirror",
-    "orchard",
-    "bridge",
-    "quiet",
-    "ember",
-    "violet",
-    "ladder",
-    "compass",
-    "anchor",
-    "meadow",
-    "lantern",
-    "granite",
-    "willow",
-]  # a list of words is read as words
+_TEXT = (
+    "river stone lamp copper north engine garden signal winter thread paper harbour salt mirror "
+    "orchard bridge quiet ember violet ladder compass anchor meadow lantern granite willow"
+)
+WORDS = _TEXT.split()
 
 
 def sentence(draw: np.random.Generator) -> str:
