@@ -113,23 +113,28 @@ def print_figures(
         table.add_row(name, value)
     console.print(table)
     console.print(_sample_table(figures.samples, settings.samples.tokens))
-    seconds = Table(title="Seconds a stage, summed over shards", title_justify="left")
+    seconds = Table(show_header=False, title="Seconds, summed over shards", title_justify="left")
+    seconds.add_column()
+    seconds.add_column(justify="right")
     for asset, _ in STAGES:
-        seconds.add_column(asset.replace("_", "\n"), justify="right")
-    seconds.add_row(*(f"{stage_seconds(there, asset):,.1f}" for asset, _ in STAGES))
+        seconds.add_row(asset, f"{stage_seconds(there, asset):,.1f}")
     console.print(seconds)
 
 
 def _sample_table(samples: pl.DataFrame, n_tokens: int) -> Table:
-    table = Table(title="Samples", title_justify="left")
-    for name in ("sample", "tokens", "root", "verified", "negative", "padding", "dependencies"):
-        table.add_column(name, justify="left" if name == "sample" else "right")
+    table = Table(
+        title=f"Samples of {n_tokens:,} tokens, by the role of their tokens",
+        title_justify="left",
+    )
+    table.add_column("sample", no_wrap=True)
+    for name in ("root", "verified", "negative", "padding", "deps"):
+        table.add_column(name, justify="right")
     for row in samples.iter_rows(named=True):
         shares = [
             f"{row[f'n_{role}'] / n_tokens:.1%}"
             for role in ("root", "verified", "negative", "padding")
         ]
-        table.add_row(row["sample_id"], f"{n_tokens:,}", *shares, f"{row['dependencies']:,}")
+        table.add_row(row["sample_id"], *shares, f"{row['dependencies']:,}")
     return table
 
 
