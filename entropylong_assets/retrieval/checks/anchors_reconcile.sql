@@ -1,5 +1,5 @@
 -- Every anchor has a query, or its whole root was dropped; every query has candidates, or was
--- dropped for want of them.
+-- dropped for want of them; no candidate stands without a query.
 WITH anchors AS (SELECT root_id, unnest(anchors) AS anchor FROM roots),
 whole AS (SELECT root_id FROM dropped WHERE anchor IS NULL),
 single AS (SELECT root_id, anchor FROM dropped WHERE anchor IS NOT NULL),
@@ -15,3 +15,7 @@ UNION ALL
 SELECT root_id, anchor, 'candidates and drop do not add up'
 FROM queries LEFT JOIN answered USING (root_id, anchor)
 GROUP BY root_id, anchor HAVING count(answered.root_id) <> 1
+UNION ALL
+SELECT root_id, anchor, 'dropped root with a query' FROM queries SEMI JOIN whole USING (root_id)
+UNION ALL
+SELECT root_id, anchor, 'no such query' FROM candidates ANTI JOIN queries USING (root_id, anchor)

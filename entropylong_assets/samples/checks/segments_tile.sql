@@ -11,3 +11,6 @@ WHERE start <> free_from OR "end" <= start OR segment <> number OR last_end <> $
 UNION ALL
 SELECT sample_id, NULL, 'no segments', NULL, NULL, NULL
 FROM samples ANTI JOIN segments USING (sample_id)
+UNION ALL
+SELECT sample_id, segment, 'no such sample', start, "end", NULL
+FROM segments ANTI JOIN samples USING (sample_id)

@@ -5,5 +5,5 @@ WITH behind AS (
 )
 SELECT *
 FROM behind
-WHERE isnan(entropy) OR isnan(surprisal) OR entropy < -1e-4 OR surprisal < -1e-4
+WHERE (entropy IS NULL) <> (surprisal IS NULL) OR isnan(entropy) OR isnan(surprisal) OR isinf(surprisal) OR entropy < -1e-4 OR surprisal < -1e-4
    OR entropy > (SELECT ln(vocab_size) FROM summary) + 1e-3

@@ -1,6 +1,14 @@
--- Every candidate became one pair.
-SELECT coalesce(c.root_id, p.root_id) AS root_id, coalesce(c.anchor, p.anchor) AS anchor,
-       c.chunk_id AS candidate, p.chunk_id AS pair
-FROM candidates AS c FULL JOIN pairs AS p
-  ON c.root_id = p.root_id AND c.anchor = p.anchor AND c."rank" = p."rank"
-WHERE c.chunk_id IS DISTINCT FROM p.chunk_id
+-- Every candidate became one pair, and those that the leak guard refused are refused here.
+WITH nominated AS (
+    SELECT root_id, anchor, "rank", chunk_id, guard = 'near_duplicate' AS is_copy,
+           row_number() OVER (PARTITION BY root_id, anchor, "rank") AS time
+    FROM candidates
+),
+judged AS (
+    SELECT root_id, anchor, "rank", chunk_id, verdict = 'near_duplicate' AS is_copy,
+           row_number() OVER (PARTITION BY root_id, anchor, "rank") AS time
+    FROM pairs
+)
+SELECT root_id, anchor, "rank", c.chunk_id AS candidate, p.chunk_id AS pair
+FROM nominated AS c FULL JOIN judged AS p USING (root_id, anchor, "rank", time)
+WHERE c.chunk_id IS DISTINCT FROM p.chunk_id OR c.is_copy IS DISTINCT FROM p.is_copy

@@ -17,14 +17,22 @@ verdicts AS (
            coalesce(cg > $epsilon AND (believes OR NOT $require_surprisal_drop), false)
                AS calibrated
     FROM gains
+),
+reasons AS (
+    SELECT *,
+           CASE WHEN $rule = 'plain' THEN plain ELSE calibrated END AS passes,
+           CASE WHEN passes THEN 'accepted'
+                WHEN $rule = 'calibrated' AND cg > $epsilon THEN 'surprisal_rose'
+                ELSE 'gain_too_small' END AS reason
+    FROM verdicts
 )
 SELECT root_id, anchor, chunk_id, gain, g AS recomputed, calibrated_gain, cg AS recomputed_calibrated,
        accepted, verdict
-FROM verdicts
+FROM reasons
 WHERE (gain IS NULL) <> (g IS NULL) OR abs(gain - g) > 1e-9
    OR (calibrated_gain IS NULL) <> (cg IS NULL) OR abs(calibrated_gain - cg) > 1e-9
    OR accepted_plain <> plain OR accepted_calibrated <> calibrated
-   OR accepted <> CASE WHEN $rule = 'plain' THEN plain ELSE calibrated END
-   OR accepted <> (verdict = 'accepted')
-   OR (entropy_context IS NULL)
-      <> (verdict IN ('near_duplicate', 'too_long_for_model', 'not_tried'))
+   OR accepted <> passes
+   OR CASE WHEN entropy_context IS NULL
+           THEN verdict NOT IN ('near_duplicate', 'too_long_for_model', 'not_tried')
+           ELSE verdict <> reason END

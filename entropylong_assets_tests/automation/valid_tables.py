@@ -1,0 +1,318 @@
+"""Small tables, written by hand, in which every SQL check finds nothing wrong.
+
+One root `A` with two anchors; `E` belongs to another shard, `F` finds no candidates, `C` is too
+long for the model. Numbers are chosen so that float32 holds them exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from typing import Any
+
+import polars as pl
+
+from entropylong_assets.storage import duck
+from entropylong_assets.storage.schemas import TABLES
+
+Rows = list[dict[str, Any]]
+Tables = dict[str, Rows]
+
+_TEXTS = {
+    "A": "Alpha comes first, then beta.",
+    "B": "Beta follows alpha.",
+    "C": "A long text about gamma.",
+    "E": "Known from an earlier shard.",
+    "F": "Like nothing else at all.",
+}
+_TOKENS = {"A": 8, "B": 4, "C": 99, "E": 4, "F": 4}
+SEPARATOR = [7]
+
+
+def _documents() -> Rows:
+    return [
+        {
+            "doc_id": name,
+            "text": text,
+            "source": "s",
+            "file": "f",
+            "row": row,
+            "license": "mit",
+            "n_chars": len(text),
+            "n_tokens": _TOKENS[name],
+            "is_root": name != "B",
+        }
+        for row, (name, text) in enumerate(_TEXTS.items())
+    ]
+
+
+def _root(name: str, entropies: list[float | None], anchors: list[int]) -> dict[str, Any]:
+    defined = [h for h in entropies if h is not None]
+    mean, std = statistics.fmean(defined), statistics.pstdev(defined)
+    return {
+        "root_id": name,
+        "token_ids": [10 + i for i in range(len(entropies))],
+        "entropies": entropies,
+        "surprisals": [None if h is None else h - 1 for h in entropies],
+        "mean": mean,
+        "std": std,
+        "threshold": mean + std,
+        "anchors": anchors,
+    }
+
+
+def _roots() -> Rows:
+    return [
+        _root("A", [None, 1.0, 1.0, 4.0, 1.0, 1.0, 1.0, 4.0], [3, 7]),
+        _root("E", [None, 1.0, 4.0, 1.0], [2]),
+        _root("F", [None, 1.0, 1.0, 4.0], [3]),
+    ]
+
+
+def _candidate(anchor: int, rank: int, chunk: str, similarity: float, share: float) -> Any:
+    guard = "near_duplicate" if share >= 0.25 else "passed"
+    key = {"root_id": "A", "anchor": anchor, "rank": rank, "chunk_id": chunk}
+    return {**key, "similarity": similarity, "containment": share, "guard": guard}
+
+
+def _candidates() -> Rows:
+    return [
+        _candidate(3, 1, "B-00000", 0.75, 0.0),
+        _candidate(3, 2, "D-00000", 0.5, 0.5),
+        _candidate(7, 1, "B-00000", 0.75, 0.0),
+        _candidate(7, 2, "G-00000", 0.75, 0.125),
+    ]
+
+
+def _pairs() -> Rows:
+    """Accepted; a copy; a gain that surprisal denies; too small a gain. ε = 0.4."""
+    shared = [{k: v for k, v in row.items() if k not in ("containment", "guard")} for row in
+              _candidates()]  # fmt: skip
+    control = {3: (3.75, 2.875), 7: (4.25, 3.125)}
+    scores = [(1.0, 1.0), None, (1.5, 3.5), (3.5, 2.0)]
+    verdicts = ["accepted", "near_duplicate", "surprisal_rose", "gain_too_small"]
+    rows = []
+    for row, score, verdict in zip(shared, scores, verdicts, strict=True):
+        h_control, i_control = control[row["anchor"]]
+        behind, surprisal = score or (None, None)
+        rows.append(
+            row
+            | {
+                "entropy": 4.0,
+                "entropy_context": behind,
+                "entropy_control": h_control,
+                "surprisal": 3.0,
+                "surprisal_context": surprisal,
+                "surprisal_control": i_control,
+                "gain": None if behind is None else (4.0 - behind) / 4.0,
+                "calibrated_gain": None if behind is None else (min(4.0, h_control) - behind) / 4.0,
+                "accepted_plain": verdict in ("accepted", "surprisal_rose"),
+                "accepted_calibrated": verdict == "accepted",
+                "accepted": verdict == "accepted",
+                "verdict": verdict,
+            }
+        )
+    return rows
+
+
+def _controls() -> Rows:
+    keys = ("root_id", "control", "anchor", "entropy", "surprisal")
+    return [
+        dict(zip(keys, ("A", control, anchor, h, i), strict=True))
+        for control, anchor, h, i in [
+            (0, 3, 3.5, 2.75),
+            (1, 3, 4.0, 3.0),
+            (0, 7, 4.0, 3.0),
+            (1, 7, 4.5, 3.25),
+        ]
+    ]
+
+
+def _segment(number: int, role: str, start: int, end: int, **more: Any) -> dict[str, Any]:
+    base = {"sample_id": "s-0", "segment": number, "role": role, "start": start, "end": end}
+    return base | more
+
+
+def _sample_tables() -> Tables:
+    root = _roots()[0]["token_ids"]
+    contexts = [
+        {"chunk_id": "B-00000", "doc_id": "B", "token_ids": [20, 21, *SEPARATOR]},
+        {"chunk_id": "D-00000", "doc_id": "D", "token_ids": [30, *SEPARATOR]},
+        {"chunk_id": "G-00000", "doc_id": "G", "token_ids": [40, *SEPARATOR]},
+    ]
+    pairs = _pairs()
+    for name in ("H", "I"):  # both accepted, and lost: a context, and a whole root
+        pairs.append({**pairs[0], "root_id": name})
+    segments = [
+        _segment(0, "bos", 0, 1),
+        _segment(1, "verified", 1, 4, root_id="A", doc_id="B", chunk_id="B-00000", source="s"),
+        _segment(2, "hard_negative", 4, 6, root_id="A", doc_id="G", chunk_id="G-00000", source="s"),
+        _segment(3, "root", 6, 15, root_id="A", doc_id="A", source="s"),
+        _segment(4, "padding", 15, 18),
+    ]
+    other = _segment(1, "root", 1, 9, root_id="Z", doc_id="Z", source="s") | {"sample_id": "t-0"}
+    return {
+        "roots": _roots(),
+        "pairs": pairs,
+        "contexts": contexts,
+        "samples": [
+            {
+                "sample_id": "s-0",
+                "input_ids": [1, 20, 21, 7, 40, 7, *root, 7, 0, 0, 0],
+                "n_root": 9,
+                "n_verified": 3,
+                "n_negative": 2,
+                "n_padding": 3,
+            }
+        ],
+        "segments": segments,
+        "dependencies": [
+            {
+                "sample_id": "s-0",
+                "root_id": "A",
+                "anchor": 3,
+                "chunk_id": "B-00000",
+                "rank": 1,
+                "anchor_position": 9,
+                "context_start": 1,
+                "context_end": 4,
+                "distance": 5,
+                "gain": 0.75,
+                "calibrated_gain": 0.6875,
+                "entropy": 4.0,
+                "entropy_context": 1.0,
+            }
+        ],
+        "dropped": [
+            {"root_id": "H", "chunk_id": "B-00000", "reason": "group_too_large",
+             "n_dependencies": 1},
+            {"root_id": "I", "chunk_id": None, "reason": "does_not_fit", "n_dependencies": 1},
+        ],
+        "all_segments": [*copy.deepcopy(segments), other],
+    }  # fmt: skip
+
+
+_TABLES: dict[str, Tables] = {
+    "corpus": {
+        "documents": _documents(),
+        "dropped": [{"file": "f", "row": 9, "reason": "too_short", "detail": "3 characters"}],
+        "summary": [{"rows_read": len(_TEXTS) + 1}],
+    },
+    "embeddings": {
+        "documents": _documents()[:2],
+        "chunks": [
+            {"chunk_id": "A-00000", "doc_id": "A", "chunk_number": 0, "start": 0, "end": 18,
+             "n_embedder_tokens": 6},
+            {"chunk_id": "A-00001", "doc_id": "A", "chunk_number": 1, "start": 19, "end": 29,
+             "n_embedder_tokens": 5},
+            {"chunk_id": "B-00000", "doc_id": "B", "chunk_number": 0, "start": 0, "end": 19,
+             "n_embedder_tokens": 16},
+        ],
+        "duplicates": [],
+        "vectors": [
+            {"chunk_id": "A-00000", "doc_id": "A", "vector": [1.0, 0.0]},
+            {"chunk_id": "A-00001", "doc_id": "A", "vector": [0.6, 0.8]},
+            {"chunk_id": "B-00000", "doc_id": "B", "vector": [0.0, -1.0]},
+        ],
+        "summary": [{"window_tokens": 16}],
+    },
+    "index": {
+        "shards": [{"shard": "s-0", "n_chunks": 2}, {"shard": "s-1", "n_chunks": 1}],
+        "indexed": [
+            {"chunk_id": "A-00000", "doc_id": "A", "shard": "s-0"},
+            {"chunk_id": "A-00001", "doc_id": "A", "shard": "s-0"},
+            {"chunk_id": "B-00000", "doc_id": "B", "shard": "s-1"},
+        ],
+        "summary": [{"recall": 0.96, "recall_queries": 100}],
+    },
+    "entropy": {
+        "documents": _documents(),
+        "roots": _roots(),
+        "dropped": [{"root_id": "C", "reason": "too_long_for_model", "n_tokens": 99}],
+        "summary": [{"vocab_size": 100}],
+    },
+    "retrieval": {
+        "roots": _roots(),
+        "queries": [
+            {"root_id": "A", "anchor": 3, "query": "first"},
+            {"root_id": "A", "anchor": 7, "query": "beta"},
+            {"root_id": "F", "anchor": 3, "query": "nothing"},
+        ],
+        "candidates": _candidates(),
+        "chunks": [
+            {"chunk_id": f"{doc}-00000", "doc_id": doc, "shard": "s", "source": "s", "start": 0,
+             "end": 9, "text": "some text"}
+            for doc in "BDG"
+        ],
+        "dropped": [
+            {"root_id": "E", "anchor": None, "reason": "owned_by_another_shard", "n_anchors": 1},
+            {"root_id": "F", "anchor": 3, "reason": "no_candidates", "n_anchors": 1},
+        ],
+    },
+    "verification": {
+        "roots": _roots(),
+        "candidates": _candidates(),
+        "pairs": _pairs(),
+        "controls": _controls(),
+        "summary": [{"vocab_size": 100, "false_acceptance": 0.01, "false_acceptance_low": 0.0,
+                     "false_acceptance_high": 0.05}],
+    },
+    "samples": _sample_tables(),
+}  # fmt: skip
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "corpus": {"min_chars": 5, "max_chars": 50, "root_min_tokens": 4, "root_max_tokens": 99},
+    "embeddings": {},
+    "index": {"target_recall": 0.95},
+    "entropy": {"alpha": 1.0, "min_anchor_position": 1},
+    "retrieval": {"top_k": 2, "max_containment": 0.25},
+    "verification": {
+        "rule": "calibrated",
+        "epsilon": 0.4,
+        "controls": 2,
+        "require_surprisal_drop": True,
+        "max_false_acceptance": 0.02,
+    },
+    "samples": {"sample_tokens": 18, "separator_ids": SEPARATOR},
+}
+
+_ASSETS = {
+    "corpus": ("corpus_documents",),
+    "embeddings": ("chunk_embeddings", "corpus_documents"),
+    "index": ("embedding_index",),
+    "entropy": ("entropy_scores", "corpus_documents"),
+    "retrieval": ("candidate_contexts", "entropy_scores"),
+    "verification": ("verified_dependencies", "candidate_contexts", "entropy_scores"),
+    "samples": ("long_context_samples", "verified_dependencies", "entropy_scores"),
+}
+_OTHER_SCHEMAS = {
+    "vectors": pl.Schema(
+        {"chunk_id": pl.String, "doc_id": pl.String, "vector": pl.Array(pl.Float32, 2)}
+    ),
+    "duplicates": pl.Schema({"doc_id": pl.String}),
+    "indexed": pl.Schema({"chunk_id": pl.String, "doc_id": pl.String, "shard": pl.String}),
+}
+
+
+def valid(stage: str) -> Tables:
+    """A fresh copy of a stage's tables."""
+    return copy.deepcopy(_TABLES[stage])
+
+
+def views(stage: str, tables: Tables) -> dict[str, duck.View]:
+    """As frames with the columns and types that the stage's tables have on disk."""
+    made: dict[str, duck.View] = {}
+    for name, rows in tables.items():
+        stored = next(
+            (TABLES[a][_stored(name)] for a in _ASSETS[stage] if _stored(name) in TABLES[a]), None
+        )
+        if stored is not None:
+            schema = pl.Schema(stored)
+            made[name] = pl.DataFrame(rows, schema=schema)
+        else:
+            made[name] = pl.DataFrame(rows, schema=_OTHER_SCHEMAS.get(name))
+    return made
+
+
+def _stored(view: str) -> str:
+    return "segments" if view == "all_segments" else view
