@@ -74,7 +74,7 @@ def _figure_rows(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any]]
         ("distance beyond 32K tokens, share", distance["share_beyond_32k"]),
         ("distance beyond 64K tokens, share", distance["share_beyond_64k"]),
         ("candidates refused as near-duplicates", figures["near_duplicates_refused"]),
-        *[(f"tokens in role `{r}`, share", n) for r, n in figures["share_by_role"].items()],
+        *[(f"tokens in role {r}, share", n) for r, n in figures["share_by_role"].items()],
     ]
 
 
@@ -130,7 +130,7 @@ def dataset_card(manifest: Mapping[str, Any]) -> str:
                 ("scoring model", made["model"]),
                 ("index", ", ".join(made["indexes"])),
                 ("code", made["code_version"]),
-                ("seed", settings["seed"]),
+                ("seed", str(settings["seed"])),
                 ("rule", f"{rule}, ε = {settings['verification']['epsilon']:g}"),
                 ("threshold", f"τ = μ + {settings['entropy']['alpha']:g}·σ"),
                 ("profile", settings["profile"]),
