@@ -7,48 +7,36 @@ Layout, for a pipeline whose data is kept under `<data_uri>`:
 
 A partition appears whole or not at all: its files are written first, under names taken from
 their bytes, and become visible with one put of the manifest. Readers go by the manifest alone, so
-that a killed writer leaves nothing but files which nobody reads and the next writer removes.
+that a killed writer leaves nothing but files which nobody reads and the next writer removes. On a
+local disk two writers of one partition publish one after the other, under a lock.
 An asset over all shards has the one partition `WHOLE`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from entropylong_assets.storage.schemas import FORMAT_VERSION, TABLES
+from entropylong_assets.storage.partition_writer import PartitionWriter, TableError, TableFile
+from entropylong_assets.storage.schemas import FORMAT_VERSION
 
 WHOLE = "all"
 """Name of the only partition of an asset over all shards."""
 
 MANIFEST = "manifest.json"
-
-
-class TableError(ValueError):
-    """A table is missing, stale or damaged. The message is one line and says what to do."""
-
-
-class TableFile(BaseModel):
-    """One Parquet file of a partition."""
-
-    model_config = ConfigDict(frozen=True)
-
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
 
 
 class Manifest(BaseModel):
@@ -73,78 +61,30 @@ class Manifest(BaseModel):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _encodings(schema: pa.Schema) -> dict[str, Any]:
-    """Token ids split by byte, all else by dictionary: for ids a dictionary of the vocabulary
-    takes 2.5 times as long to write and read and is larger (34 MB of ids: 11.9 against 10.3)."""
-    paths = {
-        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: field.type
-        for field in schema
-    }
-    ids = [
-        p for p, kind in paths.items() if pa.types.is_list(kind) and kind.value_type == pa.uint32()
-    ]
-    return {
-        "use_dictionary": [path for path in paths if path not in ids],
-        "column_encoding": dict.fromkeys(ids, "BYTE_STREAM_SPLIT"),
-    }
+@contextmanager
+def _locked(folder: str | Path) -> Iterator[None]:
+    """Holds a local folder's lock, which ends with the process at the latest."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
-class PartitionWriter:
-    """Writes the tables of one partition, batch by batch. Made by `TableStore.write`."""
-
-    def __init__(self, asset: str, folder: Path) -> None:
-        self._schemas = TABLES[asset]
-        self._folder = folder
-        self._writers: dict[str, pq.ParquetWriter] = {}
-        self.rows = dict.fromkeys(self._schemas, 0)
-        self.summary: dict[str, Any] = {}
-
-    def append(self, table: str, rows: pl.DataFrame | list[dict[str, Any]]) -> None:
-        """Adds rows, cast to the table's schema. Raises TableError where they don't fit it."""
-        schema = self._schemas[table]
+def _remove_dead(folder: Path) -> None:
+    """Removes what killed writers left in a locked partition; a live one holds its staging."""
+    for path in folder.glob(".put-*"):
+        path.unlink(missing_ok=True)
+    for path in folder.glob(".staging-*"):
+        handle = os.open(path, os.O_RDONLY)
         try:
-            if isinstance(rows, pl.DataFrame):
-                arrow = rows.select(schema.names).to_arrow().cast(schema)
-            else:
-                arrow = pa.Table.from_pylist(rows, schema=schema)
-        except (pa.ArrowException, pl.exceptions.PolarsError, TypeError) as error:
-            raise TableError(f"table {table}: rows don't fit its schema: {error}") from error
-        for field, column in zip(schema, arrow.columns, strict=True):
-            if not field.nullable and column.null_count:
-                raise TableError(f"table {table}: column {field.name} has nulls")
-        self._writer(table).write_table(arrow)
-        self.rows[table] += len(arrow)
-
-    def _writer(self, table: str) -> pq.ParquetWriter:
-        if table not in self._writers:
-            schema = self._schemas[table]
-            self._writers[table] = pq.ParquetWriter(
-                self._folder / table, schema, compression="zstd", **_encodings(schema)
-            )
-        return self._writers[table]
-
-    def close(self) -> dict[str, tuple[Path, TableFile]]:
-        """Ends all files; empty tables get a file too. Returns them by table."""
-        files = {}
-        for table in self._schemas:
-            self._writer(table).close()
-            path = self._folder / table
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            files[table] = (
-                path,
-                TableFile(
-                    file=f"{table}-{digest[:16]}.parquet",
-                    rows=self.rows[table],
-                    bytes=path.stat().st_size,
-                    sha256=digest,
-                ),
-            )
-        return files
-
-    def abort(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
 
 
 class TableStore:
@@ -189,8 +129,7 @@ class TableStore:
         """
         folder = self.folder(asset, shard)
         self.fs.makedirs(folder, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder if self.is_local else None))
-        try:
+        with self._staging(folder) as staging:
             writer = PartitionWriter(asset, staging)
             try:
                 yield writer
@@ -198,12 +137,6 @@ class TableStore:
                 writer.abort()
                 raise
             files = writer.close()
-            for path, table in files.values():
-                target = f"{folder}/{table.file}"
-                if self.is_local:
-                    path.replace(target)
-                else:
-                    self.fs.put_file(str(path), target)
             manifest = Manifest(
                 asset=asset,
                 shard=shard,
@@ -212,11 +145,37 @@ class TableStore:
                 tables={name: table for name, (_, table) in files.items()},
                 summary=writer.summary,
             )
-            before = self.manifest(asset, shard)
-            self.put(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
-            self._remove_old(folder, keep=[m for m in (before, manifest) if m])
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            with _locked(folder) if self.is_local else nullcontext():
+                self._publish(folder, manifest, [path for path, _ in files.values()])
+
+    @contextmanager
+    def _staging(self, folder: str) -> Iterator[Path]:
+        """A local folder for files in the making, on the disk of a local store."""
+        if not self.is_local:
+            with tempfile.TemporaryDirectory(prefix="staging-") as elsewhere:
+                yield Path(elsewhere)
+            return
+        with ExitStack() as stack:
+            with _locked(folder):
+                _remove_dead(Path(folder))
+                staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
+                stack.callback(shutil.rmtree, staging, ignore_errors=True)
+                stack.enter_context(_locked(staging))
+            yield staging
+
+    def _publish(self, folder: str, manifest: Manifest, paths: list[Path]) -> None:
+        for path, table in zip(paths, manifest.tables.values(), strict=True):
+            target = f"{folder}/{table.file}"
+            if self.is_local:
+                path.replace(target)
+            else:
+                self.fs.put_file(str(path), target)
+        try:
+            before = self.manifest(manifest.asset, manifest.shard)
+        except TableError:  # damaged: what it named can't be read anyway
+            before = None
+        self.put(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
+        self._remove_old(folder, keep=[m for m in (before, manifest) if m])
 
     def _remove_old(self, folder: str, keep: list[Manifest]) -> None:
         """Removes files of generations before the last: a reader may still hold the last one."""
@@ -227,12 +186,19 @@ class TableStore:
                 self.fs.rm(path)
 
     def manifest(self, asset: str, shard: str = WHOLE) -> Manifest | None:
-        """The visible partition, or None where there is none yet."""
+        """The visible partition, or None where there is none yet.
+
+        Raises TableError where its manifest is damaged.
+        """
         path = f"{self.folder(asset, shard)}/{MANIFEST}"
         try:
             return Manifest.model_validate_json(self.fs.cat_file(path))
         except FileNotFoundError:
             return None
+        except ValidationError:
+            raise TableError(
+                f"{asset}, {shard}: {path} is damaged or of another version; materialise it again"
+            ) from None
 
     def require(self, asset: str, shard: str = WHOLE) -> Manifest:
         """The visible partition. Raises TableError where it is not there."""
@@ -248,8 +214,9 @@ class TableStore:
 
     def shards(self, asset: str) -> list[str]:
         """Names of the visible partitions of an asset, sorted."""
-        pattern = f"{self.root}/{asset}/*/{MANIFEST}"
-        return sorted(path.split("/")[-2] for path in self.fs.glob(pattern))
+        # No glob: the URI itself may hold its special characters.
+        files = self.fs.find(f"{self.root}/{asset}", maxdepth=2)
+        return sorted(path.split("/")[-2] for path in files if path.endswith(f"/{MANIFEST}"))
 
     def path(self, asset: str, shard: str, table: str) -> str:
         """Path of a table's file on `self.fs`."""

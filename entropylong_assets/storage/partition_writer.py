@@ -1,0 +1,124 @@
+"""Writes the tables of one partition to Parquet files, batch by batch, as their schemas want them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from entropylong_assets.storage.schemas import TABLES
+
+
+class TableError(ValueError):
+    """A table is missing, stale or damaged. The message is one line and says what to do."""
+
+
+class TableFile(BaseModel):
+    """One Parquet file of a partition."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Token ids split by byte, all else by dictionary: for ids a dictionary of the vocabulary
+    takes 2.5 times as long to write and read and is larger (34 MB of ids: 11.9 against 10.3)."""
+    paths = {
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: field.type
+        for field in schema
+    }
+    ids = [
+        p for p, kind in paths.items() if pa.types.is_list(kind) and kind.value_type == pa.uint32()
+    ]
+    return {
+        "use_dictionary": [path for path in paths if path not in ids],
+        "column_encoding": dict.fromkeys(ids, "BYTE_STREAM_SPLIT"),
+    }
+
+
+def _fitted(rows: pl.DataFrame | list[dict[str, Any]], field: pa.Field) -> pa.ChunkedArray:
+    """One column of the rows in the type of the schema. Raises ValueError where it does not fit."""
+    if isinstance(rows, pl.DataFrame):
+        if field.name not in rows.columns:
+            raise ValueError("it is missing")
+        column = rows.select(field.name).to_arrow().column(0).cast(field.type)
+    else:
+        values = [row.get(field.name) for row in rows]
+        # Given the type, Arrow would cut a fraction off without a word; a cast refuses it.
+        whole = pa.types.is_integer(field.type)
+        array = pa.array(values).cast(field.type) if whole else pa.array(values, field.type)
+        column = pa.chunked_array([array])
+    is_list = pa.types.is_list(field.type)
+    if not field.nullable and column.null_count:
+        raise ValueError("it has nulls")
+    if is_list and not field.type.value_field.nullable and pc.list_flatten(column).null_count:
+        raise ValueError("it has nulls in its lists")
+    return column
+
+
+class PartitionWriter:
+    """Writes the tables of one partition, batch by batch. Made by `TableStore.write`."""
+
+    def __init__(self, asset: str, folder: Path) -> None:
+        self._schemas = TABLES[asset]
+        self._folder = folder
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self.rows = dict.fromkeys(self._schemas, 0)
+        self.summary: dict[str, Any] = {}
+
+    def append(self, table: str, rows: pl.DataFrame | list[dict[str, Any]]) -> None:
+        """Adds rows, cast to the table's schema. Raises TableError where they don't fit it."""
+        schema = self._schemas[table]
+        columns = []
+        for field in schema:
+            try:
+                columns.append(_fitted(rows, field))
+            except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+                reason = " ".join(str(error).split())
+                raise TableError(
+                    f"table {table}: column {field.name} does not fit its schema: {reason}"
+                ) from error
+        arrow = pa.table(columns, schema=schema)
+        self._writer(table).write_table(arrow)
+        self.rows[table] += len(arrow)
+
+    def _writer(self, table: str) -> pq.ParquetWriter:
+        if table not in self._writers:
+            schema = self._schemas[table]
+            self._writers[table] = pq.ParquetWriter(
+                self._folder / table, schema, compression="zstd", **_encodings(schema)
+            )
+        return self._writers[table]
+
+    def close(self) -> dict[str, tuple[Path, TableFile]]:
+        """Ends all files; empty tables get a file too. Returns them by table."""
+        files = {}
+        for table in self._schemas:
+            self._writer(table).close()
+            path = self._folder / table
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            files[table] = (
+                path,
+                TableFile(
+                    file=f"{table}-{digest[:16]}.parquet",
+                    rows=self.rows[table],
+                    bytes=path.stat().st_size,
+                    sha256=digest,
+                ),
+            )
+        return files
+
+    def abort(self) -> None:
+        for writer in self._writers.values():
+            writer.close()

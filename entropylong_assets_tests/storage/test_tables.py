@@ -1,0 +1,334 @@
+"""A partition appears whole or not at all, whatever becomes of its writer."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from entropylong_assets.storage import duck
+from entropylong_assets.storage.schemas import FORMAT_VERSION, TABLES
+from entropylong_assets.storage.tables import MANIFEST, TableError, TableStore
+
+ASSET, SHARD = "embedding_index", "all"
+
+
+def shard_rows(generation: int, n: int = 4) -> list[dict[str, Any]]:
+    return [
+        {"shard": f"s-{i}", "position": i, "data_version": f"v{generation}", "n_chunks": generation}
+        for i in range(n)
+    ]
+
+
+def copy_rows(generation: int, n: int = 3) -> list[dict[str, Any]]:
+    return [{"doc_id": f"d{i}", "shard": "s", "owner": "o", "n_chunks": generation}
+            for i in range(n)]  # fmt: skip
+
+
+def write(store: TableStore, generation: int, n: int = 4, shard: str = SHARD) -> None:
+    with store.write(ASSET, shard, fingerprint=f"f{generation}") as writer:
+        writer.append("shards", shard_rows(generation, n))
+        writer.append("duplicates", copy_rows(generation, n))
+        writer.summary["generation"] = generation
+
+
+def generation_of(store: TableStore) -> int | None:
+    """The one generation that all of a partition belongs to; its bytes are as the manifest says."""
+    manifest = store.manifest(ASSET, SHARD)
+    if manifest is None:
+        return None
+    generation = manifest.summary["generation"]
+    assert manifest.fingerprint == f"f{generation}"
+    for name, table in manifest.tables.items():
+        content = store.fs.cat_file(store.path(ASSET, SHARD, name))
+        assert hashlib.sha256(content).hexdigest() == table.sha256
+        assert len(content) == table.bytes
+        frame = store.read(ASSET, SHARD, name)
+        assert len(frame) == table.rows > 0
+        assert set(frame["n_chunks"]) == {generation}
+    return int(generation)
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TableStore]:
+    if request.param == "local":
+        yield TableStore(str(tmp_path / "data"))
+        return
+    store = TableStore(f"memory://{uuid.uuid4().hex}")
+    yield store
+    if store.fs.exists(store.root):
+        store.fs.rm(store.root, recursive=True)
+
+
+def files_of(store: TableStore, shard: str = SHARD) -> list[str]:
+    return sorted(
+        path.rpartition("/")[2] for path in store.fs.ls(store.folder(ASSET, shard), False)
+    )
+
+
+def test_written_tables_are_read_back(store: TableStore) -> None:
+    assert store.manifest(ASSET) is None
+    assert store.shards(ASSET) == []
+    write(store, 7)
+    assert generation_of(store) == 7
+    assert store.shards(ASSET) == [SHARD]
+    assert store.read(ASSET, SHARD, "shards").to_dicts() == shard_rows(7)
+    assert store.read(ASSET, SHARD, "duplicates", ["doc_id"]).columns == ["doc_id"]
+    batches = list(store.batches(ASSET, SHARD, "shards", rows=3))
+    assert [len(batch) for batch in batches] == [3, 1]
+    assert pl.concat(batches).to_dicts() == shard_rows(7)
+
+
+def test_duckdb_reads_the_same_rows(store: TableStore) -> None:
+    write(store, 7)
+    views: dict[str, duck.View] = {"shards": (ASSET, [SHARD], "shards")}
+    with duck.connect(store, views) as session:
+        assert session.sql("SELECT sum(n_chunks), count(*) FROM shards").fetchall() == [(28, 4)]
+
+
+def test_rows_of_several_batches_and_kinds_are_one_table(store: TableStore) -> None:
+    with store.write(ASSET, SHARD, fingerprint="f") as writer:
+        writer.append("shards", shard_rows(1)[:1])
+        writer.append("shards", pl.DataFrame(shard_rows(1)[1:]).with_columns(extra=pl.lit("x")))
+        writer.append("shards", [])
+        assert writer.rows == {"shards": 4, "duplicates": 0}
+    assert store.read(ASSET, SHARD, "shards").to_dicts() == shard_rows(1)
+    empty = store.read(ASSET, SHARD, "duplicates")
+    assert (len(empty), empty.columns) == (0, TABLES[ASSET]["duplicates"].names)
+
+
+def fail_inside(store: TableStore, error: type[BaseException]) -> None:
+    with store.write(ASSET, SHARD, fingerprint="f2") as writer:
+        writer.append("shards", shard_rows(2))
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_the_old_partition(
+    store: TableStore, error: type[BaseException]
+) -> None:
+    write(store, 1)
+    before = files_of(store)
+    with pytest.raises(error):
+        fail_inside(store, error)
+    assert files_of(store) == before
+    assert generation_of(store) == 1
+
+
+def test_an_exception_before_anything_was_there_leaves_nothing(store: TableStore) -> None:
+    with pytest.raises(RuntimeError):
+        fail_inside(store, RuntimeError)
+    assert store.manifest(ASSET) is None
+    assert store.shards(ASSET) == []
+    with pytest.raises(TableError, match="not materialised yet"):
+        store.require(ASSET)
+
+
+def test_only_the_last_two_generations_are_kept(store: TableStore) -> None:
+    """A reader may still hold the last one; those before it would pile up."""
+    seen = []
+    for generation in range(5):
+        write(store, generation)
+        manifest = store.require(ASSET)
+        seen.append({table.file for table in manifest.tables.values()})
+        assert set(files_of(store)) == set().union({MANIFEST}, *seen[-2:])
+    assert len(set().union(*seen)) == 10
+
+
+def test_equal_content_has_the_equal_version_wherever_it_is(tmp_path: Path) -> None:
+    versions = []
+    for folder in ("a", "b"):
+        store = TableStore(str(tmp_path / folder))
+        for generation in (1, 2, 1):
+            write(store, generation)
+            versions.append(store.require(ASSET).data_version)
+    assert versions[0] == versions[2] == versions[3] == versions[5]
+    assert versions[1] == versions[4] != versions[0]
+
+
+def test_every_table_counts_in_the_version(store: TableStore) -> None:
+    versions = set()
+    for shards, copies in [(1, 1), (2, 1), (1, 2)]:
+        with store.write(ASSET, SHARD, fingerprint="f") as writer:
+            writer.append("shards", shard_rows(shards))
+            writer.append("duplicates", copy_rows(copies))
+        versions.add(store.require(ASSET).data_version)
+    assert len(versions) == 3
+
+
+def without(column: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda row: {k: v for k, v in row.items() if k != column}
+
+
+def with_value(column: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda row: row | {column: value}
+
+
+@pytest.mark.parametrize("as_frame", [False, True], ids=["rows", "frame"])
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("position", with_value("position", None)),
+        ("position", with_value("position", "first")),
+        ("position", with_value("position", 2**31)),
+        ("position", with_value("position", 1.5)),
+        ("position", without("position")),
+        ("data_version", with_value("data_version", None)),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_with_the_column(
+    store: TableStore, column: str, change: Callable[..., dict[str, Any]], as_frame: bool
+) -> None:
+    write(store, 1)
+    rows: Any = [change(row) for row in shard_rows(2)]
+    rows = pl.DataFrame(rows) if as_frame else rows
+    with (
+        pytest.raises(TableError) as caught,
+        store.write(ASSET, SHARD, fingerprint="f2") as writer,
+    ):
+        writer.append("shards", rows)
+    message = str(caught.value)
+    assert message.startswith(f"table shards: column {column} ")
+    assert "\n" not in message
+    assert generation_of(store) == 1
+
+
+@pytest.mark.parametrize("token_ids", [[1, None], None, [-1], [2**32], ["a"], 3])
+@pytest.mark.parametrize("as_frame", [False, True], ids=["rows", "frame"])
+def test_token_ids_that_do_not_fit_are_refused(
+    store: TableStore, token_ids: Any, as_frame: bool
+) -> None:
+    row = {"root_id": "r", "control": 0, "chunk_ids": ["c"], "token_ids": token_ids}
+    rows: Any = pl.DataFrame([row]) if as_frame else [row]
+    with (
+        pytest.raises(TableError, match=r"^table control_contexts: column token_ids "),
+        store.write("verified_dependencies", "s-0", fingerprint="f") as writer,
+    ):
+        writer.append("control_contexts", rows)
+
+
+def damage(store: TableStore, content: bytes) -> None:
+    store.fs.pipe_file(f"{store.folder(ASSET)}/{MANIFEST}", content)
+
+
+def test_a_table_of_another_format_is_refused(store: TableStore) -> None:
+    write(store, 1)
+    manifest = store.require(ASSET)
+    other = manifest.model_copy(update={"format_version": FORMAT_VERSION + 1})
+    damage(store, other.model_dump_json().encode())
+    with pytest.raises(TableError, match=f"format {FORMAT_VERSION + 1}.*materialise it again"):
+        store.read(ASSET, SHARD, "shards")
+    write(store, 2)
+    assert generation_of(store) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"asset": 3}', b"\xff\xfe"])
+def test_a_damaged_manifest_is_one_line_and_heals(store: TableStore, content: bytes) -> None:
+    write(store, 1)
+    damage(store, content)
+    with pytest.raises(TableError, match=r"damaged.*materialise it again") as caught:
+        store.require(ASSET)
+    assert "\n" not in str(caught.value)
+    write(store, 2)
+    assert generation_of(store) == 2
+
+
+def test_a_folder_with_glob_characters_in_its_name_is_a_folder(tmp_path: Path) -> None:
+    store = TableStore(str(tmp_path / "run[1]*" / "data?"))
+    write(store, 3)
+    assert store.shards(ASSET) == [SHARD]
+    assert generation_of(store) == 3
+    with duck.connect(store, {"shards": (ASSET, [SHARD], "shards")}) as session:
+        assert session.sql("SELECT count(*) FROM shards").fetchall() == [(4,)]
+
+
+def test_shards_are_those_with_a_manifest_sorted(store: TableStore) -> None:
+    for shard in ("b-00001", "a-00002", "b-00000"):
+        write(store, 1, shard=shard)
+    store.fs.makedirs(store.folder(ASSET, "half-00000"), exist_ok=True)
+    store.fs.pipe_file(f"{store.folder(ASSET, 'half-00000')}/shards-00.parquet", b"PAR1")
+    assert store.shards(ASSET) == ["a-00002", "b-00000", "b-00001"]
+
+
+def _write_for_ever(folder: str, first: int, started: Event) -> None:
+    store = TableStore(folder)
+    started.set()
+    for generation in range(first, first + 10_000):
+        write(store, generation, n=2000)
+
+
+def test_a_killed_writer_leaves_the_old_or_the_new_whole(tmp_path: Path) -> None:
+    """SIGKILL at seeded moments of writing and publishing."""
+    draw = random.Random(20)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["entropylong_assets_tests.storage.test_tables"])
+    store = TableStore(str(tmp_path))
+    seen: list[int] = []
+    cut_short = 0
+    for _ in range(20):
+        first, started = (seen[-1] + 1 if seen else 1), processes.Event()
+        writer = processes.Process(target=_write_for_ever, args=(str(tmp_path), first, started))
+        writer.start()
+        assert started.wait(30)
+        time.sleep(draw.uniform(0.01, 0.08))
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -9
+        generation = generation_of(store)
+        if generation is not None:
+            assert generation >= (seen[-1] if seen else 1)
+            seen.append(generation)
+        cut_short += any(name.startswith(".") for name in files_of(store))
+    assert len(seen) >= 10
+    assert seen[-1] > len(seen)
+    assert cut_short >= 5, "the kills came between the writes"
+    write(store, 10_000_000)
+    write(store, 10_000_001)
+    assert generation_of(store) == 10_000_001
+    assert len(files_of(store)) == 5, "what killed writers left behind is still there"
+
+
+def _write_some(folder: str, generations: list[int]) -> None:
+    for generation in generations:
+        write(TableStore(folder), generation, n=50)
+
+
+def test_two_writers_of_one_partition_never_break_it(tmp_path: Path) -> None:
+    """One writer's clearing must not take the files that the other is about to name."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["entropylong_assets_tests.storage.test_tables"])
+    writers = [
+        processes.Process(
+            target=_write_some, args=(str(tmp_path), list(range(start, start + 160, 2)))
+        )
+        for start in (1, 2)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    assert generation_of(TableStore(str(tmp_path))) in (159, 160)
+    assert not [name for name in files_of(TableStore(str(tmp_path))) if name.startswith(".")]
+
+
+def test_a_live_writer_s_staging_is_not_taken_for_a_dead_one_s(tmp_path: Path) -> None:
+    store = TableStore(str(tmp_path))
+    dead = Path(store.folder(ASSET)) / ".staging-dead"
+    dead.mkdir(parents=True)
+    with store.write(ASSET, SHARD, fingerprint="f1") as slow:
+        assert not dead.exists()
+        slow.append("shards", shard_rows(1))
+        write(store, 2)
+        slow.append("duplicates", copy_rows(1))
+        slow.summary["generation"] = 1
+    assert generation_of(store) == 1
