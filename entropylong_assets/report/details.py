@@ -1,0 +1,261 @@
+"""The few roots and samples that a report shows in full, and how they are chosen.
+
+A report stays small however large the data: everything else is in its counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from entropylong_assets.entropy.model import Tokenizer
+from entropylong_assets.report.distributions import Rows, rows
+from entropylong_assets.report.text import excerpt, token_texts, visible
+from entropylong_assets.storage.tables import TableStore
+
+ROOTS = 12
+"""Roots shown: half of them those with the most accepted contexts, half drawn."""
+SAMPLES = 8
+"""Samples shown: half of them those with the most dependencies, half drawn."""
+ROOT_TOKENS = 4096
+"""Tokens shown of a root."""
+ANCHORS = 40
+"""Anchors of a root shown with all their candidates: resolved ones first, by gain, then by
+entropy. The others are marked, with their entropy and no more."""
+ARCS = 300
+"""Dependencies drawn in a sample: the largest gains."""
+PASSAGE_CHARS, SEGMENT_TOKENS, ANCHOR_TOKENS = 800, 70, 8
+
+HOW_CHOSEN = (
+    f"Counts and charts are over all data. Shown in full: {ROOTS} roots, half of them those with "
+    "the most accepted contexts, half a random draw (the first ids, which are hashes of content); "
+    f"{SAMPLES} samples, half of them those with the most dependencies, half a draw by hash. Of a "
+    f"root: {ROOT_TOKENS:,} tokens, and every candidate of {ANCHORS} anchors, resolved ones first, "
+    f"then by entropy. Of a passage: {PASSAGE_CHARS} characters. Of a sample: all segments and the "
+    f"{ARCS} dependencies of largest gain. In a comparison, roots chosen in either run are shown "
+    "in both, where both have them."
+)
+
+_CHOSEN = """
+WITH counted AS ({counted}),
+most AS (SELECT id, 'most' AS why FROM counted ORDER BY n DESC, id LIMIT {half}),
+drawn AS (
+    SELECT id, 'drawn' AS why FROM counted ANTI JOIN most USING (id) ORDER BY {draw} LIMIT {half}
+)
+FROM most UNION ALL FROM drawn
+"""
+
+_ROOTS_COUNTED = """
+    SELECT root_id AS id, coalesce(any_value(p.n), 0) AS n FROM roots
+    LEFT JOIN (
+        SELECT root_id, count(*) FILTER (accepted) AS n FROM pairs GROUP BY root_id
+    ) AS p USING (root_id)
+    GROUP BY root_id
+"""
+
+_SAMPLES_COUNTED = """
+    SELECT s.sample_id AS id, coalesce(any_value(d.n), 0) AS n
+    FROM (SELECT DISTINCT sample_id FROM segments) AS s
+    LEFT JOIN (SELECT sample_id, count(*) AS n FROM dependencies GROUP BY sample_id) AS d
+        USING (sample_id)
+    GROUP BY s.sample_id
+"""
+
+
+def _chosen(session: duckdb.DuckDBPyConnection, counted: str, draw: str, n: int) -> dict[str, str]:
+    query = _CHOSEN.format(counted=counted, draw=draw, half=n // 2)
+    return {row["id"]: row["why"] for row in rows(session, query)}
+
+
+def choose_roots(session: duckdb.DuckDBPyConnection, n: int = ROOTS) -> dict[str, str]:
+    """Ids of the roots to show, and why each: `most` or `drawn`."""
+    return _chosen(session, _ROOTS_COUNTED, "id", n)
+
+
+def choose_samples(session: duckdb.DuckDBPyConnection, n: int = SAMPLES) -> dict[str, str]:
+    """Ids of the samples to show, and why each: `most` or `drawn`."""
+    return _chosen(session, _SAMPLES_COUNTED, "md5(id), id", n)
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+_PAIR = (
+    "rank chunk_id similarity entropy_context entropy_control surprisal_context "
+    "surprisal_control gain calibrated_gain accepted verdict"
+).split()
+
+
+def _anchors(anchors: Sequence[int], entropies: Sequence[float], pairs: Rows) -> Rows:
+    """Rows of the anchors: position, state, and candidates where it is shown in full."""
+    by_anchor: dict[int, Rows] = {}
+    for pair in pairs:
+        by_anchor.setdefault(pair["anchor"], []).append(pair)
+
+    def order(t: int) -> tuple[float, float, int]:
+        gains = [pair["gain"] for pair in by_anchor.get(t, []) if pair["accepted"]]
+        return (-max(gains, default=0.0), -entropies[t], t)
+
+    shown = set(sorted(anchors, key=order)[:ANCHORS])
+    result = []
+    for t in anchors:
+        mine = by_anchor.get(t, [])
+        accepted = any(pair["accepted"] for pair in mine)
+        state = "resolved" if accepted else "unresolved" if mine else "no_candidates"
+        row: dict[str, Any] = {"t": t, "state": state}
+        if t in shown:
+            row["candidates"] = [{name: _rounded(pair[name]) for name in _PAIR} for pair in mine]
+        result.append(row)
+    return result
+
+
+def root_details(
+    session: duckdb.DuckDBPyConnection, chosen: dict[str, str], tokenizer: Tokenizer
+) -> tuple[Rows, dict[str, dict[str, Any]]]:
+    """The roots as the page shows them, in the order of `chosen`, and their passages by chunk.
+
+    Ids that this run doesn't have are left out.
+    """
+    ids = list(chosen)
+    scored = rows(
+        session,
+        "SELECT * FROM roots WHERE root_id IN (SELECT unnest(?)) "
+        "QUALIFY row_number() OVER (PARTITION BY root_id ORDER BY root_id) = 1",
+        ids,
+    )
+    about = {
+        row["doc_id"]: row
+        for row in rows(
+            session,
+            "SELECT doc_id, source, external_id FROM documents "
+            "WHERE doc_id IN (SELECT unnest(?)) ORDER BY doc_id, source DESC",
+            ids,
+        )
+    }
+    pairs: dict[str, Rows] = {}
+    for pair in rows(
+        session,
+        "SELECT * FROM pairs WHERE root_id IN (SELECT unnest(?)) ORDER BY root_id, anchor, rank",
+        ids,
+    ):
+        pairs.setdefault(pair["root_id"], []).append(pair)
+    result, used = [], set()
+    for root in sorted(scored, key=lambda root: ids.index(root["root_id"])):
+        root_id, document = root["root_id"], about.get(root["root_id"], {})
+        anchors = _anchors(root["anchors"], root["entropies"], pairs.get(root_id, []))
+        anchors = [anchor for anchor in anchors if anchor["t"] < ROOT_TOKENS]
+        used |= {c["chunk_id"] for a in anchors for c in a.get("candidates", [])}
+        token_ids = root["token_ids"][:ROOT_TOKENS]
+        result.append(
+            {
+                "id": root_id,
+                "why": chosen[root_id],
+                "source": visible(document.get("source") or ""),
+                "document": visible(document.get("external_id") or ""),
+                "n_tokens": len(root["token_ids"]),
+                "threshold": _rounded(root["threshold"]),
+                "mean": _rounded(root["mean"]),
+                "tokens": token_texts(tokenizer, token_ids),
+                "entropies": [_rounded(h) for h in root["entropies"][: len(token_ids)]],
+                "surprisals": [_rounded(i) for i in root["surprisals"][: len(token_ids)]],
+                "anchors": anchors,
+            }
+        )
+    return result, _passages(session, used)
+
+
+def _passages(
+    session: duckdb.DuckDBPyConnection, chunk_ids: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    found = rows(
+        session,
+        "SELECT DISTINCT ON (chunk_id) chunk_id, source, text FROM passages "
+        "WHERE chunk_id IN (SELECT unnest(?)) ORDER BY chunk_id",
+        sorted(chunk_ids),
+    )
+    return {
+        row["chunk_id"]: {
+            "source": visible(row["source"]),
+            "text": excerpt(row["text"], PASSAGE_CHARS),
+        }
+        for row in found
+    }
+
+
+def _token_ids(store: TableStore, sample_id: str) -> list[int]:
+    """Token ids of one sample, read in batches: a shard may hold many."""
+    shard = sample_id.rpartition("-")[0]
+    columns = ["sample_id", "input_ids"]
+    for batch in store.batches("long_context_samples", shard, "samples", columns, rows=16):
+        found = batch.filter(pl.col("sample_id") == sample_id)
+        if len(found):
+            return found["input_ids"][0].to_list()
+    raise AssertionError(f"no tokens of {sample_id}")
+
+
+_DEPENDENCY = (
+    "root_id anchor chunk_id anchor_position context_start context_end distance gain "
+    "calibrated_gain entropy entropy_context"
+).split()
+
+
+def sample_details(
+    session: duckdb.DuckDBPyConnection,
+    store: TableStore,
+    chosen: dict[str, str],
+    tokenizer: Tokenizer,
+) -> Rows:
+    """The samples as the page shows them, in the order of `chosen`."""
+    result = []
+    for sample_id, why in chosen.items():
+        token_ids = _token_ids(store, sample_id)
+
+        def text(start: int, end: int, ids: Sequence[int] = token_ids) -> str:
+            return visible(tokenizer.decode(ids[start:end]))
+
+        segments = rows(
+            session,
+            'SELECT role, start, "end", root_id, chunk_id, source FROM segments '
+            "WHERE sample_id = ? ORDER BY segment",
+            sample_id,
+        )
+        roles: dict[str, int] = {}
+        for segment in segments:
+            start, end, role = segment["start"], segment["end"], segment["role"]
+            roles[role] = roles.get(role, 0) + end - start
+            if role != "padding":
+                cut = min(end, start + SEGMENT_TOKENS)
+                segment["text"] = text(start, cut).strip() + ("…" if cut < end else "")
+        dependencies = rows(
+            session,
+            "SELECT * FROM dependencies WHERE sample_id = ? "
+            "ORDER BY gain DESC, anchor_position, chunk_id",
+            sample_id,
+        )
+        drawn = []
+        for dependency in dependencies[:ARCS]:
+            t = dependency["anchor_position"]
+            drawn.append(
+                {name: _rounded(dependency[name]) for name in _DEPENDENCY}
+                | {
+                    "before": text(max(0, t - ANCHOR_TOKENS), t),
+                    "token": text(t, t + 1),
+                    "after": text(t + 1, t + 1 + ANCHOR_TOKENS),
+                }
+            )
+        result.append(
+            {
+                "id": sample_id,
+                "why": why,
+                "n_tokens": len(token_ids),
+                "roles": roles,
+                "segments": segments,
+                "n_dependencies": len(dependencies),
+                "dependencies": drawn,
+            }
+        )
+    return result

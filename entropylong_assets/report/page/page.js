@@ -1,0 +1,124 @@
+"use strict";
+// Puts the sections together for one run, or for two side by side.
+
+const REPORT = JSON.parse(document.getElementById("data").textContent);
+const RUNS = REPORT.runs;
+const section = (id) => document.getElementById(id);
+
+function drawRuns() {
+  const format = { count: whole, share, number, text: (x) => x ?? "–" };
+  const row = (name, values) => {
+    const differs = new Set(values).size > 1;
+    return element("tr", { class: differs ? "differs" : null },
+      element("th", { scope: "row" }, name, differs ? element("span", { class: "sign" }, " ≠") : null),
+      values.map((v) => element("td", {}, v)));
+  };
+  const names = [...new Set(RUNS.flatMap((r) => r.description.map(([name]) => name)))];
+  const made = names.map((name) => row(name,
+    RUNS.map((r) => r.description.find(([n]) => n === name)?.[1] ?? "–")));
+  const kinds = new Map(RUNS.flatMap((r) => r.figures.map(([name, , kind]) => [name, kind])));
+  const figures = [...kinds].map(([name, kind]) => row(name,
+    RUNS.map((r) => format[kind](r.figures.find(([n]) => n === name)?.[1] ?? null))));
+  const head = (first) => [first, ...RUNS.map((r) => r.label)];
+  section("runs").append(element("div", { class: "pair" },
+    table(head("figure"), figures, { class: "figures" }),
+    table(head("made with"), made, { class: "made" })));
+}
+
+function drawFunnel() {
+  const rows = RUNS[0].funnel.flatMap((step, i) => {
+    const steps = RUNS.map((r) => r.funnel[i]);
+    const reasons = [...new Set(steps.flatMap((s) => Object.keys(s.lost)))];
+    const kept = element("tr", { class: "step" },
+      element("th", { scope: "row" }, `${step.unit}: ${step.name}`),
+      steps.map((s) => [
+        element("td", { class: "number" }, `${whole(s.stayed)} of ${whole(s.came)}`),
+        element("td", { class: "bars" }, element("span", { class: "bar context",
+          style: { width: barWidth(s.stayed, s.came) } }),
+        element("span", { class: "percent" }, s.came ? share(s.stayed / s.came) : "–")),
+      ]).flat());
+    const lost = reasons.map((reason) => element("tr", { class: "lost" },
+      element("th", { scope: "row" }, `− ${words(reason)}`),
+      steps.map((s) => [
+        element("td", { class: "number" }, whole(s.lost[reason] ?? 0)),
+        element("td", { class: "bars" }, element("span", { class: "bar gone",
+          style: { width: barWidth(s.lost[reason] ?? 0, s.came) } }),
+        element("span", { class: "percent" }, s.came ? share((s.lost[reason] ?? 0) / s.came) : "–")),
+      ]).flat()));
+    const unexplained = steps.some((s) => s.unexplained) ? [element("tr", { class: "fault" },
+      element("th", { scope: "row" }, "⚠ without a reason"),
+      steps.map((s) => [element("td", { class: "number" }, whole(s.unexplained)),
+        element("td")]).flat())] : [];
+    return [kept, ...lost, ...unexplained];
+  });
+  const head = ["step", ...RUNS.flatMap((r) => [`${r.label}: kept, or lost`, "share"])];
+  section("funnel").append(table(head, rows, { class: "funnel" }));
+}
+
+async function drawCharts() {
+  for (const { title, caption, specs } of REPORT.charts) {
+    const places = specs.map((_, i) => element("div", { class: "chart" },
+      RUNS.length > 1 ? element("p", { class: "info" }, RUNS[i].label) : null, element("div")));
+    section("charts").append(element("figure", {}, element("h3", {}, title),
+      element("div", { class: "row" }, places), element("figcaption", {}, caption)));
+    for (const [i, spec] of specs.entries()) {
+      // `ast`: expressions are interpreted, not compiled, as the page's policy demands.
+      await vegaEmbed(places[i].lastChild, spec, { ast: true, actions: false, renderer: "svg" });
+    }
+  }
+  document.body.dataset.charts = "drawn";
+}
+
+function drawDetails() {
+  const all = [...new Set(RUNS.flatMap((r) => r.sources))].sort();
+  const chosen = new Set(all);
+  const views = RUNS.map((run) => new RootView(run, (from, t) => {
+    for (const other of views) if (other !== from) other.open(t, false);
+  }));
+  const samples = RUNS.map((run) => new SampleView(run, chosen, all));
+  const select = element("select", { id: "root", on: { change: () => showRoot() } });
+  const showRoot = () => views.forEach((v) => v.show(select.value));
+  const listRoots = () => {
+    const before = select.value;
+    const roots = new Map(RUNS.flatMap((r) => r.roots.map((root) => [root.id, root])));
+    const listed = [...roots.values()].filter((r) => chosen.has(r.source));
+    const label = (r) => {
+      const found = RUNS.map((run) => run.roots.find((x) => x.id === r.id))
+        .map((x) => (x ? x.anchors.filter((a) => a.state === "resolved").length : "–")).join(" / ");
+      return `${r.id.slice(0, 8)} · ${r.source} · ${found} anchors resolved · ` +
+        (r.why === "most" ? "most contexts" : "drawn");
+    };
+    select.replaceChildren(...listed.map((r) => element("option", { value: r.id }, label(r))));
+    if (listed.some((r) => r.id === before)) select.value = before;
+    else showRoot();
+  };
+  section("sources").append(...all.map((name) => element("label", {}, element("input", {
+    type: "checkbox", checked: true, value: name,
+    on: { change: (event) => {
+      if (event.target.checked) chosen.add(name);
+      else chosen.delete(name);
+      listRoots();
+      samples.forEach((s) => s.draw());
+    } },
+  }), ` ${name} `)));
+  const scale = element("p", { class: "scale" }, "entropy: low ",
+    Array.from({ length: SHADES }, (_, i) => element("span", { class: `t h${i}` }, "\u2007")),
+    ` high (of this root). ${Object.values(STATES).map((s) => `${s.sign} ${s.name}`).join(", ")}.`);
+  section("roots").append(element("div", { class: "controls" },
+    element("label", {}, "Root ", select)), scale,
+  element("div", { class: "row" }, views.map((v) => v.node)));
+  section("samples").append(element("div", { class: "row stacked" }, samples.map((s) => s.node)));
+  listRoots();
+  showRoot();
+  section("about").append(element("p", {}, REPORT.how_chosen), element("p", {},
+    "Entropy and surprisal are in nats. ΔI = (H − H′) / H; ΔI* measures against the lesser of the " +
+    "entropy alone and the mean entropy behind controls, which are random passages. Control and " +
+    "direction characters in texts are shown by name. This file fetches nothing."));
+}
+
+drawRuns();
+drawFunnel();
+drawDetails();
+drawCharts().catch((error) => {
+  section("charts").append(element("p", { role: "alert" }, `The charts can't be drawn: ${error.message}`));
+});
