@@ -182,5 +182,51 @@ def show(
         )
 
 
+@app.command()
+def report(
+    settings_file: SettingsFile = None,
+    against: Annotated[
+        str | None, typer.Option(help="URI of another run's data, to compare with.")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--out", help="File to write; else report.html in the data.")
+    ] = None,
+) -> None:
+    """Writes the report: one HTML file that needs no network."""
+    with _plain_errors():
+        settings = _settings(settings_file)
+        from entropylong_assets.report.page import save_report
+
+        written = save_report(settings, file, against)
+    out.print(f"wrote {escape(written)}", soft_wrap=True)
+
+
+@app.command()
+def export(settings_file: SettingsFile = None) -> None:
+    """Exports all healthy shards for trainers, with dataset card, manifest and report."""
+    with _plain_errors():
+        settings = _settings(settings_file)
+        from entropylong_assets.automation.local_run import instance, run_export
+        from entropylong_assets.cli_output import print_export
+
+        with instance() as there:
+            print_export(out, run_export(settings, there))
+
+
+@app.command()
+def verify_export(
+    uri: Annotated[str, typer.Argument(help="Folder or URI of one export.")],
+) -> None:
+    """Reads every file of an export again; exit code 1 if one is not as it was written."""
+    with _plain_errors():
+        from entropylong_assets.training_data.verify import verify_export as verify
+
+        found = verify(uri)
+    for fault in found.faults:
+        out.print(f"[red]{escape(fault)}[/]", soft_wrap=True)
+    out.print(f"{found.files:,} files, {found.bytes:,} bytes, {len(found.faults)} faults")
+    raise typer.Exit(1 if found.faults else 0)
+
+
 if __name__ == "__main__":
     app()

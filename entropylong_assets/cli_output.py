@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 import dagster as dg
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -119,6 +121,24 @@ def print_figures(
     for asset, _ in STAGES:
         seconds.add_row(asset, f"{stage_seconds(there, asset):,.1f}")
     console.print(seconds)
+
+
+def print_export(console: Console, made: dict[str, Any]) -> None:
+    """What an export holds, where it is, and which shards it leaves out."""
+    table = Table(show_header=False, title="Exported", title_justify="left")
+    splits = ", ".join(f"{name} {n:,}" for name, n in made["splits"].items())
+    for name, value in (
+        ("formats", made["formats"]),
+        ("samples", f"{splits}; {made['tokens']:,} tokens, {made['bytes']:,} bytes"),
+        ("dependencies", f"{made['dependencies']:,} over {made['roots']:,} roots"),
+        ("shards", f"{made['shards exported']:,}, left out {made['shards left out']:,}"),
+    ):
+        table.add_row(name, escape(str(value)))
+    console.print(table)
+    for name in ("uri", "report"):
+        console.print(f"{name}: {escape(str(made[name]))}", soft_wrap=True)
+    for shard, fault in made["why left out"].items():
+        console.print(f"left out: {escape(shard)}: {escape(fault)}", soft_wrap=True)
 
 
 def _sample_table(samples: pl.DataFrame, n_tokens: int) -> Table:

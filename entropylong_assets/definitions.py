@@ -18,6 +18,8 @@ from entropylong_assets.retrieval.checks import candidate_checks
 from entropylong_assets.samples.assets import long_context_samples
 from entropylong_assets.samples.checks import sample_checks
 from entropylong_assets.settings import Settings, load_settings
+from entropylong_assets.training_data.assets import export_job, training_dataset
+from entropylong_assets.training_data.checks import export_checks
 from entropylong_assets.verification.assets import verified_dependencies
 from entropylong_assets.verification.checks import verification_checks
 
@@ -29,6 +31,7 @@ ASSETS = [
     candidate_contexts,
     verified_dependencies,
     long_context_samples,
+    training_dataset,
 ]
 
 CHECKS = [
@@ -39,6 +42,7 @@ CHECKS = [
     candidate_checks,
     verification_checks,
     sample_checks,
+    export_checks,
 ]
 
 
@@ -52,7 +56,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     return dg.Definitions(
         assets=[asset.map_asset_specs(versioned) for asset in ASSETS],
         asset_checks=CHECKS,
-        jobs=jobs,
+        jobs=[*jobs, export_job],
         resources={"pipeline": pipeline_resource(settings)},
         # Runs are spread over processes, a run's steps are not: they share the loaded models.
         executor=dg.in_process_executor,

@@ -26,6 +26,7 @@ _CODE = {
     "candidate_contexts": 1,
     "verified_dependencies": 1,
     "long_context_samples": 1,
+    "training_dataset": 1,
 }
 
 _TOKENS = {"model", "bos", "separator"}
@@ -75,6 +76,7 @@ _SETTINGS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
         "scoring": s.scoring.model_dump(include=_TOKENS),
         "seed": s.seed,
     },
+    "training_dataset": lambda s: {"export": s.export.model_dump(mode="json"), "seed": s.seed},
 }
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -99,6 +100,18 @@ def run_pipeline(
                 runs += 1
             on_end(job, shard, not current)
     return runs
+
+
+def run_export(settings: Settings, there: dg.DagsterInstance) -> dict[str, Any]:
+    """Exports all healthy shards and writes the report; returns the metadata of the export.
+
+    Raises RunError.
+    """
+    _run(build_definitions(settings).get_repository_def().get_job("export"), WHOLE, there)
+    event = there.get_latest_materialization_event(dg.AssetKey("training_dataset"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
 def _run(job: dg.JobDefinition, shard: str, there: dg.DagsterInstance) -> None:

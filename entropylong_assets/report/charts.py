@@ -14,6 +14,8 @@ from entropylong_assets.report.distributions import Rows
 if TYPE_CHECKING:
     import altair as alt
 
+    Drawn = alt.LayerChart | alt.FacetChart
+
 BLUE, ORANGE, VERMILION, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#767676"
 WIDTH, HEIGHT = 420, 220
 _SERIES = ["retrieved, ΔI", "retrieved, ΔI*", "random, ΔI"]
@@ -34,7 +36,7 @@ def _span(runs: Sequence[Charts], name: str, *columns: str) -> Domain:
     return [float(min(values)), float(max(values))] if values else [0.0, 1.0]
 
 
-def _rule(value: float, label: str, axis: str = "x") -> alt.LayerChart:
+def _rule(value: float, label: str, axis: str = "x") -> Drawn:
     """A dashed line with its label at the top."""
     import altair as alt
 
@@ -45,7 +47,7 @@ def _rule(value: float, label: str, axis: str = "x") -> alt.LayerChart:
     return line.encode(**place) + text.encode(text="label:N", y=alt.value(0), **place)
 
 
-def _entropies(run: Charts, runs: Sequence[Charts]) -> alt.LayerChart:
+def _entropies(run: Charts, runs: Sequence[Charts]) -> Drawn:
     import altair as alt
 
     x = _span(runs, "entropies", "low", "high")
@@ -85,10 +87,10 @@ def _entropies(run: Charts, runs: Sequence[Charts]) -> alt.LayerChart:
         .mark_rect(color=VERMILION, opacity=0.12)
         .encode(x="low:Q", x2="high:Q")
     )
-    return band + bars + _rule(taus["mean"], f"mean τ {taus['mean']:.2f}")
+    return alt.layer(band, bars, _rule(taus["mean"], f"mean τ {taus['mean']:.2f}"))
 
 
-def _gains(run: Charts, runs: Sequence[Charts], epsilon: float) -> alt.LayerChart:
+def _gains(run: Charts, runs: Sequence[Charts], epsilon: float) -> Drawn:
     import altair as alt
 
     top = max(_span(runs, "gains", "share")[1], 1e-6)
@@ -131,7 +133,7 @@ def _gains(run: Charts, runs: Sequence[Charts], epsilon: float) -> alt.LayerChar
     return lines + _rule(epsilon, f"ε {epsilon:g}")
 
 
-def _distances(run: Charts, runs: Sequence[Charts]) -> alt.LayerChart:
+def _distances(run: Charts, runs: Sequence[Charts]) -> Drawn:
     import altair as alt
 
     top = max(_span(runs, "distances", "dependencies")[1], 1.0)
@@ -158,9 +160,7 @@ def _distances(run: Charts, runs: Sequence[Charts]) -> alt.LayerChart:
     return bars + _rule(32_768, "32K")
 
 
-def _acceptance(
-    run: Charts, runs: Sequence[Charts], name: str, title: str, middle: float
-) -> alt.LayerChart:
+def _acceptance(run: Charts, runs: Sequence[Charts], name: str, title: str, middle: float) -> Drawn:
     import altair as alt
 
     x = _span(runs, name, "low", "high")
@@ -192,7 +192,7 @@ def _acceptance(
     return whisker + base.mark_point(filled=True, size=60, color=BLUE, opacity=1).encode(y=y)
 
 
-def _changes(run: Charts, runs: Sequence[Charts]) -> alt.LayerChart:
+def _changes(run: Charts, runs: Sequence[Charts]) -> Drawn:
     import altair as alt
 
     x = _span(runs, "changes", "entropy_low", "entropy_high")
@@ -251,9 +251,7 @@ def _changes(run: Charts, runs: Sequence[Charts]) -> alt.LayerChart:
     return cells + zero.encode(x=alt.datum(0)) + zero.encode(y=alt.datum(0)) + circles
 
 
-def _specs(
-    draw: Callable[[int], alt.LayerChart], n_runs: int, description: str
-) -> list[dict[str, Any]]:
+def _specs(draw: Callable[[int], Drawn], n_runs: int, description: str) -> list[dict[str, Any]]:
     import altair as alt
 
     specs = []
@@ -268,9 +266,7 @@ def _specs(
 def all_charts(runs: Sequence[Charts], epsilons: Sequence[float]) -> list[dict[str, Any]]:
     """Title, caption and one Vega-Lite spec a run, for each chart."""
 
-    def chart(
-        title: str, caption: str, draw: Callable[[int], alt.LayerChart]
-    ) -> dict[str, Any]:
+    def chart(title: str, caption: str, draw: Callable[[int], Drawn]) -> dict[str, Any]:
         return {"title": title, "caption": caption, "specs": _specs(draw, len(runs), title)}
 
     return [

@@ -84,10 +84,19 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-_PAIR = (
-    "rank chunk_id similarity entropy_context entropy_control surprisal_context "
-    "surprisal_control gain calibrated_gain accepted verdict"
-).split()
+_PAIR = [
+    "rank",
+    "chunk_id",
+    "similarity",
+    "entropy_context",
+    "entropy_control",
+    "surprisal_context",
+    "surprisal_control",
+    "gain",
+    "calibrated_gain",
+    "accepted",
+    "verdict",
+]
 
 
 def _anchors(anchors: Sequence[int], entropies: Sequence[float], pairs: Rows) -> Rows:
@@ -197,10 +206,19 @@ def _token_ids(store: TableStore, sample_id: str) -> list[int]:
     raise AssertionError(f"no tokens of {sample_id}")
 
 
-_DEPENDENCY = (
-    "root_id anchor chunk_id anchor_position context_start context_end distance gain "
-    "calibrated_gain entropy entropy_context"
-).split()
+_DEPENDENCY = [
+    "root_id",
+    "anchor",
+    "chunk_id",
+    "anchor_position",
+    "context_start",
+    "context_end",
+    "distance",
+    "gain",
+    "calibrated_gain",
+    "entropy",
+    "entropy_context",
+]
 
 
 def sample_details(

@@ -21,6 +21,12 @@ from entropylong_assets.report.details import HOW_CHOSEN
 from entropylong_assets.report.run import RunSource, TokenizerFor, choose, gather_run, open_run
 from entropylong_assets.report.text import as_json
 from entropylong_assets.settings import Settings
+from entropylong_assets.storage.tables import TableStore
+
+
+class ReportError(ValueError):
+    """The report can't be written. One line that says what to do."""
+
 
 _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = ("dom.js", "root_view.js", "sample_view.js", "page.js")
@@ -34,7 +40,7 @@ def _vega() -> str:
     import vl_convert
 
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    script = vl_convert.javascript_bundle(vl_version=version)
+    script = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]
     # Inside a string this reads the same; as markup it would end the element.
     return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE)
 
@@ -91,6 +97,23 @@ def render(sources: Sequence[RunSource], tokenizer_for: TokenizerFor = load_toke
             "how_chosen": HOW_CHOSEN,
         }
     )
+
+
+def save_report(settings: Settings, file: str | None = None, against: str | None = None) -> str:
+    """Writes the report to `file`, or beside the data; returns where it is.
+
+    Raises ReportError where the file can't be written, and what `make_report` raises.
+    """
+    html = make_report(settings, against=against).encode()
+    if file is None:
+        store = TableStore(settings.data_uri)
+        store.put(f"{store.root}/report.html", html)
+        return f"{settings.data_uri}/report.html"
+    try:
+        Path(file).write_bytes(html)
+    except OSError as error:
+        raise ReportError(f"{file}: {error.strerror}; name another file with --out") from None
+    return file
 
 
 def make_report(

@@ -95,8 +95,8 @@ def open_run(
         seen = sorted({str(m.summary[key]) for m in manifests[asset] if key in m.summary})
         description.append((label, " | ".join(seen) or "not recorded"))
     made = settings.model_dump()
-    for section, values in recorded.items():
-        made[section] |= values
+    for section, known in recorded.items():
+        made[section] |= known
     return RunSource(store, shards, Settings.model_validate(made), description)
 
 
