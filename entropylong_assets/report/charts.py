@@ -170,7 +170,7 @@ def _acceptance(run: Charts, runs: Sequence[Charts], name: str, title: str, midd
     top = max([r["share_high"] for some in runs for r in some[name] if r["scored"] >= 20] + [0.05])
     rows = [r | {"middle": r["low"] + middle} for r in run[name]]
     # Bins are even; ranks are whole numbers.
-    axis = alt.Axis(tickMinStep=1, format="d") if name == "rank" else alt.Axis(labelOverlap=True)
+    axis = alt.Axis(tickMinStep=1, format="d") if name == "rank" else alt.Axis(tickCount=6)
     base = alt.Chart(_data(rows)).encode(
         x=alt.X("middle:Q", title=title, scale=alt.Scale(domain=x, nice=False), axis=axis),
         tooltip=[
