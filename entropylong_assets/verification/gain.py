@@ -16,6 +16,7 @@ SURPRISAL_ROSE = "surprisal_rose"
 NEAR_DUPLICATE = "near_duplicate"
 TOO_LONG = "too_long_for_model"
 NOT_TRIED = "not_tried"
+NO_CONTROL = "no_control"
 
 
 def judge(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
@@ -24,7 +25,7 @@ def judge(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
     `pairs` has entropy, entropy_context, entropy_control, surprisal, surprisal_context,
     surprisal_control, and `refusal`: why the pair was not scored, else null (then its
     entropy_context is there). Without controls the calibrated gain is null and its rule accepts
-    nothing.
+    nothing: the verdict then says so.
 
     ΔI = (H - H') / H; ΔI* = (min(H, H^c) - H') / H. The calibrated rule measures against
     whichever is harder to beat, the root alone or the root behind an unrelated text; the same
@@ -65,6 +66,8 @@ def judge(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
             .then(pl.lit(ACCEPTED))
             .when(passes("gain" if rule == "plain" else "calibrated_gain") & rose)
             .then(pl.lit(SURPRISAL_ROSE))
+            .when(pl.lit(rule == "calibrated") & ~has_control)
+            .then(pl.lit(NO_CONTROL))
             .otherwise(pl.lit(GAIN_TOO_SMALL))
             .alias("verdict")
         )

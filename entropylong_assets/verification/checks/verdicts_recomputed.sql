@@ -23,6 +23,7 @@ reasons AS (
            CASE WHEN $rule = 'plain' THEN plain ELSE calibrated END AS passes,
            CASE WHEN passes THEN 'accepted'
                 WHEN $rule = 'calibrated' AND cg > $epsilon THEN 'surprisal_rose'
+                WHEN $rule = 'calibrated' AND entropy_control IS NULL THEN 'no_control'
                 ELSE 'gain_too_small' END AS reason
     FROM verdicts
 )
