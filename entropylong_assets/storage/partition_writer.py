@@ -1,4 +1,4 @@
-"""Writes the tables of one partition to Parquet files, batch by batch, as their schemas want them."""
+"""Writes the tables of one partition to Parquet files, batch by batch, as their schemas say."""
 
 from __future__ import annotations
 

@@ -288,6 +288,16 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "in one sample": doubles("all_segments", 3),
         },
     },
+    "training_data": {
+        "every_sample_exported": {
+            "one missing in a format": sets("found", 0, samples=0),
+            "one twice in a format": sets("found", 3, samples=2),
+            "a split missing": loses("found", 1),
+            "a sample never split": doubles("samples", 0, sample_id="s-3"),
+            "a drop not recorded": sets("summary", 0, left_out=0),
+        },
+        "no_document_in_both_splits": {"in both": sets("documents", 1, split="validation")},
+    },
 }
 
 FOLDERS = {"index": "embeddings"}
@@ -369,7 +379,7 @@ def test_the_plain_rule_is_recomputed_too(pipeline: Pipeline) -> None:
     tables["pairs"][2]["verdict"] = "accepted"
     for check in ("verdicts_recomputed", "controls_averaged"):
         assert faults(pipeline, "verification", check, tables, **plain) == 0
-    assert faults(pipeline, "verification", "verdicts_recomputed", tables) == 2
+    assert faults(pipeline, "verification", "verdicts_recomputed", tables) == 3
     tables["pairs"][2]["accepted"] = False
     assert faults(pipeline, "verification", "verdicts_recomputed", tables, **plain) == 1
 

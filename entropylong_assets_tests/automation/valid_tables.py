@@ -258,6 +258,21 @@ _TABLES: dict[str, Tables] = {
                      "false_acceptance_high": 0.05}],
     },
     "samples": _sample_tables(),
+    "training_data": {
+        "formats": [{"format": "mds"}, {"format": "parquet"}],
+        "splits": [{"split": "train", "samples": 1}, {"split": "validation", "samples": 1}],
+        "found": [
+            {"format": form, "split": split, "samples": 1}
+            for form in ("mds", "parquet") for split in ("train", "validation")
+        ],
+        "samples": [{"sample_id": "s-0"}, {"sample_id": "s-1"}, {"sample_id": "s-2"}],
+        "summary": [{"left_out": 1}],
+        "documents": [
+            {"doc_id": "A", "split": "train"},
+            {"doc_id": "A", "split": "train"},
+            {"doc_id": "B", "split": "validation"},
+        ],
+    },
 }  # fmt: skip
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -274,6 +289,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "max_false_acceptance": 0.02,
     },
     "samples": {"sample_tokens": 18, "separator_ids": SEPARATOR},
+    "training_data": {},
 }
 
 _ASSETS = {
@@ -284,6 +300,7 @@ _ASSETS = {
     "retrieval": ("candidate_contexts", "entropy_scores"),
     "verification": ("verified_dependencies", "candidate_contexts", "entropy_scores"),
     "samples": ("long_context_samples", "verified_dependencies", "entropy_scores"),
+    "training_data": (),
 }
 _OTHER_SCHEMAS = {
     "vectors": pl.Schema(
