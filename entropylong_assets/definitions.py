@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import dagster as dg
 
+from entropylong_assets.automation.conditions import conditions
 from entropylong_assets.automation.determinants import code_version
 from entropylong_assets.automation.jobs import jobs
+from entropylong_assets.automation.presentation import presented
 from entropylong_assets.automation.resources import pipeline_resource
+from entropylong_assets.automation.schedules import (
+    daily_scan,
+    make_carrier,
+    make_sweeps,
+    new_files,
+)
 from entropylong_assets.corpus.assets import corpus_documents
 from entropylong_assets.corpus.checks import corpus_checks
 from entropylong_assets.embeddings.assets import chunk_embeddings, embedding_index
@@ -48,15 +56,21 @@ CHECKS = [
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """All assets and checks under these settings, which are part of their code versions."""
+    automation = conditions(settings.data_uri)
 
-    def versioned(spec: dg.AssetSpec) -> dg.AssetSpec:
+    def specified(spec: dg.AssetSpec) -> dg.AssetSpec:
         asset = spec.key.to_user_string()
-        return spec.replace_attributes(code_version=code_version(asset, settings))
+        return presented(spec).replace_attributes(
+            code_version=code_version(asset, settings),
+            automation_condition=automation.get(asset),
+        )
 
     return dg.Definitions(
-        assets=[asset.map_asset_specs(versioned) for asset in ASSETS],
+        assets=[asset.map_asset_specs(specified) for asset in ASSETS],
         asset_checks=CHECKS,
         jobs=[*jobs, export_job],
+        sensors=[new_files, make_carrier(dg.AssetSelection.assets(*ASSETS))],
+        schedules=[daily_scan, *make_sweeps(CHECKS)],
         resources={"pipeline": pipeline_resource(settings)},
         # Runs are spread over processes, a run's steps are not: they share the loaded models.
         executor=dg.in_process_executor,

@@ -1,10 +1,9 @@
-"""What every asset does around its work: one-line errors, progress, metadata, data versions."""
+"""What every asset does around its work: progress, metadata, data versions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -12,19 +11,6 @@ import polars as pl
 
 from entropylong_assets.storage.schemas import TABLES
 from entropylong_assets.storage.tables import Manifest
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """A user's mistake ends the step with its one line and is not retried."""
-    try:
-        yield
-    except ValueError as error:
-        # Our own errors are ValueErrors of one line; anything else keeps its traceback.
-        if type(error).__module__.partition(".")[0] != "entropylong_assets":
-            raise
-        raise dg.Failure(str(error), allow_retries=False) from None
-
 
 Observer = Callable[[str, int, int | None, float], None]
 """(unit, done so far, total or none, units a second)."""

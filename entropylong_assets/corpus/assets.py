@@ -2,16 +2,17 @@ import dagster as dg
 import polars as pl
 
 from entropylong_assets.automation.determinants import determinants, shard_basis
+from entropylong_assets.automation.faults import RETRIES, plain_errors
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.automation.results import Progress, materialised, preview
 from entropylong_assets.corpus.documents import ingest_shard
 from entropylong_assets.corpus.shards import current_shard, load_plan
 from entropylong_assets.entropy.model import load_tokenizer
 from entropylong_assets.settings import fingerprint
 
 
-@dg.asset(partitions_def=corpus_shard, kinds={"parquet", "polars"}, group_name="corpus")
+@dg.asset(partitions_def=corpus_shard, kinds={"parquet", "polars"}, retry_policy=RETRIES)
 def corpus_documents(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> dg.MaterializeResult:
@@ -47,10 +48,15 @@ def corpus_documents(
             store.batches("corpus_documents", shard_key, "documents", columns, 5),
             pl.DataFrame(schema=columns),
         )
+    copies = manifest.summary["dropped"].get("duplicate_in_shard", 0)
     return materialised(
         manifest,
         "documents",
         progress.seconds,
+        **{
+            "rows per second": round(progress.rate, 1),
+            "dedup share": copies / max(manifest.summary["rows_read"], 1),
+        },
         preview=preview(documents),
         files=dg.MetadataValue.json(list(shard.files)),
     )

@@ -4,19 +4,23 @@ import dagster as dg
 import polars as pl
 
 from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.faults import RETRIES, plain_errors
+from entropylong_assets.automation.health import blocking_checks, unhealthy_shards
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.automation.results import Progress, materialised, preview
+from entropylong_assets.corpus.checks import corpus_checks
 from entropylong_assets.corpus.shards import load_plan
+from entropylong_assets.embeddings.checks import chunk_checks
 from entropylong_assets.settings import fingerprint
-from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets.storage.tables import WHOLE, TableError
 
 
 @dg.asset(
     deps=["corpus_documents"],
     partitions_def=corpus_shard,
     kinds={"lancedb", "huggingface"},
-    group_name="embeddings",
+    retry_policy=RETRIES,
     pool="lancedb_writer",
 )
 def chunk_embeddings(
@@ -85,12 +89,18 @@ def chunk_embeddings(
 
 
 @dg.asset(
-    deps=["chunk_embeddings"], kinds={"lancedb"}, group_name="embeddings", pool="lancedb_writer"
+    deps=["chunk_embeddings"],
+    kinds={"lancedb"},
+    retry_policy=RETRIES,
+    pool="lancedb_writer",
 )
 def embedding_index(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> dg.MaterializeResult:
-    """One tagged version of the LanceDB table, over all shards embedded so far.
+    """One tagged version of the LanceDB table, over all healthy shards embedded so far.
+
+    A shard with a blocking check of corpus_documents or chunk_embeddings that has not passed is
+    left out, and named in the metadata with its check.
 
     Copies of a document in several shards are reduced to the one in the shard registered first.
     Small tables are searched exactly; larger ones get an IVF index whose probes are raised until
@@ -104,11 +114,20 @@ def embedding_index(
         embedder = load_embedder(settings.embedding)
         progress = Progress(context, "shards", None)
         positions = {shard.key: shard.position for shard in load_plan(store).shards}
+        embedded = [s for s in store.shards("chunk_embeddings") if s in positions]
+        gates = blocking_checks([corpus_checks, chunk_checks])
+        left_out = unhealthy_shards(context.instance, gates, embedded)
         versions = {
             shard: store.require("chunk_embeddings", shard).data_version
-            for shard in store.shards("chunk_embeddings")
-            if shard in positions
+            for shard in embedded
+            if shard not in left_out
         }
+        if embedded and not versions:
+            first, why = next(iter(left_out.items()))
+            raise TableError(
+                f"embedding_index: none of {len(embedded)} embedded shards is healthy; the first, "
+                f"{first}: {why}; see that check's page and materialise the shard again"
+            )
         basis = determinants(
             "embedding_index", settings, versions, embedder=embedder.identity, plan=positions
         )
@@ -121,4 +140,12 @@ def embedding_index(
             )
         manifest = store.require("embedding_index")
     context.log.info(f"indexed {len(versions)} shards as {tag}")
-    return materialised(manifest, "shards", progress.seconds)
+    for shard, why in left_out.items():
+        context.log.warning(f"left out shard {shard}: {why}")
+    return materialised(
+        manifest,
+        "shards",
+        progress.seconds,
+        **{"shards left out": len(left_out)},
+        left_out=dg.MetadataValue.json(dict(left_out)),
+    )

@@ -4,9 +4,10 @@ import dagster as dg
 import polars as pl
 
 from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.faults import RETRIES, plain_errors
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.automation.results import Progress, materialised, preview
 from entropylong_assets.settings import fingerprint
 
 BATCH = 32
@@ -16,7 +17,7 @@ BATCH = 32
     deps=["corpus_documents"],
     partitions_def=corpus_shard,
     kinds={"pytorch", "parquet"},
-    group_name="entropy",
+    retry_policy=RETRIES,
     pool="gpu",
 )
 def entropy_scores(

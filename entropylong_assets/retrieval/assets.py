@@ -4,9 +4,10 @@ import dagster as dg
 import polars as pl
 
 from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.faults import RETRIES, plain_errors
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.automation.results import Progress, materialised, preview
 from entropylong_assets.settings import fingerprint
 
 ROOTS_A_BATCH = 16
@@ -16,7 +17,7 @@ ROOTS_A_BATCH = 16
     deps=["entropy_scores", "embedding_index"],
     partitions_def=corpus_shard,
     kinds={"lancedb", "huggingface"},
-    group_name="retrieval",
+    retry_policy=RETRIES,
 )
 def candidate_contexts(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]

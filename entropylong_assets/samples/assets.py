@@ -3,9 +3,11 @@ import time
 import dagster as dg
 
 from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.faults import RETRIES, plain_errors
 from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.automation.presentation import shard_links
 from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.results import materialised, plain_errors, preview
+from entropylong_assets.automation.results import materialised, preview
 from entropylong_assets.settings import fingerprint
 
 
@@ -13,7 +15,7 @@ from entropylong_assets.settings import fingerprint
     deps=["verified_dependencies", "entropy_scores"],
     partitions_def=corpus_shard,
     kinds={"parquet"},
-    group_name="samples",
+    retry_policy=RETRIES,
 )
 def long_context_samples(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
@@ -53,9 +55,14 @@ def long_context_samples(
             )
         manifest = store.require("long_context_samples", shard)
         dependencies = store.read("long_context_samples", shard, "dependencies")
+        origin = store.read("candidate_contexts", shard, "chunks", ["chunk_id", "shard"])
+        segments = store.read("long_context_samples", shard, "segments", ["sample_id", "chunk_id"])
     return materialised(
         manifest,
         "samples",
         time.monotonic() - start,
+        samples_and_shards=dg.MetadataValue.md(
+            shard_links(shard, segments.join(origin, "chunk_id"))
+        ),
         preview=preview(dependencies.sort("gain", descending=True)),
     )

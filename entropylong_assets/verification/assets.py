@@ -1,9 +1,10 @@
 import dagster as dg
 
 from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.faults import RETRIES, plain_errors
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.results import Progress, materialised, plain_errors, preview
+from entropylong_assets.automation.results import Progress, materialised, preview
 from entropylong_assets.settings import fingerprint
 from entropylong_assets.storage.tables import TableError
 
@@ -12,7 +13,7 @@ from entropylong_assets.storage.tables import TableError
     deps=["candidate_contexts", "entropy_scores"],
     partitions_def=corpus_shard,
     kinds={"pytorch", "parquet"},
-    group_name="verification",
+    retry_policy=RETRIES,
     pool="gpu",
 )
 def verified_dependencies(
