@@ -1,0 +1,203 @@
+"""Tables of a small run whose texts are hostile, written through the store."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from entropylong_assets.entropy.model import Tokenizer
+from entropylong_assets.samples.shard import pack_shard
+from entropylong_assets.settings import Settings, make_settings
+from entropylong_assets.storage.schemas import TABLES
+from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.verification.gain import judge
+
+SHARDS = ("books-00000", "web-00000")
+HOSTILE = (
+    "<script>document.body.dataset.hacked='yes'</script></script><!--<script> "
+    "<img src=x onerror=\"document.body.dataset.hacked='yes'\"> \x1b[31mred\x1b[0m\x07 "
+    "\u202egnp.exe\u202c \u2066x\u2069 {{script}} &lt;b&gt; \u2028 naïve 😀 end"
+)
+ROOTS_A_SHARD, ANCHORS, CANDIDATES, COLD = 5, 6, 3, 8
+
+
+@functools.cache
+def byte_tokenizer(_: Any = None) -> Tokenizer:
+    """A real tokenizer of one token a byte, so that characters are spread over tokens."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytewise = Fast(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bytewise.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=bytewise)
+    return Tokenizer(fast, (), tuple(fast.encode("\n\n")), 0)
+
+
+def doc_id(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def run_settings(data_uri: Path, **over: Any) -> Settings:
+    return make_settings(
+        overrides={
+            "data_uri": str(data_uri),
+            "entropy": {"min_anchor_position": COLD},
+            "samples": {"tokens": 2400},
+            "corpus": {"root_min_tokens": 2, "root_max_tokens": 600},
+            **over,
+        }
+    )
+
+
+def _frame(asset: str, table: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
+    schema = pl.from_arrow(TABLES[asset][table].empty_table()).schema
+    return pl.DataFrame(rows, schema=schema)
+
+
+def write_run(settings: Settings, seed: int = 1, roots: int = ROOTS_A_SHARD) -> TableStore:
+    """All tables of both shards. The same seed gives the same documents and entropies."""
+    store, tokenizer = TableStore(settings.data_uri), byte_tokenizer()
+    for shard in SHARDS:
+        _write_shard(store, settings, tokenizer, shard, random.Random(f"{seed} {shard}"), roots)
+    return store
+
+
+def _recorded(settings: Settings) -> dict[str, dict[str, Any]]:
+    plain = settings.model_dump(mode="json")
+    return {
+        "entropy_scores": {"settings": {"entropy": plain["entropy"]}},
+        "candidate_contexts": {"settings": {"retrieval": plain["retrieval"]}},
+        "verified_dependencies": {"settings": {"verification": plain["verification"]}},
+        "long_context_samples": {"settings": {"samples": plain["samples"], "seed": settings.seed}},
+    }
+
+
+def _write_shard(
+    store: TableStore,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    shard: str,
+    rng: random.Random,
+    n_roots: int,
+) -> None:
+    source = shard.rpartition("-")[0]
+    recorded = _recorded(settings)
+
+    def write(asset: str, rows: dict[str, list[dict[str, Any]]], **summary: Any) -> None:
+        made = recorded.get(asset, {})
+        with store.write(asset, shard, fingerprint="t", determinants=made) as writer:
+            for table, content in rows.items():
+                writer.append(table, content)
+            writer.summary |= summary
+
+    texts = [f"{source} root {i}: {HOSTILE} {rng.random()}" for i in range(n_roots)]
+    chunks = [f"{source} passage {i}: {HOSTILE} {rng.random()}" for i in range(12)]
+    documents = [
+        {
+            "doc_id": doc_id(text),
+            "text": text,
+            "source": source,
+            "file": "f",
+            "row": row,
+            "external_id": f"<b>{row}\u202e</b>",
+            "license": "cc0-1.0",
+            "n_chars": len(text),
+            "n_tokens": len(text),
+            "is_root": text in texts,
+        }
+        for row, text in enumerate([*texts, *chunks])
+    ]
+    dropped = {"file": "f", "row": 99, "external_id": None, "reason": "too_short", "detail": ""}
+    roots, pairs, controls, candidates = [], [], [], []
+    for text in texts:
+        root, mine = _root(text, tokenizer, rng)
+        roots.append(root)
+        for anchor in mine:
+            picked = rng.sample(chunks, CANDIDATES)
+            similarity = 0.9
+            for rank, chunk in enumerate(picked, start=1):
+                similarity -= rng.uniform(0.01, 0.1)
+                near = rng.random() < 0.1
+                key = {"root_id": root["root_id"], "anchor": anchor, "rank": rank}
+                key |= {"chunk_id": f"{doc_id(chunk)}-0", "similarity": similarity}
+                guard = "near_duplicate" if near else "passed"
+                candidates.append(key | {"containment": 0.5 if near else 0.0, "guard": guard})
+                before = {"entropy": root["entropies"][anchor], "surprisal": 4.0}
+                behind = {
+                    "entropy_context": None if near else rng.choice([0.2, 0.55, 0.9, 1.1]) * 6,
+                    "entropy_control": 5.5,
+                    "surprisal_context": None if near else rng.uniform(1, 6),
+                    "surprisal_control": 4.2,
+                    "refusal": "near_duplicate" if near else None,
+                }
+                pairs.append(key | before | behind)
+            controls += [
+                {"root_id": root["root_id"], "control": c, "anchor": anchor}
+                | {"entropy": rng.uniform(2, 6), "surprisal": rng.uniform(2, 6)}
+                for c in (0, 1)
+            ]
+    lost = {"root_id": doc_id("gone"), "reason": "too_long_for_model", "n_tokens": 9}
+    documents_lost = documents[0] | {"doc_id": lost["root_id"], "is_root": True}
+    write("corpus_documents", {"documents": [*documents, documents_lost], "dropped": [dropped]})
+    write("entropy_scores", {"roots": roots, "dropped": [lost]}, model="bytes@1")
+    passages = [
+        {"chunk_id": f"{doc_id(c)}-0", "doc_id": doc_id(c), "shard": shard, "source": source}
+        | {"start": 0, "end": len(c)}
+        for c in chunks
+    ]
+    with_text = [p | {"text": c} for p, c in zip(passages, chunks, strict=True)]
+    write("candidate_contexts", {"candidates": candidates, "chunks": with_text}, index="index-1")
+    ids = tokenizer.encode(chunks)
+    contexts = [
+        p | {"token_ids": [*i, *tokenizer.separator_ids]}
+        for p, i in zip(passages, ids, strict=True)
+    ]
+    judged = judge(pl.DataFrame(pairs, infer_schema_length=None), settings.verification)
+    names = TABLES["verified_dependencies"]["pairs"].names
+    rows = judged.select(names).to_dicts()
+    write("verified_dependencies", {"pairs": rows, "contexts": contexts, "controls": controls})
+    root_rows = [{"root_id": r["root_id"], "token_ids": r["token_ids"]} for r in roots]
+    with store.write(
+        "long_context_samples",
+        shard,
+        fingerprint="t",
+        determinants=recorded["long_context_samples"],
+    ) as writer:
+        writer.summary |= pack_shard(
+            pl.DataFrame(root_rows, schema={"root_id": pl.String, "token_ids": pl.List(pl.UInt32)}),
+            _frame("verified_dependencies", "pairs", rows),
+            _frame("verified_dependencies", "contexts", contexts),
+            settings=settings,
+            shard=shard,
+            separator_ids=tokenizer.separator_ids,
+            bos_id=None,
+            pad_id=0,
+            writer=writer,
+        )
+
+
+def _root(text: str, tokenizer: Tokenizer, rng: random.Random) -> tuple[dict[str, Any], list[int]]:
+    token_ids = tokenizer.encode([text])[0]
+    n = len(token_ids)
+    mine = sorted(rng.sample(range(COLD, n), ANCHORS))
+    entropies: list[float | None] = [None, *(rng.uniform(0, 4) for _ in range(n - 1))]
+    for t in [*mine, 3]:  # one above τ, but cold
+        entropies[t] = 6.0
+    return {
+        "root_id": doc_id(text),
+        "token_ids": token_ids,
+        "entropies": entropies,
+        "surprisals": [None, *(rng.uniform(0, 9) for _ in range(n - 1))],
+        "mean": 2.0,
+        "std": 1.2,
+        "threshold": 5.0,
+        "anchors": mine,
+    }, mine
