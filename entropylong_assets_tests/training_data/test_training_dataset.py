@@ -31,12 +31,12 @@ SHARDS = ["tiny-00000", "tiny-00001"]
 @pytest.fixture
 def made(
     tmp_path: Path, tiny_models: tuple[str, str], tiny_corpus: Path, world: Any
-) -> Iterator[tuple[Settings, TableStore]]:
+) -> tuple[Settings, TableStore]:
     """A copy of the tables of the pipeline that ran whole, to be damaged."""
     data = tmp_path / "data"
     shutil.copytree(world.settings.data_uri, data)
     settings = tiny_settings(tiny_corpus, data, tiny_models)
-    yield settings, TableStore(settings.data_uri)
+    return settings, TableStore(settings.data_uri)
 
 
 def rewrite(store: TableStore, asset: str, shard: str, **changes: Any) -> None:
