@@ -4,8 +4,9 @@ from typing import Any
 
 import dagster as dg
 
+from entropylong_assets.automation.faults import plain_errors
 from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.results import Progress, plain_errors
+from entropylong_assets.automation.results import Progress
 from entropylong_assets.corpus.checks import corpus_checks
 from entropylong_assets.embeddings.checks import chunk_checks
 from entropylong_assets.entropy.checks import entropy_checks

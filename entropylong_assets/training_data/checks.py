@@ -5,8 +5,9 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from entropylong_assets.automation.faults import plain_errors
 from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.results import plain_errors, preview
+from entropylong_assets.automation.results import preview
 from entropylong_assets.automation.sql_checks import EXAMPLES, SqlCheck, run_check
 from entropylong_assets.storage import duck
 
