@@ -29,7 +29,8 @@ _CODE = {
     "training_dataset": 1,
 }
 
-_TOKENS = {"model", "bos", "separator"}
+_ALONE = {"model", "bos"}
+_TOKENS = _ALONE | {"separator"}
 
 
 def _corpus(s: Settings) -> dict[str, Any]:
@@ -41,8 +42,8 @@ def _corpus(s: Settings) -> dict[str, Any]:
     }
 
 
-def _scoring(s: Settings) -> dict[str, Any]:
-    return s.scoring.model_dump(mode="json", include=_TOKENS | {"dtype", "max_forward_tokens"})
+def _scoring(s: Settings, tokens: set[str]) -> dict[str, Any]:
+    return s.scoring.model_dump(mode="json", include=tokens | {"dtype", "max_forward_tokens"})
 
 
 _SETTINGS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
@@ -55,17 +56,19 @@ _SETTINGS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
             include={"model", "ann_min_rows", "target_recall", "recall_queries"}
         ),
         "top_k": s.retrieval.top_k,
+        "seed": s.seed,  # chooses the queries by which the probes are steered
     },
     "entropy_scores": lambda s: {
-        "scoring": _scoring(s),
+        "scoring": _scoring(s, _ALONE),
         "entropy": s.entropy.model_dump(mode="json"),
     },
     "candidate_contexts": lambda s: {
         "retrieval": s.retrieval.model_dump(mode="json"),
         "embedding": s.embedding.model,
+        "tokenizer": s.scoring.model,
     },
     "verified_dependencies": lambda s: {
-        "scoring": _scoring(s),
+        "scoring": _scoring(s, _TOKENS),
         "verification": s.verification.model_dump(mode="json", exclude={"max_false_acceptance"}),
         "guard": s.retrieval.model_dump(include={"leak_ngram_words", "max_containment"}),
         "seed": s.seed,
@@ -134,9 +137,23 @@ def stays_current(asset: str, shard: str, settings: Settings, store: TableStore)
         wanted["model"] = model_identity(settings.scoring)
     if "embedder" in manifest.determinants:
         wanted["embedder"] = embedder_identity(settings.embedding)
+    if "index" in manifest.determinants:
+        wanted["index"] = _index_tag(asset, shard, store)
     # As JSON: tuples come back from the manifest as lists.
     wanted = json.loads(json.dumps(wanted))
     return all(manifest.determinants.get(name) == value for name, value in wanted.items())
+
+
+def _index_tag(asset: str, shard: str, store: TableStore) -> str:
+    """Version of the LanceDB table that the asset would search or draw controls from now.
+
+    It changes where the content of `embedding_index` does not: with the probes of a search.
+    """
+    if asset == "candidate_contexts":
+        index = store.manifest("embedding_index")
+        return str(index.summary["tag"]) if index else ""
+    candidates = store.manifest("candidate_contexts", shard)
+    return str(candidates.summary["index"]) if candidates else ""
 
 
 def _inputs(asset: str, shard: str, store: TableStore) -> dict[str, str]:
