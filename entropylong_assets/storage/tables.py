@@ -77,7 +77,10 @@ def _remove_dead(folder: Path) -> None:
     for path in folder.glob(".put-*"):
         path.unlink(missing_ok=True)
     for path in folder.glob(".staging-*"):
-        handle = os.open(path, os.O_RDONLY)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # its writer has just ended
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)
