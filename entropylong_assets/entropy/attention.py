@@ -2,24 +2,47 @@
 
 Registered with transformers under `PACKED`, so that any model which takes its attention from
 there runs packed with its own weights and code. The borders come in as transformers' own
-`cu_seq_lens_q`. No mask is ever built on CUDA: the flash kernel takes the borders themselves.
+`cu_seq_lens_q`. No mask is ever built on CUDA: the flash kernels take the borders themselves.
+There it is FlashAttention-3 where that is installed and the GPU is Hopper, else the
+FlashAttention-2 that comes with torch.
 
 Legend: H query heads, K key heads, T tokens of the pack, S sequences, E head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 PACKED = "entropylong_packed"
+
+FLASH_3 = ("flash_attn_interface", "fa3_fwd_interface")
+"""Modules of FlashAttention-3: the official build, and the forward-only wheel `fa3-fwd`."""
+
+
+@contextmanager
+def packed(hf_model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model's attention is the packed one; afterwards it is as it was."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+    config = hf_model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = PACKED
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def packed_attention(
@@ -44,32 +67,50 @@ def packed_attention(
         raise NotImplementedError("attention soft-capping and sinks are not packed")
     if attention_mask is not None or cu_seq_lens_q is None or max_length_q is None:
         raise NotImplementedError("packed attention takes borders, not masks")
-    arguments = (query_1HTE, key_1KTE, value_1KTE, cu_seq_lens_q, max_length_q)
-    if _has_flash(query_1HTE):
-        return _flash(*arguments, scaling, sliding_window), None
-    return _one_by_one(*arguments[:4], scaling, sliding_window), None
+    scale = query_1HTE.shape[-1] ** -0.5 if scaling is None else scaling
+    result_THE = _attend(
+        *(heads_first[0].transpose(0, 1) for heads_first in (query_1HTE, key_1KTE, value_1KTE)),
+        cu_seq_lens_q,
+        max_length_q,
+        scale,
+        sliding_window or 0,
+    )
+    return result_THE[None], None
 
 
-def _has_flash(query_1HTE: Tensor) -> bool:
-    size = query_1HTE.shape[-1]
-    return query_1HTE.is_cuda and query_1HTE.element_size() == 2 and size <= 256 and size % 8 == 0
-
-
-def _flash(
-    query_1HTE: Tensor,
-    key_1KTE: Tensor,
-    value_1KTE: Tensor,
+# One operator, so that the compiler leaves it whole and borders stay data.
+@torch.library.custom_op("entropylong::attend", mutates_args=())
+def _attend(
+    query_THE: Tensor,
+    key_TKE: Tensor,
+    value_TKE: Tensor,
     borders: Tensor,
     longest: int,
-    scaling: float | None,
-    window: int | None,
+    scale: float,
+    window: int,
 ) -> Tensor:
-    import torch
-
-    result_THE = torch.ops.aten._flash_attention_forward(
-        query_1HTE[0].transpose(0, 1),
-        key_1KTE[0].transpose(0, 1),
-        value_1KTE[0].transpose(0, 1),
+    """window: tokens that a token sees; 0: all before it."""
+    size = query_THE.shape[-1]
+    if not query_THE.is_cuda or query_THE.element_size() != 2 or size > 256 or size % 8:
+        return _one_by_one(query_THE, key_TKE, value_TKE, borders, scale, window)
+    third = flash_3() if window == 0 else None
+    if third is not None:
+        result = third(
+            query_THE,
+            key_TKE,
+            value_TKE,
+            borders,
+            borders,
+            longest,
+            longest,
+            softmax_scale=scale,
+            causal=True,
+        )
+        return result[0] if isinstance(result, tuple) else result
+    return torch.ops.aten._flash_attention_forward(
+        query_THE,
+        key_TKE,
+        value_TKE,
         borders,
         borders,
         longest,
@@ -77,67 +118,62 @@ def _flash(
         0.0,
         True,
         False,
-        scale=scaling,
-        window_size_left=-1 if window is None else window - 1,
-        window_size_right=-1 if window is None else 0,
+        scale=scale,
+        window_size_left=window - 1 if window else -1,
+        window_size_right=0 if window else -1,
     )[0]
-    return result_THE[None]
+
+
+@_attend.register_fake
+def _(query_THE: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(query_THE, memory_format=torch.contiguous_format)
+
+
+@lru_cache(maxsize=1)
+def flash_3() -> Callable[..., Any] | None:
+    """FlashAttention-3's function for packed sequences, where it can be had here."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        return None
+    for name in FLASH_3:
+        try:
+            return import_module(name).flash_attn_varlen_func
+        except (ImportError, OSError, AttributeError):
+            continue
+    return None
 
 
 def _one_by_one(
-    query_1HTE: Tensor,
-    key_1KTE: Tensor,
-    value_1KTE: Tensor,
+    query_THE: Tensor,
+    key_TKE: Tensor,
+    value_TKE: Tensor,
     borders: Tensor,
-    scaling: float | None,
-    window: int | None,
+    scale: float,
+    window: int,
 ) -> Tensor:
-    """The same by one call a sequence: on the CPU, and in float32 on CUDA."""
-    import torch
-
-    result_1THE = torch.empty_like(query_1HTE.transpose(1, 2))
-    groups = query_1HTE.shape[1] // key_1KTE.shape[1]
-    edges = borders.tolist()
-    for start, end in pairwise(edges):
-        length = end - start
-        width = window or length
-        banded = length > width
-        result_1THE[:, start:end] = torch.nn.functional.scaled_dot_product_attention(
-            query_1HTE[:, :, start:end],
-            _repeat(key_1KTE[:, :, start:end], groups),
-            _repeat(value_1KTE[:, :, start:end], groups),
-            attn_mask=_band(length, width, str(query_1HTE.device)) if banded else None,
-            is_causal=not banded,
-            scale=scaling,
-        ).transpose(1, 2)
-    return result_1THE
-
-
-def _repeat(heads_1KTE: Tensor, groups: int) -> Tensor:
-    return heads_1KTE if groups == 1 else heads_1KTE.repeat_interleave(groups, dim=1)
+    """One call a sequence: on the CPU, and in float32 on CUDA."""
+    result_THE = torch.empty_like(query_THE, memory_format=torch.contiguous_format)
+    groups = query_THE.shape[1] // key_TKE.shape[1]
+    for start, end in pairwise(borders.tolist()):
+        length, width = end - start, window or end - start
+        query_HTE, key_HTE, value_HTE = (
+            x[start:end].transpose(0, 1).repeat_interleave(repeats, dim=0)
+            for x, repeats in ((query_THE, 1), (key_TKE, groups), (value_TKE, groups))
+        )
+        result_THE[start:end] = torch.nn.functional.scaled_dot_product_attention(
+            query_HTE[None],
+            key_HTE[None],
+            value_HTE[None],
+            attn_mask=_band(length, width, str(query_THE.device)) if length > width else None,
+            is_causal=length <= width,
+            scale=scale,
+        )[0].transpose(0, 1)
+    return result_THE
 
 
 @lru_cache(maxsize=4)
 def _band(length: int, window: int, device: str) -> Tensor:
     """bool [length, length]: which key each query sees under a sliding window."""
-    import torch
-
     with torch.inference_mode(False):
         at = torch.arange(length, device=device)
         behind = at[:, None] - at
         return (behind >= 0) & (behind < window)
-
-
-@contextmanager
-def packed(hf_model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's attention is the packed one; afterwards it is as it was."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(PACKED, packed_attention)
-    config = hf_model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = PACKED
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

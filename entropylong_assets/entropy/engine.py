@@ -4,32 +4,33 @@ What it saves, none of it changing a score beyond rounding:
 - a sequence ends before its last scored position;
 - sequences are laid end to end up to a token budget, unpadded, and never see each other;
 - the LM head runs on scored positions only, and its logits are reduced as they are made;
-- on CUDA the repeated layer is compiled.
+- the trunk runs on faster equals of some of its modules (`trunk.py`).
 
 Each of these holds for the models of transformers at large, but not for all: some mix tokens
 outside attention, some scale their logits. So an engine proves itself on the loaded model with
 two short sequences when it is made, and takes the next plainer mode where a proof fails.
 
-Legend: T tokens of a pack, S sequences, N scored positions, D hidden size.
+Legend: T tokens of a pack, S sequences, N scored positions of a request, R of a pack, D hidden
+size.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
-from entropylong_assets.entropy import attention
 from entropylong_assets.entropy.kernels import HeadError, entropy_and_surprisal, head_of
-from entropylong_assets.entropy.model import ScoringModel, Tokenizer, as_float32, score_plainly
+from entropylong_assets.entropy.model import ScoringModel, Tokenizer, score_plainly
 from entropylong_assets.entropy.packing import pack
 from entropylong_assets.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.entropy.trunk import Trunk
 from entropylong_assets.entropy.usage import ModelCost, Usage, matmul_peak
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class PackedScorer:
         self.pack_tokens = pack_tokens or PACK_TOKENS.get(self.device.type, 4096)
         self.usage = Usage(ModelCost.of(self.hf_model))
         compiled = self.device.type == "cuda" if compile_layers is None else compile_layers
-        self._layers: Callable[[], AbstractContextManager[None]]
-        self._layers = _compiled_layers(self.hf_model) if compiled else nullcontext
+        self.trunk = Trunk(self.hf_model, compiled)
         self.mode: Mode = mode or self._fastest_right_mode()
 
     def score(
@@ -84,16 +84,29 @@ class PackedScorer:
         wanted = [i for i, request in enumerate(requests) if len(request.positions_N)]
         lengths = [int(requests[i].positions_N[-1]) for i in wanted]
         budget = self.pack_tokens if self.mode == "packed" else 1
-        for members in pack(lengths, budget):
-            started = time.perf_counter()
-            numbers = [wanted[member] for member in members]
-            parts = self._score_pack([requests[i] for i in numbers])
-            for number, part in zip(numbers, parts, strict=True):
+        started = time.perf_counter()
+
+        def finish(numbers: Sequence[int], launched: Launched) -> None:
+            nonlocal started
+            for number, part in zip(numbers, launched.scores(), strict=True):
                 scores[number] = part
-            sizes = [lengths[member] for member in members]
+            sizes = [int(requests[i].positions_N[-1]) for i in numbers]
             positions = sum(len(requests[i].positions_N) for i in numbers)
-            self.usage.add(sizes, positions, time.perf_counter() - started)
+            now = time.perf_counter()
+            self.usage.add(sizes, positions, now - started)
+            started = now
             on_progress(sum(sizes))
+
+        # One pack is always ahead on the device while the one before it is fetched.
+        before: tuple[list[int], Launched] | None = None
+        for members in pack(lengths, budget):
+            numbers = [wanted[member] for member in members]
+            launched = self._launch([requests[i] for i in numbers], self.mode)
+            if before:
+                finish(*before)
+            before = (numbers, launched)
+        if before:
+            finish(*before)
         return scores
 
     def figures(self, before: dict[str, float]) -> dict[str, Any]:
@@ -106,55 +119,43 @@ class PackedScorer:
             took["share_of_matmul_peak"] = round(took["tflop_per_second"] / peak, 3)
         return took
 
-    def _score_pack(self, requests: Sequence[ScoringRequest]) -> list[PositionScores]:
-        if self.mode == "plain":
-            return [score_plainly(self.model, request) for request in requests]
-        return self._score_trunk(requests, packed=self.mode == "packed")
+    def _score_pack(self, requests: Sequence[ScoringRequest], mode: Mode) -> list[PositionScores]:
+        return self._launch(requests, mode).scores()
 
-    def _score_trunk(
-        self, requests: Sequence[ScoringRequest], packed: bool
-    ) -> list[PositionScores]:
-        import torch
-
-        ids, positions = _lay_end_to_end(requests)
-        rows = np.concatenate(
-            [r.positions_N - 1 + start for r, start in zip(requests, ids.starts, strict=True)]
-        )
-        targets = np.concatenate([r.token_ids_T[r.positions_N] for r in requests])
+    def _launch(self, requests: Sequence[ScoringRequest], mode: Mode) -> Launched:
+        """Starts one forward pass over all of `requests`, of which none is without positions."""
+        if mode == "plain":
+            plain = [score_plainly(self.model, request) for request in requests]
+            return Launched.of_scores(plain)
+        laid = lay_end_to_end(requests)
         with torch.inference_mode():
-            hidden_TD = self._hidden(ids.tokens_T, positions, ids.borders, packed)
-            entropy_N, surprisal_N = entropy_and_surprisal(
-                hidden_TD[self._tensor(rows)], self._tensor(targets), head_of(self.hf_model)
+            ids_1T, rows_R = self._tensor(laid.tokens_T)[None], self._tensor(laid.rows_R)
+            if mode == "single":
+                hidden_RD = self.trunk.hidden(ids_1T)[rows_R]
+            else:
+                lengths = np.diff(laid.borders_S)
+                # Rounded up, so that a compiled layer is not made anew for every pack.
+                longest = 1 << int(lengths.max() - 1).bit_length()
+                hidden_RD = self.trunk.hidden_packed(
+                    ids_1T,
+                    self._tensor(laid.positions_T)[None],
+                    self._tensor(laid.borders_S.astype(np.int32)),
+                    longest,
+                    rows_R,
+                )
+            both_2R = torch.stack(
+                entropy_and_surprisal(
+                    hidden_RD, self._tensor(laid.targets_R), head_of(self.hf_model)
+                )
             )
-            entropy, surprisal = as_float32(entropy_N), as_float32(surprisal_N)
-        ends = np.cumsum([0] + [len(r.positions_N) for r in requests])
-        return [PositionScores(entropy[a:b], surprisal[a:b]) for a, b in pairwise(ends)]
-
-    def _hidden(
-        self, tokens_T: np.ndarray, positions_T: np.ndarray, borders: np.ndarray, packed: bool
-    ) -> Tensor:
-        decoder = self.hf_model.get_decoder()
-        ids_1T = self._tensor(tokens_T)[None]
-        if not packed:
-            return decoder(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
-        # The longest is rounded up so that a compiled layer is not made anew for every pack.
-        longest = 1 << int(np.diff(borders).max() - 1).bit_length()
-        borders_S = self._tensor(borders.astype(np.int32))
-        with attention.packed(self.hf_model), self._layers():
-            return decoder(
-                input_ids=ids_1T,
-                position_ids=self._tensor(positions_T)[None],
-                use_cache=False,
-                cu_seq_lens_q=borders_S,
-                cu_seq_lens_k=borders_S,
-                max_length_q=longest,
-                max_length_k=longest,
-            ).last_hidden_state[0]
+        return Launched(both_2R, [len(r.positions_N) for r in requests])
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        import torch
-
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            # From pageable memory a copy would wait for all work before it.
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     # -- proof on the loaded model ---------------------------------------------------------
 
@@ -176,11 +177,11 @@ class PackedScorer:
     ) -> str | None:
         """None where this mode gives the plain scores, and no sequence moves another's."""
         if mode == "single":
-            scores = [self._score_trunk([probe], packed=False)[0] for probe in probes]
+            scores = [self._score_pack([probe], mode)[0] for probe in probes]
         else:
-            scores = self._score_trunk(probes, packed=True)
+            scores = self._score_pack(probes, mode)
             other = ScoringRequest(probes[0].token_ids_T[::-1].copy(), probes[0].positions_N)
-            again = self._score_trunk([other, *probes[1:]], packed=True)
+            again = self._score_pack([other, *probes[1:]], mode)
             moved = _largest_difference(scores[1:], again[1:])
             if moved > 1e-6:
                 return f"a sequence moves the scores of its neighbour (by {moved:.2g} nats)"
@@ -200,8 +201,6 @@ def computing_copy(hf_model: PreTrainedModel) -> PreTrainedModel:
     """
     import copy
 
-    import torch
-
     if hf_model.device.type != "cpu" or hf_model.dtype != torch.bfloat16 or cpu_has_bfloat16():
         return hf_model
     return copy.deepcopy(hf_model).float()
@@ -209,29 +208,70 @@ def computing_copy(hf_model: PreTrainedModel) -> PreTrainedModel:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AMX, AVX-512 BF16)."""
-    import torch
-
     return any(
         getattr(torch.cpu, name, bool)()
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
 
 
-class _Laid:
-    """Sequences laid end to end: tokens_T, borders [S + 1] and starts [S]."""
+class Launched:
+    """Scores of one pass that may still be on their way from the device."""
 
-    def __init__(self, requests: Sequence[ScoringRequest]) -> None:
-        cut = [r.token_ids_T[: r.positions_N[-1]] for r in requests]
-        self.tokens_T = np.concatenate(cut)
-        self.borders = np.cumsum([0] + [len(tokens) for tokens in cut])
-        self.starts = self.borders[:-1]
+    def __init__(self, both_2R: Tensor, counts: Sequence[int]) -> None:
+        """both_2R: entropies and surprisals, float32. counts: positions of each request."""
+        self._counts = counts
+        self._ready: list[PositionScores] | None = None
+        self._host_2R, self._arrived = both_2R, None
+        if both_2R.is_cuda:
+            self._host_2R = torch.empty(both_2R.shape, dtype=both_2R.dtype, pin_memory=True)
+            self._host_2R.copy_(both_2R, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    @classmethod
+    def of_scores(cls, scores: list[PositionScores]) -> Launched:
+        launched = cls(torch.empty(2, 0), [])
+        launched._ready = scores
+        return launched
+
+    def scores(self) -> list[PositionScores]:
+        if self._ready is not None:
+            return self._ready
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        entropy_R, surprisal_R = self._host_2R.numpy().copy()
+        ends = np.cumsum([0, *self._counts])
+        return [PositionScores(entropy_R[a:b], surprisal_R[a:b]) for a, b in pairwise(ends)]
 
 
-def _lay_end_to_end(requests: Sequence[ScoringRequest]) -> tuple[_Laid, np.ndarray]:
-    """Tokens up to each sequence's last scored position, and each token's place in its own."""
-    laid = _Laid(requests)
-    lengths = np.diff(laid.borders)
-    return laid, np.arange(len(laid.tokens_T)) - np.repeat(laid.starts, lengths)
+class Laid(NamedTuple):
+    """Sequences laid end to end, each up to its last scored position."""
+
+    tokens_T: np.ndarray
+    positions_T: np.ndarray
+    """Each token's place in its own sequence."""
+    borders_S: np.ndarray
+    """Start of each sequence, and the end of the last."""
+    rows_R: np.ndarray
+    """Where in the pack each scored position is predicted: one before it."""
+    targets_R: np.ndarray
+    """The true token at each scored position."""
+
+
+def lay_end_to_end(requests: Sequence[ScoringRequest]) -> Laid:
+    lengths = [int(r.positions_N[-1]) for r in requests]
+    borders_S = np.cumsum([0, *lengths])
+    return Laid(
+        tokens_T=np.concatenate(
+            [r.token_ids_T[:n] for r, n in zip(requests, lengths, strict=True)]
+        ),
+        positions_T=np.concatenate([np.arange(n) for n in lengths]),
+        borders_S=borders_S,
+        rows_R=np.concatenate(
+            [r.positions_N - 1 + start for r, start in zip(requests, borders_S, strict=False)]
+        ),
+        targets_R=np.concatenate([r.token_ids_T[r.positions_N] for r in requests]),
+    )
 
 
 def _probes(model: ScoringModel) -> list[ScoringRequest]:
@@ -248,28 +288,6 @@ def _largest_difference(a: Sequence[PositionScores], b: Sequence[PositionScores]
     pairs = [(x.entropy_N, y.entropy_N) for x, y in zip(a, b, strict=True)]
     pairs += [(x.surprisal_N, y.surprisal_N) for x, y in zip(a, b, strict=True)]
     return max(float(np.abs(x - y).max(initial=0.0)) for x, y in pairs)
-
-
-def _compiled_layers(hf_model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]:
-    """A context in which the decoder's repeated layer runs compiled, once for all layers."""
-    import torch
-
-    layers = list(getattr(hf_model.get_decoder(), "layers", ()))
-    compiled = {
-        kind: torch.compile(kind.forward, dynamic=True) for kind in {type(x) for x in layers}
-    }
-
-    @contextmanager
-    def swapped() -> Iterator[None]:
-        for layer in layers:
-            layer.forward = compiled[type(layer)].__get__(layer)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward
-
-    return swapped
 
 
 @lru_cache(maxsize=1)

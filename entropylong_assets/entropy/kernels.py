@@ -51,7 +51,8 @@ def entropy_and_surprisal(
     """H and -ln p(target) of each position; both float32 [N], nats.
 
     hidden_ND: output of the last norm, in the model's dtype. targets_N: int64 [N]. No tensor of
-    N·V elements is made.
+    N·V elements is made. On Hopper and later, bfloat16 goes to a kernel that keeps logits in
+    registers.
     """
     import torch
 
@@ -59,6 +60,10 @@ def entropy_and_surprisal(
     surprisal_N = torch.empty_like(entropy_N)
     if not len(hidden_ND):
         return entropy_N, surprisal_N
+    if _fused_kernel_fits(hidden_ND, head):
+        from entropylong_assets.entropy import kernels_cuda
+
+        return kernels_cuda.entropy_and_surprisal(hidden_ND, targets_N, head)
     step = max(1, chunk_logits // len(head.weight_VD))
     for start in range(0, len(hidden_ND), step):
         part = slice(start, start + step)
@@ -95,3 +100,14 @@ def _logits(hidden_nD: Tensor, head: Head) -> Tensor:
     if head.softcap is not None:
         z_nV.div_(head.softcap).tanh_().mul_(head.softcap)
     return z_nV
+
+
+def _fused_kernel_fits(hidden_ND: Tensor, head: Head) -> bool:
+    """Whether there is Triton, and the kernel takes these shapes on this GPU."""
+    if not hidden_ND.is_cuda:
+        return False
+    try:
+        from entropylong_assets.entropy import kernels_cuda
+    except ImportError:
+        return False
+    return kernels_cuda.fits(hidden_ND, head)

@@ -74,7 +74,7 @@ def test_a_leak_between_sequences_is_caught(
     changed = [ScoringRequest(requests[0].token_ids_T[::-1].copy(), requests[0].positions_N)]
 
     def second(scorer: PackedScorer, first: ScoringRequest) -> list[PositionScores]:
-        return [scorer._score_trunk([first, requests[1]], packed=True)[1]]
+        return [scorer._score_pack([first, requests[1]], "packed")[1]]
 
     scorer = PackedScorer(model, mode="packed")
     assert largest_difference(second(scorer, requests[0]), second(scorer, changed[0])) < 1e-6

@@ -1,0 +1,122 @@
+"""The decoder's layers, from tokens laid end to end to hidden states, at the hardware's speed.
+
+The model's own modules do the work. For the time of a packed pass some of them are exchanged for
+faster equals, and put back afterwards, so that whoever else holds the model sees it unchanged:
+- attention: `attention.packed`;
+- the layer: compiled (CUDA), once for all layers of a kind;
+- the gated MLP: matrix product, activation and gate in one kernel (CUDA, bfloat16);
+- the last layer's MLP: on scored rows only, because nothing after it mixes tokens.
+
+Legend: T tokens of a pack, R rows that are scored, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from entropylong_assets.entropy import attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Trunk:
+    """Runs the decoder of one model."""
+
+    def __init__(self, hf_model: PreTrainedModel, compile_layers: bool) -> None:
+        self._hf_model = hf_model
+        self._decoder = hf_model.get_decoder()
+        self._layers: list[Any] = list(getattr(self._decoder, "layers", ()))
+        kinds = {type(layer) for layer in self._layers} if compile_layers else set()
+        self._compiled = {kind: torch.compile(kind.forward, dynamic=True) for kind in kinds}
+        self._last_rows: OnRows | None = None
+        self._mlps = self._faster_mlps()
+
+    def hidden(self, ids_1T: Tensor) -> Tensor:
+        """[T, D] of one sequence, by the unchanged model."""
+        states_1TD: Tensor = self._decoder(input_ids=ids_1T, use_cache=False).last_hidden_state
+        return states_1TD[0]
+
+    def hidden_packed(
+        self, ids_1T: Tensor, positions_1T: Tensor, borders_S: Tensor, longest: int, rows_R: Tensor
+    ) -> Tensor:
+        """[R, D] at `rows_R` of sequences laid end to end.
+
+        positions_1T: each token's place in its own sequence. borders_S: int32 [S + 1]. longest:
+        tokens of the longest sequence, or more.
+        """
+        with attention.packed(self._hf_model), self._exchanged(rows_R):
+            states_1TD: Tensor = self._decoder(
+                input_ids=ids_1T,
+                position_ids=positions_1T,
+                use_cache=False,
+                cu_seq_lens_q=borders_S,
+                cu_seq_lens_k=borders_S,
+                max_length_q=longest,
+                max_length_k=longest,
+            ).last_hidden_state
+        return states_1TD[0, rows_R]
+
+    @contextmanager
+    def _exchanged(self, rows_R: Tensor) -> Iterator[None]:
+        before: dict[Any, Any] = {layer: layer.mlp for layer in self._mlps}
+        if self._last_rows is not None:
+            self._last_rows.rows_R = rows_R
+        for layer, mlp in self._mlps.items():
+            layer.mlp = mlp
+        for layer in self._layers:
+            if type(layer) in self._compiled:
+                layer.forward = self._compiled[type(layer)].__get__(layer)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.__dict__.pop("forward", None)
+            for layer, mlp in before.items():
+                layer.mlp = mlp
+            if self._last_rows is not None:
+                self._last_rows.rows_R = None
+
+    def _faster_mlps(self) -> dict[Any, nn.Module]:
+        mlps: dict[Any, nn.Module] = {}
+        for layer in self._layers:
+            mlp = getattr(layer, "mlp", None)
+            fused = _fused_mlp(mlp)
+            if fused is not None:
+                mlps[layer] = fused
+        if self._layers and isinstance(getattr(self._layers[-1], "mlp", None), nn.Module):
+            last = self._layers[-1]
+            self._last_rows = OnRows(mlps.get(last) or last.mlp)
+            mlps[last] = self._last_rows
+        return mlps
+
+
+class OnRows(nn.Module):
+    """A module that maps each token by itself, run on some rows; the others come out as zeros."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.rows_R: Tensor | None = None
+
+    def forward(self, states_1TD: Tensor) -> Tensor:
+        assert self.rows_R is not None
+        result_1RD = self.module(states_1TD[:, self.rows_R])
+        return torch.zeros_like(states_1TD).index_copy(1, self.rows_R, result_1RD)
+
+
+def _fused_mlp(mlp: Any) -> nn.Module | None:
+    """A fused equal of a gated MLP, or nothing where there is none for it."""
+    gate = getattr(mlp, "gate_proj", None)
+    if not isinstance(gate, nn.Linear) or not gate.weight.is_cuda:
+        return None
+    try:
+        from entropylong_assets.entropy import gated_cuda
+    except ImportError:  # no Triton
+        return None
+    return gated_cuda.GatedMLP(mlp) if gated_cuda.fits(mlp) else None
