@@ -129,7 +129,10 @@ class ScoringModelSettings(_Settings):
     separator: str = "\n\n"
     """Text put after every context and every root, when scored and when packed."""
     max_forward_tokens: int = Field(8192, ge=16)
-    """Most tokens in one forward pass."""
+    """Longest sequence that is scored (tokens), where the model takes as many."""
+    pack_tokens: int | None = Field(None, ge=16)
+    """Tokens of all sequences that share a forward pass; none: by the device. More fills a larger
+    device better and takes more of its memory."""
 
 
 class EntropySettings(_Settings):

@@ -68,7 +68,7 @@ def entropy_scores(
         with store.write(
             "entropy_scores", shard, fingerprint=fingerprint(basis), determinants=basis
         ) as writer:
-            scorer, rows = load_scorer(model), []
+            scorer, rows = load_scorer(model, settings.scoring.pack_tokens), []
             before = scorer.usage.snapshot()
             for row in score_roots(
                 roots(), scorer, tokenizer.bos_ids, settings.entropy, BATCH, progress

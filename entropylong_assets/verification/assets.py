@@ -54,7 +54,7 @@ def verified_dependencies(
             index=candidates.summary["index"],
         )
         progress = Progress(context, "tokens", None)
-        scorer = load_scorer(model)
+        scorer = load_scorer(model, settings.scoring.pack_tokens)
         before = scorer.usage.snapshot()
         with store.write(
             "verified_dependencies", shard, fingerprint=fingerprint(basis), determinants=basis

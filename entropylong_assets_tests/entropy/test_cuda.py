@@ -108,7 +108,7 @@ def test_packed_flash_attention(window: int, size: int) -> None:
 
 @pytest.mark.parametrize("kind", [tiny.llama, tiny.gemma3])
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 0.3)])
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 1.0)])
 def test_engine(kind: Any, compiled: bool, dtype: str, limit: float) -> None:
     """bfloat16 is held against the float32 model of the same rounded weights."""
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -124,4 +124,4 @@ def test_engine(kind: Any, compiled: bool, dtype: str, limit: float) -> None:
     mean = np.mean(
         [np.abs(a.entropy_N - b.entropy_N).mean() for a, b in zip(scores, plain, strict=True)]
     )
-    assert mean < limit / 10
+    assert mean < limit / 20
