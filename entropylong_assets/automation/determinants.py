@@ -20,7 +20,7 @@ from entropylong_assets.storage.tables import WHOLE, TableStore
 # Raise an asset's number when a change to its code changes its content.
 _CODE = {
     "corpus_documents": 1,
-    "chunk_embeddings": 1,
+    "chunk_embeddings": 2,
     "embedding_index": 1,
     "entropy_scores": 1,
     "candidate_contexts": 1,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 _PIECES = re.compile(
     r"""\n+            # lines and paragraphs
-      | (?<=[.!?…])["')\]]*\s+   # sentences
+      | [.!?…]["')\]]*(\s+)   # sentences; what closes them stays with them
       | (?<=[。！？])""",
     re.VERBOSE,
 )
@@ -20,6 +20,15 @@ _WORDS = re.compile(r"\s+")
 
 CountTokens = Callable[[list[str]], list[int]]
 """Lengths of texts in the embedder's tokens, its special tokens included."""
+
+
+_MAX_CHARS_A_TOKEN = 16
+"""Some tokenizers give one unknown token for any word over a length: a chunk is bounded in
+characters too, far above what a token of text takes (4 to 5)."""
+
+
+def _fits(n_tokens: int, n_chars: int, max_tokens: int) -> bool:
+    return n_tokens <= max_tokens and n_chars <= _MAX_CHARS_A_TOKEN * max_tokens
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,15 @@ def chunk_document(
     while i < len(spans):
         start, end, n_tokens = spans[i]
         total, j = n_tokens, i + 1
-        while j < len(spans) and total + spans[j][2] - special <= max_tokens:
+        while j < len(spans):
             total += spans[j][2] - special
+            if not _fits(total, spans[j][1] - start, max_tokens):
+                break
             j += 1
         while j > i + 1:
             end = spans[j - 1][1]
             n_tokens = count_tokens([text[start:end]])[0]
-            if n_tokens <= max_tokens:
+            if _fits(n_tokens, end - start, max_tokens):
                 break
             j -= 1
             end, n_tokens = spans[i][1:]
@@ -73,7 +84,7 @@ def _join_short(
         if joined and min(len(chunk.text), len(joined[-1].text)) < min_chars:
             whole = text[joined[-1].start : chunk.end]
             n = count_tokens([whole])[0]
-            if n <= max_tokens:
+            if _fits(n, len(whole), max_tokens):
                 joined[-1] = Chunk(joined[-1].start, chunk.end, whole, n)
                 continue
         joined.append(chunk)
@@ -88,7 +99,8 @@ def _fitting_spans(
     counts = count_tokens([text[a:b] for a, b in spans])
     fitting: list[tuple[int, int, int]] = []
     for (a, b), n in zip(spans, counts, strict=True):
-        fitting += [(a, b, n)] if n <= max_tokens else _cut(text, a, b, max_tokens, count_tokens)
+        whole = _fits(n, b - a, max_tokens)
+        fitting += [(a, b, n)] if whole else _cut(text, a, b, max_tokens, count_tokens)
     return fitting
 
 
@@ -106,7 +118,7 @@ def _cut(
     counts = count_tokens([text[a:b] for a, b in halves])
     parts: list[tuple[int, int, int]] = []
     for (a, b), n in zip(halves, counts, strict=True):
-        if n <= max_tokens or b - a <= 1:
+        if _fits(n, b - a, max_tokens) or b - a <= 1:
             parts.append((a, b, n))
         else:
             parts += _cut(text, a, b, max_tokens, count_tokens)
@@ -117,7 +129,7 @@ def _split(text: str, start: int, end: int, border: re.Pattern[str]) -> list[tup
     """Spans between borders, without white space at their ends, none of them empty."""
     cuts = [start]
     for match in border.finditer(text, start, end):
-        cuts += [match.start(), match.end()]
+        cuts += [match.start(match.lastindex or 0), match.end()]
     cuts.append(end)
     spans = []
     for a, b in zip(cuts[::2], cuts[1::2], strict=True):

@@ -33,7 +33,11 @@ class Embedder:
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Tokens of each text for this embedder, special ones included."""
-        encoded = self.model.tokenizer(texts, truncation=False, return_attention_mask=False)
+        if not texts:
+            return []
+        encoded = self.model.tokenizer(
+            texts, truncation=False, return_attention_mask=False, verbose=False
+        )
         return [len(ids) for ids in encoded["input_ids"]]
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -73,7 +77,6 @@ def _load(reference: str, trust_remote_code: bool, device: str | None) -> Senten
         raise ModelError(
             f"embedding.model {reference}: can't be loaded as a sentence transformer ({reason})"
         ) from error
-    model.tokenizer.model_max_length = int(1e9)  # lengths are checked, not warned of
     return model
 
 
