@@ -27,7 +27,7 @@ _ints = pa.list_(pa.field("item", pa.int32(), nullable=False))
 
 _root = _column("root_id", _text, "doc_id of the root")
 _anchor = _column("anchor", _int, "position in the root, from 0", "token")
-_chunk = _column("chunk_id", _text, "passage: <doc_id>-<number of the chunk in it>")
+_chunk = _column("chunk_id", _text, "passage: its doc_id, a dash, its number in the document")
 _doc = _column("doc_id", _text, "document: 32 hex digits of the hash of its canonical text")
 _source = _column("source", _text, "name of the source in the settings")
 _shard = _column("shard", _text, "partition that holds the document")
@@ -194,7 +194,7 @@ TABLES: dict[str, dict[str, pa.Schema]] = {
     "long_context_samples": {
         "samples": pa.schema(
             [
-                _column("sample_id", _text, "<shard>-<nnnnn>"),
+                _column("sample_id", _text, "shard, a dash, number in the shard"),
                 _column("input_ids", _ids, "tokens of the sample"),
                 _column("n_root", _int, "tokens in roots", "token"),
                 _column("n_verified", _int, "tokens in verified contexts", "token"),
