@@ -26,7 +26,7 @@ from entropylong_assets.retrieval.checks import candidate_checks
 from entropylong_assets.samples.assets import long_context_samples
 from entropylong_assets.samples.checks import sample_checks
 from entropylong_assets.settings import Settings, load_settings
-from entropylong_assets.training_data.assets import export_job, training_dataset
+from entropylong_assets.training_data.assets import training_dataset
 from entropylong_assets.training_data.checks import export_checks
 from entropylong_assets.verification.assets import verified_dependencies
 from entropylong_assets.verification.checks import verification_checks
@@ -68,7 +68,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     return dg.Definitions(
         assets=[asset.map_asset_specs(specified) for asset in ASSETS],
         asset_checks=CHECKS,
-        jobs=[*jobs, export_job],
+        jobs=jobs,
         sensors=[new_files, make_carrier(dg.AssetSelection.assets(*ASSETS))],
         schedules=[daily_scan, *make_sweeps(CHECKS)],
         resources={"pipeline": pipeline_resource(settings)},

@@ -51,6 +51,13 @@ build_samples = _job(
     ("entropy_scores", "candidate_contexts", "verified_dependencies", "long_context_samples"),
     72,
 )
+export = _job(
+    "export",
+    "Exports the samples of all healthy shards for trainers, and writes the report.",
+    ("training_dataset",),
+    12,
+    partitioned=False,
+)
 everything = _job(
     "everything",
     "One shard from its file to samples, the index included. For many shards rather backfill "
@@ -59,4 +66,4 @@ everything = _job(
     72,
 )
 
-jobs = [ingest, score, verify, assemble, build_samples, index, everything]
+jobs = [ingest, score, verify, assemble, build_samples, index, export, everything]

@@ -1,10 +1,10 @@
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 
-from entropylong_assets.automation.faults import plain_errors
+from entropylong_assets.automation.faults import RETRIES, plain_errors
+from entropylong_assets.automation.health import blocking_checks, unhealthy_shards
 from entropylong_assets.automation.resources import Pipeline
 from entropylong_assets.automation.results import Progress
 from entropylong_assets.corpus.checks import corpus_checks
@@ -14,7 +14,7 @@ from entropylong_assets.retrieval.checks import candidate_checks
 from entropylong_assets.samples.checks import sample_checks
 from entropylong_assets.verification.checks import verification_checks
 
-_SHARD_CHECKS = (
+SHARD_CHECKS = (
     corpus_checks,
     chunk_checks,
     entropy_checks,
@@ -47,33 +47,12 @@ _SHOWN_AS_JSON = (
 )
 
 
-def check_faults(instance: dg.DagsterInstance, shards: Sequence[str]) -> dict[str, list[str]]:
-    """By shard: blocking checks whose latest run did not pass, or saw an older table."""
-    keys = [spec.key for checks in _SHARD_CHECKS for spec in checks.check_specs if spec.blocking]
-    statuses: dict[tuple[str, dg.AssetCheckKey], str] = {}
-    if shards:
-        storage = instance.event_log_storage
-        for info in storage.get_asset_check_partition_info(keys, partition_keys=list(shards)):
-            status = info.latest_execution_status.value.lower()
-            if status == "succeeded" and not info.is_current:
-                status = "was run on an older table"
-            statuses[str(info.partition_key), info.check_key] = status
-    faults: dict[str, list[str]] = {}
-    for shard in shards:
-        for key in keys:
-            status = statuses.get((shard, key), "was never run")
-            if status != "succeeded":
-                name = f"{key.asset_key.to_user_string()}.{key.name}"
-                faults.setdefault(shard, []).append(f"check {name} {status}")
-    return faults
-
-
 def _metadata(figures: dict[str, Any]) -> dict[str, Any]:
     shown = {name: figures[name] for name in _SHOWN if figures.get(name) is not None}
     return shown | {name: dg.MetadataValue.json(figures[name]) for name in _SHOWN_AS_JSON}
 
 
-@dg.asset(deps=["long_context_samples"], kinds={"parquet"}, group_name="training_data")
+@dg.asset(deps=["long_context_samples"], kinds={"parquet"}, retry_policy=RETRIES)
 def training_dataset(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> dg.MaterializeResult:
@@ -92,7 +71,10 @@ def training_dataset(
     settings, store = pipeline.settings, pipeline.store
     start = time.monotonic()
     with plain_errors():
-        health = find_healthy(store, settings, check_faults(context.instance, known_shards(store)))
+        unchecked = unhealthy_shards(
+            context.instance, blocking_checks(SHARD_CHECKS), known_shards(store)
+        )
+        health = find_healthy(store, settings, unchecked)
         for shard, fault in health.left_out.items():
             context.log.warning(f"{shard} is left out: {fault}")
         if not health.healthy:
@@ -139,10 +121,3 @@ def training_dataset(
         },
         data_version=dg.DataVersion(export.version),
     )
-
-
-export_job = dg.define_asset_job(
-    "export",
-    selection=dg.AssetSelection.assets("training_dataset"),
-    description="Exports all healthy shards for trainers, and writes the report beside them.",
-)

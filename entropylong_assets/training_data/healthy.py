@@ -7,7 +7,7 @@ is being redone: it has to look itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from entropylong_assets.automation.determinants import UPSTREAM, code_version, determinants
@@ -73,15 +73,14 @@ def known_shards(store: TableStore) -> list[str]:
     return sorted(planned | set(store.shards("long_context_samples")))
 
 
-def find_healthy(
-    store: TableStore, settings: Settings, check_faults: Mapping[str, Sequence[str]]
-) -> Health:
-    """Looks at every shard's tables. check_faults: blocking checks not passed, by shard."""
+def find_healthy(store: TableStore, settings: Settings, unchecked: Mapping[str, str]) -> Health:
+    """Looks at every shard's tables. unchecked: shards whose blocking checks did
+    not all pass, and why."""
     healthy, left_out = [], {}
     for shard in known_shards(store):
         fault = table_fault(shard, settings, store)
-        if fault is None and check_faults.get(shard):
-            fault = "; ".join(check_faults[shard])
+        if fault is None:
+            fault = unchecked.get(shard)
         if fault is None:
             healthy.append(shard)
         else:
