@@ -54,7 +54,10 @@ class ChunkTable:
         self._uri = f"{data_uri}/lancedb"
         self._schema = chunk_schema(dimension, embedder)
         self._db = lancedb.connect(self._uri)
-        self._table = self._db.create_table(TABLE, schema=self._schema, exist_ok=True)
+        try:
+            self._table = self._db.open_table(TABLE)
+        except ValueError:  # it is not there; where another process makes it now, that one is taken
+            self._table = self._db.create_table(TABLE, schema=self._schema, exist_ok=True)
         self._refuse_other_embedder()
 
     def _refuse_other_embedder(self) -> None:
@@ -118,7 +121,10 @@ class ChunkTable:
         return query.to_batches()
 
     def fetch(self, chunk_ids: Sequence[str], columns: list[str]) -> pl.DataFrame:
-        """The rows of these chunks; where copies stand in two shards, of the first by name."""
+        """The rows of these chunks; where copies stand in two shards, of the first by name.
+
+        `columns` include chunk_id.
+        """
         parts = []
         for i in range(0, len(chunk_ids), 1000):
             query = self._table.search().where(f"chunk_id IN {quoted(chunk_ids[i : i + 1000])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -128,7 +129,7 @@ def test_no_sentence_that_fits_is_cut(words: list[str]) -> None:
         assert chunk.endswith(".")
     # A full chunk could not have taken the sentence after it.
     chunks = texts_of(text, 13)
-    for one, after in zip(chunks, chunks[1:], strict=False):
+    for one, after in pairwise(chunks):
         assert count_letters([f"{one} {after.split(' ')[0]}"])[0] > 13
 
 

@@ -1,0 +1,328 @@
+"""The LanceDB table, a real one on disk, held against plain NumPy."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from entropylong_assets.embeddings.index import (
+    find_duplicates,
+    index_shards,
+    measure_recall,
+    sample_queries,
+)
+from entropylong_assets.embeddings.table import ChunkTable, chunk_schema, open_table
+from entropylong_assets.settings import make_settings
+from entropylong_assets.storage.tables import TableError, TableStore
+
+E = 8
+EMBEDDER = "test-embedder@1"
+
+
+def unit_vectors(n: int, seed: int, dimension: int = E) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(seed).normal(size=(n, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def batch(
+    shard: str,
+    docs: list[str],
+    vectors_NE: NDArray[np.float32],
+    mark: str = "",
+    chunks_a_doc: int = 1,
+) -> pa.RecordBatch:
+    ids = [f"{doc}-{i:05d}" for doc in docs for i in range(chunks_a_doc)]
+    n, dimension = vectors_NE.shape
+    assert n == len(ids)
+    rows = {
+        "chunk_id": ids,
+        "doc_id": [i.rpartition("-")[0] for i in ids],
+        "shard": [shard] * n,
+        "source": ["s"] * n,
+        "start": [0] * n,
+        "end": [9] * n,
+        "text": [f"{mark}{i}" for i in ids],
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors_NE.reshape(-1)), dimension),
+    }
+    schema = chunk_schema(dimension, EMBEDDER)
+    return pa.table(rows, schema=schema).combine_chunks().to_batches()[0]
+
+
+def docs_of(shard: str, n: int) -> list[str]:
+    return [f"{shard}{i}" for i in range(n)]
+
+
+def filled(folder: Path, sizes: dict[str, int], dimension: int = E) -> ChunkTable:
+    table = ChunkTable(str(folder), dimension, EMBEDDER)
+    for number, (shard, n) in enumerate(sizes.items()):
+        rows = batch(shard, docs_of(shard, n), unit_vectors(n, number, dimension))
+        table.replace_shard(shard, [rows])
+    return table
+
+
+def everything(table: ChunkTable) -> dict[str, tuple[str, str]]:
+    rows = pl.concat(list(table.scan(["chunk_id", "shard", "text"])))
+    assert rows["chunk_id"].n_unique() == len(rows)
+    return {c: (s, t) for c, s, t in rows.select("chunk_id", "shard", "text").iter_rows()}
+
+
+def vectors_of(table: ChunkTable) -> tuple[list[str], NDArray[np.float32]]:
+    rows = pl.concat(list(table.scan(["chunk_id", "vector"])))
+    return rows["chunk_id"].to_list(), np.asarray(rows["vector"].to_list(), np.float32)
+
+
+@pytest.mark.parametrize("n_queries", [1, 7])
+def test_search_without_an_index_is_exact(tmp_path: Path, n_queries: int) -> None:
+    table = filled(tmp_path, {"a": 60, "b": 40})
+    ids, vectors = vectors_of(table)
+    queries = unit_vectors(n_queries, 99)
+    found = table.search(queries, 10)
+    cosines = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    for query in range(n_queries):
+        best = np.argsort(-cosines[query])[:10]
+        rows = found.filter(pl.col("query") == query).sort("similarity", descending=True)
+        assert rows["chunk_id"].to_list() == [ids[i] for i in best]
+        np.testing.assert_allclose(rows["similarity"], cosines[query][best], atol=1e-6)
+
+
+def test_a_search_leaves_out_shards_and_ends_with_the_table(tmp_path: Path) -> None:
+    table = filled(tmp_path, {"a": 5, "it's": 3})
+    queries = unit_vectors(2, 99)
+    assert set(table.search(queries, 50, ["it's"])["shard"]) == {"a"}
+    assert table.search(queries, 50)["query"].value_counts().sort("query")["count"].to_list() == [
+        8,
+        8,
+    ]
+    assert len(table.search(queries, 50, ["a", "it's"])) == 0
+
+
+def test_a_shard_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    table = filled(tmp_path, {"a": 6, "b": 5})
+    before = everything(table)
+    new = batch("a", ["a1", "a2", "x9"], unit_vectors(3, 50), mark="new ")
+    table.replace_shard("a", [new])
+    others = {c: row for c, row in before.items() if row[0] == "b"}
+    assert len(others) == 5
+    wanted = {f"{d}-00000": ("a", f"new {d}-00000") for d in ("a1", "a2", "x9")}
+    assert everything(table) == others | wanted
+    assert table.rows_by_shard() == {"a": 3, "b": 5}
+    table.replace_shard("a", [])
+    assert everything(table) == others
+
+
+def test_a_shard_without_chunks_is_an_empty_shard(tmp_path: Path) -> None:
+    table = ChunkTable(str(tmp_path), E, EMBEDDER)
+    table.replace_shard("a", [])
+    assert table.rows_by_shard() == {}
+    assert len(table.search(unit_vectors(1, 0), 5)) == 0
+
+
+def test_copies_in_two_shards_are_rows_of_their_own(tmp_path: Path) -> None:
+    table = ChunkTable(str(tmp_path), E, EMBEDDER)
+    for shard in ("b", "a"):
+        table.replace_shard(shard, [batch(shard, ["d"], unit_vectors(1, 3), mark=f"{shard} ")])
+    assert table.rows_by_shard() == {"a": 1, "b": 1}
+    assert table.fetch(["d-00000"], ["chunk_id", "text"])["text"].to_list() == ["a d-00000"]
+    table.replace_shard("b", [batch("b", ["d"], unit_vectors(1, 3), mark="again ")])
+    assert table.rows_by_shard() == {"a": 1, "b": 1}
+    table.delete_documents("a", ["d"])
+    assert table.fetch(["d-00000"], ["chunk_id", "text"])["text"].to_list() == ["again d-00000"]
+
+
+def test_an_error_while_rows_come_leaves_the_old_shard(tmp_path: Path) -> None:
+    table = filled(tmp_path, {"a": 6})
+    before = everything(table)
+
+    def rows() -> Any:
+        yield batch("a", ["n1"], unit_vectors(1, 1))
+        raise RuntimeError("the embedder broke")
+
+    with pytest.raises(Exception, match="the embedder broke"):
+        table.replace_shard("a", rows())
+    assert everything(open_table(str(tmp_path))) == before
+
+
+def _ingest(folder: str, shard: str, n: int) -> None:
+    for _ in range(3):
+        table = ChunkTable(folder, E, EMBEDDER)
+        table.replace_shard(shard, [batch(shard, docs_of(shard, n), unit_vectors(n, 1))])
+
+
+def test_processes_that_write_different_shards_lose_nothing(tmp_path: Path) -> None:
+    ChunkTable(str(tmp_path), E, EMBEDDER)
+    processes = multiprocessing.get_context("spawn")
+    sizes = {"a": 200, "b": 300}
+    writers = [processes.Process(target=_ingest, args=(str(tmp_path), s, n))
+               for s, n in sizes.items()]  # fmt: skip
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(90)
+        assert writer.exitcode == 0
+    table = open_table(str(tmp_path))
+    assert table.rows_by_shard() == sizes
+    assert len(everything(table)) == 500
+
+
+def test_a_tagged_version_stays_as_it_was_while_a_writer_goes_on(tmp_path: Path) -> None:
+    table = filled(tmp_path, {"a": 20})
+    table.tag("index-1")
+    reader = open_table(str(tmp_path), "index-1")
+    before, queries = everything(reader), unit_vectors(3, 7)
+    found = reader.search(queries, 5)
+    table.replace_shard("a", [batch("a", docs_of("n", 4), unit_vectors(4, 8))])
+    table.replace_shard("b", [batch("b", docs_of("b", 9), unit_vectors(9, 9))])
+    table.optimise()
+    assert everything(reader) == before == everything(open_table(str(tmp_path), "index-1"))
+    assert reader.search(queries, 5).equals(found)
+    assert open_table(str(tmp_path)).rows_by_shard() == {"a": 4, "b": 9}
+    table.tag("index-1")
+    assert open_table(str(tmp_path), "index-1").rows_by_shard() == {"a": 4, "b": 9}
+
+
+def test_an_unknown_tag_and_a_missing_table_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"it is not there; materialise chunk_embeddings$"):
+        open_table(str(tmp_path / "none"))
+    table = filled(tmp_path, {"a": 1})
+    with pytest.raises(TableError, match=r"no version is tagged index-9; materialise"):
+        table.checkout("index-9")
+
+
+@pytest.mark.parametrize(("dimension", "embedder"), [(E + 1, EMBEDDER), (E, "other@2")])
+def test_another_embedder_is_refused_in_one_line(
+    tmp_path: Path, dimension: int, embedder: str
+) -> None:
+    filled(tmp_path, {"a": 3})
+    with pytest.raises(TableError) as caught:
+        ChunkTable(str(tmp_path), dimension, embedder)
+    message = str(caught.value)
+    assert f"{E}-dimensional vectors of {EMBEDDER}" in message
+    assert f"{dimension}-dimensional vectors of {embedder}" in message
+    assert "embedding.model" in message
+    assert "\n" not in message
+    assert open_table(str(tmp_path)).rows_by_shard() == {"a": 3}
+
+
+# The index
+
+
+class World:
+    """Shards in the table and in the store, as chunk_embeddings leaves them."""
+
+    def __init__(self, folder: Path, **embedding: Any) -> None:
+        self.settings = make_settings(
+            overrides={"data_uri": str(folder), "embedding": embedding, "retrieval": {"top_k": 5}}
+        )
+        self.store = TableStore(str(folder))
+        self.table = ChunkTable(str(folder), E, EMBEDDER)
+
+    def embed(self, shard: str, docs: list[str], seed: int, chunks_a_doc: int = 1) -> None:
+        vectors = unit_vectors(len(docs) * chunks_a_doc, seed)
+        rows = batch(shard, docs, vectors, chunks_a_doc=chunks_a_doc)
+        self.table.replace_shard(shard, [rows])
+        with self.store.write("chunk_embeddings", shard, fingerprint="f") as writer:
+            frame = pl.from_arrow(rows).with_columns(  # type: ignore[union-attr]
+                chunk_number=pl.lit(0), n_embedder_tokens=pl.lit(3)
+            )
+            writer.append("chunks", frame)
+
+    def index(self, positions: dict[str, int]) -> dict[str, Any]:
+        embedder: Any = SimpleNamespace(dimension=E, identity=EMBEDDER)
+        versions = {s: self.store.require("chunk_embeddings", s).data_version for s in positions}
+        with self.store.write("embedding_index", "all", fingerprint="f") as writer:
+            writer.summary |= index_shards(
+                self.store, self.settings, embedder, positions, versions, "t", writer
+            )
+        return self.store.require("embedding_index").summary
+
+
+@pytest.mark.parametrize("ingest", [("a", "b", "c"), ("c", "a", "b")])
+def test_the_owner_of_a_copy_goes_by_the_plan_whatever_was_ingested_first(
+    tmp_path: Path, ingest: tuple[str, ...]
+) -> None:
+    docs = {"a": ["d1", "d2"], "b": ["d2", "d3", "d4"], "c": ["d4", "d1", "d5"]}
+    positions = {"b": 0, "a": 1, "c": 2}
+    world = World(tmp_path)
+    for shard in ingest:
+        world.embed(shard, docs[shard], seed=ord(shard), chunks_a_doc=2)
+    duplicates = find_duplicates(world.store, positions)
+    assert duplicates.to_dicts() == [
+        {"doc_id": "d1", "shard": "c", "owner": "a", "n_chunks": 2},
+        {"doc_id": "d2", "shard": "a", "owner": "b", "n_chunks": 2},
+        {"doc_id": "d4", "shard": "c", "owner": "b", "n_chunks": 2},
+    ]
+    summary = world.index(positions)
+    assert (summary["n_rows"], summary["duplicate_documents"]) == (10, 3)
+    assert summary["search"] == "exact"
+    assert summary["recall"] == 1.0
+    assert open_table(str(tmp_path), "t").rows_by_shard() == {"a": 2, "b": 6, "c": 2}
+    again = world.index(positions)
+    assert again | {"table_version": 0} == summary | {"table_version": 0}
+
+
+def test_shards_outside_the_plan_are_named_and_lost_rows_refused(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.embed("a", ["d1", "d2"], 1)
+    world.embed("old", ["d1"], 2)
+    summary = world.index({"a": 0})
+    assert summary["excluded_shards"] == ["old"]
+    assert summary["n_rows"] == 2
+    world.table.replace_shard("a", [batch("a", ["d1"], unit_vectors(1, 1))])
+    with pytest.raises(TableError, match=r"1 rows of shard a where 2 were written; materialise"):
+        world.index({"a": 0})
+
+
+def test_an_empty_corpus_has_an_empty_index(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    summary = world.index({})
+    assert (summary["n_rows"], summary["n_shards"], summary["recall"]) == (0, 0, 1.0)
+
+
+def test_a_large_table_gets_an_index_that_reaches_its_recall(tmp_path: Path) -> None:
+    """2,000 random vectors, the hardest case for an inverted file: no clusters to find."""
+    world = World(tmp_path, ann_min_rows=1000, target_recall=0.9, recall_queries=40)
+    world.embed("a", docs_of("a", 1200), 1)
+    world.embed("b", docs_of("b", 800), 2)
+    summary = world.index({"a": 0, "b": 1})
+    assert summary["search"] == "ivf_flat"
+    table = open_table(str(tmp_path), "t")
+    assert table.has_index()
+    assert table.unindexed_rows() == 0
+    # Measured once more, by brute force in float64 over other queries.
+    ids, vectors = vectors_of(table)
+    queries = unit_vectors(60, 1234)
+    cosines = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    found = table.search(queries, 5, nprobes=summary["nprobes"])
+    hits = sum(
+        len(
+            {ids[i] for i in np.argsort(-cosines[q])[:5]}
+            & set(found.filter(pl.col("query") == q)["chunk_id"])
+        )
+        for q in range(60)
+    )
+    assert hits / 300 >= 0.8
+    few = table.search(queries, 5, nprobes=1)
+    assert not few.equals(found), "one probe already finds all: the case tests nothing"
+    assert table.search(queries, 5).height == 300
+    _, chosen = sample_queries(table, 40, world.settings.seed)
+    assert summary["recall"] >= 0.9
+    assert measure_recall(table, chosen, 5, summary["nprobes"]) == pytest.approx(summary["recall"])
+    assert measure_recall(table, chosen, 5, 1) < summary["recall"]
+
+
+def test_queries_for_recall_are_chosen_by_hash_and_not_by_place(tmp_path: Path) -> None:
+    one, other = filled(tmp_path / "1", {"a": 30, "b": 30}), filled(tmp_path / "2", {"a": 30})
+    other.replace_shard("b", [batch("b", docs_of("b", 30)[::-1], unit_vectors(30, 1)[::-1])])
+    chosen = sample_queries(one, 9, seed=4)[0]
+    assert len(set(chosen)) == 9
+    assert chosen == sample_queries(other, 9, seed=4)[0]
+    assert chosen != sample_queries(one, 9, seed=5)[0]
+    assert len(sample_queries(one, 500, seed=4)[0]) == 60
