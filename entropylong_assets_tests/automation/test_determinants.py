@@ -52,6 +52,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "scoring.bos": ("never", {E, V, S}),
     "scoring.separator": ("\n", {V, S}),
     "scoring.max_forward_tokens": (4000, {E, V}),
+    "scoring.pack_tokens": (512, set()),  # how fast, not what
     "entropy.alpha": (1.5, {E}),
     "entropy.min_anchor_position": (0, {E}),
     "retrieval.half_window": (8, {R}),
