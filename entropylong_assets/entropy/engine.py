@@ -4,6 +4,7 @@ What it saves, none of it changing a score beyond rounding:
 - a sequence ends before its last scored position;
 - sequences are laid end to end up to a token budget, unpadded, and never see each other;
 - the LM head runs on scored positions only, and its logits are reduced as they are made;
+- on a CPU each core has a pass of its own; on CUDA the next pass starts before the last is fetched;
 - the trunk runs on faster equals of some of its modules (`trunk.py`).
 
 Each of these holds for the models of transformers at large, but not for all: some mix tokens
@@ -18,7 +19,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -43,7 +46,7 @@ attention. `plain`: the definition itself."""
 
 MODES: tuple[Mode, ...] = ("packed", "single", "plain")
 
-PACK_TOKENS = {"cuda": 16_384, "cpu": 1024}
+PACK_TOKENS = {"cuda": 16_384, "cpu": 512}
 """Tokens of a pack: enough to keep the device busy (benchmarks/RESULTS.md)."""
 
 log = logging.getLogger(__name__)
@@ -97,17 +100,42 @@ class PackedScorer:
             started = now
             on_progress(sum(sizes))
 
-        # One pack is always ahead on the device while the one before it is fetched.
-        before: tuple[list[int], Launched] | None = None
-        for members in pack(lengths, budget):
-            numbers = [wanted[member] for member in members]
-            launched = self._launch([requests[i] for i in numbers], self.mode)
-            if before:
-                finish(*before)
-            before = (numbers, launched)
-        if before:
-            finish(*before)
+        packs = [[wanted[member] for member in members] for members in pack(lengths, budget)]
+        with self.trunk.ready() if self.mode == "packed" else nullcontext():
+            for numbers, launched in self._passes(packs, requests):
+                finish(numbers, launched)
         return scores
+
+    def _passes(
+        self, packs: Sequence[list[int]], requests: Sequence[ScoringRequest]
+    ) -> Iterator[tuple[list[int], Launched]]:
+        """Each pack with its pass, in order."""
+
+        def launch(numbers: list[int]) -> Launched:
+            return self._launch([requests[i] for i in numbers], self.mode)
+
+        if self.device.type == "cpu" and self.mode != "plain" and not self.trunk.is_compiled:
+            # A core to itself, each pass needs no barrier between the threads of one product.
+            cores = torch.get_num_threads()
+            workers = max(1, min(cores, len(packs)))
+            with ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(cores // workers,)
+            ) as pool:
+                try:
+                    yield from zip(packs, pool.map(launch, packs), strict=True)
+                finally:
+                    pool.shutdown(cancel_futures=True)
+                    torch.set_num_threads(cores)
+            return
+        # One pass is always ahead on the device while the one before it is fetched.
+        before: tuple[list[int], Launched] | None = None
+        for numbers in packs:
+            launched = launch(numbers)
+            if before:
+                yield before
+            before = numbers, launched
+        if before:
+            yield before
 
     def figures(self, before: dict[str, float]) -> dict[str, Any]:
         """What was scored since `before = usage.snapshot()`, how, and at what rate."""
@@ -120,7 +148,8 @@ class PackedScorer:
         return took
 
     def _score_pack(self, requests: Sequence[ScoringRequest], mode: Mode) -> list[PositionScores]:
-        return self._launch(requests, mode).scores()
+        with self.trunk.ready() if mode == "packed" else nullcontext():
+            return self._launch(requests, mode).scores()
 
     def _launch(self, requests: Sequence[ScoringRequest], mode: Mode) -> Launched:
         """Starts one forward pass over all of `requests`, of which none is without positions."""

@@ -12,6 +12,7 @@ Legend: T tokens of a pack, R rows that are scored, D hidden size.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ class Trunk:
         self._decoder = hf_model.get_decoder()
         self._layers: list[Any] = list(getattr(self._decoder, "layers", ()))
         kinds = {type(layer) for layer in self._layers} if compile_layers else set()
+        self.is_compiled = compile_layers
         self._compiled = {kind: torch.compile(kind.forward, dynamic=True) for kind in kinds}
         self._last_rows: OnRows | None = None
         self._mlps = self._faster_mlps()
@@ -45,28 +47,33 @@ class Trunk:
     def hidden_packed(
         self, ids_1T: Tensor, positions_1T: Tensor, borders_S: Tensor, longest: int, rows_R: Tensor
     ) -> Tensor:
-        """[R, D] at `rows_R` of sequences laid end to end.
+        """[R, D] at `rows_R` of sequences laid end to end; only inside `ready`.
 
         positions_1T: each token's place in its own sequence. borders_S: int32 [S + 1]. longest:
         tokens of the longest sequence, or more.
         """
-        with attention.packed(self._hf_model), self._exchanged(rows_R):
-            states_1TD: Tensor = self._decoder(
-                input_ids=ids_1T,
-                position_ids=positions_1T,
-                use_cache=False,
-                cu_seq_lens_q=borders_S,
-                cu_seq_lens_k=borders_S,
-                max_length_q=longest,
-                max_length_k=longest,
-            ).last_hidden_state
+        if self._last_rows is not None:
+            self._last_rows.rows = rows_R
+        states_1TD: Tensor = self._decoder(
+            input_ids=ids_1T,
+            position_ids=positions_1T,
+            use_cache=False,
+            cu_seq_lens_q=borders_S,
+            cu_seq_lens_k=borders_S,
+            max_length_q=longest,
+            max_length_k=longest,
+        ).last_hidden_state
         return states_1TD[0, rows_R]
 
     @contextmanager
-    def _exchanged(self, rows_R: Tensor) -> Iterator[None]:
+    def ready(self) -> Iterator[None]:
+        """Inside, the model is exchanged for its faster self."""
+        with attention.packed(self._hf_model), self._exchanged():
+            yield
+
+    @contextmanager
+    def _exchanged(self) -> Iterator[None]:
         before: dict[Any, Any] = {layer: layer.mlp for layer in self._mlps}
-        if self._last_rows is not None:
-            self._last_rows.rows_R = rows_R
         for layer, mlp in self._mlps.items():
             layer.mlp = mlp
         for layer in self._layers:
@@ -79,8 +86,6 @@ class Trunk:
                 layer.__dict__.pop("forward", None)
             for layer, mlp in before.items():
                 layer.mlp = mlp
-            if self._last_rows is not None:
-                self._last_rows.rows_R = None
 
     def _faster_mlps(self) -> dict[Any, nn.Module]:
         mlps: dict[Any, nn.Module] = {}
@@ -91,7 +96,8 @@ class Trunk:
                 mlps[layer] = fused
         if self._layers and isinstance(getattr(self._layers[-1], "mlp", None), nn.Module):
             last = self._layers[-1]
-            self._last_rows = OnRows(mlps.get(last) or last.mlp)
+            kind = OnRows if self.is_compiled else OnRowsOfThread
+            self._last_rows = kind(mlps.get(last) or last.mlp)
             mlps[last] = self._last_rows
         return mlps
 
@@ -102,12 +108,28 @@ class OnRows(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.rows_R: Tensor | None = None
+        self.rows: Tensor | None = None
 
     def forward(self, states_1TD: Tensor) -> Tensor:
-        assert self.rows_R is not None
-        result_1RD = self.module(states_1TD[:, self.rows_R])
-        return torch.zeros_like(states_1TD).index_copy(1, self.rows_R, result_1RD)
+        assert self.rows is not None
+        result_1RD = self.module(states_1TD[:, self.rows])
+        return torch.zeros_like(states_1TD).index_copy(1, self.rows, result_1RD)
+
+
+class OnRowsOfThread(OnRows):
+    """The same for passes that run in several threads at once, each with its own rows."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._of_thread = threading.local()
+        super().__init__(module)
+
+    @property
+    def rows(self) -> Tensor | None:
+        return getattr(self._of_thread, "rows", None)
+
+    @rows.setter
+    def rows(self, rows_R: Tensor | None) -> None:
+        self._of_thread.rows = rows_R
 
 
 def _fused_mlp(mlp: Any) -> nn.Module | None:

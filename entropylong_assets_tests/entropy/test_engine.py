@@ -55,6 +55,21 @@ def test_order_of_requests_does_not_matter(model: ScoringModel) -> None:
     assert scorer.mode == "packed", "otherwise nothing shared a pass"
 
 
+def test_passes_side_by_side_keep_apart(model: ScoringModel) -> None:
+    """Guards against state that concurrent passes share, and a thread count left changed."""
+    requests = tiny.requests(40, seed=9)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        scorer = PackedScorer(model, pack_tokens=64, compile_layers=False)
+        scores = scorer.score(requests)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert largest_difference(scores, [score_plainly(model, r) for r in requests]) < 1e-5
+    assert scorer.usage.passes > 8
+
+
 def test_the_model_is_left_as_it_was(model: ScoringModel) -> None:
     """Guards against a swapped attention that outlives the engine's own passes."""
     probe = tiny.requests(1, seed=1)[0]
