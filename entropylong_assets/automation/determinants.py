@@ -24,7 +24,7 @@ _CODE = {
     "embedding_index": 1,
     "entropy_scores": 1,
     "candidate_contexts": 1,
-    "verified_dependencies": 1,
+    "verified_dependencies": 2,
     "long_context_samples": 1,
     "training_dataset": 1,
 }

@@ -38,12 +38,14 @@ def judge(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
     uncertain = pl.when(before > 0)
     gain = uncertain.then((before - behind) / before)
     calibrated = uncertain.then((pl.min_horizontal(before, control) - behind) / before)
-    has_control = pl.col("entropy_control").is_not_null()
+    has_control = pl.col("entropy_control").is_not_null() & ~control.is_nan()
     believes = pl.col("surprisal_context") < pl.min_horizontal("surprisal", "surprisal_control")
     surprisal_rose = ~believes if settings.require_surprisal_drop else pl.lit(False)
 
     def passes(column: str) -> pl.Expr:
-        return (pl.col(column) > settings.epsilon).fill_null(False)
+        # To Polars not-a-number is larger than any number: a broken score must accept nothing.
+        gained = (pl.col(column) > settings.epsilon) & ~pl.col(column).is_nan()
+        return gained.fill_null(False)
 
     rule = settings.rule
     rose = surprisal_rose if rule == "calibrated" else pl.lit(False)

@@ -30,18 +30,23 @@ FetchChunks = Callable[[Sequence[str]], pl.DataFrame]
 
 
 def chunk_universe(store: TableStore) -> ChunkUniverse:
-    """All chunks of the indexed shards, in the order of the plan."""
+    """All chunks of the indexed shards, in the order of the plan.
+
+    Without the copies that another shard owns: their chunks have the owner's ids, and would be
+    drawn as often again.
+    """
     shards = store.read("embedding_index", "all", "shards").sort("position")
+    copies = store.read("embedding_index", "all", "duplicates", ["doc_id", "shard"])
 
     @lru_cache(maxsize=64)
     def ids(shard: str) -> list[str]:
-        return store.read("chunk_embeddings", shard, "chunks", ["chunk_id"])["chunk_id"].to_list()
+        chunks = store.read("chunk_embeddings", shard, "chunks", ["chunk_id", "doc_id"])
+        own = chunks.join(
+            copies.filter(pl.col("shard") == shard), on="doc_id", how="anti", maintain_order="left"
+        )
+        return own["chunk_id"].to_list()
 
-    sizes = [
-        (shard, store.require("chunk_embeddings", shard).tables["chunks"].rows)
-        for shard in shards["shard"]
-    ]
-    return ChunkUniverse(sizes, ids)
+    return ChunkUniverse(list(shards.select("shard", "n_chunks").iter_rows()), ids)
 
 
 def verify_shard(

@@ -51,6 +51,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "scoring.dtype": ("bfloat16", {E, V}),
     "scoring.bos": ("never", {E, V, S}),
     "scoring.separator": ("\n", {V, S}),
+    "scoring.pack_tokens": (4096, set()),
     "scoring.max_forward_tokens": (4000, {E, V}),
     "scoring.pack_tokens": (512, set()),  # how fast, not what
     "entropy.alpha": (1.5, {E}),

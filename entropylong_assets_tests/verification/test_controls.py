@@ -1,0 +1,149 @@
+"""Controls are random passages of other documents: even, repeatable, of the exact length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+import pytest
+from scipy.stats import chisquare
+
+from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.verification.controls import ChunkUniverse, Control, draw_controls
+from entropylong_assets.verification.shard import chunk_universe
+
+SEPARATOR = (7, 8)
+SHARDS = {"a": 5, "b": 12, "c": 3}
+ROOT = "b2"
+CANDIDATES = {"a1-0", "c0-0"}
+COPIES = {"b4-0", "b5-0"}
+GONE = "a3-0"
+"""A chunk that is not in the index: another shard owns its document."""
+
+
+def ids(shard: str) -> list[str]:
+    return [f"{shard}{i}-0" for i in range(SHARDS[shard])]
+
+
+ALL = [c for shard in SHARDS for c in ids(shard)]
+ALLOWED = set(ALL) - CANDIDATES - COPIES - {GONE, f"{ROOT}-0"}
+WORDS = {chunk: [100 * i + k for k in range(4 + i % 3)] for i, chunk in enumerate(ALL, 1)}
+TEXTS = {chunk: " ".join(map(str, words)) for chunk, words in WORDS.items()}
+
+
+def fetch(chunk_ids: Sequence[str]) -> pl.DataFrame:
+    rows = [(c, c.partition("-")[0], TEXTS[c]) for c in sorted(chunk_ids) if c != GONE]
+    schema = {"chunk_id": pl.String, "doc_id": pl.String, "text": pl.String}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def encode(texts: Sequence[str]) -> list[list[int]]:
+    return [[int(word) for word in text.split()] for text in texts]
+
+
+def is_copy(text: str) -> bool:
+    return text in {TEXTS[c] for c in COPIES}
+
+
+UNIVERSE = ChunkUniverse(list(SHARDS.items()), ids)
+
+
+def draw(length: int = 6, count: int = 2, seed: int = 1, root: str = ROOT) -> list[Control]:
+    return draw_controls(
+        UNIVERSE, fetch, encode, is_copy, root, CANDIDATES, length, count, seed, SEPARATOR
+    )
+
+
+def test_every_chunk_is_equally_likely() -> None:
+    drawn = Counter(UNIVERSE.draw(0, f"root{i}", i % 3, 0) for i in range(6000))
+    assert set(drawn) == set(ALL)
+    assert chisquare([drawn[c] for c in ALL]).pvalue > 0.001
+
+
+def test_every_chunk_that_may_be_drawn_begins_a_control_equally_often() -> None:
+    first: Counter[str] = Counter()
+    for seed in range(1500):
+        for control in draw(seed=seed):
+            first[control.chunk_ids[0]] += 1
+    assert set(first) == ALLOWED
+    assert chisquare([first[c] for c in sorted(ALLOWED)]).pvalue > 0.001
+
+
+def test_no_control_holds_what_it_must_not() -> None:
+    seen: set[str] = set()
+    for seed in range(300):
+        for control in draw(length=20, seed=seed):
+            assert set(control.chunk_ids) <= ALLOWED
+            assert len(set(control.chunk_ids)) == len(control.chunk_ids)
+            seen |= set(control.chunk_ids)
+    assert seen == ALLOWED
+
+
+@pytest.mark.parametrize("length", [3, 6, 7, 15, 40])
+def test_controls_have_the_exact_length_and_are_made_of_their_chunks(length: int) -> None:
+    for seed in range(50):
+        controls = draw(length=length, count=3, seed=seed)
+        assert [c.number for c in controls] == [0, 1, 2]
+        for control in controls:
+            assert len(control.token_ids) == length
+            assert control.token_ids[-2:] == SEPARATOR
+            whole = [t for c in control.chunk_ids for t in (*WORDS[c], *SEPARATOR)]
+            assert list(control.token_ids[:-2]) == whole[: length - 2]
+            # The last chunk was needed.
+            last = len(WORDS[control.chunk_ids[-1]]) + 2
+            assert len(whole) - last < length - 2
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
+    assert draw() == draw()
+    assert draw(count=1) == draw(count=2)[:1], "a control depends on how many there are"
+    assert draw() != draw(seed=2)
+    assert draw() != draw(root="b3")
+    assert len({c.token_ids for c in draw(count=6, length=30)}) == 6
+
+
+def test_a_corpus_without_other_documents_gives_fewer_controls_and_ends() -> None:
+    for universe in (ChunkUniverse([("b", 3)], lambda _: ["b2-0"] * 3), ChunkUniverse([], ids)):
+        controls = draw_controls(
+            universe, fetch, encode, is_copy, ROOT, CANDIDATES, 6, 2, 1, SEPARATOR
+        )
+        assert controls == []
+
+
+def test_a_small_corpus_gives_shorter_controls() -> None:
+    one = ChunkUniverse([("c", 1)], lambda _: ["c1-0"])
+    (control,) = draw_controls(one, fetch, encode, is_copy, ROOT, set(), 99, 1, 1, SEPARATOR)
+    assert control.chunk_ids == ("c1-0",)
+    assert list(control.token_ids[:-2])[: len(WORDS["c1-0"])] == WORDS["c1-0"]
+    assert len(control.token_ids) < 99
+
+
+def test_a_document_that_stands_in_two_shards_is_drawn_once(tmp_path: Path) -> None:
+    """Copies have the ids of the owner's chunks: counted twice they come twice as often."""
+    store = TableStore(str(tmp_path))
+    docs = {"s-0": ["d1", "d2"], "s-1": ["d2", "d3"]}
+    for shard, members in docs.items():
+        rows = [
+            {"chunk_id": f"{d}-{i:05d}", "doc_id": d, "chunk_number": i, "start": 0, "end": 1,
+             "n_embedder_tokens": 3}
+            for d in members for i in range(2)
+        ]  # fmt: skip
+        with store.write("chunk_embeddings", shard, fingerprint="f") as writer:
+            writer.append("chunks", rows)
+    with store.write("embedding_index", "all", fingerprint="f") as writer:
+        writer.append(
+            "shards",
+            [
+                {"shard": s, "position": p, "data_version": "v", "n_chunks": n}
+                for s, p, n in [("s-1", 1, 2), ("s-0", 0, 4)]
+            ],
+        )
+        copy = {"doc_id": "d2", "shard": "s-1", "owner": "s-0", "n_chunks": 2}
+        writer.append("duplicates", [copy])
+    universe = chunk_universe(store)
+    assert universe.total == 6
+    drawn = Counter(universe.draw(0, f"r{i}", 0, 0) for i in range(1800))
+    assert set(drawn) == {f"d{d}-{i:05d}" for d in (1, 2, 3) for i in (0, 1)}
+    assert chisquare(list(drawn.values())).pvalue > 0.001
