@@ -62,6 +62,7 @@ class Embedder:
 
 @lru_cache(maxsize=2)
 def _load(reference: str, trust_remote_code: bool, device: str | None) -> SentenceTransformer:
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     folder = locate(reference, trust_remote_code).folder
@@ -72,7 +73,7 @@ def _load(reference: str, trust_remote_code: bool, device: str | None) -> Senten
             trust_remote_code=trust_remote_code,
             model_kwargs={"use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"embedding.model {reference}: can't be loaded as a sentence transformer ({reason})"

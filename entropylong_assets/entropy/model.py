@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def _converted(files: ModelFiles) -> Path:
         model.save_pretrained(part)
         with contextlib.suppress(OSError):  # another process was first: its folder is as good
             part.rename(folder)
-    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+    except (ValueError, KeyError, OSError, NotImplementedError, struct.error) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"model {files.folder / (files.gguf_file or '')}: can't be read as GGUF ({reason}); "
@@ -192,6 +193,7 @@ def model_identity(settings: ScoringModelSettings) -> str:
 @lru_cache(maxsize=1)
 def _weights(reference: str, trust_remote_code: bool, device: str, dtype: str) -> Any:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     files = locate(reference, trust_remote_code)
@@ -203,7 +205,7 @@ def _weights(reference: str, trust_remote_code: bool, device: str, dtype: str) -
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(
                 f"model {reference}: can't be loaded as a causal language model ({reason}); "

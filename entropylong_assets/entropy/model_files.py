@@ -35,7 +35,7 @@ class ModelFiles:
 
 def _package_path(reference: str) -> Path:
     package, _, rest = reference.removeprefix("pkg://").partition("/")
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             f"model {reference}: no package '{package}' is installed; install it with pip"
@@ -81,6 +81,8 @@ def locate(reference: str, trust_remote_code: bool = False) -> ModelFiles:
     `reference`: folder, `*.gguf` file, `pkg://<package>/<file or folder>`, or hub id.
     Raises ModelError where there is no such model.
     """
+    if not reference.strip():
+        raise ModelError("model '': no model is named; name a hub id, a folder or a GGUF file")
     if reference.startswith("pkg://"):
         path = _package_path(reference)
     else:
