@@ -53,10 +53,12 @@ CHECKS = [
     export_checks,
 ]
 
+BEFORE_INDEX = [corpus_checks, chunk_checks]
+
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """All assets and checks under these settings, which are part of their code versions."""
-    automation = conditions(settings.data_uri)
+    automation = conditions(settings.data_uri, BEFORE_INDEX)
 
     def specified(spec: dg.AssetSpec) -> dg.AssetSpec:
         asset = spec.key.to_user_string()
@@ -70,7 +72,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         asset_checks=CHECKS,
         jobs=jobs,
         sensors=[new_files, make_carrier(dg.AssetSelection.assets(*ASSETS))],
-        schedules=[daily_scan, *make_sweeps(CHECKS)],
+        schedules=[daily_scan, *make_sweeps(CHECKS, BEFORE_INDEX)],
         resources={"pipeline": pipeline_resource(settings)},
         # Runs are spread over processes, a run's steps are not: they share the loaded models.
         executor=dg.in_process_executor,

@@ -65,6 +65,8 @@ class CorpusSettings(_Settings):
     """Most rows of a source file in one shard (one partition)."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """`fail`: the first bad row ends the shard; `skip`: bad rows are listed, good ones go on."""
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    """Under `skip`: a shard with a larger share of bad rows is held back by its check."""
     min_chars: int = Field(200, ge=1)
     """Shorter documents are dropped (characters)."""
     max_chars: int = Field(2_000_000, ge=1)

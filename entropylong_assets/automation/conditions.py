@@ -3,20 +3,30 @@
 Attached by asset key in one place (`definitions.py`), evaluated by the sensor `carry_new_shards`.
 A shard's asset is requested when it is missing, or when what it reads was made anew with other
 content; a changed setting or a new `embedding_index` alone recomputes no old shard.
+
+The two conditions of our own look into our tables, so that the sensor is evaluated by the code
+server (`use_user_code_server`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
 from dagster._core.definitions.declarative_automation.automation_context import AutomationContext
 from dagster._core.definitions.declarative_automation.operators import AndAutomationCondition
 
+from entropylong_assets.automation.health import blocking_checks, unhealthy_shards
+from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.corpus.shards import load_plan
 from entropylong_assets.storage.tables import WHOLE, TableStore
 
 _C = dg.AutomationCondition
 _INDEX = dg.AssetSelection.assets("embedding_index")
+
+THREADS = 16
+"""Manifests read at once."""
 
 
 class InIndex(dg.AutomationCondition[dg.AssetKey]):
@@ -39,11 +49,61 @@ class InIndex(dg.AutomationCondition[dg.AssetKey]):
         if not asked.is_empty:
             keys = asked.expensively_compute_partition_keys()
         found = in_index(TableStore(self._data_uri), keys)
-        partitions = {dg.AssetKeyPartitionKey(context.key, shard) for shard in found}
-        view = context.asset_graph_view
+        assert context.partitions_def is not None
         return dg.AutomationResult(
-            context, view.get_asset_subset_from_asset_partitions(context.key, partitions)
+            context,
+            context.asset_graph_view.get_subset_from_partition_keys(
+                context.key, context.partitions_def, found
+            ),
         )
+
+
+class IndexBehind(dg.AutomationCondition[dg.AssetKey]):
+    """True when `embedding_index`, made now, would hold other shards or other chunks.
+
+    Read from the tables and the checks, not from what has happened since the last tick: an
+    update that lands while the index is being made would else be missed.
+    """
+
+    def __init__(self, data_uri: str, gates: Sequence[dg.AssetCheckKey]) -> None:
+        self._data_uri, self._gates = data_uri, tuple(gates)
+        self._known: tuple[object, bool] = (None, False)
+
+    @property
+    def name(self) -> str:
+        return "healthy_shards_differ_from_embedding_index"
+
+    def evaluate(self, context: AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        there = context.asset_graph_view.instance
+        keys = [dg.AssetKey(name) for name in ("chunk_embeddings", "embedding_index")]
+        store, unhealthy = TableStore(self._data_uri), left_out(there, self._gates)
+        # The manifests are read again only when something was made or a check changed.
+        made = [
+            r.asset_entry.last_materialization_storage_id for r in there.get_asset_records(keys)
+        ]
+        basis = (tuple(made), tuple(unhealthy.items()))
+        if self._known[0] != basis:
+            self._known = basis, bool(index_behind(store, unhealthy))
+        view, behind = context.asset_graph_view, self._known[1]
+        return dg.AutomationResult(
+            context,
+            context.candidate_subset if behind else view.get_empty_subset(key=context.key),
+        )
+
+
+def left_out(there: dg.DagsterInstance, gates: Sequence[dg.AssetCheckKey]) -> Mapping[str, str]:
+    """Registered shards that the index leaves out, and why."""
+    return unhealthy_shards(there, gates, there.get_dynamic_partitions(str(corpus_shard.name)))
+
+
+def index_behind(store: TableStore, unhealthy: Container[str]) -> list[str]:
+    """Shards that the index would take in, renew or leave out if it were made now."""
+    indexed = indexed_versions(store)
+    shards = [shard.key for shard in load_plan(store).shards if shard.key not in unhealthy]
+    with ThreadPoolExecutor(THREADS) as pool:
+        manifests = list(pool.map(lambda s: store.manifest("chunk_embeddings", s), shards))
+    wanted = {m.shard: m.data_version for m in manifests if m}
+    return sorted(s for s in wanted.keys() | indexed.keys() if wanted.get(s) != indexed.get(s))
 
 
 def indexed_versions(store: TableStore) -> dict[str, str]:
@@ -72,11 +132,15 @@ def _inputs_changed() -> dg.AutomationCondition:
 
 
 def _ready() -> dg.AutomationCondition:
-    """All inputs are there, have passed their blocking checks, and are not being made."""
+    """All inputs are there, have passed their blocking checks, and are not being made.
+
+    Inputs that this tick requests come into the same run, where their checks hold back the rest.
+    """
+    passed = _C.all_checks_match(_C.check_passed(), blocking_only=True)
     return (
         ~_C.any_deps_missing()
         & ~_C.any_deps_in_progress()
-        & _C.all_deps_blocking_checks_passed()
+        & _C.all_deps_match(passed | _C.will_be_requested()).with_label("inputs_passed_checks")
         & ~_C.in_progress()
     )
 
@@ -90,8 +154,8 @@ def _each_shard() -> AndAutomationCondition:
     return (_not_tried() | _inputs_changed().since_last_handled()) & _ready()
 
 
-def _once_a_batch() -> AndAutomationCondition:
-    """For an asset over all shards: something is new, and the shards before it have settled.
+def _once_a_batch(something: dg.AutomationCondition) -> AndAutomationCondition:
+    """For an asset over all shards: `something` is new, and the shards before it have settled.
 
     Which of them are complete and healthy the asset looks up itself; a failed shard does not
     hold it back.
@@ -103,23 +167,31 @@ def _once_a_batch() -> AndAutomationCondition:
         & ~_C.any_deps_match(_C.any_deps_match(_C.in_progress())).with_label("a_shard_is_coming")
         & ~_C.any_deps_match(coming).with_label("a_shard_is_next")
     )
-    something = _C.any_deps_match(_C.newly_updated()).since_last_handled() | _not_tried()
     there = _C.any_deps_match(~_C.missing()).with_label("a_shard_is_there")
-    return something & there & settled & ~_C.in_progress()
+    updated = _C.any_deps_match(_C.newly_updated()).since_last_handled()
+    # A failed attempt waits for a hand or for new input.
+    return there & settled & ~_C.in_progress() & (~_C.execution_failed() | updated) & something
 
 
-def conditions(data_uri: str) -> Mapping[str, dg.AutomationCondition]:
+def _new_input() -> dg.AutomationCondition:
+    return _not_tried() | _C.any_deps_match(_C.newly_updated()).since_last_handled()
+
+
+def conditions(
+    data_uri: str, checks: Iterable[dg.AssetChecksDefinition]
+) -> Mapping[str, dg.AutomationCondition]:
     """The condition of each asset that follows by itself, by asset key.
 
-    `corpus_documents` has none: the scan of the sources asks for its runs.
+    `corpus_documents` has none: the scan of the sources asks for its runs. `checks` are those
+    that decide which shards the index takes in.
     """
+    behind = IndexBehind(data_uri, blocking_checks(checks))
     return {
         "chunk_embeddings": _each_shard().with_label("shard_follows"),
         "entropy_scores": _each_shard().with_label("shard_follows"),
-        "embedding_index": _once_a_batch().with_label("once_a_batch"),
+        "embedding_index": _once_a_batch(behind).with_label("once_a_batch"),
         "candidate_contexts": (_each_shard() & InIndex(data_uri)).with_label("shard_follows"),
         "verified_dependencies": _each_shard().with_label("shard_follows"),
         "long_context_samples": _each_shard().with_label("shard_follows"),
-        "training_dataset": _once_a_batch().with_label("once_a_batch"),
-        "pipeline_report": _once_a_batch().with_label("once_a_batch"),
+        "training_dataset": _once_a_batch(_new_input()).with_label("once_a_batch"),
     }

@@ -36,7 +36,9 @@ _TOKENS = _ALONE | {"separator"}
 def _corpus(s: Settings) -> dict[str, Any]:
     # A new source makes no old shard stale; the shard's own source counts when it is made.
     return {
-        "corpus": s.corpus.model_dump(mode="json", exclude={"sources", "on_bad_row"}),
+        "corpus": s.corpus.model_dump(
+            mode="json", exclude={"sources", "on_bad_row", "max_bad_share"}
+        ),
         "tokenizer": s.scoring.model,
         "seed": s.seed,
     }

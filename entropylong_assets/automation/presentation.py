@@ -21,7 +21,6 @@ GROUPS: Mapping[str, str] = {
     "verified_dependencies": "5_verification",
     "long_context_samples": "6_samples",
     "training_dataset": "7_training_data",
-    "pipeline_report": "8_report",
 }
 """Numbered, because the UI lists groups by name."""
 

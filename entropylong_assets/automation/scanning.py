@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from entropylong_assets.automation.conditions import in_index, indexed_versions
+from entropylong_assets.automation.conditions import THREADS, in_index
 from entropylong_assets.automation.determinants import UPSTREAM
 from entropylong_assets.automation.partitions import PIPELINE, corpus_shard
 from entropylong_assets.corpus.shards import Shard, ShardPlan, load_plan, plan_shards, save_plan
@@ -23,7 +23,6 @@ _ACTIVE = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-_THREADS = 16
 _NAMED = 5
 
 
@@ -158,22 +157,5 @@ def find_gaps(
                 return Gap(shard, asset, fingerprint(basis, run_key(planned[shard])))
         return None
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         return [found for found in pool.map(gap, registered) if found]
-
-
-def index_behind(store: TableStore, unhealthy: Container[str]) -> list[str]:
-    """Shards that the index would take in, renew or leave out if it were made now."""
-    indexed = indexed_versions(store)
-    planned = {shard.key for shard in load_plan(store).shards}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        manifests = list(
-            pool.map(
-                lambda shard: store.manifest("chunk_embeddings", shard),
-                [s for s in sorted(planned) if s not in unhealthy],
-            )
-        )
-    wanted = {m.shard: m.data_version for m in manifests if m}
-    return sorted(
-        shard for shard in wanted.keys() | indexed.keys() if wanted.get(shard) != indexed.get(shard)
-    )

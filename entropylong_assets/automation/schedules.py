@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
+from entropylong_assets.automation.conditions import index_behind, left_out
 from entropylong_assets.automation.health import blocking_checks, unhealthy_shards
 from entropylong_assets.automation.jobs import index, ingest
 from entropylong_assets.automation.partitions import PIPELINE, corpus_shard
 from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.scanning import find_gaps, index_behind, register, scan
+from entropylong_assets.automation.scanning import find_gaps, register, scan
 from entropylong_assets.corpus.shards import load_plan
 
 FILES_A_TICK = 50
@@ -19,17 +21,18 @@ FILES_A_TICK = 50
 FILES_A_DAY = 2_000
 """The same for the daily schedule."""
 
-SECONDS_BETWEEN_TICKS = 30
+SECONDS_BETWEEN_TICKS = int(os.environ.get("ENTROPYLONG_TICK_SECONDS", "30"))
+"""Of both sensors."""
 
 
 @dg.sensor(
     job=ingest,
     minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
     description=(
-        "Looks at the sources every half minute. Registers a partition for each new shard and "
-        "starts `ingest` for it; starts `ingest` again for shards whose files have changed. Says "
-        "which files have changed or are gone. Starts nothing for shards that are known and "
-        "unchanged."
+        f"Looks at the sources every {SECONDS_BETWEEN_TICKS} seconds (ENTROPYLONG_TICK_SECONDS). "
+        "Registers a partition for each new shard and starts `ingest` for it; starts `ingest` "
+        "again for shards whose files have changed. Says which files have changed or are gone. "
+        "Starts nothing for shards that are known and unchanged."
     ),
 )
 def new_files(
@@ -75,7 +78,7 @@ def make_carrier(assets: dg.AssetSelection) -> dg.AutomationConditionSensorDefin
         description=(
             "Carries shards on to samples: starts each stage for a shard once the one before is "
             "there and its blocking checks have passed, `embedding_index` once for a batch of "
-            "shards, then `training_dataset` and the report. Starts nothing for shards that have "
+            "shards, then `training_dataset` with its report. Starts nothing for shards that have "
             "all stages, unless their documents were made anew, and nothing because a setting "
             "changed."
         ),
@@ -95,9 +98,14 @@ def _unhealthy(
     return {asset: unhealthy_shards(instance, keys, shards) for asset, keys in gates.items()}
 
 
-def make_sweeps(checks: Iterable[dg.AssetChecksDefinition]) -> list[dg.ScheduleDefinition]:
-    """Schedules that find what an automation tick has missed, from the tables themselves."""
-    checks = list(checks)
+def make_sweeps(
+    checks: Iterable[dg.AssetChecksDefinition], before_index: Iterable[dg.AssetChecksDefinition]
+) -> list[dg.ScheduleDefinition]:
+    """Schedules that find what an automation tick has missed, from the tables themselves.
+
+    `before_index` are the checks that decide which shards the index takes in.
+    """
+    checks, index_gates = list(checks), blocking_checks(before_index)
 
     @dg.schedule(
         job=index,
@@ -111,11 +119,7 @@ def make_sweeps(checks: Iterable[dg.AssetChecksDefinition]) -> list[dg.ScheduleD
     def refresh_index(
         context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> dg.RunRequest | dg.SkipReason:
-        shards = [shard.key for shard in load_plan(pipeline.store).shards]
-        unhealthy = _unhealthy(context.instance, checks, shards)
-        behind = index_behind(
-            pipeline.store, {**unhealthy["corpus_documents"], **unhealthy["chunk_embeddings"]}
-        )
+        behind = index_behind(pipeline.store, left_out(context.instance, index_gates))
         if not behind:
             return dg.SkipReason("the index holds all healthy shards")
         context.log.info(f"not in the index as they are now: {', '.join(behind[:20])}")

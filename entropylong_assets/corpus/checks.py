@@ -28,6 +28,7 @@ corpus_checks = sql_checks(
         SqlCheck("no_empty_text", "Texts are not empty and within the limits of length."),
         SqlCheck("rows_reconcile", "Rows read = documents + rows dropped under a reason."),
         SqlCheck("roots_eligible", "Roots are within the range of tokens."),
+        SqlCheck("few_bad_rows", "Rows that could not be read are within corpus.max_bad_share."),
         SqlCheck(
             "bad_rows",
             "All rows could be read.",

@@ -31,6 +31,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "corpus.sources": ([{"name": "a", "uri": "b"}], set()),
     "corpus.shard_rows": (7, {D}),
     "corpus.on_bad_row": ("skip", set()),
+    "corpus.max_bad_share": (0.5, set()),
     "corpus.min_chars": (201, {D}),
     "corpus.max_chars": (2001, {D}),
     "corpus.root_fraction": (0.5, {D}),
@@ -51,7 +52,6 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "scoring.dtype": ("bfloat16", {E, V}),
     "scoring.bos": ("never", {E, V, S}),
     "scoring.separator": ("\n", {V, S}),
-    "scoring.pack_tokens": (4096, set()),
     "scoring.max_forward_tokens": (4000, {E, V}),
     "scoring.pack_tokens": (512, set()),  # how fast, not what
     "entropy.alpha": (1.5, {E}),

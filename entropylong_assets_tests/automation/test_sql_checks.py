@@ -63,6 +63,7 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "root too long": sets("documents", 0, n_tokens=100),
         },
         "bad_rows": {"a broken line": sets("dropped", 0, reason="not_json")},
+        "few_bad_rows": {"a broken line in few": sets("dropped", 0, reason="not_json")},
     },
     "embeddings": {
         "one_vector_per_chunk": {

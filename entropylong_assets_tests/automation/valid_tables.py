@@ -276,7 +276,13 @@ _TABLES: dict[str, Tables] = {
 }  # fmt: skip
 
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "corpus": {"min_chars": 5, "max_chars": 50, "root_min_tokens": 4, "root_max_tokens": 99},
+    "corpus": {
+        "min_chars": 5,
+        "max_chars": 50,
+        "root_min_tokens": 4,
+        "root_max_tokens": 99,
+        "max_bad_share": 0.05,
+    },
     "embeddings": {},
     "index": {"target_recall": 0.95},
     "entropy": {"alpha": 1.0, "min_anchor_position": 1},

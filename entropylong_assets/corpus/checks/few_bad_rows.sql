@@ -1,0 +1,11 @@
+-- Rows that could not be read, where they are more than max_bad_share of all rows read: then the
+-- file is damaged, or the source's text_field names the wrong column.
+WITH bad AS (
+    SELECT file, "row", reason, detail
+    FROM dropped
+    WHERE reason NOT IN ('too_short', 'too_long', 'empty', 'duplicate_in_shard')
+)
+SELECT bad.*
+FROM bad, summary
+WHERE (SELECT count(*) FROM bad) > $max_bad_share * summary.rows_read
+ORDER BY file, "row"

@@ -1,0 +1,228 @@
+"""New files flow to samples by sensor and conditions alone; one bad shard stops only itself.
+
+The ticks and the runs they ask for are evaluated here in one process; `e2e/` does the same with
+the real daemon.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.partitions.context import partition_loading_context
+
+from entropylong_assets.automation.partitions import PIPELINE
+from entropylong_assets.automation.resources import Pipeline
+from entropylong_assets.automation.scanning import register, scan
+from entropylong_assets.automation.schedules import new_files
+from entropylong_assets.definitions import build_definitions
+from entropylong_assets.settings import Settings
+from entropylong_assets.storage.tables import WHOLE, TableStore
+from entropylong_assets_tests.tiny_world import document, tiny_settings
+
+SHARDWISE = [asset for asset in PIPELINE if asset != "embedding_index"]
+
+
+def write_file(path: Path, seeds: range, broken: int = 0) -> None:
+    lines = [json.dumps({"text": document(seed), "id": f"{path.stem}{seed}"}) for seed in seeds]
+    for row in range(broken):
+        lines[row] = lines[row][:-9]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class Operator:
+    """Dagster's daemon in this process: ticks of both sensors, and the runs they ask for."""
+
+    def __init__(self, settings: Settings, instance: dg.DagsterInstance) -> None:
+        self.settings, self.instance = settings, instance
+        self.defs = build_definitions(settings)
+        self.repository = self.defs.get_repository_def()
+        self.cursor: object = None
+        self.runs: Counter[tuple[str, str]] = Counter()
+        self.asked: set[str] = set()
+
+    def scan(self) -> str:
+        """One tick of `new_files`; returns what it says."""
+        context = dg.build_sensor_context(
+            instance=self.instance, resources={"pipeline": Pipeline(self.settings)}
+        )
+        result = new_files(context)
+        assert isinstance(result, dg.SensorResult)
+        for request in result.dynamic_partitions_requests or []:
+            assert isinstance(request, dg.AddDynamicPartitionsRequest)
+            self.instance.add_dynamic_partitions(
+                request.partitions_def_name, list(request.partition_keys)
+            )
+        for request in result.run_requests or []:
+            assert request.run_key is not None
+            assert request.run_key not in self.asked
+            self.asked.add(request.run_key)
+            self.run(["corpus_documents", "chunk_embeddings"], request.partition_key)
+        return result.skip_reason.skip_message if result.skip_reason else ""
+
+    def run(self, assets: list[str], shard: str | None) -> bool:
+        job = self.repository.get_job("__ASSET_JOB")
+        done = job.execute_in_process(
+            instance=self.instance,
+            partition_key=shard,
+            asset_selection=[dg.AssetKey(asset) for asset in assets],
+            raise_on_error=False,
+        )
+        self.runs.update((asset, shard or WHOLE) for asset in assets)
+        return done.success
+
+    def carry(self, most_ticks: int = 12) -> list[list[tuple[str, tuple[str, ...]]]]:
+        """Ticks of `carry_new_shards` until one asks for nothing; returns what each asked for."""
+        ticks = []
+        for _ in range(most_ticks):
+            result = dg.evaluate_automation_conditions(
+                defs=self.defs,
+                instance=self.instance,
+                cursor=self.cursor,  # type: ignore[arg-type]
+            )
+            self.cursor = result.cursor
+            wanted: dict[str | None, list[str]] = {}
+            for evaluation in result.results:
+                asset = evaluation.key.to_user_string()
+                subset = result.get_requested_partitions(evaluation.key)
+                for shard in sorted(subset, key=str):
+                    wanted.setdefault(shard, []).append(asset)
+            if not wanted:
+                return ticks
+            ticks.append([(shard or WHOLE, tuple(sorted(a))) for shard, a in wanted.items()])
+            for shard, assets in wanted.items():
+                self.run(assets, shard)
+        raise AssertionError(f"still asking after {most_ticks} ticks: {ticks}")
+
+    def sweep(self, schedule: str) -> list[dg.RunRequest]:
+        """One tick of a schedule."""
+        definition = self.repository.get_schedule_def(schedule)
+        context = dg.build_schedule_context(
+            instance=self.instance,
+            repository_def=self.repository,
+            resources={"pipeline": Pipeline(self.settings)},
+        )
+        with partition_loading_context(dynamic_partitions_store=self.instance):
+            return list(definition.evaluate_tick(context).run_requests or [])
+
+    def times(self, asset: str) -> dict[str, list[float]]:
+        records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=1000).records
+        times: dict[str, list[float]] = {}
+        for record in records:
+            times.setdefault(record.partition_key or WHOLE, []).append(record.timestamp)
+        return times
+
+
+@pytest.fixture
+def operator(tmp_path: Path, tiny_models: tuple[str, str]) -> Iterator[Operator]:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, first in (("a", 100), ("b", 200)):
+        write_file(corpus / f"{name}.jsonl", range(first, first + 12))
+    values = tiny_settings(corpus, tmp_path / "data", tiny_models).model_dump()
+    values["corpus"]["on_bad_row"] = "skip"
+    settings = Settings.model_validate(values)
+    home = tmp_path / "home"
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        yield Operator(settings, instance)
+
+
+def test_new_files_become_samples_and_old_shards_stay(operator: Operator) -> None:
+    corpus = Path(operator.settings.corpus.sources[0].uri).parent
+    operator.carry()  # the sensor was on before anything was there
+    operator.scan()
+    ticks = operator.carry()
+    flat = [step for tick in ticks for step in tick]
+    three = ("candidate_contexts", "long_context_samples", "verified_dependencies")
+    for shard in ("tiny-00000", "tiny-00001"):
+        steps = [assets for at, assets in flat if at == shard]
+        assert steps == [("entropy_scores",), three]
+    assert [a for at, a in flat if at == WHOLE] == [("embedding_index",), ("training_dataset",)]
+    assert operator.scan() == "nothing new in 2 shards"
+    before = {asset: operator.times(asset) for asset in SHARDWISE}
+    assert all(set(times) == {"tiny-00000", "tiny-00001"} for times in before.values())
+
+    for name, first in (("c", 300), ("d", 400)):
+        write_file(corpus / f"{name}.jsonl", range(first, first + 12))
+    operator.scan()
+    operator.carry()
+    for asset in SHARDWISE:
+        times = operator.times(asset)
+        assert {shard: times[shard] for shard in before[asset]} == before[asset]
+        assert set(times) == {f"tiny-0000{i}" for i in range(4)}
+    # Once for each of the two batches.
+    assert len(operator.times("embedding_index")[WHOLE]) == 2
+    assert len(operator.times("training_dataset")[WHOLE]) == 2
+    index = TableStore(operator.settings.data_uri).read("embedding_index", WHOLE, "shards")
+    assert index["shard"].to_list() == [f"tiny-0000{i}" for i in range(4)]
+
+
+def test_a_poisoned_file_stops_only_its_shard_and_heals(operator: Operator) -> None:
+    corpus = Path(operator.settings.corpus.sources[0].uri).parent
+    write_file(corpus / "b.jsonl", range(200, 212), broken=8)
+    operator.carry()
+    operator.scan()
+    operator.carry()
+    assert set(operator.times("corpus_documents")) == {"tiny-00000", "tiny-00001"}
+    for asset in SHARDWISE[1:]:
+        assert set(operator.times(asset)) == {"tiny-00000"}, asset
+    store = TableStore(operator.settings.data_uri)
+    assert store.read("embedding_index", WHOLE, "shards")["shard"].to_list() == ["tiny-00000"]
+    key = dg.AssetCheckKey(dg.AssetKey("corpus_documents"), "few_bad_rows")
+    history = operator.instance.event_log_storage.get_asset_check_execution_history(key, 10)
+    verdicts = {
+        e.partition: (e.passed, e.metadata)
+        for record in history
+        if (e := record.event.dagster_event.asset_check_evaluation_data)  # type: ignore[union-attr]
+    }
+    assert verdicts["tiny-00000"][0]
+    assert not verdicts["tiny-00001"][0]
+    shown = verdicts["tiny-00001"][1]
+    assert shown["faulty rows"].value == 8
+    assert "b.jsonl" in str(shown["examples"].value)
+    # A run started by hand is not held back by Dagster: the index looks itself.
+    assert operator.run(["chunk_embeddings"], "tiny-00001")
+    assert operator.run(["embedding_index"], None)
+    assert store.read("embedding_index", WHOLE, "shards")["shard"].to_list() == ["tiny-00000"]
+
+    untouched = {asset: operator.times(asset)["tiny-00000"] for asset in SHARDWISE}
+    write_file(corpus / "b.jsonl", range(200, 212))
+    operator.scan()
+    operator.carry()
+    for asset in SHARDWISE:
+        times = operator.times(asset)
+        assert set(times) == {"tiny-00000", "tiny-00001"}, asset
+        assert times["tiny-00000"] == untouched[asset]
+
+
+def test_the_sweeps_find_what_no_tick_saw(operator: Operator) -> None:
+    """The runs that a scan asked for were lost and no sensor is on: each step is found."""
+    for seen in range(2):  # the second time for a changed file
+        if seen:
+            corpus = Path(operator.settings.corpus.sources[0].uri).parent
+            write_file(corpus / "b.jsonl", range(500, 512))
+        register(scan(operator.settings, operator.instance), operator.instance)
+        steps = []
+        for _ in range(10):
+            gaps = operator.sweep("fill_gaps")
+            index = operator.sweep("refresh_index")
+            for request in gaps:
+                assert request.asset_selection is not None
+                [key] = request.asset_selection
+                steps.append((request.partition_key, key.to_user_string()))
+                operator.run([key.to_user_string()], request.partition_key)
+            for _ in index:
+                steps.append((WHOLE, "embedding_index"))
+                operator.run(["embedding_index"], None)
+            if not gaps and not index:
+                break
+        changed = [asset for shard, asset in steps if shard == "tiny-00001"]
+        assert changed == SHARDWISE
+        assert [asset for shard, asset in steps if shard == WHOLE] == ["embedding_index"]
+        first = [asset for shard, asset in steps if shard == "tiny-00000"]
+        assert first == ([] if seen else SHARDWISE)
