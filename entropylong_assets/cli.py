@@ -228,5 +228,24 @@ def verify_export(
     raise typer.Exit(1 if found.faults else 0)
 
 
+@app.command()
+def doctor(settings_file: SettingsFile = None) -> None:
+    """Looks for what stands in the way of a run here; exit code 1 if there is a fault."""
+    with _plain_errors():
+        settings = _settings(settings_file)
+        from entropylong_assets.automation.doctor import examine
+
+        colours = {"ok": "green", "warning": "yellow", "fault": "red"}
+        faults = 0
+        for found in examine(settings):
+            faults += found.verdict == "fault"
+            out.print(
+                f"[{colours[found.verdict]}]{found.verdict:8}[/]{found.subject:16} "
+                f"{escape(found.told)}",
+                soft_wrap=True,
+            )
+    raise typer.Exit(1 if faults else 0)
+
+
 if __name__ == "__main__":
     app()

@@ -80,6 +80,13 @@ def _converted(files: ModelFiles) -> Path:
     return folder
 
 
+def model_folder(settings: ScoringModelSettings) -> Path:
+    """Folder of the model's weights and tokenizer; a GGUF file is converted. Raises ModelError."""
+    files = locate(settings.model, settings.trust_remote_code)
+    with _quietly():
+        return _converted(files) if files.gguf_file else files.folder
+
+
 @lru_cache(maxsize=4)
 def _tokenizer(reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
