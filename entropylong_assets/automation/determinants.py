@@ -23,8 +23,8 @@ _CODE = {
     "chunk_embeddings": 2,
     "embedding_index": 1,
     "entropy_scores": 1,
-    "candidate_contexts": 1,
-    "verified_dependencies": 2,
+    "candidate_contexts": 2,
+    "verified_dependencies": 3,
     "long_context_samples": 1,
     "training_dataset": 1,
 }

@@ -72,7 +72,10 @@ def candidate_contexts(
                 writer,
                 progress,
             )
-            writer.summary["index"] = index.summary["tag"]
+            writer.summary |= {
+                "index": index.summary["tag"],
+                "excluded_shards": index.summary["excluded_shards"],
+            }
         manifest = store.require("candidate_contexts", shard)
         shown = store.read("candidate_contexts", shard, "candidates")
     return materialised(

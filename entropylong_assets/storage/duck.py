@@ -8,7 +8,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
-from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.storage.tables import TableError, TableStore
 
 View = tuple[str, Sequence[str], str] | pl.DataFrame | Callable[[], pa.RecordBatchReader]
 """(asset, shards, table); or a frame in memory; or what gives rows as a stream, read once."""
@@ -34,7 +34,13 @@ def connect(
             if not store.is_local:
                 paths = [store.fs.unstrip_protocol(path) for path in paths]
             literals = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-            session.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet([{literals}])')
+            try:
+                session.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet([{literals}])')
+            except duckdb.Error as error:
+                raise TableError(
+                    f"{asset}: a file has gone or is damaged ({str(error).splitlines()[0]}); "
+                    f"materialise {asset} for its shard again"
+                ) from None
     return session
 
 

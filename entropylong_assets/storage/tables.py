@@ -27,6 +27,7 @@ from typing import Any
 
 import fsspec
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -221,6 +222,23 @@ class TableStore:
         files = self.fs.find(f"{self.root}/{asset}", maxdepth=2)
         return sorted(path.split("/")[-2] for path in files if path.endswith(f"/{MANIFEST}"))
 
+    @contextmanager
+    def _opened(self, asset: str, shard: str, table: str) -> Iterator[Any]:
+        """A table's file. Raises TableError where it has gone or can't be read."""
+        path = self.path(asset, shard, table)
+        try:
+            with self.fs.open(path, "rb") as file:
+                yield file
+        except FileNotFoundError:
+            raise TableError(
+                f"{asset}, {shard}: {path} has gone; materialise {asset} for {shard} again"
+            ) from None
+        except pa.ArrowInvalid as error:
+            raise TableError(
+                f"{asset}, {shard}: {path} is damaged ({str(error).splitlines()[0]}); materialise "
+                f"{asset} for {shard} again"
+            ) from None
+
     def path(self, asset: str, shard: str, table: str) -> str:
         """Path of a table's file on `self.fs`."""
         return f"{self.folder(asset, shard)}/{self.require(asset, shard).tables[table].file}"
@@ -229,7 +247,7 @@ class TableStore:
         self, asset: str, shard: str, table: str, columns: list[str] | None = None
     ) -> pl.DataFrame:
         """A table, or some of its columns, in memory."""
-        with self.fs.open(self.path(asset, shard, table), "rb") as file:
+        with self._opened(asset, shard, table) as file:
             frame = pl.from_arrow(pq.read_table(file, columns=columns))
         assert isinstance(frame, pl.DataFrame)
         return frame
@@ -238,7 +256,7 @@ class TableStore:
         self, asset: str, shard: str, table: str, columns: list[str] | None = None, rows: int = 1024
     ) -> Iterator[pl.DataFrame]:
         """A table in batches of at most `rows` rows, so that memory stays bounded."""
-        with self.fs.open(self.path(asset, shard, table), "rb") as file:
+        with self._opened(asset, shard, table) as file:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=rows, columns=columns):
                 frame = pl.from_arrow(batch)
                 assert isinstance(frame, pl.DataFrame)

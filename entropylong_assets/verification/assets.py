@@ -31,7 +31,7 @@ def verified_dependencies(
     from entropylong_assets.entropy.model import load_scoring_model
     from entropylong_assets.verification.dependencies import summarise
     from entropylong_assets.verification.false_acceptance import chance
-    from entropylong_assets.verification.shard import verify_shard
+    from entropylong_assets.verification.shard import chunk_universe, verify_shard
 
     shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
     with plain_errors():
@@ -66,6 +66,7 @@ def verified_dependencies(
                 model.tokenizer,
                 model.max_positions,
                 scorer,
+                chunk_universe(table, candidates.summary["excluded_shards"]),
                 lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
                 writer,
                 on_progress=progress,

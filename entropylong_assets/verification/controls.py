@@ -24,7 +24,7 @@ class Control:
 
 
 class ChunkUniverse:
-    """All indexed chunks in the order of the plan, to draw from without knowing a row order."""
+    """All indexed chunks, shard by shard, to draw from without holding more than a shard's."""
 
     def __init__(
         self, shard_sizes: Sequence[tuple[str, int]], chunk_ids: Callable[[str], Sequence[str]]

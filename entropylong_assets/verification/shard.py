@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -22,6 +22,9 @@ from entropylong_assets.verification.dependencies import (
     verify_roots,
 )
 
+if TYPE_CHECKING:
+    from entropylong_assets.embeddings.table import ChunkTable
+
 PAIRS = pl.Schema(TABLES["verified_dependencies"]["pairs"])
 CONTROLS = pl.Schema(TABLES["verified_dependencies"]["controls"])
 
@@ -29,24 +32,21 @@ FetchChunks = Callable[[Sequence[str]], pl.DataFrame]
 """Chunk ids to chunk_id, doc_id and text of those that are indexed."""
 
 
-def chunk_universe(store: TableStore) -> ChunkUniverse:
-    """All chunks of the indexed shards, in the order of the plan.
+def chunk_universe(table: ChunkTable, excluded_shards: Collection[str]) -> ChunkUniverse:
+    """All chunks of the table at the version that it is checked out at.
 
-    Without the copies that another shard owns: their chunks have the owner's ids, and would be
-    drawn as often again.
+    In the order of their names, which no run changes: the rows' own order is that in which shards
+    were written. `excluded_shards` are in the table but not in its index.
     """
-    shards = store.read("embedding_index", "all", "shards").sort("position")
-    copies = store.read("embedding_index", "all", "duplicates", ["doc_id", "shard"])
+    sizes = sorted(
+        (shard, n) for shard, n in table.rows_by_shard().items() if shard not in excluded_shards
+    )
 
     @lru_cache(maxsize=64)
     def ids(shard: str) -> list[str]:
-        chunks = store.read("chunk_embeddings", shard, "chunks", ["chunk_id", "doc_id"])
-        own = chunks.join(
-            copies.filter(pl.col("shard") == shard), on="doc_id", how="anti", maintain_order="left"
-        )
-        return own["chunk_id"].to_list()
+        return pl.concat(table.scan(["chunk_id"], shard))["chunk_id"].sort().to_list()
 
-    return ChunkUniverse(list(shards.select("shard", "n_chunks").iter_rows()), ids)
+    return ChunkUniverse(sizes, ids)
 
 
 def verify_shard(
@@ -56,6 +56,7 @@ def verify_shard(
     tokenizer: Tokenizer,
     max_positions: int,
     scorer: Scorer,
+    universe: ChunkUniverse,
     fetch: FetchChunks,
     writer: PartitionWriter,
     roots_a_batch: int = 8,
@@ -79,7 +80,6 @@ def verify_shard(
             pl.Series("token_ids", list(context_ids.values()), dtype=pl.List(pl.UInt32))
         ),
     )
-    universe = chunk_universe(store)
 
     def draw(root: RootCandidates, length: int) -> list[Control]:
         guard = RootGuard(tokenizer.decode(root.token_ids), settings.retrieval.leak_ngram_words)

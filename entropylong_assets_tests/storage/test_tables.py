@@ -242,6 +242,30 @@ def test_a_damaged_manifest_is_one_line_and_heals(store: TableStore, content: by
     assert generation_of(store) == 2
 
 
+@pytest.mark.parametrize("fault", ["gone", "cut short", "other bytes", "empty"])
+def test_a_damaged_table_is_one_line_and_heals(store: TableStore, fault: str) -> None:
+    write(store, 1)
+    path = store.path(ASSET, SHARD, "shards")
+    whole = store.fs.cat_file(path)
+    contents = {"cut short": whole[: len(whole) // 2], "other bytes": b"x" * 500, "empty": b""}
+    store.fs.rm(path)
+    if fault in contents:
+        store.fs.pipe_file(path, contents[fault])
+
+    def batches() -> None:
+        list(store.batches(ASSET, SHARD, "shards"))
+
+    def in_sql() -> None:
+        duck.connect(store, {"shards": (ASSET, [SHARD], "shards")})
+
+    for read in (lambda: store.read(ASSET, SHARD, "shards"), batches, in_sql):
+        with pytest.raises(TableError, match=r"(gone|damaged).*materialise") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    write(store, 2)
+    assert generation_of(store) == 2
+
+
 def test_a_folder_with_glob_characters_in_its_name_is_a_folder(tmp_path: Path) -> None:
     store = TableStore(str(tmp_path / "run[1]*" / "data?"))
     write(store, 3)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from scipy.stats import chisquare
 
-from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.embeddings.table import ChunkTable, chunk_schema
 from entropylong_assets.verification.controls import ChunkUniverse, Control, draw_controls
 from entropylong_assets.verification.shard import chunk_universe
 
@@ -120,30 +121,30 @@ def test_a_small_corpus_gives_shorter_controls() -> None:
     assert len(control.token_ids) < 99
 
 
-def test_a_document_that_stands_in_two_shards_is_drawn_once(tmp_path: Path) -> None:
-    """Copies have the ids of the owner's chunks: counted twice they come twice as often."""
-    store = TableStore(str(tmp_path))
-    docs = {"s-0": ["d1", "d2"], "s-1": ["d2", "d3"]}
-    for shard, members in docs.items():
-        rows = [
-            {"chunk_id": f"{d}-{i:05d}", "doc_id": d, "chunk_number": i, "start": 0, "end": 1,
-             "n_embedder_tokens": 3}
-            for d in members for i in range(2)
-        ]  # fmt: skip
-        with store.write("chunk_embeddings", shard, fingerprint="f") as writer:
-            writer.append("chunks", rows)
-    with store.write("embedding_index", "all", fingerprint="f") as writer:
-        writer.append(
-            "shards",
-            [
-                {"shard": s, "position": p, "data_version": "v", "n_chunks": n}
-                for s, p, n in [("s-1", 1, 2), ("s-0", 0, 4)]
-            ],
-        )
-        copy = {"doc_id": "d2", "shard": "s-1", "owner": "s-0", "n_chunks": 2}
-        writer.append("duplicates", [copy])
-    universe = chunk_universe(store)
-    assert universe.total == 6
-    drawn = Counter(universe.draw(0, f"r{i}", 0, 0) for i in range(1800))
-    assert set(drawn) == {f"d{d}-{i:05d}" for d in (1, 2, 3) for i in (0, 1)}
-    assert chisquare(list(drawn.values())).pvalue > 0.001
+def test_controls_come_from_the_version_that_the_candidates_came_from(tmp_path: Path) -> None:
+    """A shard that comes in between retrieval and verification must change no verdict; nor must
+    the order in which shards were written, nor a shard that is in the table but not indexed."""
+    drawn = []
+    for number, order in enumerate((["s-0", "s-1", "half"], ["half", "s-1", "s-0"])):
+        table = ChunkTable(str(tmp_path / str(number)), 2, "e")
+        for shard in order:
+            write_chunks(table, shard)
+        table.tag("now")
+        write_chunks(table, "later")
+        table.checkout("now")
+        universe = chunk_universe(table, ["half"])
+        assert universe.total == 6
+        drawn.append([universe.draw(0, f"r{i}", 0, 0) for i in range(1800)])
+    assert drawn[0] == drawn[1]
+    counts = Counter(drawn[0])
+    assert set(counts) == {f"{shard}-{i}" for shard in ("s-0", "s-1") for i in range(3)}
+    assert chisquare(list(counts.values())).pvalue > 0.001
+
+
+def write_chunks(table: ChunkTable, shard: str) -> None:
+    rows = [
+        {"chunk_id": f"{shard}-{i}", "doc_id": shard, "shard": shard, "source": "s", "start": 0,
+         "end": 1, "text": "t", "vector": [1.0, 0.0]}
+        for i in range(3)
+    ]  # fmt: skip
+    table.replace_shard(shard, [pa.RecordBatch.from_pylist(rows, chunk_schema(2, "e"))])
