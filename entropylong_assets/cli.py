@@ -66,8 +66,15 @@ def run(settings_file: SettingsFile = None) -> None:
     """Registers new shards and runs every stage that is not up to date, here and now."""
     with _plain_errors():
         settings = _settings(settings_file)
-        from entropylong_assets.automation.local_run import instance, register_shards, run_pipeline
-        from entropylong_assets.cli_output import RunBars, print_figures
+        from entropylong_assets.automation.local_run import (
+            export_is_current,
+            instance,
+            register_shards,
+            run_export,
+            run_pipeline,
+        )
+        from entropylong_assets.cli_output import RunBars, print_export, print_figures
+        from entropylong_assets.storage.tables import WHOLE
 
         out.print(
             f"[bold]EntropyLong[/] profile {settings.profile}, data under {settings.data_uri}, "
@@ -78,7 +85,15 @@ def run(settings_file: SettingsFile = None) -> None:
             out.print(f"{len(plan.shards)} shards, {len(plan.new)} of them new")
             with RunBars(out, len(plan.shards)) as bars:
                 runs = run_pipeline(settings, plan, there, bars.start, bars.end)
+                bars.start("export", WHOLE)
+                exported = None
+                if not export_is_current(settings, there):
+                    exported = run_export(settings, there)
+                    runs += 1
+                bars.end("export", WHOLE, exported is not None)
             print_figures(out, settings, plan, there)
+            if exported is not None:
+                print_export(out, exported)
         if runs == 0:
             out.print("Nothing had changed: no run was needed.")
         out.print("Look at it: [bold]make ui[/], then http://localhost:3000")

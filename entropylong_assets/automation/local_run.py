@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from entropylong_assets.automation.determinants import stays_current
+from entropylong_assets.automation.determinants import code_version, stays_current
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
 from entropylong_assets.definitions import build_definitions
@@ -100,6 +100,18 @@ def run_pipeline(
                 runs += 1
             on_end(job, shard, not current)
     return runs
+
+
+def export_is_current(settings: Settings, there: dg.DagsterInstance) -> bool:
+    """Whether the latest export is of the present settings and later than all samples."""
+    exported = there.get_latest_materialization_event(dg.AssetKey("training_dataset"))
+    if exported is None or exported.asset_materialization is None:
+        return False
+    samples = there.get_latest_materialization_event(dg.AssetKey("long_context_samples"))
+    version = (exported.asset_materialization.tags or {}).get("dagster/code_version")
+    return version == code_version("training_dataset", settings) and (
+        samples is None or samples.timestamp < exported.timestamp
+    )
 
 
 def run_export(settings: Settings, there: dg.DagsterInstance) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from entropylong_assets.automation.local_run import (
     RunError,
+    export_is_current,
     register_shards,
     run_export,
     run_pipeline,
@@ -161,6 +162,9 @@ def test_a_second_export_is_the_same_one(
     exported: tuple[Settings, dg.DagsterInstance, dict[str, Any]],
 ) -> None:
     settings, instance, metadata = exported
+    assert export_is_current(settings, instance)
+    export = settings.export.model_copy(update={"formats": ("mds",)})
+    assert not export_is_current(settings.model_copy(update={"export": export}), instance)
     again = run_export(settings, instance)
     assert again["kept as it was"] is True
     assert again["uri"] == metadata["uri"]
@@ -191,6 +195,7 @@ def test_a_shard_whose_check_did_not_pass_falls_out(
     # A table made after its checks were run is as good as unchecked.
     redone = dg.AssetMaterialization(samples, partition=SHARDS[1])
     instance.report_runless_asset_event(redone)
+    assert not export_is_current(settings, instance)
     with pytest.raises(RunError, match=r"none of 2 shards is healthy; tiny-00000: check "):
         run_export(settings, instance)
 
