@@ -22,12 +22,12 @@ SAMPLES = 8
 """Samples shown: half of them those with the most dependencies, half drawn."""
 ROOT_TOKENS = 4096
 """Tokens shown of a root."""
-ANCHORS = 40
+ANCHORS = 30
 """Anchors of a root shown with all their candidates: resolved ones first, by gain, then by
 entropy. The others are marked, with their entropy and no more."""
 ARCS = 300
 """Dependencies drawn in a sample: the largest gains."""
-PASSAGE_CHARS, SEGMENT_TOKENS, ANCHOR_TOKENS = 800, 70, 8
+PASSAGE_CHARS, SEGMENT_TOKENS, ANCHOR_TOKENS = 600, 48, 8
 
 HOW_CHOSEN = (
     f"Counts and charts are over all data. Shown in full: {ROOTS} roots, half of them those with "

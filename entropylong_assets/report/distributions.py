@@ -55,12 +55,10 @@ _GAINS = """
 WITH gains AS (
     SELECT 'retrieved, ΔI' AS series, gain FROM pairs
     UNION ALL SELECT 'retrieved, ΔI*', calibrated_gain FROM pairs
-    UNION ALL SELECT 'random, ΔI', (h - c.entropy) / h
+    UNION ALL SELECT 'random, ΔI', (p.entropy::DOUBLE - c.entropy) / p.entropy
     FROM controls AS c
-    JOIN (SELECT root_id, any_value(entropies) AS entropies FROM roots GROUP BY root_id)
-        USING (root_id)
-    CROSS JOIN LATERAL (SELECT entropies[c.anchor + 1]::DOUBLE AS h)
-    WHERE h > 0
+    JOIN pairs AS p ON p.root_id = c.root_id AND p.anchor = c.anchor AND p.rank = 1
+    WHERE p.entropy > 0
 ),
 binned AS (
     SELECT series, floor(round(least(greatest(gain, -1), 0.9999) / 0.05, 9))::INT AS bin
