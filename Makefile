@@ -8,6 +8,7 @@ BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export ENTROPYLONG_PROFILE ?= quickstart
 export HF_HUB_DISABLE_TELEMETRY = 1
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo ui test test-exports test-models lint check clean
@@ -24,7 +25,8 @@ lint: .venv/test
 	$(BIN)/mypy
 
 check test: lint
-	$(BIN)/python -m pytest
+	@# A file stays on one worker, so that what its tests share is made once.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
