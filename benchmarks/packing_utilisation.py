@@ -43,7 +43,7 @@ def make_groups(n_roots: int, rng: np.random.Generator) -> list[Group]:
         Group(
             root_id=f"{i:08d}",
             token_ids=np.zeros(rng.integers(256, 4097), np.uint32),
-            verified=contexts(f"{i:08d}", "v", max(1, rng.poisson(46))),
+            chosen=contexts(f"{i:08d}", "v", max(1, rng.poisson(46))),
             negatives=contexts(f"{i:08d}", "n", rng.poisson(100)),
         )
         for i in range(n_roots)

@@ -182,6 +182,11 @@ class VerificationSettings(_Settings):
         return self
 
 
+RecipeName = Literal[
+    "entropylong", "calibrated", "no_verify", "random", "quest", "nextlong", "policylong"
+]
+
+
 class SampleSettings(_Settings):
     """`long_context_samples`: order and packing (paper, section 3.4)."""
 
@@ -195,6 +200,11 @@ class SampleSettings(_Settings):
     fill: Literal["verified_only", "hard_negatives"] = "hard_negatives"
     """What stands between verified contexts: nothing (the rest of the sample is padding, masked
     from the loss), or candidates of the same roots that failed verification."""
+    recipe: RecipeName | None = None
+    """How a root's contexts are chosen (`samples/recipes.py`), out of as many tokens as the rule
+    in force verified for that root; none: just what that rule verified."""
+    meta_chunk_tokens: int = Field(256, ge=1)
+    """Longest piece that recipe `nextlong` cuts a root into (tokens)."""
 
 
 class ExportSettings(_Settings):

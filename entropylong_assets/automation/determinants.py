@@ -48,6 +48,12 @@ def _scoring(s: Settings, tokens: set[str]) -> dict[str, Any]:
     return s.scoring.model_dump(mode="json", include=tokens | {"dtype", "max_forward_tokens"})
 
 
+def _samples(s: Settings) -> dict[str, Any]:
+    # Without a recipe as before there were any: old samples stay current.
+    unused = set() if s.samples.recipe == "nextlong" else {"meta_chunk_tokens"}
+    return s.samples.model_dump(mode="json", exclude=unused, exclude_none=True)
+
+
 _SETTINGS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
     "corpus_documents": _corpus,
     "chunk_embeddings": lambda s: {
@@ -76,7 +82,7 @@ _SETTINGS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
         "seed": s.seed,
     },
     "long_context_samples": lambda s: {
-        "samples": s.samples.model_dump(mode="json"),
+        "samples": _samples(s),
         "rule": s.verification.rule,
         "scoring": s.scoring.model_dump(include=_TOKENS),
         "seed": s.seed,

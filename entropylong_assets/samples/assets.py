@@ -1,6 +1,7 @@
 import time
 
 import dagster as dg
+import polars as pl
 
 from entropylong_assets.automation.determinants import determinants
 from entropylong_assets.automation.faults import RETRIES, plain_errors
@@ -26,6 +27,8 @@ def long_context_samples(
     anchor, its context's span and the distance between them (paper, section 3.4).
     """
     from entropylong_assets.entropy.model import load_tokenizer
+    from entropylong_assets.samples.pool import open_pool
+    from entropylong_assets.samples.recipes import needs_pool
     from entropylong_assets.samples.shard import pack_shard
 
     shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
@@ -51,11 +54,14 @@ def long_context_samples(
                 separator_ids=tokenizer.separator_ids,
                 bos_id=tokenizer.bos_ids[0] if tokenizer.bos_ids else None,
                 pad_id=tokenizer.pad_id,
+                pool=open_pool(settings, shard) if needs_pool(settings) else None,
                 writer=writer,
             )
         manifest = store.require("long_context_samples", shard)
         dependencies = store.read("long_context_samples", shard, "dependencies")
         origin = store.read("candidate_contexts", shard, "chunks", ["chunk_id", "shard"])
+        passages = store.read("long_context_samples", shard, "passages", ["chunk_id", "shard"])
+        origin = pl.concat([origin, passages]).unique("chunk_id", maintain_order=True)
         segments = store.read("long_context_samples", shard, "segments", ["sample_id", "chunk_id"])
     return materialised(
         manifest,

@@ -18,6 +18,7 @@ def _views(pipeline: Pipeline, shard: str) -> Mapping[str, duck.View]:
         "roots": ("entropy_scores", [shard], "roots"),
         "pairs": ("verified_dependencies", [shard], "pairs"),
         "contexts": ("verified_dependencies", [shard], "contexts"),
+        "passages": pipeline.store.read(asset, shard, "passages"),
         "samples": (asset, [shard], "samples"),
         "segments": (asset, [shard], "segments"),
         "dependencies": (asset, [shard], "dependencies"),
@@ -28,9 +29,11 @@ def _views(pipeline: Pipeline, shard: str) -> Mapping[str, duck.View]:
 
 def _parameters(settings: Settings) -> Mapping[str, Any]:
     from entropylong_assets.entropy.model import load_tokenizer
+    from entropylong_assets.samples.recipes import verdict_column
 
     return {
         "sample_tokens": settings.samples.tokens,
+        "verdict": verdict_column(settings) or "none",
         "separator_ids": list(load_tokenizer(settings.scoring).separator_ids),
     }
 

@@ -30,9 +30,10 @@ class Dependency:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Context:
-    """One passage that was scored for a root.
+    """One passage that was scored for a root, or stands before it `unverified`.
 
-    It is a verified context where `dependencies` holds anything, else a hard negative. `worth`
+    It is a verified context where `dependencies` holds anything, else a hard negative, unless it
+    is `unverified`: chosen without regard to any score. `worth`
     is the sum of its dependencies' gains; `first_anchor` and `first_rank` name the first anchor
     that it serves (a hard negative: that nominated it); `similarity` is its best to any anchor.
     token_ids: uint32 [T], the separator's tokens at the end included.
@@ -48,23 +49,29 @@ class Context:
     first_anchor: int
     first_rank: int
     similarity: float
+    unverified: bool = False
 
     @property
     def role(self) -> str:
+        if self.unverified:
+            return "unverified"
         return "verified" if self.dependencies else "hard_negative"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """A root with its verified contexts and hard negatives, each by chunk_id.
+    """A root with the contexts chosen for it, and hard negatives to fill up with.
 
-    token_ids: uint32 [T], the root's own tokens without separator.
+    token_ids: uint32 [T], the root's own tokens without separator. piece_tokens: longest piece
+    that the root is cut into, each with the contexts that its anchors nominated behind it; None:
+    the root stays whole, behind its contexts.
     """
 
     root_id: str
     token_ids: TokenIds
-    verified: tuple[Context, ...]
+    chosen: tuple[Context, ...]
     negatives: tuple[Context, ...]
+    piece_tokens: int | None = None
 
 
 def _token_ids(frame: pl.DataFrame, key: str) -> dict[str, TokenIds]:
@@ -140,7 +147,7 @@ def build_groups(
         Group(
             root_id=root_id,
             token_ids=root_tokens[root_id],
-            verified=tuple(c for c in found if c.dependencies),
+            chosen=tuple(c for c in found if c.dependencies),
             negatives=tuple(c for c in found if not c.dependencies),
         )
         for root_id, found in by_root.items()

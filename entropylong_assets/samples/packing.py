@@ -76,7 +76,7 @@ def _n_tokens(contexts: Sequence[Context]) -> int:
 
 def _size(group: Group, framing: Framing) -> int:
     """Tokens of a group without its hard negatives."""
-    return len(group.token_ids) + len(framing.separator_ids) + _n_tokens(group.verified)
+    return len(group.token_ids) + len(framing.separator_ids) + _n_tokens(group.chosen)
 
 
 def fit_group(
@@ -87,7 +87,7 @@ def fit_group(
     Contexts are taken by worth, the largest first, as far as each fits whole: the lowest gains
     go. Raises SampleError where the root alone is longer than a sample.
     """
-    total = sum(len(context.dependencies) for context in group.verified)
+    total = sum(len(context.dependencies) for context in group.chosen)
     root_tokens = len(group.token_ids) + len(framing.separator_ids)
     room = sample_tokens - framing.bos_tokens - root_tokens
     if room < 0:
@@ -101,10 +101,10 @@ def fit_group(
         chunk_id = None if context is None else context.chunk_id
         return Dropped(root_id=group.root_id, chunk_id=chunk_id, reason=reason, n_dependencies=n)
 
-    if not group.verified:
+    if not group.chosen:
         return None, [gone(None, NO_DEPENDENCY, 0)]
     kept, given_up = [], []
-    for context in sorted(group.verified, key=lambda c: (-c.worth, c.chunk_id)):
+    for context in sorted(group.chosen, key=lambda c: (-c.worth, c.chunk_id)):
         if len(context.token_ids) <= room:
             room -= len(context.token_ids)
             kept.append(context)
@@ -112,7 +112,7 @@ def fit_group(
             given_up.append(gone(context, GROUP_TOO_LARGE, len(context.dependencies)))
     if not kept:
         return None, [gone(None, NO_CONTEXT_FITS, total)]
-    return replace(group, verified=tuple(kept)), given_up
+    return replace(group, chosen=tuple(kept)), given_up
 
 
 def assign(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -139,7 +139,7 @@ def choose_negatives(groups: Sequence[Group], room: int) -> list[Context]:
 
     A passage that already stands in the sample is not put there again.
     """
-    present = {context.chunk_id for group in groups for context in group.verified}
+    present = {context.chunk_id for group in groups for context in group.chosen}
     candidates = (context for group in groups for context in group.negatives)
     chosen = []
     for context in sorted(candidates, key=lambda c: (-c.similarity, c.chunk_id, c.root_id)):
@@ -148,6 +148,29 @@ def choose_negatives(groups: Sequence[Group], room: int) -> list[Context]:
             room -= len(context.token_ids)
             chosen.append(context)
     return chosen
+
+
+def cut_up(
+    group: Group, fillers: Sequence[Context], framing: Framing, settings: SampleSettings, seed: int
+) -> Iterator[Segment]:
+    """Fillers, then the root piece by piece, each with its contexts behind it (NExtLong)."""
+
+    def segments(contexts: Sequence[Context]) -> Iterator[Segment]:
+        for context in order_contexts(contexts, settings.order, seed):
+            yield Segment(
+                role=context.role, token_ids=context.token_ids, group=group, context=context
+            )
+
+    yield from segments(fillers)
+    root_ids, step = framing.root_ids(group), group.piece_tokens or len(group.token_ids)
+    starts = range(0, len(group.token_ids), step)
+    for start in starts:
+        last = start == starts[-1]
+        end = len(root_ids) if last else start + step
+        yield Segment(role="root", token_ids=root_ids[start:end], group=group)
+        yield from segments(
+            [c for c in group.chosen if start <= c.first_anchor and (last or c.first_anchor < end)]
+        )
 
 
 def lay_out(
@@ -165,7 +188,7 @@ def lay_out(
     def blocks(members: Sequence[Group]) -> Iterator[Segment]:
         """Contexts of these groups in their order, then their roots."""
         ids = {group.root_id for group in members}
-        contexts = [context for group in members for context in group.verified]
+        contexts = [context for group in members for context in group.chosen]
         contexts += [context for context in negatives if context.root_id in ids]
         for context in order_contexts(contexts, settings.order, seed):
             yield Segment(
@@ -180,8 +203,13 @@ def lay_out(
     segments = []
     if framing.bos_id is not None:
         segments.append(Segment(role="bos", token_ids=np.array([framing.bos_id], np.uint32)))
-    for members in [groups] if settings.layout == "interleaved" else [[g] for g in groups]:
-        segments.extend(blocks(members))
+    if any(group.piece_tokens for group in groups):
+        for group in groups:
+            own = [context for context in negatives if context.root_id == group.root_id]
+            segments.extend(cut_up(group, own, framing, settings, seed))
+    else:
+        for members in [groups] if settings.layout == "interleaved" else [[g] for g in groups]:
+            segments.extend(blocks(members))
     if room:
         padding = np.full(room, framing.pad_id, np.uint32)
         segments.append(Segment(role="padding", token_ids=padding))

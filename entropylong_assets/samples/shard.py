@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from entropylong_assets.samples.groups import Group, build_groups
+from entropylong_assets.samples.groups import Group
 from entropylong_assets.samples.packing import Dropped, Framing, Segment, lay_out, pack
+from entropylong_assets.samples.recipes import Pool, choose_groups, verdict_column
 from entropylong_assets.settings import Settings
 from entropylong_assets.storage.tables import PartitionWriter
 
 SAMPLES_A_WRITE = 16
 """Samples held in memory at once (8 MiB of tokens at 131,072)."""
 
-ROLES = ("bos", "root", "verified", "hard_negative", "padding")
+ROLES = ("bos", "root", "verified", "hard_negative", "unverified", "padding")
 
 
 @dataclass
@@ -72,7 +73,7 @@ def _add_sample(
         tokens[segment.role] += len(segment.token_ids)
         if segment.role == "root":
             assert group is not None
-            root_starts[group.root_id] = starts[number]
+            root_starts.setdefault(group.root_id, starts[number])
         root_id = group.root_id if group else None
         rows.segments.append(
             {
@@ -100,24 +101,34 @@ def _add_sample(
             "input_ids": np.concatenate([segment.token_ids for segment in segments]),
             "n_root": tokens["root"],
             "n_verified": tokens["verified"],
-            "n_negative": tokens["hard_negative"],
+            "n_negative": tokens["hard_negative"] + tokens["unverified"],
             "n_padding": tokens["padding"],
         }
     )
     return tokens
 
 
+def _foreign(
+    samples: Sequence[Sequence[Group]], contexts: pl.DataFrame, pool: Pool | None
+) -> list[dict[str, Any]]:
+    """Rows of `passages`: what was packed and is not among the contexts that were scored."""
+    known = set(contexts["chunk_id"].to_list())
+    packed = {c.chunk_id for members in samples for group in members for c in group.chosen}
+    return pool.rows(sorted(packed - known)) if pool else []
+
+
 def _summary(
-    groups: Sequence[Group],
+    roots: pl.DataFrame,
     samples: Sequence[Sequence[Group]],
     dropped: Sequence[Dropped],
     tokens: Counter[str],
     negatives: int,
+    wanted: int,
 ) -> dict[str, Any]:
     """Counts that reconcile: what came in is packed, or dropped under a reason."""
 
     def dependencies(members: Sequence[Group]) -> int:
-        return sum(len(c.dependencies) for group in members for c in group.verified)
+        return sum(len(c.dependencies) for group in members for c in group.chosen)
 
     roots_dropped: Counter[str] = Counter()
     contexts_dropped: Counter[str] = Counter()
@@ -129,11 +140,11 @@ def _summary(
     total = tokens.total()
     return {
         "samples": len(samples),
-        "roots": len(groups),
+        "roots": len(roots),
         "roots_packed": sum(len(members) for members in samples),
         "roots_dropped": dict(sorted(roots_dropped.items())),
         "contexts_dropped": dict(sorted(contexts_dropped.items())),
-        "dependencies": dependencies(groups),
+        "dependencies": wanted,
         "dependencies_packed": sum(dependencies(members) for members in samples),
         "dependencies_dropped": dict(sorted((k, n) for k, n in dependencies_dropped.items() if n)),
         "negatives_available": available,
@@ -154,19 +165,20 @@ def pack_shard(
     bos_id: int | None,
     pad_id: int,
     writer: PartitionWriter,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Writes the samples of one shard; returns its counts.
 
     roots: root_id and token_ids of `entropy_scores.roots`; pairs and contexts: the tables of
     `verified_dependencies`. separator_ids, bos_id (None: the model scores without one) are those
     of the scoring; pad_id fills up a sample and is masked from the loss. Sample ids are
-    `<shard>-<nnnnn>`. The result depends on the rows' content, not on their order. Raises
+    `<shard>-<nnnnn>`. pool: passages of the corpus, for recipes that take such. The result depends on the rows' content, not on their order. Raises
     SampleError where a root does not fit a sample or the tables don't fit each other.
     """
-    gain = "calibrated_gain" if settings.verification.rule == "calibrated" else "gain"
-    groups = build_groups(roots, pairs, contexts, gain=gain)
+    groups, passed_over = choose_groups(roots, pairs, contexts, settings, pool)
     framing = Framing(bos_id=bos_id, separator_ids=tuple(separator_ids), pad_id=pad_id)
     samples, dropped = pack(groups, framing, settings.samples, settings.seed)
+    dropped = [*passed_over, *dropped]
     source = shard.rpartition("-")[0]
     tokens: Counter[str] = Counter()
     negatives = 0
@@ -180,4 +192,9 @@ def pack_shard(
             rows = _Rows()
     rows.write(writer)
     writer.append("dropped", [asdict(drop) for drop in dropped])
-    return _summary(groups, samples, dropped, tokens, negatives)
+    foreign = _foreign(samples, contexts, pool)
+    if foreign:
+        writer.append("passages", foreign)
+    column = verdict_column(settings)
+    wanted = int(pairs[column].sum()) if column else 0
+    return _summary(roots, samples, dropped, tokens, negatives, wanted)

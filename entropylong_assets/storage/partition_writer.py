@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from entropylong_assets.storage.schemas import TABLES
+from entropylong_assets.storage.schemas import OPTIONAL, TABLES
 
 
 class TableError(ValueError):
@@ -101,9 +101,11 @@ class PartitionWriter:
         return self._writers[table]
 
     def close(self) -> dict[str, tuple[Path, TableFile]]:
-        """Ends all files; empty tables get a file too. Returns them by table."""
+        """Ends all files; empty tables get a file too, unless optional. Returns them by table."""
         files = {}
         for table in self._schemas:
+            if table in OPTIONAL and not self.rows[table]:
+                continue
             self._writer(table).close()
             path = self._folder / table
             with path.open("rb") as stream:

@@ -192,13 +192,25 @@ TABLES: dict[str, dict[str, pa.Schema]] = {
         ),
     },
     "long_context_samples": {
+        # Passages that no anchor nominated: only where a recipe takes such (`OPTIONAL`).
+        "passages": pa.schema(
+            [
+                _chunk,
+                _doc,
+                _shard,
+                _source,
+                _start,
+                _end,
+                _column("token_ids", _ids, "tokens as packed, the separator's included"),
+            ]
+        ),
         "samples": pa.schema(
             [
                 _column("sample_id", _text, "shard, a dash, number in the shard"),
                 _column("input_ids", _ids, "tokens of the sample"),
                 _column("n_root", _int, "tokens in roots", "token"),
                 _column("n_verified", _int, "tokens in verified contexts", "token"),
-                _column("n_negative", _int, "tokens in hard negatives", "token"),
+                _column("n_negative", _int, "tokens in hard negatives and unverified", "token"),
                 _column("n_padding", _int, "tokens of padding, masked from the loss", "token"),
             ]
         ),
@@ -206,7 +218,7 @@ TABLES: dict[str, dict[str, pa.Schema]] = {
             [
                 _column("sample_id", _text, "sample that holds it"),
                 _column("segment", _int, "number in the sample, from 0"),
-                _column("role", _text, "`bos`, `verified`, `hard_negative`, `root`, `padding`"),
+                _column("role", _text, "`bos`, `root`, `padding`, or a context's"),
                 _column("start", _int, "first position in the sample", "token"),
                 _column("end", _int, "one past the last position", "token"),
                 _column("root_id", _text, "root that it belongs to", null=True),
@@ -242,6 +254,9 @@ TABLES: dict[str, dict[str, pa.Schema]] = {
         ),
     },
 }
+
+OPTIONAL = frozenset({"passages"})
+"""Tables that have no file where nothing was written to them."""
 
 # Rises when a table's meaning changes, so that a reader can refuse what it doesn't know.
 FORMAT_VERSION = 1

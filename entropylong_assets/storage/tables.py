@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from entropylong_assets.storage.partition_writer import PartitionWriter, TableError, TableFile
-from entropylong_assets.storage.schemas import FORMAT_VERSION
+from entropylong_assets.storage.schemas import FORMAT_VERSION, OPTIONAL, TABLES
 
 WHOLE = "all"
 """Name of the only partition of an asset over all shards."""
@@ -246,7 +246,10 @@ class TableStore:
     def read(
         self, asset: str, shard: str, table: str, columns: list[str] | None = None
     ) -> pl.DataFrame:
-        """A table, or some of its columns, in memory."""
+        """A table, or some of its columns, in memory; an optional one may be empty."""
+        if table in OPTIONAL and table not in self.require(asset, shard).tables:
+            empty = pl.DataFrame(schema=pl.Schema(TABLES[asset][table]))
+            return empty.select(columns) if columns else empty
         with self._opened(asset, shard, table) as file:
             frame = pl.from_arrow(pq.read_table(file, columns=columns))
         assert isinstance(frame, pl.DataFrame)

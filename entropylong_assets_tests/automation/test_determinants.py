@@ -69,6 +69,8 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "samples.order": ("sequence", {S}),
     "samples.layout": ("interleaved", {S}),
     "samples.fill": ("verified_only", {S}),
+    "samples.recipe": ("random", {S}),
+    "samples.meta_chunk_tokens": (128, set()),  # of recipe nextlong alone
 }
 
 

@@ -155,6 +155,7 @@ def _sample_tables() -> Tables:
         "roots": _roots(),
         "pairs": pairs,
         "contexts": contexts,
+        "passages": [],
         "samples": [
             {
                 "sample_id": "s-0",
@@ -294,7 +295,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "require_surprisal_drop": True,
         "max_false_acceptance": 0.02,
     },
-    "samples": {"sample_tokens": 18, "separator_ids": SEPARATOR},
+    "samples": {"sample_tokens": 18, "separator_ids": SEPARATOR, "verdict": "accepted"},
     "training_data": {},
 }
 

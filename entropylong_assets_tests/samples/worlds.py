@@ -137,10 +137,17 @@ class Packed:
     segments: list[dict[str, Any]]
     dependencies: list[dict[str, Any]]
     dropped: list[dict[str, Any]]
+    passages: list[dict[str, Any]]
     data_version: str
 
 
-def run(folder: str, frames: tuple[pl.DataFrame, ...], settings: Settings, bos: int | None = BOS):
+def run(
+    folder: str,
+    frames: tuple[pl.DataFrame, ...],
+    settings: Settings,
+    bos: int | None = BOS,
+    pool=None,
+):
     """Packs into a store under `folder` and reads the tables back."""
     store = TableStore(folder)
     asset = "long_context_samples"
@@ -153,6 +160,7 @@ def run(folder: str, frames: tuple[pl.DataFrame, ...], settings: Settings, bos: 
             bos_id=bos,
             pad_id=PAD,
             writer=writer,
+            pool=pool,
         )
     tables = {name: store.read(asset, SHARD, name).to_dicts() for name in TABLES[asset]}
     return Packed(summary, **tables, data_version=store.require(asset, SHARD).data_version)

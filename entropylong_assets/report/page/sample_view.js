@@ -5,6 +5,7 @@ const ROLES = {
   root: { name: "root", height: 60 },
   verified: { name: "verified context", height: 44 },
   hard_negative: { name: "hard negative", height: 28 },
+  unverified: { name: "unverified context", height: 36 },
   bos: { name: "BOS", height: 60 },
   padding: { name: "padding", height: 8 },
 };

@@ -1,5 +1,12 @@
--- Every accepted pair is in a sample once, or was dropped with its context or root.
-WITH accepted AS (SELECT root_id, chunk_id, anchor, gain FROM pairs WHERE accepted),
+-- Every pair that the recipe counts as verified is in a sample once, or was dropped with its
+-- context or root. Recipes without verification have no dependencies at all.
+WITH accepted AS (
+    SELECT root_id, chunk_id, anchor, gain FROM pairs
+    WHERE CASE $verdict WHEN 'accepted' THEN accepted
+                        WHEN 'accepted_plain' THEN accepted_plain
+                        WHEN 'accepted_calibrated' THEN accepted_calibrated
+                        ELSE false END
+),
 wanted AS (SELECT root_id, chunk_id, count(*) AS wanted FROM accepted GROUP BY ALL),
 packed AS (SELECT root_id, chunk_id, count(*) AS packed FROM dependencies GROUP BY ALL),
 lost AS (

@@ -7,21 +7,33 @@ WITH stored AS (
 texts AS (
     SELECT chunk_id AS key, token_ids FROM contexts
     UNION ALL
+    SELECT chunk_id, token_ids FROM passages
+    UNION ALL
     SELECT root_id, list_concat(token_ids, $separator_ids::UINTEGER[]) FROM roots
 ),
 placed AS (
-    SELECT sample_id, start, "end", role, coalesce(chunk_id, root_id) AS key
-    FROM segments WHERE role IN ('verified', 'hard_negative', 'root')
+    -- A root may stand in pieces: each goes on where the one before it ended.
+    SELECT sample_id, start, "end", role, coalesce(chunk_id, root_id) AS key,
+           CASE WHEN role = 'root' THEN coalesce(sum("end" - start) OVER (
+               PARTITION BY sample_id, root_id, role ORDER BY start
+               ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) ELSE 0 END AS skipped
+    FROM segments WHERE role IN ('verified', 'hard_negative', 'unverified', 'root')
 ),
 expected AS (
-    SELECT sample_id, role, key, unnest(token_ids) AS token,
-           start + generate_subscripts(token_ids, 1) - 1 AS position
-    FROM placed JOIN texts USING (key)
+    SELECT sample_id, role, key, unnest(piece) AS token,
+           start + generate_subscripts(piece, 1) - 1 AS position
+    FROM (
+        SELECT *, CASE WHEN role = 'root'
+                       THEN list_slice(token_ids, skipped + 1, skipped + "end" - start)
+                       ELSE token_ids END AS piece
+        FROM placed JOIN texts USING (key)
+    )
 )
 SELECT sample_id, role, key, position, expected.token AS expected, stored.token AS stored
 FROM expected LEFT JOIN stored USING (sample_id, position)
 WHERE expected.token IS DISTINCT FROM stored.token
 UNION ALL
-SELECT sample_id, role, key, start, "end" - start, len(token_ids)
+SELECT sample_id, role, key, min(start), sum("end" - start), any_value(len(token_ids))
 FROM placed LEFT JOIN texts USING (key)
-WHERE len(token_ids) IS DISTINCT FROM "end" - start
+GROUP BY sample_id, role, key, CASE WHEN role = 'root' THEN 0 ELSE start END
+HAVING any_value(len(token_ids)) IS DISTINCT FROM sum("end" - start)
