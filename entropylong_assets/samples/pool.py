@@ -28,14 +28,16 @@ _WORD = re.compile(r"[^\W\d_][\w'-]*")
 _BREAK = re.compile(r"[^\w\s'-]+|\n")
 
 # English function words, by which RAKE cuts phrases.
-STOPWORDS = frozenset(
-    """a about above after again all also am an and any are as at be because been before being below
-    between both but by can could did do does down during each few for from further had has have he
-    her here his how i if in into is it its itself just may me might more most must my no nor not now
-    of off on once only or other our out over own same shall she should so some such than that the
-    their them then there these they this those through to too under until up upon use used uses
-    using very was we were what when where which while who whom why will with would you your""".split()
+_FUNCTION_WORDS = (
+    "a about above after again all also am an and any are as at be because been before being "
+    "below between both but by can could did do does down during each few for from further "
+    "had has have he her here his how i if in into is it its itself just may me might more "
+    "most must my no nor not now of off on once only or other our out over own same shall she "
+    "should so some such than that the their them then there these they this those through to "
+    "too under until up upon use used uses using very was we were what when where which while "
+    "who whom why will with would you your"
 )
+STOPWORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 def keywords(text: str, most: int = 8) -> list[str]:

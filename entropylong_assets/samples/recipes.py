@@ -57,23 +57,27 @@ class Material:
 Recipe = Callable[[Material], Group]
 
 
-def within(contexts: Iterable[Context], budget: int, least: int = 1) -> tuple[Context, ...]:
+PATIENCE = 16
+"""Passages of the whole corpus looked at in vain before a budget counts as full."""
+
+
+def within(
+    contexts: Iterable[Context], budget: int, least: int = 1, patience: int | None = None
+) -> tuple[Context, ...]:
     """Contexts in the order given, each whole, as far as they fit into `budget` tokens.
 
-    Stops as soon as less than the shortest seen would be left. Where not even `least` fit, the
-    first ones are taken all the same: a root without contexts could not be compared.
+    Stops once `patience` of them did not fit; None: never. Where not even `least` fit, the first
+    ones are taken all the same: a root without contexts could not be compared.
     """
     chosen: list[Context] = []
     missed: list[Context] = []
-    shortest = budget + 1
     for context in contexts:
-        shortest = min(shortest, len(context.token_ids))
         if len(context.token_ids) <= budget:
             budget -= len(context.token_ids)
             chosen.append(context)
         else:
             missed.append(context)
-        if budget < shortest or len(missed) >= 64:
+        if budget <= 0 or len(missed) == patience:
             break
     return (*chosen, *missed[: max(0, least - len(chosen))])
 
@@ -122,7 +126,8 @@ def random(material: Material) -> Group:
     Departs from usual practice, which concatenates whole documents: passages are as long as the
     other recipes', and the leak guard applies.
     """
-    chosen = within(_pool(material).at_random(material.group), material.budget)
+    drawn = _pool(material).at_random(material.group)
+    chosen = within(drawn, material.budget, patience=PATIENCE)
     return replace(material.group, chosen=chosen)
 
 
@@ -134,7 +139,8 @@ def quest(material: Material) -> Group:
     not from a query that a model predicts; passages are found by one search of the shared index
     for all of them, not by an inverted list of one keyword; passages, not whole documents.
     """
-    chosen = within(_pool(material).on_keywords(material.group), material.budget)
+    found = _pool(material).on_keywords(material.group)
+    chosen = within(found, material.budget, patience=PATIENCE)
     return replace(material.group, chosen=chosen)
 
 
@@ -159,8 +165,8 @@ def nextlong(material: Material) -> Group:
 
 
 def policylong(material: Material) -> Group:
-    """Verified contexts and hard negatives of the current model's entropies, half the budget each
-    (Jia et al., PolicyLong, arXiv 2604.07809).
+    """Verified contexts and hard negatives of the current model's entropies, half the budget
+    each as far as there are negatives (Jia et al., PolicyLong, arXiv 2604.07809).
 
     From the paper: positives and hard negatives come from one screening by the current model,
     which is done again as the model is trained. A round is the same settings with the newer
@@ -172,9 +178,12 @@ def policylong(material: Material) -> Group:
     positives = within(_by_worth(group.chosen), material.budget // 2)
     room = material.budget - sum(len(c.token_ids) for c in positives)
     negatives = within(_by_similarity(group.negatives), room, least=0)
-    taken = {context.chunk_id for context in negatives}
+    room -= sum(len(c.token_ids) for c in negatives)
+    taken = {context.chunk_id for context in (*positives, *negatives)}
+    more = [c for c in _by_worth(group.chosen) if c.chunk_id not in taken]
     left = tuple(c for c in group.negatives if c.chunk_id not in taken)
-    return replace(group, chosen=(*positives, *negatives), negatives=left)
+    chosen = (*positives, *negatives, *within(more, room, least=0))
+    return replace(group, chosen=chosen, negatives=left)
 
 
 RECIPES: Mapping[str, Recipe] = {

@@ -171,9 +171,10 @@ def pack_shard(
 
     roots: root_id and token_ids of `entropy_scores.roots`; pairs and contexts: the tables of
     `verified_dependencies`. separator_ids, bos_id (None: the model scores without one) are those
-    of the scoring; pad_id fills up a sample and is masked from the loss. Sample ids are
-    `<shard>-<nnnnn>`. pool: passages of the corpus, for recipes that take such. The result depends on the rows' content, not on their order. Raises
-    SampleError where a root does not fit a sample or the tables don't fit each other.
+    of the scoring; pad_id fills up a sample and is masked from the loss. pool: passages of the
+    corpus, for recipes that take such. Sample ids are `<shard>-<nnnnn>`. The result depends on
+    the rows' content, not on their order. Raises SampleError where a root does not fit a sample
+    or the tables don't fit each other.
     """
     groups, passed_over = choose_groups(roots, pairs, contexts, settings, pool)
     framing = Framing(bos_id=bos_id, separator_ids=tuple(separator_ids), pad_id=pad_id)

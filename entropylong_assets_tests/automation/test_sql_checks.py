@@ -395,3 +395,30 @@ def test_a_root_without_anchors_or_of_one_token_is_sound(pipeline: Pipeline) -> 
     tables["documents"][4]["n_tokens"] = 1
     for check in CASES["entropy"]:
         assert faults(pipeline, "entropy", check, tables) == 0
+
+
+def test_a_root_in_pieces_is_sound_only_in_its_order(pipeline: Pipeline) -> None:
+    tables = valid("samples")
+    whole = tables["segments"].pop(3)
+    assert whole["role"] == "root"
+    middle = whole["start"] + 4
+    for number, (start, end) in enumerate(((whole["start"], middle), (middle, whole["end"]))):
+        tables["segments"].insert(
+            3 + number, {**whole, "segment": 3 + number, "start": start, "end": end}
+        )
+    tables["segments"][5]["segment"] = 5
+    tables["all_segments"] = [*tables["segments"], tables["all_segments"][-1]]
+    for check in ("tokens_as_verified", "no_root_used_twice", "segments_tile", "roles_reconcile"):
+        assert faults(pipeline, "samples", check, tables) == 0
+    ids = tables["samples"][0]["input_ids"]
+    ids[whole["start"]], ids[middle] = ids[middle], ids[whole["start"]]
+    assert faults(pipeline, "samples", "tokens_as_verified", tables) == 2
+
+
+def test_a_recipe_s_own_verdict_counts_its_dependencies(pipeline: Pipeline) -> None:
+    tables = valid("samples")
+    check = "dependencies_reconcile"
+    assert faults(pipeline, "samples", check, tables, verdict="accepted_calibrated") == 0
+    assert faults(pipeline, "samples", check, tables, verdict="none") > 0
+    tables["pairs"][2].update(accepted_plain=True, accepted=False)
+    assert faults(pipeline, "samples", check, tables, verdict="accepted_plain") > 0

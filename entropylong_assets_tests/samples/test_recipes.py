@@ -205,7 +205,7 @@ def test_nextlong_cuts_the_root_and_loses_no_token() -> None:
             pieces[s["root_id"]].append(by_id[s["sample_id"]][s["start"] : s["end"]])
     assert any(len(parts) > 2 for parts in pieces.values())
     for root_id, parts in pieces.items():
-        assert sum(parts, []) == roots[root_id]
+        assert [token for part in parts for token in part] == roots[root_id]
         assert all(len(part) == 6 for part in parts[:-1])
     letters = "".join("D" if s["role"] == "root" else "C" for s in packed.segments if s["root_id"])
     assert "DCD" in letters.replace("CC", "C")
@@ -215,7 +215,8 @@ def test_policylong_stands_on_both_feet() -> None:
     tokens: Counter[str] = Counter()
     for s in pack("policylong").segments:
         tokens[s["role"]] += s["end"] - s["start"]
-    assert 0.6 < tokens["hard_negative"] / tokens["verified"] < 2.0
+    # A root whose negatives run out gives the rest of the budget to verified contexts.
+    assert 0.3 < tokens["hard_negative"] / tokens["verified"] < 2.0
 
 
 def test_calibrated_without_controls_is_refused_in_one_line() -> None:
