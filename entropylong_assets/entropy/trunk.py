@@ -5,7 +5,8 @@ faster equals, and put back afterwards, so that whoever else holds the model see
 - attention: `attention.packed`;
 - the layer: compiled (CUDA), once for all layers of a kind;
 - the gated MLP: matrix product, activation and gate in one kernel (CUDA, bfloat16);
-- the last layer's MLP: on scored rows only, because nothing after it mixes tokens.
+- the last layer's MLP: on scored rows only, because nothing after it mixes tokens;
+- for an approximate screen only: all linear layers in 8-bit floats (`float8_cuda.py`).
 
 Legend: T tokens of a pack, R rows that are scored, D hidden size.
 """
@@ -26,10 +27,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+Exchange = tuple[nn.Module, str, nn.Module]
+"""(parent, attribute, its faster equal)."""
+
+
 class Trunk:
     """Runs the decoder of one model."""
 
-    def __init__(self, hf_model: PreTrainedModel, compile_layers: bool) -> None:
+    def __init__(
+        self, hf_model: PreTrainedModel, compile_layers: bool, float8: bool = False
+    ) -> None:
+        """float8: approximate, all linear layers of the layers in 8-bit floats."""
         self._hf_model = hf_model
         self._decoder = hf_model.get_decoder()
         self._layers: list[Any] = list(getattr(self._decoder, "layers", ()))
@@ -37,7 +45,7 @@ class Trunk:
         self.is_compiled = compile_layers
         self._compiled = {kind: torch.compile(kind.forward, dynamic=True) for kind in kinds}
         self._last_rows: OnRows | None = None
-        self._mlps = self._faster_mlps()
+        self._exchanges = self._faster_equals(float8)
 
     def hidden(self, ids_1T: Tensor) -> Tensor:
         """[T, D] of one sequence, by the unchanged model."""
@@ -73,9 +81,9 @@ class Trunk:
 
     @contextmanager
     def _exchanged(self) -> Iterator[None]:
-        before: dict[Any, Any] = {layer: layer.mlp for layer in self._mlps}
-        for layer, mlp in self._mlps.items():
-            layer.mlp = mlp
+        before = [(parent, name, getattr(parent, name)) for parent, name, _ in self._exchanges]
+        for parent, name, faster in self._exchanges:
+            setattr(parent, name, faster)
         for layer in self._layers:
             if type(layer) in self._compiled:
                 layer.forward = self._compiled[type(layer)].__get__(layer)
@@ -84,22 +92,27 @@ class Trunk:
         finally:
             for layer in self._layers:
                 layer.__dict__.pop("forward", None)
-            for layer, mlp in before.items():
-                layer.mlp = mlp
+            for parent, name, own in before:
+                setattr(parent, name, own)
 
-    def _faster_mlps(self) -> dict[Any, nn.Module]:
-        mlps: dict[Any, nn.Module] = {}
+    def _faster_equals(self, float8: bool) -> list[Exchange]:
+        exchanges: list[Exchange] = []
         for layer in self._layers:
-            mlp = getattr(layer, "mlp", None)
-            fused = _fused_mlp(mlp)
-            if fused is not None:
-                mlps[layer] = fused
+            if float8:
+                from entropylong_assets.entropy import float8_cuda
+
+                exchanges += float8_cuda.faster_equals(layer)
+            else:
+                fused = _fused_mlp(getattr(layer, "mlp", None))
+                exchanges += [(layer, "mlp", fused)] if fused is not None else []
         if self._layers and isinstance(getattr(self._layers[-1], "mlp", None), nn.Module):
             last = self._layers[-1]
             kind = OnRows if self.is_compiled else OnRowsOfThread
-            self._last_rows = kind(mlps.get(last) or last.mlp)
-            mlps[last] = self._last_rows
-        return mlps
+            of_last = [x for parent, name, x in exchanges if parent is last and name == "mlp"]
+            self._last_rows = kind(*of_last or [last.mlp])
+            exchanges = [x for x in exchanges if x[0] is not last or x[1] != "mlp"]
+            exchanges.append((last, "mlp", self._last_rows))
+        return exchanges
 
 
 class OnRows(nn.Module):

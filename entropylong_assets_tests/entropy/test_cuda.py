@@ -125,3 +125,39 @@ def test_engine(kind: Any, compiled: bool, dtype: str, limit: float) -> None:
         [np.abs(a.entropy_N - b.entropy_N).mean() for a, b in zip(scores, plain, strict=True)]
     )
     assert mean < limit / 20
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_float8_linear(bias: bool) -> None:
+    """Guards against scales of outputs and tokens taken for each other, and parts out of order."""
+    from entropylong_assets.entropy import float8_cuda
+
+    torch.manual_seed(2)
+    linears = [torch.nn.Linear(64, n, bias=bias).cuda().bfloat16() for n in (32, 16)]
+    states = torch.randn(1, 37, 64, device="cuda").bfloat16()
+    states *= torch.logspace(-2, 2, 37, device="cuda")[None, :, None].bfloat16()
+    with torch.no_grad():
+        linears[1].weight *= 50
+        got = float8_cuda.Float8Linear(linears)(states)[0].double()
+        for row, one in zip(got.split([32, 16], -1), linears, strict=True):
+            expected = torch.nn.functional.linear(
+                states[0].double(), one.weight.double(), one.bias.double() if bias else None
+            )
+            off = (row - expected).norm(dim=-1) / expected.norm(dim=-1)
+            assert off.max() < 0.08, "of every token, small or large"
+
+
+@pytest.mark.parametrize("kind", [tiny.llama, tiny.gemma3])
+def test_float8_engine(kind: Any) -> None:
+    """Near the plain scores, no leak between packed sequences, and the model left as it was."""
+    model = kind()
+    model.hf_model.to("cuda", torch.bfloat16)
+    requests = tiny.requests(30, seed=4)
+    probe = score_plainly(model, requests[0])
+    scorer = PackedScorer(model, compile_layers=False, pack_tokens=400, float8=True)
+    assert scorer.mode == "packed"
+    scores = scorer.score(requests)
+    assert largest_difference([probe], [score_plainly(model, requests[0])]) == 0
+    exact = PackedScorer(model, compile_layers=False, pack_tokens=400).score(requests)
+    off = [np.abs(a.entropy_N - b.entropy_N).mean() for a, b in zip(scores, exact, strict=True)]
+    assert 1e-3 < np.mean(off) < 0.3, "approximate, and no more than that"

@@ -1,0 +1,104 @@
+"""What the benchmarks share: the machine, medians of repeated times, and the line of a claim."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """Date, device and versions that a figure holds for."""
+    import torch
+
+    found: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    for package in ("torch", "transformers", "triton", "fa3-fwd"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    flags = {"amx_tile", "avx512_bf16", "avx512f", "avx2"}
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    about = dict(line.split(":", 1) for line in lines if ":" in line)
+    about = {key.strip(): value.strip() for key, value in about.items()}
+    has = sorted(flags & set(about.get("flags", "").split()))
+    return f"{about.get('model name', platform.machine())} ({', '.join(has)})"
+
+
+def median_seconds(work: Callable[[], Any], repeats: int = 5, warm_up: int = 1) -> float:
+    """Median wall-clock seconds of `work`, the device's queue emptied before and after."""
+    for _ in range(warm_up):
+        work()
+    seconds = []
+    for _ in range(repeats):
+        _wait()
+        start = time.perf_counter()
+        work()
+        _wait()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Claims:
+    """Prints findings and claims as they come, and keeps them for a JSON file."""
+
+    def __init__(self, name: str) -> None:
+        self._found: dict[str, Any] = {"benchmark": name, "machine": machine(), "claims": []}
+        self._lines: list[str] = []
+        print(json.dumps(self._found["machine"]), flush=True)
+
+    def note(self, section: str, **figures: Any) -> None:
+        """A finding without a target."""
+        kept = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
+        self._found.setdefault(section, []).append(kept)
+        print(section, json.dumps(kept), flush=True)
+
+    def claim(
+        self, name: str, ratio: float, target: float, differences: int, at_most: bool = False
+    ) -> None:
+        """A measured ratio against its target; `at_most`: smaller is better."""
+        met = ratio <= target if at_most else ratio >= target
+        # Cut, never rounded up to a target.
+        shown = f"{ratio:.4f}"
+        self._lines.append(
+            f"claim name={name} ratio={shown} target={target} differences={differences} "
+            f"{'met' if met else 'NOT-MET'}"
+        )
+        self._found["claims"].append(
+            {"name": name, "ratio": ratio, "target": target, "differences": differences, "met": met}
+        )
+
+    def finish(self, out: str | None) -> None:
+        """Writes the JSON file, and ends with one line a claim."""
+        if out:
+            Path(out).write_text(json.dumps(self._found, indent=1) + "\n")
+        for line in self._lines:
+            print(line, flush=True)
