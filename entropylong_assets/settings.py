@@ -135,6 +135,15 @@ class ScoringModelSettings(_Settings):
     pack_tokens: int | None = Field(None, ge=16)
     """Tokens of all sequences that share a forward pass; none: by the device. More fills a larger
     device better and takes more of its memory."""
+    max_contexts_per_root: int | None = Field(None, ge=1)
+    """A root that has so many accepted contexts tries no further candidates; none: it tries all.
+    Candidates come by the number of anchors that nominate them, then similarity, then rank."""
+    max_forward_tokens_per_root: int | None = Field(None, ge=1)
+    """Most tokens that a root's candidates and controls may take in forward passes; none: as
+    many as there are. Later candidates are not tried."""
+    screen: Literal["off", "bfloat16", "fp8"] = "off"
+    """Approximate: score all contexts in this cheaper arithmetic, and exactly only a sample and
+    those whose verdict could turn. `fp8` needs a CUDA device of compute capability 8.9 or later."""
 
 
 class EntropySettings(_Settings):
@@ -291,7 +300,12 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
                 },
             ],
         },
-        "scoring": {"model": "meta-llama/Meta-Llama-3-8B"},
+        "scoring": {
+            "model": "meta-llama/Meta-Llama-3-8B",
+            "max_contexts_per_root": None,
+            "max_forward_tokens_per_root": None,
+            "screen": "off",
+        },
         "embedding": {"model": "jinaai/jina-embeddings-v3", "trust_remote_code": True},
         "entropy": {"alpha": 2.0, "min_anchor_position": 0},
         "retrieval": {"half_window": 16},

@@ -31,6 +31,7 @@ _CODE = {
 
 _ALONE = {"model", "bos"}
 _TOKENS = _ALONE | {"separator"}
+_BUDGET = {"max_contexts_per_root", "max_forward_tokens_per_root", "screen"}
 
 
 def _corpus(s: Settings) -> dict[str, Any]:
@@ -76,7 +77,7 @@ _SETTINGS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
         "tokenizer": s.scoring.model,
     },
     "verified_dependencies": lambda s: {
-        "scoring": _scoring(s, _TOKENS),
+        "scoring": _scoring(s, _TOKENS | _BUDGET),
         "verification": s.verification.model_dump(mode="json", exclude={"max_false_acceptance"}),
         "guard": s.retrieval.model_dump(include={"leak_ngram_words", "max_containment"}),
         "seed": s.seed,

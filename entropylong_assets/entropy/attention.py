@@ -31,18 +31,25 @@ FLASH_3 = ("flash_attn_interface", "fa3_fwd_interface")
 
 
 @contextmanager
+def implementation(hf_model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Inside, the model takes its attention from transformers' registry under this name."""
+    config = hf_model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@contextmanager
 def packed(hf_model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model's attention is the packed one; afterwards it is as it was."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
-    config = hf_model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = PACKED
-    try:
+    with implementation(hf_model, PACKED):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 def packed_attention(

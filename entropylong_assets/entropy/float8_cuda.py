@@ -6,20 +6,20 @@ depends on its neighbours. Sums are taken in the tensor cores' fast accumulator.
 Legend: T tokens, D inputs, N outputs.
 """
 
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
-
-
-def is_supported(device: torch.device) -> bool:
-    """Whether the GPU multiplies 8-bit floats (compute capability 8.9 and later)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def fits(module: Any) -> bool:
@@ -49,7 +49,11 @@ class Float8Linear(nn.Module):
 
     def forward(self, states_1TD: Tensor) -> Tensor:
         states_TD, scale_T1 = _quantised(states_1TD.flatten(0, -2))
-        result_TN = torch._scaled_mm(
+        return self.of_quantised(states_TD, scale_T1).unflatten(0, states_1TD.shape[:-1])
+
+    def of_quantised(self, states_TD: Tensor, scale_T1: Tensor) -> Tensor:
+        """bfloat16 [T, N] of inputs in e4m3 with a scale for each token."""
+        result_TN: Tensor = torch._scaled_mm(
             states_TD,
             self.weight_ND.t(),
             scale_a=scale_T1,
@@ -58,7 +62,7 @@ class Float8Linear(nn.Module):
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        return result_TN.unflatten(0, states_1TD.shape[:-1])
+        return result_TN
 
 
 def _quantised(rows_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +70,47 @@ def _quantised(rows_TD: Tensor) -> tuple[Tensor, Tensor]:
     rows_TD = rows_TD.float()
     scale_T1 = rows_TD.abs().amax(-1, keepdim=True).clamp(min=1e-12) / LARGEST
     return (rows_TD / scale_T1).to(torch.float8_e4m3fn), scale_T1
+
+
+@triton.jit
+def _gate_rows(both, result, scales, I, LARGEST: tl.constexpr, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, WIDTH)
+    inside = at < I
+    gate = tl.load(both + row * 2 * I + at, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(both + row * 2 * I + I + at, mask=inside, other=0.0).to(tl.float32)
+    inner = value * gate / (1 + tl.exp2(-1.4426950408889634 * gate))
+    scale = tl.maximum(tl.max(tl.abs(inner), 0), 1e-12) / LARGEST
+    tl.store(result + row * I + at, (inner / scale).to(tl.float8e4nv), mask=inside)
+    tl.store(scales + row, scale)
+
+
+# Read once: a compiled pair of reduction and rounding reads both halves twice.
+@torch.library.custom_op("entropylong::gate_rows", mutates_args=())
+def gate_rows(both_T2I: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(gate)·value of each row in e4m3 [T, I], and its float32 scale [T, 1]."""
+    tokens, width = both_T2I.shape[0], both_T2I.shape[1] // 2
+    result_TI = both_T2I.new_empty(tokens, width, dtype=torch.float8_e4m3fn)
+    scale_T1 = both_T2I.new_empty(tokens, 1, dtype=torch.float32)
+    _gate_rows[(tokens,)](
+        both_T2I,
+        result_TI,
+        scale_T1,
+        width,
+        LARGEST=LARGEST,
+        WIDTH=triton.next_power_of_2(width),
+        num_warps=16 if width > 4096 else 4,
+    )
+    return result_TI, scale_T1
+
+
+@gate_rows.register_fake
+def _(both_T2I: Tensor) -> tuple[Tensor, Tensor]:
+    tokens, width = both_T2I.shape[0], both_T2I.shape[1] // 2
+    return (
+        both_T2I.new_empty(tokens, width, dtype=torch.float8_e4m3fn),
+        both_T2I.new_empty(tokens, 1, dtype=torch.float32),
+    )
 
 
 class Float8GatedMLP(nn.Module):
@@ -76,9 +121,14 @@ class Float8GatedMLP(nn.Module):
         self.gate_up = Float8Linear([mlp.gate_proj, mlp.up_proj])
         self.down = Float8Linear([mlp.down_proj])
         self.act_fn = mlp.act_fn
+        self.is_silu = isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
 
     def forward(self, states_1TD: Tensor) -> Tensor:
-        gate, up = self.gate_up(states_1TD).chunk(2, -1)
+        both_1T2I = self.gate_up(states_1TD)
+        if self.is_silu:
+            inner_TI, scale_T1 = gate_rows(both_1T2I.flatten(0, -2))
+            return self.down.of_quantised(inner_TI, scale_T1).unflatten(0, states_1TD.shape[:-1])
+        gate, up = both_1T2I.chunk(2, -1)
         result_1TD: Tensor = self.down(self.act_fn(gate) * up)
         return result_1TD
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 SAMPLE = 64
 """Contexts of a batch that are scored both ways, at most; and at most one in four."""
 
-SAFETY = 1.5
-"""The margin is so many times the largest error seen."""
+QUANTILE = 0.995
+"""The margin covers this share of the errors seen."""
 
 
 class Deciding(NamedTuple):
@@ -66,12 +66,14 @@ def deciding(pairs: pl.DataFrame, settings: VerificationSettings) -> Deciding:
 def fit_margin(cheap: Deciding, exact: Deciding) -> Margin:
     """From pairs scored both ways."""
 
-    def largest(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    def covering(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         off = np.abs(a - b)
-        return SAFETY * float(off[np.isfinite(off)].max(initial=0.0))
+        off = off[np.isfinite(off)]
+        return float(np.quantile(off, QUANTILE)) if len(off) else 0.0
 
     return Margin(
-        largest(cheap.gain_N, exact.gain_N), largest(cheap.surprisal_over_N, exact.surprisal_over_N)
+        covering(cheap.gain_N, exact.gain_N),
+        covering(cheap.surprisal_over_N, exact.surprisal_over_N),
     )
 
 

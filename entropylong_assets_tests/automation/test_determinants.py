@@ -54,6 +54,9 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "scoring.separator": ("\n", {V, S}),
     "scoring.max_forward_tokens": (4000, {E, V}),
     "scoring.pack_tokens": (512, set()),  # how fast, not what
+    "scoring.max_contexts_per_root": (46, {V}),
+    "scoring.max_forward_tokens_per_root": (100_000, {V}),
+    "scoring.screen": ("bfloat16", {V}),
     "entropy.alpha": (1.5, {E}),
     "entropy.min_anchor_position": (0, {E}),
     "retrieval.half_window": (8, {R}),

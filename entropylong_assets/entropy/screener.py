@@ -1,0 +1,70 @@
+"""The cheaper scorer of the approximate screen, from a loaded model."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from entropylong_assets.entropy.engine import PackedScorer, cpu_has_bfloat16
+from entropylong_assets.entropy.model import ScoringModel, Tokenizer
+from entropylong_assets.entropy.model_files import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OFF = "set scoring.screen to 'off'"
+
+
+def load_screener(
+    model: ScoringModel, kind: Literal["bfloat16", "fp8"], pack_tokens: int | None = None
+) -> PackedScorer:
+    """The engine in cheaper arithmetic; a second call in the same process gives the same one.
+
+    Raises ModelError where it would not be cheaper than the exact pass, or is not to be had.
+    """
+    return _screener(
+        model.hf_model,
+        model.tokenizer,
+        model.identity,
+        model.max_forward_tokens,
+        kind,
+        pack_tokens,
+    )
+
+
+@lru_cache(maxsize=1)
+def _screener(
+    hf_model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    identity: str,
+    longest: int,
+    kind: str,
+    pack_tokens: int | None,
+) -> PackedScorer:
+    import torch
+
+    device, model = hf_model.device, ScoringModel(hf_model, tokenizer, identity, longest)
+    if kind == "bfloat16":
+        if hf_model.dtype != torch.float32:
+            raise ModelError(
+                f"scoring.screen is 'bfloat16' but the exact pass is in it already; {OFF}"
+            )
+        if device.type == "cpu" and not cpu_has_bfloat16():
+            raise ModelError(
+                f"scoring.screen is 'bfloat16' but this CPU only emulates it, slower than the "
+                f"exact pass; {OFF}"
+            )
+        half = ScoringModel(copy.deepcopy(hf_model).bfloat16(), tokenizer, identity, longest)
+        return PackedScorer(half, pack_tokens=pack_tokens)
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise ModelError(
+            f"scoring.screen is 'fp8' but scoring runs on {device}, which does not multiply 8-bit "
+            f"floats (a CUDA device of compute capability 8.9 does); {OFF}"
+        )
+    if hf_model.dtype != torch.bfloat16:
+        raise ModelError("scoring.screen is 'fp8': set scoring.dtype to 'bfloat16' with it")
+    scorer = PackedScorer(model, pack_tokens=pack_tokens, float8=True)
+    if scorer.mode != "packed":
+        raise ModelError(f"scoring.screen is 'fp8' but this model can't be scored so; {OFF}")
+    return scorer
