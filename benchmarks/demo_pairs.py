@@ -57,7 +57,7 @@ class Passage(NamedTuple):
 
 
 def of_store(uri: str) -> list[Passage]:
-    """All passages of a data folder's shards. Raises TableError where it holds no verified shard."""
+    """All passages of a data folder. Raises TableError where it holds no verified shard."""
     import polars as pl
 
     from entropylong_assets.storage.tables import TableError, TableStore

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,9 @@ def trunk(claims: Claims, model: str) -> None:
         requests = [ScoringRequest(np.append(row, 0), np.array([512])) for row in ids]
         decoder = loaded.hf_model.get_decoder()
 
-        def plain(rows: Any = torch.from_numpy(ids), decoder: Any = decoder) -> None:
-            with torch.inference_mode():
-                for row in rows:
-                    decoder(input_ids=row[None], use_cache=False)
-
-        rates[f"plain {dtype}"] = ids.size / median_seconds(plain, 3, 1)
+        rates[f"plain {dtype}"] = ids.size / median_seconds(
+            partial(_each_alone, decoder, ids), 3, 1
+        )
         for compiled in (False, True):
             scorer = PackedScorer(loaded, compile_layers=compiled)
             start = time.perf_counter()
@@ -119,6 +117,12 @@ def trunk(claims: Claims, model: str) -> None:
     claims.note("trunk", bfloat16_units=cpu_has_bfloat16(), **rates)
     ratio = rates["engine bfloat16"] / rates["plain bfloat16"]
     claims.claim("cpu_trunk_bfloat16", ratio, 1.3, 0)
+
+
+@torch.inference_mode()
+def _each_alone(decoder: Any, ids: np.ndarray) -> None:
+    for row in torch.from_numpy(ids):
+        decoder(input_ids=row[None], use_cache=False)
 
 
 def memory(claims: Claims) -> None:

@@ -85,7 +85,7 @@ def mixed_requests(count: int) -> list[ScoringRequest]:
     return made
 
 
-def head(claims: Claims, shared: Shared) -> None:
+def head(claims: Claims, _: Shared) -> None:
     """Entropy of 16,384 positions: the fused kernel, plain chunks, and the bare matmul."""
     torch.manual_seed(0)
     hidden = torch.randn(16_384, HIDDEN, device="cuda").bfloat16()
@@ -126,14 +126,14 @@ def head(claims: Claims, shared: Shared) -> None:
     claims.claim("head_over_matmul", times["fused"] / times["matmul"], 1.15, off, at_most=True)
 
 
-def memory(claims: Claims, shared: Shared) -> None:
+def memory(claims: Claims, _: Shared) -> None:
     """131,072 positions of one root: peak above the model's head and the hidden states."""
     hidden = torch.randn(131_072, HIDDEN, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(VOCABULARY, HIDDEN, device="cuda", dtype=torch.bfloat16).mul_(0.02)
     targets = torch.zeros(len(hidden), dtype=torch.int64, device="cuda")
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    entropy, _ = entropy_and_surprisal(hidden, targets, Head(weight))
+    entropy = entropy_and_surprisal(hidden, targets, Head(weight))[0]
     gib = (torch.cuda.max_memory_allocated() - before) / 2**30
     logits = len(hidden) * VOCABULARY * 4 / 2**30
     claims.note(

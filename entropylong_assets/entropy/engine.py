@@ -228,13 +228,13 @@ class PackedScorer:
             right = mean < 0.5
         else:
             right = mean < 0.05 or mean < 2 * self._rounding(probes, plain)
-        return None if right else (
-            f"its scores are off the plain definition (by {off:.2g} nats, mean {mean:.2g})"
+        return (
+            None
+            if right
+            else (f"its scores are off the plain definition (by {off:.2g} nats, mean {mean:.2g})")
         )
 
-    def _rounding(
-        self, probes: Sequence[ScoringRequest], plain: Sequence[PositionScores]
-    ) -> float:
+    def _rounding(self, probes: Sequence[ScoringRequest], plain: Sequence[PositionScores]) -> float:
         """By how much, in the mean, two of the model's own attentions differ in its dtype (nats).
 
         That is how exact 16-bit scores are at all: on tokens drawn at random a small model's

@@ -45,7 +45,7 @@ class Float8Linear(nn.Module):
         self.register_buffer("scale_1N", torch.cat([scale for _, scale in parts]).T.contiguous())
         biases = [linear.bias for linear in linears]
         assert len({bias is None for bias in biases}) == 1
-        self.bias = None if biases[0] is None else torch.cat(biases)
+        self.bias = None if biases[0] is None else torch.cat([bias.data for bias in biases])
 
     def forward(self, states_1TD: Tensor) -> Tensor:
         states_TD, scale_T1 = _quantised(states_1TD.flatten(0, -2))
@@ -73,15 +73,15 @@ def _quantised(rows_TD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _gate_rows(both, result, scales, I, LARGEST: tl.constexpr, WIDTH: tl.constexpr):
+def _gate_rows(both, result, scales, width, LARGEST: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, WIDTH)
-    inside = at < I
-    gate = tl.load(both + row * 2 * I + at, mask=inside, other=0.0).to(tl.float32)
-    value = tl.load(both + row * 2 * I + I + at, mask=inside, other=0.0).to(tl.float32)
+    inside = at < width
+    gate = tl.load(both + row * 2 * width + at, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(both + row * 2 * width + width + at, mask=inside, other=0.0).to(tl.float32)
     inner = value * gate / (1 + tl.exp2(-1.4426950408889634 * gate))
     scale = tl.maximum(tl.max(tl.abs(inner), 0), 1e-12) / LARGEST
-    tl.store(result + row * I + at, (inner / scale).to(tl.float8e4nv), mask=inside)
+    tl.store(result + row * width + at, (inner / scale).to(tl.float8e4nv), mask=inside)
     tl.store(scales + row, scale)
 
 

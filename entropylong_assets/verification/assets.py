@@ -29,9 +29,15 @@ def verified_dependencies(
     from entropylong_assets.embeddings.table import ChunkTable
     from entropylong_assets.entropy.engine import load_scorer
     from entropylong_assets.entropy.model import load_scoring_model
+    from entropylong_assets.entropy.screener import load_screener
+    from entropylong_assets.storage.kept_batches import KeptBatches
     from entropylong_assets.verification.dependencies import summarise
     from entropylong_assets.verification.false_acceptance import chance
-    from entropylong_assets.verification.shard import chunk_universe, verify_shard
+    from entropylong_assets.verification.shard import (
+        ROOTS_A_BATCH,
+        chunk_universe,
+        verify_shard,
+    )
 
     shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
     with plain_errors():
@@ -55,11 +61,21 @@ def verified_dependencies(
         )
         progress = Progress(context, "tokens", None)
         scorer = load_scorer(model, settings.scoring.pack_tokens)
+        screener = None
+        if settings.scoring.screen != "off":
+            screener = load_screener(model, settings.scoring.screen, settings.scoring.pack_tokens)
+            screened_before = screener.usage.snapshot()
         before = scorer.usage.snapshot()
+        kept = KeptBatches(
+            store,
+            "verified_dependencies",
+            shard,
+            fingerprint(basis, settings.scoring, str(scorer.device), ROOTS_A_BATCH),
+        )
         with store.write(
             "verified_dependencies", shard, fingerprint=fingerprint(basis), determinants=basis
         ) as writer:
-            pairs, controls = verify_shard(
+            done = verify_shard(
                 store,
                 shard,
                 settings,
@@ -70,14 +86,28 @@ def verified_dependencies(
                 lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
                 writer,
                 on_progress=progress,
+                kept=kept,
+                screener=screener,
             )
-            figures = summarise(pairs) | chance(pairs, controls, settings.verification)
+            pairs = done.pairs
+            figures = summarise(pairs) | chance(pairs, done.controls, settings.verification)
             writer.summary |= figures | {
-                "forward_tokens": progress.done,
+                "forward_tokens": done.forward_tokens,
                 "model": model.identity,
                 "vocab_size": model.vocab_size,
             }
+            if screener:
+                writer.summary["screen"] = done.screen.metadata()
+        kept.remove_all()
+    if done.batches_taken_up:
+        context.log.info(f"{done.batches_taken_up} finished batches of a killed run were taken up")
     scored = figures["pairs_scored"]
+    scoring = scorer.figures(before) | {
+        "batches_taken_up": done.batches_taken_up,
+        "pairs_saved_by_sharing": scored - figures["contexts_scored"],
+    }
+    if screener:
+        scoring["screen"] = screener.figures(screened_before)
     return materialised(
         store.require("verified_dependencies", shard),
         "pairs",
@@ -85,7 +115,7 @@ def verified_dependencies(
         **{"tokens per second": round(progress.rate, 1)},
         **{"acceptance rate": figures["accepted"] / scored if scored else 0.0},
         verdicts=dg.MetadataValue.json(figures["verdicts"]),
-        scoring=dg.MetadataValue.json(scorer.figures(before)),
+        scoring=dg.MetadataValue.json(scoring),
         preview=preview(pairs.filter("accepted").sort("gain", descending=True)),
         gains=dg.MetadataValue.md(gain_histogram(pairs, settings.verification.epsilon)),
     )

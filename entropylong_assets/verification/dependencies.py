@@ -14,8 +14,9 @@ import polars as pl
 from entropylong_assets.entropy.scoring import PositionScores, Scorer, ScoringRequest
 from entropylong_assets.settings import VerificationSettings
 from entropylong_assets.verification.controls import Control
-from entropylong_assets.verification.gain import TOO_LONG, judge
+from entropylong_assets.verification.gain import NOT_TRIED, TOO_LONG, judge
 from entropylong_assets.verification.planning import context_request, fits
+from entropylong_assets.verification.screen import Key, Screen
 
 PASSED = "passed"
 
@@ -43,10 +44,12 @@ class RootPlan:
     refusals: dict[str, str]
     """Chunks that are not scored, and why."""
     contexts: dict[str, list[int]]
-    """Anchors, ascending, that each scored chunk was nominated for."""
+    """Anchors, ascending, that each chunk to be tried was nominated for; best yield first."""
     controls: list[Control]
     control_anchors: list[int]
-    requests: list[ScoringRequest] = field(default_factory=list)
+    requests: dict[str, ScoringRequest] = field(default_factory=dict)
+    """Of each chunk in `contexts`."""
+    control_requests: list[ScoringRequest] = field(default_factory=list)
 
 
 DrawControls = Callable[[RootCandidates, int], list[Control]]
@@ -59,15 +62,17 @@ def plan_root(
     bos_ids: Sequence[int],
     max_positions: int,
     draw: DrawControls,
+    max_forward_tokens: int | None = None,
 ) -> RootPlan:
-    """Requests for every distinct candidate, then for every control of the root.
+    """Requests for every distinct candidate and for every control of the root.
 
-    context_ids: token ids of each chunk as they will be packed, the separator's included.
+    context_ids: token ids of each chunk as they will be packed, the separator's included. Under
+    `max_forward_tokens` the controls are those that the root would have without it, and the
+    candidates that no longer fit are refused as not tried.
     """
     refusals: dict[str, str] = {}
     contexts: dict[str, list[int]] = {}
-    nominated = root.candidates.group_by("chunk_id", "guard", maintain_order=True).agg("anchor")
-    for chunk_id, guard, anchors in nominated.iter_rows():
+    for chunk_id, guard, anchors in by_expected_yield(root.candidates).iter_rows():
         if guard != PASSED:
             refusals[chunk_id] = guard
         elif not fits(bos_ids, context_ids[chunk_id], max(anchors), max_positions):
@@ -81,11 +86,62 @@ def plan_root(
         room = max_positions - len(bos_ids) - anchors[-1] - 1
         controls = draw(root, min(length, room))
     plan = RootPlan(root, refusals, contexts, controls, anchors)
-    plan.requests = [
-        context_request(bos_ids, context_ids[c], root.token_ids, scored)
+    plan.requests = {
+        c: context_request(bos_ids, context_ids[c], root.token_ids, scored)
         for c, scored in contexts.items()
-    ] + [context_request(bos_ids, c.token_ids, root.token_ids, anchors) for c in controls]
-    return plan
+    }
+    plan.control_requests = [
+        context_request(bos_ids, c.token_ids, root.token_ids, anchors) for c in controls
+    ]
+    return plan if max_forward_tokens is None else _within(plan, max_forward_tokens)
+
+
+def by_expected_yield(candidates: pl.DataFrame) -> pl.DataFrame:
+    """chunk_id, guard and anchors of each distinct candidate, the most promising first.
+
+    That is the one with the most anchors behind it, then with the highest similarity, then with
+    the best rank; the id decides what is still equal.
+    """
+    return (
+        candidates.group_by("chunk_id", "guard")
+        .agg(
+            "anchor",
+            pl.len().alias("votes"),
+            pl.col("similarity").max(),
+            pl.col("rank").min().alias("best_rank"),
+        )
+        .sort(
+            ["votes", "similarity", "best_rank", "chunk_id", "guard"],
+            descending=[True, True, False, False, False],
+        )
+        .select("chunk_id", "guard", "anchor")
+    )
+
+
+def _within(plan: RootPlan, max_forward_tokens: int) -> RootPlan:
+    """The plan without what comes after the budget is spent; without controls if that is all."""
+    left = max_forward_tokens - sum(_tokens(r) for r in plan.control_requests)
+    kept: dict[str, list[int]] = {}
+    for chunk_id, anchors in plan.contexts.items():
+        left -= _tokens(plan.requests[chunk_id])
+        if left < 0:
+            break
+        kept[chunk_id] = anchors
+    untried = [c for c in plan.contexts if c not in kept]
+    return RootPlan(
+        plan.root,
+        plan.refusals | dict.fromkeys(untried, NOT_TRIED),
+        kept,
+        plan.controls if kept else [],
+        plan.control_anchors if kept else [],
+        {c: plan.requests[c] for c in kept},
+        plan.control_requests if kept else [],
+    )
+
+
+def _tokens(request: ScoringRequest) -> int:
+    """What its forward pass takes: up to the last scored position."""
+    return int(request.positions_N[-1])
 
 
 def verify_roots(
@@ -93,18 +149,66 @@ def verify_roots(
     scorer: Scorer,
     settings: VerificationSettings,
     on_progress: Callable[[int], None] = lambda _: None,
+    *,
+    max_contexts: int | None = None,
+    screen: Screen | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Scores all requests of these roots and judges every pair: rows of `pairs` and `controls`."""
-    scores = iter(scorer.score([r for plan in plans for r in plan.requests], on_progress))
-    all_pairs, all_controls = [], []
-    for plan in plans:
-        by_chunk = {chunk_id: next(scores) for chunk_id in plan.contexts}
-        by_control = [(control, next(scores)) for control in plan.controls]
-        controls = _control_rows(plan, by_control)
-        all_controls.append(controls)
-        all_pairs.append(_pair_rows(plan, by_chunk, controls))
-    pairs = judge(pl.concat(all_pairs), settings) if all_pairs else pl.DataFrame()
-    return pairs, pl.concat(all_controls) if all_controls else pl.DataFrame()
+    """Scores these roots and judges every pair: rows of `pairs` and `controls`.
+
+    Under `max_contexts` a root's candidates are tried in waves, each as large as what the root
+    still lacks, so that it never gets more; the rest is refused as not tried.
+    """
+    of_controls = iter(scorer.score([r for p in plans for r in p.control_requests], on_progress))
+    controls = [
+        _control_rows(plan, [(control, next(of_controls)) for control in plan.controls])
+        for plan in plans
+    ]
+    scores: list[dict[str, PositionScores]] = [{} for _ in plans]
+
+    def judged(found: Sequence[Mapping[str, PositionScores]]) -> pl.DataFrame:
+        rows = [_pair_rows(p, f, c) for p, f, c in zip(plans, found, controls, strict=True)]
+        return judge(pl.concat(rows), settings) if rows else pl.DataFrame()
+
+    by_root = {plan.root.root_id: number for number, plan in enumerate(plans)}
+
+    def judged_only(of: Mapping[Key, PositionScores]) -> pl.DataFrame:
+        found: list[dict[str, PositionScores]] = [{} for _ in plans]
+        for (root_id, chunk_id), score in of.items():
+            found[by_root[root_id]][chunk_id] = score
+        return judged(found).filter(pl.col("entropy_context").is_not_null())
+
+    accepted = dict.fromkeys(by_root, 0)
+    while wave := _wave(plans, scores, accepted, max_contexts):
+        if screen is None:
+            new = scorer.score(list(wave.values()), on_progress)
+            of_wave = dict(zip(wave, new, strict=True))
+        else:
+            of_wave = screen.score(wave, scorer, judged_only, on_progress)
+        for (root_id, chunk_id), score in of_wave.items():
+            scores[by_root[root_id]][chunk_id] = score
+        if max_contexts is not None:
+            served = judged_only(of_wave).filter("accepted").select("root_id", "chunk_id").unique()
+            for (root_id,), rows in served.group_by("root_id"):
+                accepted[str(root_id)] += len(rows)
+    for plan, found in zip(plans, scores, strict=True):
+        plan.refusals |= {c: NOT_TRIED for c in plan.contexts if c not in found}
+    return judged(scores), pl.concat(controls) if controls else pl.DataFrame()
+
+
+def _wave(
+    plans: Sequence[RootPlan],
+    scores: Sequence[Mapping[str, PositionScores]],
+    accepted: Mapping[str, int],
+    max_contexts: int | None,
+) -> dict[Key, ScoringRequest]:
+    """The next candidates of all roots that want more."""
+    wave: dict[Key, ScoringRequest] = {}
+    for plan, found in zip(plans, scores, strict=True):
+        root_id = plan.root.root_id
+        lacking = None if max_contexts is None else max_contexts - accepted[root_id]
+        left = [chunk_id for chunk_id in plan.contexts if chunk_id not in found]
+        wave |= {(root_id, chunk_id): plan.requests[chunk_id] for chunk_id in left[:lacking]}
+    return wave
 
 
 _CONTROL_SCHEMA = {
@@ -184,6 +288,7 @@ def summarise(pairs: pl.DataFrame) -> dict[str, Any]:
     return {
         "pairs": len(pairs),
         "pairs_scored": len(scored),
+        "contexts_scored": scored.select("root_id", "chunk_id").n_unique(),
         "accepted": len(accepted),
         "accepted_plain": int(pairs["accepted_plain"].sum()),
         "accepted_calibrated": int(pairs["accepted_calibrated"].sum()),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
@@ -12,6 +13,7 @@ from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.entropy.scoring import Scorer
 from entropylong_assets.retrieval.leak_guard import RootGuard
 from entropylong_assets.settings import Settings
+from entropylong_assets.storage.kept_batches import Batch, KeptBatches
 from entropylong_assets.storage.schemas import TABLES
 from entropylong_assets.storage.tables import PartitionWriter, TableStore
 from entropylong_assets.verification.controls import ChunkUniverse, Control, draw_controls
@@ -21,12 +23,17 @@ from entropylong_assets.verification.dependencies import (
     plan_root,
     verify_roots,
 )
+from entropylong_assets.verification.screen import Screen, ScreenFigures
 
 if TYPE_CHECKING:
     from entropylong_assets.embeddings.table import ChunkTable
 
 PAIRS = pl.Schema(TABLES["verified_dependencies"]["pairs"])
 CONTROLS = pl.Schema(TABLES["verified_dependencies"]["controls"])
+CONTROL_CONTEXTS = pl.Schema(TABLES["verified_dependencies"]["control_contexts"])
+
+ROOTS_A_BATCH = 8
+"""What a killed run may lose."""
 
 FetchChunks = Callable[[Sequence[str]], pl.DataFrame]
 """Chunk ids to chunk_id, doc_id and text of those that are indexed."""
@@ -49,6 +56,17 @@ def chunk_universe(table: ChunkTable, excluded_shards: Collection[str]) -> Chunk
     return ChunkUniverse(sizes, ids)
 
 
+class VerifiedShard(NamedTuple):
+    """What was written of one shard, and what it took."""
+
+    pairs: pl.DataFrame
+    controls: pl.DataFrame
+    forward_tokens: int
+    batches_taken_up: int
+    """Batches that an earlier, killed run had finished."""
+    screen: ScreenFigures
+
+
 def verify_shard(
     store: TableStore,
     shard: str,
@@ -59,14 +77,17 @@ def verify_shard(
     universe: ChunkUniverse,
     fetch: FetchChunks,
     writer: PartitionWriter,
-    roots_a_batch: int = 8,
+    roots_a_batch: int = ROOTS_A_BATCH,
     on_root: Callable[[int], None] = lambda _: None,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Writes pairs, contexts, controls and control_contexts of one shard; returns the first and
-    third as they were written.
+    *,
+    kept: KeptBatches | None = None,
+    screener: Scorer | None = None,
+) -> VerifiedShard:
+    """Writes pairs, contexts, controls and control_contexts of one shard.
 
-    `on_root` gets finished roots, `on_progress` the tokens of each forward pass.
+    `on_root` gets finished roots, `on_progress` the tokens of each forward pass. Batches in `kept`
+    are not scored again, and new ones are put there. `screener`: the cheaper scorer of a screen.
     """
     chunks = store.read("candidate_contexts", shard, "chunks")
     encoded = tokenizer.encode(chunks["text"].to_list())
@@ -96,27 +117,68 @@ def verify_shard(
             tokenizer.separator_ids,
         )
 
-    plans: list[RootPlan] = []
+    def verified(roots: Sequence[RootCandidates]) -> Batch:
+        budget, tokens = settings.scoring, 0
+
+        def count(done: int) -> None:
+            nonlocal tokens
+            tokens += done
+            on_progress(done)
+
+        plans = [
+            plan_root(
+                root,
+                context_ids,
+                tokenizer.bos_ids,
+                max_positions,
+                draw,
+                budget.max_forward_tokens_per_root,
+            )
+            for root in roots
+        ]
+        screen = Screen(screener, settings.verification) if screener else None
+        pairs, controls = verify_roots(
+            plans,
+            scorer,
+            settings.verification,
+            count,
+            max_contexts=budget.max_contexts_per_root,
+            screen=screen,
+        )
+        tables = {
+            "pairs": pairs.select(PAIRS.names()),
+            "controls": controls,
+            "control_contexts": pl.DataFrame(_control_contexts(plans), schema=CONTROL_CONTEXTS),
+        }
+        figures = {"forward_tokens": tokens, "screen": vars(screen.figures) if screen else {}}
+        return Batch(tables, figures)
+
+    forward_tokens = taken_up = 0
+    screened = ScreenFigures()
     all_pairs, all_controls = [PAIRS.to_frame()], [CONTROLS.to_frame()]
+    for number, roots in enumerate(_batched(_roots(store, shard), roots_a_batch)):
+        batch = kept.load(number) if kept else None
+        if batch is not None:
+            taken_up += 1
+        else:
+            batch = verified(roots)
+            if kept:
+                kept.keep(number, batch)
+        for table, rows in batch.tables.items():
+            writer.append(table, rows)
+        all_pairs.append(batch.tables["pairs"])
+        all_controls.append(batch.tables["controls"])
+        forward_tokens += batch.figures["forward_tokens"]
+        screened.add(ScreenFigures(**batch.figures["screen"]))
+        on_root(len(roots))
+    return VerifiedShard(
+        pl.concat(all_pairs), pl.concat(all_controls), forward_tokens, taken_up, screened
+    )
 
-    def flush() -> None:
-        if not plans:
-            return
-        pairs, controls = verify_roots(plans, scorer, settings.verification, on_progress)
-        writer.append("pairs", pairs)
-        writer.append("controls", controls)
-        writer.append("control_contexts", _control_contexts(plans))
-        all_pairs.append(pairs.select(PAIRS.names()))
-        all_controls.append(controls)
-        on_root(len(plans))
-        plans.clear()
 
-    for root in _roots(store, shard):
-        plans.append(plan_root(root, context_ids, tokenizer.bos_ids, max_positions, draw))
-        if len(plans) == roots_a_batch:
-            flush()
-    flush()
-    return pl.concat(all_pairs), pl.concat(all_controls)
+def _batched(roots: Iterator[RootCandidates], size: int) -> Iterator[list[RootCandidates]]:
+    while batch := list(islice(roots, size)):
+        yield batch
 
 
 def _roots(store: TableStore, shard: str) -> Iterator[RootCandidates]:

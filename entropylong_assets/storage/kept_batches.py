@@ -1,0 +1,67 @@
+"""Finished batches of a partition in the making, so that a killed run loses one at most.
+
+Beside the partition's own files, and read by nobody but the next run of the same work:
+
+    <data_uri>/<asset>/<shard>/.batches-<key>/<number>-<table>.parquet
+                                              <number>.json               put last: it is whole
+
+The key is a fingerprint of everything that determines the batches. Another model, setting, input
+or version of the code has another key, and so finds nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from entropylong_assets.storage.tables import TableStore
+
+PREFIX = ".batches-"
+
+
+class Batch(NamedTuple):
+    """tables: rows by table. figures: JSON values."""
+
+    tables: Mapping[str, pl.DataFrame]
+    figures: Mapping[str, Any]
+
+
+class KeptBatches:
+    """The batches of one partition under one key."""
+
+    def __init__(self, store: TableStore, asset: str, shard: str, key: str) -> None:
+        self._store = store
+        self._partition = store.folder(asset, shard)
+        self._folder = f"{self._partition}/{PREFIX}{key}"
+
+    def keep(self, number: int, batch: Batch) -> None:
+        for table, rows in batch.tables.items():
+            stream = io.BytesIO()
+            rows.write_parquet(stream, compression="zstd")
+            self._store.put(f"{self._folder}/{number}-{table}.parquet", stream.getvalue())
+        content = {"tables": list(batch.tables), "figures": batch.figures}
+        self._store.put(f"{self._folder}/{number}.json", json.dumps(content).encode())
+
+    def load(self, number: int) -> Batch | None:
+        """The batch, or nothing where it was not finished or can't be read."""
+        read = self._store.fs.cat_file
+        try:
+            content = json.loads(read(f"{self._folder}/{number}.json"))
+            tables = {
+                table: pl.read_parquet(io.BytesIO(read(f"{self._folder}/{number}-{table}.parquet")))
+                for table in content["tables"]
+            }
+            return Batch(tables, content["figures"])
+        except (OSError, ValueError, KeyError, pl.exceptions.PolarsError):
+            return None
+
+    def remove_all(self) -> None:
+        """Of this partition, whatever their key: it is published."""
+        fs = self._store.fs
+        for path in fs.ls(self._partition, detail=False, refresh=True):
+            if path.rstrip("/").rpartition("/")[2].startswith(PREFIX):
+                fs.rm(path, recursive=True)
