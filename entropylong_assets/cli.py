@@ -198,6 +198,23 @@ def show(
 
 
 @app.command()
+def ablate(settings_file: SettingsFile = None) -> None:
+    """What α, ε, K, order and verification change, from stored scores: no forward pass."""
+    with _plain_errors():
+        settings = _settings(settings_file)
+        from entropylong_assets.audits.ablation import ablate as ablated
+        from entropylong_assets.audits.ablation import read_scores
+        from entropylong_assets.audits.ablation_output import print_ablation, save
+        from entropylong_assets.report.run import open_run
+
+        made = open_run(settings)  # with the settings that the scores were made with
+        table = ablated(read_scores(made.store, made.shards), made.settings)
+        print_ablation(out, table)
+        for file in save(made.store, table):
+            out.print(f"wrote {escape(file)}", soft_wrap=True)
+
+
+@app.command()
 def report(
     settings_file: SettingsFile = None,
     against: Annotated[

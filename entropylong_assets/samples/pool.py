@@ -152,16 +152,17 @@ def open_pool(settings: Settings, shard: str) -> IndexPool:
     store = TableStore(settings.data_uri)
     embedder = load_embedder(settings.embedding)
     table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
-    table.checkout(store.require("candidate_contexts", shard).summary["index"])
-    index = store.require("embedding_index").summary
+    searched = store.require("candidate_contexts", shard).summary
+    table.checkout(searched["index"])
+    excluded = searched["excluded_shards"]
+    universe = chunk_universe(table, excluded)
+    nprobes = store.require("embedding_index").summary["nprobes"]
     columns = ["chunk_id", "doc_id", "source", "start", "end", "text"]
     return IndexPool(
-        chunk_universe(store),
+        universe,
         lambda ids: table.fetch(ids, columns),
-        lambda vectors, limit: table.search(
-            vectors, limit, index["excluded_shards"], index["nprobes"]
-        ),
-        index["n_rows"],
+        lambda vectors, limit: table.search(vectors, limit, excluded, nprobes),
+        universe.total,
         embedder.embed,
         load_tokenizer(settings.scoring),
         settings,

@@ -1,0 +1,119 @@
+"""Ablations against plain loops over the same tables, and what they must refuse to make up."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import polars as pl
+import pytest
+
+from entropylong_assets.audits.ablation import PAPER, ablate, read_scores
+from entropylong_assets.audits.ablation_output import chart, save
+from entropylong_assets.report.run import open_run
+from entropylong_assets.storage.tables import TableStore
+from entropylong_assets_tests.conftest import World
+
+
+@pytest.fixture(scope="module")
+def table(world: World) -> pl.DataFrame:
+    made = open_run(world.settings)
+    start = time.monotonic()
+    found = ablate(read_scores(made.store, made.shards), made.settings)
+    assert time.monotonic() - start < 10
+    return found
+
+
+def rows(world: World, asset: str, name: str) -> list[dict[str, Any]]:
+    found = [r for shard in world.shards for r in world.store.read(asset, shard, name).to_dicts()]
+    # A document that stands in two shards is one root.
+    return list({r["root_id"]: r for r in found}.values()) if name == "roots" else found
+
+
+def test_anchors_are_counted_at_any_alpha(world: World, table: pl.DataFrame) -> None:
+    roots = rows(world, "entropy_scores", "roots")
+    first = world.settings.entropy.min_anchor_position
+    for alpha in (1.5, 2.0, 2.5):
+        count = 0
+        for root in roots:
+            defined = [h for h in root["entropies"] if h is not None]
+            tau = statistics.fmean(defined) + alpha * statistics.pstdev(defined)
+            count += sum(h is not None and h > tau for h in root["entropies"][first:])
+        found = table.filter(knob="alpha", value=f"{alpha:g}")["anchors_per_root"].unique()
+        assert found.to_list() == [pytest.approx(count / len(roots))]
+    counts = table.filter(knob="alpha", rule="plain")["anchors_per_root"].to_list()
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1] >= 0
+
+
+def test_dependencies_at_any_epsilon_follow_from_stored_gains(
+    world: World, table: pl.DataFrame
+) -> None:
+    pairs = rows(world, "verified_dependencies", "pairs")
+    n_roots = len(rows(world, "entropy_scores", "roots"))
+    checked = 0
+    for epsilon in (0.2, 0.4, 0.6, 0.8):
+        expected = {"plain": 0, "calibrated": 0}
+        for p in pairs:
+            if p["gain"] is None:
+                continue
+            lower = min(p["surprisal"], p["surprisal_control"])
+            expected["plain"] += p["gain"] > epsilon
+            expected["calibrated"] += (
+                p["calibrated_gain"] > epsilon and p["surprisal_context"] < lower
+            )
+        for rule, count in expected.items():
+            row = table.filter(knob="epsilon", value=f"{epsilon:g}", rule=rule).to_dicts()[0]
+            assert row["dependencies_per_root"] == pytest.approx(count / n_roots)
+            assert row["acceptance_low"] <= row["acceptance"] <= row["acceptance_high"]
+            checked += count
+    assert checked > 10
+
+
+def test_the_present_settings_give_the_present_verdicts(world: World, table: pl.DataFrame) -> None:
+    pairs = rows(world, "verified_dependencies", "pairs")
+    n_roots = len(rows(world, "entropy_scores", "roots"))
+    row = table.filter(knob="verification", value="on", rule="calibrated").to_dicts()[0]
+    accepted = [p for p in pairs if p["accepted"]]
+    assert row["dependencies_per_root"] == pytest.approx(len(accepted) / n_roots)
+    assert row["mean_gain"] == pytest.approx(statistics.fmean(p["gain"] for p in accepted))
+    off = table.filter(knob="verification", value="off", rule="plain").to_dicts()[0]
+    assert off["acceptance"] == 1.0
+
+
+def test_what_was_not_scored_is_said_and_not_made_up(world: World, table: pl.DataFrame) -> None:
+    scored = world.settings.retrieval.top_k
+    for knob, value in (("K", str(2 * scored)), ("w", "others")):
+        for row in table.filter(knob=knob, value=value).to_dicts():
+            assert row["note"]
+            assert row["acceptance"] is row["dependencies_per_root"] is None
+    # Scored at 1.5: a higher α is a part of it, a lower one would not be.
+    assert world.settings.entropy.alpha == 1.5
+    assert table.filter(knob="alpha", value="2", rule="plain")["acceptance"].null_count() == 0
+    higher = world.settings.model_copy(
+        update={"entropy": world.settings.entropy.model_copy(update={"alpha": 2.0})}
+    )
+    lower = ablate(read_scores(world.store, world.shards), higher).filter(knob="alpha", value="1.5")
+    assert lower["acceptance"].null_count() == len(lower) == 2
+    assert all("scored for" in note for note in lower["note"])
+
+
+def test_order_moves_contexts_and_nothing_else(table: pl.DataFrame) -> None:
+    order = table.filter(knob="order")
+    assert order["median_distance"].null_count() == 0
+    assert order["median_distance"].n_unique() == 2
+
+
+def test_the_paper_s_figures_stand_beside_ours(table: pl.DataFrame) -> None:
+    shown = table.drop_nulls("paper")
+    assert set(shown.select("knob", "value").iter_rows()) == set(PAPER)
+    assert set(shown["rule"]) == {"plain"}
+
+
+def test_it_is_written_as_parquet_and_picture(table: pl.DataFrame, tmp_path: Any) -> None:
+    files = save(TableStore(str(tmp_path)), table)
+    assert pl.read_parquet(files[0]).equals(table)
+    assert "<svg" in (tmp_path / "ablation" / "ablation.svg").read_text()[:400]
+    values = chart(table)["data"]["values"]
+    assert {v["contexts"] for v in values} == {"retrieved", "random"}
