@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -166,7 +167,9 @@ def show(
 
         store = TableStore(settings.data_uri)
         shown = show_sample(store, load_tokenizer(settings.scoring), sample, strongest)
-    table = Table(title=f"{sample}: segments", title_justify="left")
+    table = Table(
+        title=f"{sample}: segments", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     for name in ("role", "start", "end", "tokens", "root", "document", "source"):
         table.add_column(name, justify="right" if name in ("start", "end", "tokens") else "left")
     for row in shown.segments.iter_rows(named=True):

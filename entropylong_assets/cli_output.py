@@ -130,7 +130,10 @@ def print_export(console: Console, made: dict[str, Any]) -> None:
     for name, value in (
         ("formats", made["formats"]),
         ("samples", f"{splits}; {made['tokens']:,} tokens, {made['bytes']:,} bytes"),
-        ("dependencies", f"{made['dependencies']:,} over {made['roots']:,} roots"),
+        (
+            "dependencies",
+            f"{made['dependencies']:,} at {made['anchors']:,} anchors of {made['roots']:,} roots",
+        ),
         ("shards", f"{made['shards exported']:,}, left out {made['shards left out']:,}"),
     ):
         table.add_row(name, escape(str(value)))

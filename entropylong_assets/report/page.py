@@ -84,7 +84,7 @@ def render(sources: Sequence[RunSource], tokenizer_for: TokenizerFor = load_toke
         for root_id, why in choose(source).items():
             wanted.setdefault(root_id, why)
     cached = functools.cache(tokenizer_for)
-    labels = _LABELS if len(sources) > 1 else ("run",)
+    labels = _LABELS if len(sources) > 1 else (sources[0].settings.profile,)
     gathered = [
         gather_run(source, label, wanted, cached)
         for source, label in zip(sources, labels, strict=True)

@@ -38,7 +38,7 @@ class SampleView {
     } } }, label);
     this.node = element("div", { class: "column", "data-run": run.label },
       element("div", { class: "controls" },
-        element("label", {}, `${run.label}, sample `, this.select),
+        element("label", {}, `${run.label}: sample `, this.select),
         element("label", {}, "colour by ", this.colour),
         act("whole", () => this.zoom(0, this.sample.n_tokens)),
         act("filled part", () => this.zoomFilled()),
