@@ -46,7 +46,7 @@ def chart(table: pl.DataFrame) -> dict[str, Any]:
     )
     band = base.mark_area(opacity=0.15).encode(y="low:Q", y2="high:Q", color=colour)
     panel = alt.layer(band, line).properties(width=320, height=200)
-    drawn: dict[str, Any] = panel.facet(alt.Column("rule:N", title=None)).to_dict()
+    drawn: dict[str, Any] = panel.facet("rule:N", columns=2).to_dict()
     return drawn
 
 
