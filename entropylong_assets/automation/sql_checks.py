@@ -98,14 +98,16 @@ def sql_checks(
                 folder, check, seen, pipeline, parameters(pipeline.settings)
             )
             metadata: dict[str, Any] = {"faulty rows": count}
+            description = None
             if count:
                 metadata["examples"] = preview(examples, EXAMPLES)
+                description = f"{count:,} faulty rows. The rule: {check.description}"
             yield dg.AssetCheckResult(
                 asset_key=asset,
                 check_name=check.name,
                 passed=count == 0,
                 severity=check.severity,
-                description=None if count == 0 else f"{count:,} faulty rows: {check.description}",
+                description=description,
                 metadata=metadata,
             )
 

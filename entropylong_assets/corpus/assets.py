@@ -43,7 +43,7 @@ def corpus_documents(
         ) as writer:
             writer.summary |= ingest_shard(shard, settings, tokenizer.count, writer, on_progress)
         manifest = store.require("corpus_documents", shard_key)
-        columns = ["doc_id", "external_id", "n_chars", "n_tokens", "is_root", "text"]
+        columns = ["external_id", "n_tokens", "is_root", "text"]  # ids would squeeze the text
         documents = next(
             store.batches("corpus_documents", shard_key, "documents", columns, 5),
             pl.DataFrame(schema=columns),

@@ -1,0 +1,92 @@
+"""A source folder, tiny models and a real server: what an operator's day needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from entropylong_assets.automation.local_run import register_shards, run_export, run_pipeline
+from entropylong_assets.automation.partitions import PIPELINE
+from entropylong_assets.settings import make_settings
+from entropylong_assets_tests.e2e.server import PROJECT, Server
+from entropylong_assets_tests.tiny_world import document, tiny_settings, write_models
+
+SHARDWISE = [asset for asset in PIPELINE if asset != "embedding_index"]
+AFTER_INGEST = SHARDWISE[2:]
+
+
+class Day:
+    """Two files lie in the source folder at first; `shards` names theirs."""
+
+    def __init__(self, folder: Path, dagster_yaml: str = "") -> None:
+        self.folder, self.corpus = folder, folder / "corpus"
+        self.corpus.mkdir(parents=True)
+        models = write_models(folder)
+        settings = tiny_settings(self.corpus, folder / "data", models)
+        self.values = settings.model_dump(mode="json", exclude={"profile"})
+        self.values["corpus"]["on_bad_row"] = "skip"
+        for name in ("a", "b"):
+            self.write(name)
+        self.server = Server(folder, self.values, dagster_yaml)
+
+    def write(self, name: str, broken: int = 0) -> None:
+        """A file of 12 documents, `broken` of which are no JSON. Same name, same documents."""
+        first = ord(name) * 1000
+        lines = [json.dumps({"text": document(first + i), "id": f"{name}{i}"}) for i in range(12)]
+        for row in range(broken):
+            lines[row] = lines[row][:-9]
+        # Whole or not at all, as a careful copy does it.
+        part = self.corpus / f".{name}.part"
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        part.rename(self.corpus / f"{name}.jsonl")
+
+    def make_beforehand(self) -> None:
+        """Runs the pipeline and the export over what is there, in this process."""
+        settings = make_settings("calibrated", self.values)
+        home = self.server.home
+        if not (home / "dagster.yaml").exists():
+            shutil.copyfile(PROJECT / "dagster.yaml", home / "dagster.yaml")
+        with dg.DagsterInstance.from_config(str(home)) as there:
+            run_pipeline(settings, register_shards(settings, there), there)
+            run_export(settings, there)
+
+    def change(self, section: str, **values: Any) -> None:
+        """Edits the settings file and clicks Reload."""
+        self.values[section] |= values
+        self.server.write_settings(self.values)
+        self.server.reload()
+
+    def times(self) -> Mapping[str, dict[str, list[float]]]:
+        """Times of all materialisations, by asset and shard."""
+        return {
+            asset: self.server.materialisations(asset) for asset in (*PIPELINE, "training_dataset")
+        }
+
+    def wait_for(self, asset: str, shards: set[str], seconds: float) -> None:
+        """Until these are the shards that have the asset, and nothing runs or is queued."""
+
+        def there() -> bool:
+            made = set(self.server.materialisations(asset))
+            assert made <= shards | {"all"}, f"{asset} of {made - shards}"
+            return made >= shards and self.server.settled()
+
+        self.server.wait(f"{asset} of {sorted(shards)}", there, seconds)
+
+    def wait_for_run(self, run: str, seconds: float = 120) -> str:
+        ends = ("SUCCESS", "FAILURE", "CANCELED")
+        return self.server.wait(
+            f"run {run}", lambda: (s := self.server.run_status(run)) in ends and s, seconds
+        )
+
+    def wait_for_backfill(self, backfill: str, seconds: float) -> str:
+        ends = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED", "COMPLETED")
+        return self.server.wait(
+            f"backfill {backfill}",
+            lambda: (s := self.server.backfill_status(backfill)) in ends and s,
+            seconds,
+        )

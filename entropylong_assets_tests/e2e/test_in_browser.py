@@ -1,0 +1,138 @@
+"""What a person sees and clicks in the UI, in headless Chromium.
+
+With ENTROPYLONG_TEST_PICTURES=<folder> it keeps what it saw.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from entropylong_assets.automation.presentation import GROUPS
+from entropylong_assets_tests.e2e.conftest import keep_picture
+from entropylong_assets_tests.e2e.day import Day
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+
+def test_the_asset_graph_reads_from_left_to_right(day: Day, page: Page) -> None:
+    page.set_viewport_size({"width": 1900, "height": 700})
+    page.goto(f"{day.server.url}/asset-groups")
+    graph = page.locator("svg")
+    graph.get_by_text("7_training_data").first.wait_for()
+    page.keyboard.press("Alt+e")  # expand all groups
+    graph.get_by_text("training_dataset").first.wait_for()
+    places = []
+    for group in sorted(set(GROUPS.values())):
+        box = graph.get_by_text(group, exact=True).first.bounding_box()
+        assert box is not None, group
+        places.append((group, box["x"], box["y"]))
+    for asset in ("corpus_documents", "chunk_embeddings", "entropy_scores", "embedding_index"):
+        assert graph.get_by_text(asset).count() == 1, asset
+    left = {group: x for group, x, _ in places}
+    order = ["1_corpus", "2_embeddings", "4_retrieval", "5_verification", "6_samples"]
+    assert [left[group] for group in order] == sorted(left[group] for group in order)
+    assert left["1_corpus"] < left["3_entropy"] < left["4_retrieval"]
+    keep_picture(page, "asset-graph")
+
+
+def test_an_asset_says_what_it_is_and_its_partitions_what_they_hold(day: Day, page: Page) -> None:
+    page.goto(f"{day.server.url}/assets/verified_dependencies?view=overview")
+    page.get_by_text("does the chunk lower the entropy there?").first.wait_for()
+    page.get_by_text("entropy_context", exact=True).first.wait_for()
+    shown = page.locator("body").inner_text()
+    for words in ("long-context-data", "5_verification", "PyTorch", "[nat]", "carry_new_shards"):
+        assert words in shown, words
+    page.goto(f"{day.server.url}/assets/verified_dependencies?view=partitions&partition=tiny-00000")
+    page.get_by_text("acceptance rate", exact=True).first.wait_for()
+    shown = page.locator("body").inner_text()
+    assert "tiny-00001" in shown
+    assert "Materialized (2)" in shown
+    for figure in ("mean_gain", "mean_calibrated_gain", "tokens per second", "false_acceptance"):
+        assert figure in shown, figure
+    keep_picture(page, "partition")
+    gains = page.locator("tr", has=page.get_by_text("gains", exact=True))
+    gains.get_by_text("[Show Markdown]").click()
+    picture = page.locator("[role=dialog] img")
+    picture.wait_for()
+    assert picture.evaluate("image => image.naturalWidth") > 300
+    keep_picture(page, "gains")
+
+
+def test_figures_over_partitions_are_drawn(day: Day, page: Page) -> None:
+    page.goto(f"{day.server.url}/assets/verified_dependencies?view=overview")
+    page.get_by_text("Plots", exact=True).first.click()
+    for figure in ("acceptance rate", "mean_gain", "tokens per second"):
+        page.get_by_text(figure, exact=True).first.wait_for()
+    assert page.locator("canvas").count() >= 3
+    keep_picture(page, "plots")
+
+
+def test_the_checks_of_an_asset_say_what_they_hold(day: Day, page: Page) -> None:
+    page.goto(f"{day.server.url}/assets/verified_dependencies?view=checks")
+    page.get_by_text("pairs_reconcile").first.click()
+    page.get_by_text("Latest execution").first.wait_for()
+    shown = page.locator("body").inner_text()
+    assert "This is a blocking asset check" in " ".join(shown.split())
+    assert "Succeeded" in shown
+    assert "faulty rows" in shown
+    keep_picture(page, "checks")
+
+
+def test_one_partition_is_materialised_by_clicks_and_its_run_is_seen(day: Day, page: Page) -> None:
+    before = day.server.materialisations("corpus_documents")
+    page.goto(f"{day.server.url}/assets/corpus_documents?view=partitions&partition=tiny-00001")
+    page.get_by_text("rows per second").first.wait_for()
+    page.get_by_role("button", name="Materialize").first.click()
+    dialog = page.locator("[role=dialog]")
+    dialog.get_by_text("Launch runs to materialize corpus_documents").wait_for()
+    assert "1 partition" in dialog.inner_text()
+    dialog.get_by_role("button", name="Launch 1 run").click()
+
+    def made() -> bool:
+        times = day.server.materialisations("corpus_documents")
+        return len(times["tiny-00001"]) == len(before["tiny-00001"]) + 1 and day.server.settled()
+
+    day.server.wait("the run", made, 120)
+    after = day.server.materialisations("corpus_documents")
+    assert after["tiny-00000"] == before["tiny-00000"]
+    page.goto(f"{day.server.url}/assets/corpus_documents?view=partitions&partition=tiny-00001")
+    link = page.locator("a[href^='/runs/']").first
+    run = str(link.get_attribute("href")).partition("?")[0]
+    page.goto(f"{day.server.url}{run}")
+    page.get_by_text("corpus_documents_checks").first.wait_for()
+    page.get_by_text("Success", exact=True).first.wait_for()
+    shown = page.locator("body").inner_text()
+    assert "tiny-00001" in shown
+    assert "Success" in shown
+    assert "corpus_documents_checks" in shown
+    keep_picture(page, "run")
+
+
+def test_the_launchpad_shows_every_setting(day: Day, page: Page) -> None:
+    page.goto(f"{day.server.url}/assets/verified_dependencies?view=overview")
+    page.get_by_text("does the chunk lower the entropy there?").first.wait_for()
+    page.locator('button:right-of(:text("Materialize"))').first.click()
+    page.get_by_text("launchpad").first.click()
+    dialog = page.get_by_role("dialog").filter(has_text="Launchpad (configure assets)")
+    dialog.get_by_text("No errors").wait_for()
+    config = dialog.inner_text()
+    for words in ("pipeline:", "corpus:", "root_fraction:", "max_bad_share:"):
+        assert words in config, words
+    keep_picture(page, "launchpad")
+
+
+def test_automations_are_off_and_say_what_they_start(day: Day, page: Page) -> None:
+    page.goto(f"{day.server.url}/automation")
+    names = ("carry_new_shards", "daily_scan", "fill_gaps", "new_files", "refresh_index")
+    for name in names:
+        page.get_by_text(name, exact=True).first.wait_for()
+    switches = page.locator("input[type=checkbox][role=switch], [role=switch] input, label input")
+    assert all(not switch.is_checked() for switch in switches.all())
+    page.goto(f"{day.server.url}/locations/entropylong/sensors/new_files")
+    page.get_by_text("Starts nothing for shards that are known").first.wait_for()
+    keep_picture(page, "automation")
