@@ -39,7 +39,9 @@ def clustered_rate(
 
     passed_C, total_C: per cluster. Anchors of one root behind one control are not independent:
     the interval is Clopper-Pearson's on an effective number of trials (Korn and Graubard, 1998),
-    the number divided by the design effect of the ratio estimator, never below 1.
+    the number divided by the design effect of the ratio estimator, never below 1. Where nothing
+    passed, or all trials are of one cluster, that effect can't be estimated; trials then count as
+    independent, and the interval is narrower than it should be.
     """
     passed, total = int(passed_C.sum()), int(total_C.sum())
     if total == 0:
