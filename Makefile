@@ -27,7 +27,8 @@ lint: .venv/test
 
 check test: lint
 	@# A file stays on one worker, so that what its tests share is made once.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+	  --ignore entropylong_assets_tests/e2e
 
 test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
