@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -16,13 +17,11 @@ if TYPE_CHECKING:
 OFF = "set scoring.screen to 'off'"
 
 
-def load_screener(
-    model: ScoringModel, kind: Literal["bfloat16", "fp8"], pack_tokens: int | None = None
-) -> PackedScorer:
-    """The engine in cheaper arithmetic; a second call in the same process gives the same one.
+Kind = Literal["bfloat16", "fp8"]
 
-    Raises ModelError where it would not be cheaper than the exact pass, or is not to be had.
-    """
+
+def load_screener(model: ScoringModel, kind: Kind, pack_tokens: int | None = None) -> PackedScorer:
+    """`make_screener`; a second call in the same process gives the same one."""
     return _screener(
         model.hf_model,
         model.tokenizer,
@@ -39,12 +38,21 @@ def _screener(
     tokenizer: Tokenizer,
     identity: str,
     longest: int,
-    kind: str,
+    kind: Kind,
     pack_tokens: int | None,
 ) -> PackedScorer:
+    return make_screener(ScoringModel(hf_model, tokenizer, identity, longest), kind, pack_tokens)
+
+
+def make_screener(model: ScoringModel, kind: Kind, pack_tokens: int | None = None) -> PackedScorer:
+    """The engine in cheaper arithmetic.
+
+    Raises ModelError where it would not be cheaper than the exact pass, or is not to be had.
+    """
     import torch
 
-    device, model = hf_model.device, ScoringModel(hf_model, tokenizer, identity, longest)
+    hf_model = model.hf_model
+    device = hf_model.device
     if kind == "bfloat16":
         if hf_model.dtype != torch.float32:
             raise ModelError(
@@ -55,7 +63,7 @@ def _screener(
                 f"scoring.screen is 'bfloat16' but this CPU only emulates it, slower than the "
                 f"exact pass; {OFF}"
             )
-        half = ScoringModel(copy.deepcopy(hf_model).bfloat16(), tokenizer, identity, longest)
+        half = replace(model, hf_model=copy.deepcopy(hf_model).bfloat16())
         return PackedScorer(half, pack_tokens=pack_tokens)
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ModelError(

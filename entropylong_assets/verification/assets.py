@@ -34,7 +34,7 @@ def verified_dependencies(
     from entropylong_assets.verification.dependencies import summarise
     from entropylong_assets.verification.false_acceptance import chance
     from entropylong_assets.verification.shard import (
-        ROOTS_A_BATCH,
+        batches_key,
         chunk_universe,
         verify_shard,
     )
@@ -66,12 +66,8 @@ def verified_dependencies(
             screener = load_screener(model, settings.scoring.screen, settings.scoring.pack_tokens)
             screened_before = screener.usage.snapshot()
         before = scorer.usage.snapshot()
-        kept = KeptBatches(
-            store,
-            "verified_dependencies",
-            shard,
-            fingerprint(basis, settings.scoring, str(scorer.device), ROOTS_A_BATCH),
-        )
+        key = batches_key(basis, settings, str(scorer.device))
+        kept = KeptBatches(store, "verified_dependencies", shard, key)
         with store.write(
             "verified_dependencies", shard, fingerprint=fingerprint(basis), determinants=basis
         ) as writer:

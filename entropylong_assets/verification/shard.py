@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +12,7 @@ import polars as pl
 from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.entropy.scoring import Scorer
 from entropylong_assets.retrieval.leak_guard import RootGuard
-from entropylong_assets.settings import Settings
+from entropylong_assets.settings import Settings, fingerprint
 from entropylong_assets.storage.kept_batches import Batch, KeptBatches
 from entropylong_assets.storage.schemas import TABLES
 from entropylong_assets.storage.tables import PartitionWriter, TableStore
@@ -54,6 +54,11 @@ def chunk_universe(table: ChunkTable, excluded_shards: Collection[str]) -> Chunk
         return pl.concat(table.scan(["chunk_id"], shard))["chunk_id"].sort().to_list()
 
     return ChunkUniverse(sizes, ids)
+
+
+def batches_key(determinants: Mapping[str, Any], settings: Settings, device: str) -> str:
+    """Of kept batches: what determines the partition, and how it is computed, to the last bit."""
+    return fingerprint(determinants, settings.scoring, device, ROOTS_A_BATCH)
 
 
 class VerifiedShard(NamedTuple):
