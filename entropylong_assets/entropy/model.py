@@ -137,9 +137,7 @@ class Tokenizer:
         return [len(ids) for ids in self.encode(texts)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return self.hf_tokenizer.decode(
-            list(token_ids), clean_up_tokenization_spaces=False
-        )
+        return self.hf_tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
 
 
 def load_tokenizer(settings: ScoringModelSettings) -> Tokenizer:
