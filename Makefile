@@ -2,7 +2,8 @@
 # make ui     its assets, partitions and checks in the browser
 # make test   linters and tests
 # make test-exports   the libraries of trainers read our exports, in an environment of their own
-# make test-e2e       operators' days on a real server with its daemon: 15 minutes
+# make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
+# make test-e2e       all such days, in the browser and on PostgreSQL too: 25 minutes
 # make test-models    the pipeline on a second pair of models
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
 # make bench-gpu      the engine on a CUDA device
@@ -14,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo ui test test-exports test-e2e test-models lint check clean bench bench-gpu
+.PHONY: demo ui test test-exports test-day test-e2e test-models lint check clean bench bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -35,6 +36,10 @@ check test: lint
 test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
 	  $(BIN)/python -m pytest entropylong_assets_tests/training_data/test_real_readers.py
+
+test-day: .venv/test
+	$(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ticks.py \
+	  entropylong_assets_tests/e2e/test_one_day.py
 
 test-e2e: .venv/test
 	$(BIN)/python -m pytest -m 'long or not long' entropylong_assets_tests/e2e

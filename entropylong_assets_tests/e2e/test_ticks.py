@@ -1,7 +1,7 @@
 """New files flow to samples by sensor and conditions alone; one bad shard stops only itself.
 
-The ticks and the runs they ask for are evaluated here in one process; `e2e/` does the same with
-the real daemon.
+The ticks and the runs they ask for are evaluated here in one process; `test_one_day.py` does the
+same with the real daemon.
 """
 
 from __future__ import annotations
