@@ -248,7 +248,7 @@ def main() -> None:
                 lambda: [t for t in server.ended_ticks("new_files") if t["runIds"]],
                 120,
             )
-            tell("tick of new_files, 50 new files", seconds_of(tick), 5)
+            tell("tick of new_files, 50 new files there", seconds_of(tick), 5)
             server.switch_off("new_files")
 
 
