@@ -15,7 +15,7 @@ from entropylong_assets.automation.resources import Pipeline
 from entropylong_assets.automation.scanning import find_gaps, register, scan
 from entropylong_assets.corpus.shards import load_plan
 
-FILES_A_TICK = 10
+FILES_A_TICK = 5
 """New files that the sensor looks into at once; the rest comes with its next ticks. The daemon
 creates the runs of a tick one after another, and no other sensor ticks until it is through."""
 

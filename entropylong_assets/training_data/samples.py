@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,8 @@ from entropylong_assets.storage.tables import TableError, TableStore
 ASSET = "long_context_samples"
 READ_ROWS = 16
 """Samples read at once (8 MiB of tokens at 131,072)."""
+
+_Item = TypeVar("_Item")
 
 _ORDER = {"segments": ("segment",), "dependencies": ("context_start", "anchor_position")}
 
@@ -137,9 +139,18 @@ def _batches(store: TableStore, shards: Sequence[str], provenance: bool) -> Iter
     for shard in export_order(shards):
         details, at = _details(store, shard), 0
         columns = ["sample_id", "input_ids"]
-        for batch in store.batches(ASSET, shard, "samples", columns, rows=READ_ROWS):
+        for batch in _ahead(store.batches(ASSET, shard, "samples", columns, rows=READ_ROWS)):
             yield _batch(details[at : at + len(batch)], batch, shard, provenance)
             at += len(batch)
+
+
+def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The same items; the next one is made in a thread while this one is used."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, items, None)
+            yield item
 
 
 def iterate_samples(
@@ -147,12 +158,8 @@ def iterate_samples(
 ) -> Iterator[Sample]:
     """All samples of these shards, by source, shard and id, in bounded memory.
 
-    The next batch is read while this one is written. Raises TableError where a sample's tokens
-    and segments don't match.
+    Tokens are read, samples made of them, and samples used, each a batch ahead of what follows.
+    Raises TableError where a sample's tokens and segments don't match.
     """
-    batches = _batches(store, shards, provenance)
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, batches, None)
-        while (samples := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
-            yield from samples
+    for samples in _ahead(_batches(store, shards, provenance)):
+        yield from samples
