@@ -130,7 +130,7 @@ def main() -> None:
             try:
                 made = make()
                 made()
-            except Exception as error:  # noqa: BLE001  a runtime that is absent, or can't
+            except Exception as error:  # absent, or can't
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
                 claims.note("runtimes", name=name, failed=reason)
                 continue
