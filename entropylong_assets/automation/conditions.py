@@ -4,8 +4,8 @@ Attached by asset key in one place (`definitions.py`), evaluated by the sensor `
 A shard's asset is requested when it is missing, or when what it reads was made anew with other
 content; a changed setting or a new `embedding_index` alone recomputes no old shard.
 
-The two conditions of our own look into our tables, so that the sensor is evaluated by the code
-server (`use_user_code_server`).
+The conditions of our own look into our tables and the instance, so that the sensor is evaluated by
+the code server (`use_user_code_server`).
 """
 
 from __future__ import annotations
@@ -54,6 +54,35 @@ class InIndex(dg.AutomationCondition[dg.AssetKey]):
             context,
             context.asset_graph_view.get_subset_from_partition_keys(
                 context.key, context.partitions_def, found
+            ),
+        )
+
+
+class StillMissing(dg.AutomationCondition[dg.AssetKey]):
+    """False for shards that were missing when the tick began and are there by now.
+
+    Dagster reads what was made before it reads what is being made: a shard whose run ends between
+    the two is neither there nor in progress, and would be asked for again.
+    """
+
+    @property
+    def name(self) -> str:
+        return "not_made_meanwhile"
+
+    async def evaluate(  # type: ignore[override]
+        self, context: AutomationContext[dg.AssetKey]
+    ) -> dg.AutomationResult[dg.AssetKey]:
+        asked, view = context.candidate_subset, context.asset_graph_view
+        missing = await view.compute_missing_subset(key=context.key, from_subset=asked)
+        if missing.is_empty:
+            return dg.AutomationResult(context, asked)
+        there = view.instance.get_materialized_partitions(context.key)
+        made = missing.expensively_compute_partition_keys() & there
+        assert context.partitions_def is not None
+        return dg.AutomationResult(
+            context,
+            asked.compute_difference(
+                view.get_subset_from_partition_keys(context.key, context.partitions_def, made)
             ),
         )
 
@@ -151,7 +180,7 @@ def _not_tried() -> dg.AutomationCondition:
 
 
 def _each_shard() -> AndAutomationCondition:
-    return (_not_tried() | _inputs_changed().since_last_handled()) & _ready()
+    return (_not_tried() | _inputs_changed().since_last_handled()) & _ready() & StillMissing()
 
 
 def _once_a_batch(something: dg.AutomationCondition) -> AndAutomationCondition:
