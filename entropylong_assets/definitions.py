@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dagster as dg
 
+from entropylong_assets.audits.assets import (
+    cross_model_audit,
+    long_range_audit,
+    null_calibration,
+)
+from entropylong_assets.audits.checks import audit_checks
 from entropylong_assets.automation.conditions import conditions
 from entropylong_assets.automation.determinants import code_version
 from entropylong_assets.automation.jobs import jobs
@@ -40,6 +46,9 @@ ASSETS = [
     verified_dependencies,
     long_context_samples,
     training_dataset,
+    null_calibration,
+    cross_model_audit,
+    long_range_audit,
 ]
 
 CHECKS = [
@@ -51,6 +60,7 @@ CHECKS = [
     verification_checks,
     sample_checks,
     export_checks,
+    *audit_checks,
 ]
 
 BEFORE_INDEX = [corpus_checks, chunk_checks]

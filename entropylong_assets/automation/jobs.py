@@ -10,6 +10,8 @@ from entropylong_assets.automation.partitions import PIPELINE, corpus_shard
 
 _HOUR = 3600
 
+AUDITS = ("null_calibration", "cross_model_audit", "long_range_audit")
+
 
 def _job(
     name: str, description: str, assets: tuple[str, ...], hours: int, *, partitioned: bool = True
@@ -66,4 +68,11 @@ everything = _job(
     72,
 )
 
-jobs = [ingest, score, verify, assemble, build_samples, index, export, everything]
+audit = _job(
+    "audit",
+    "Proof on a sample of each shard: chance of acceptance, a second model, every recipe.",
+    AUDITS,
+    24,
+)
+
+jobs = [ingest, score, verify, assemble, build_samples, index, export, everything, audit]

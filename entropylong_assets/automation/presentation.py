@@ -20,6 +20,9 @@ GROUPS: Mapping[str, str] = {
     "candidate_contexts": "4_retrieval",
     "verified_dependencies": "5_verification",
     "long_context_samples": "6_samples",
+    "null_calibration": "9_audits",
+    "cross_model_audit": "9_audits",
+    "long_range_audit": "9_audits",
     "training_dataset": "7_training_data",
 }
 """Numbered, because the UI lists groups by name."""
@@ -32,6 +35,9 @@ MAIN_TABLE: Mapping[str, str] = {
     "candidate_contexts": "candidates",
     "verified_dependencies": "pairs",
     "long_context_samples": "samples",
+    "null_calibration": "rates",
+    "cross_model_audit": "pairs",
+    "long_range_audit": "recipes",
 }
 """The table whose columns and rows stand for the asset."""
 

@@ -255,6 +255,111 @@ TABLES: dict[str, dict[str, pa.Schema]] = {
     },
 }
 
+
+def _scores(behind: tuple[str, ...], null: bool = False) -> list[pa.Field]:
+    """H and I(x) of an anchor alone and behind each of these."""
+    fields = []
+    for name, sign in (("entropy", "H"), ("surprisal", "I(x_t)")):
+        fields.append(_column(name, _float, f"{sign} of the root alone", "nat", null))
+        fields += [_column(f"{name}_{b}", _float, f"{sign}, {b}", "nat", null) for b in behind]
+    return fields
+
+
+_kind = _column("kind", _text, "`random`, `topical`, `shuffled`")
+_recipe = _column("recipe", _text, "which contexts the root got")
+
+TABLES |= {
+    "null_calibration": {
+        "trials": pa.schema(
+            [
+                _root,
+                _anchor,
+                _kind,
+                _column("number", _int, "of the held-out control, from 0"),
+                _column("chunk_ids", pa.list_(pa.string()), "chunks that it was made of"),
+                _column("n_tokens", _int, "its length", "token"),
+                _column("entropy", _float, "H_t of the root alone", "nat"),
+                _column("entropy_context", _float, "H'_t behind it", "nat"),
+                _column("entropy_control", _float, "stored H^c_t", "nat", True),
+                _column("surprisal", _float, "I(x_t) of the root alone", "nat"),
+                _column("surprisal_context", _float, "I(x_t) behind it", "nat"),
+                _column("surprisal_control", _float, "stored mean I(x_t)", "nat", True),
+                _column("gain", pa.float64(), "ΔI", null=True),
+                _column("calibrated_gain", pa.float64(), "ΔI*", null=True),
+                _column("accepted_plain", _bool, "passes the published rule"),
+                _column("accepted_calibrated", _bool, "passes the calibrated rule"),
+            ]
+        ),
+        "rates": pa.schema(
+            [
+                _column("kind", _text, "`retrieved`, `random`, `topical`, `shuffled`"),
+                _column("rule", _text, "`plain` or `calibrated`"),
+                _column("passed", _int, "trials that pass", "trial"),
+                _column("total", _int, "trials", "trial"),
+                _column("rate", pa.float64(), "their share", null=True),
+                _column("low", pa.float64(), "of the 95% interval"),
+                _column("high", pa.float64(), "of the 95% interval"),
+            ]
+        ),
+    },
+    "cross_model_audit": {
+        "pairs": pa.schema(
+            [
+                _root,
+                _anchor,
+                _chunk,
+                _column("accepted", _bool, "verdict of the rule in force, by the first model"),
+                _column("gain", pa.float64(), "ΔI of the first model"),
+                _column("surprisal_drop", pa.float64(), "of x_t, the first model's", "nat"),
+                _column("second_entropy", _float, "H of the second model, root alone", "nat"),
+                _column("second_entropy_context", _float, "H' of the second model", "nat"),
+                _column("second_surprisal", _float, "I of its token there, root alone", "nat"),
+                _column("second_surprisal_context", _float, "I behind the context", "nat"),
+                _column("second_gain", pa.float64(), "ΔI of the second model", null=True),
+                _column("holds", _bool, "ΔI of the second model > ε"),
+            ]
+        ),
+        "dropped": pa.schema([_root, _anchor, _chunk, _reason]),
+    },
+    "long_range_audit": {
+        "anchors": pa.schema([_recipe, _root, _anchor, *_scores(("in_place", "random"))]),
+        "windows": pa.schema(
+            [
+                _recipe,
+                _root,
+                _column("window_tokens", _int, "contexts and root", "token"),
+                _column("context_tokens", _int, "contexts", "token"),
+                _column("root_tokens", _int, "root", "token"),
+                _column("short_tokens", _int, "short window of the key tokens", "token"),
+                _column("key_tokens", _int, "LongPPL's key tokens of the root", "token"),
+                _column("segment_pairs", _int, "pairs of segments scored"),
+                _column("dependency_score", _float, "mean relative fall of their loss", null=True),
+            ]
+        ),
+        "dependencies": pa.schema(
+            [
+                _recipe,
+                _root,
+                _anchor,
+                _chunk,
+                _column("distance", _int, "from the context's end to the anchor", "token"),
+                *_scores(("near", "in_place", "replaced")),
+            ]
+        ),
+        "recipes": pa.schema(
+            [
+                _recipe,
+                _column("measure", _text, "what was averaged"),
+                _column("value", pa.float64(), "its mean", null=True),
+                _column("low", pa.float64(), "of the 95% interval", null=True),
+                _column("high", pa.float64(), "of the 95% interval", null=True),
+                _column("trials", _int, "values"),
+                _column("roots", _int, "clusters"),
+            ]
+        ),
+    },
+}
+
 OPTIONAL = frozenset({"passages"})
 """Tables that have no file where nothing was written to them."""
 

@@ -1,0 +1,11 @@
+-- Recipes are compared on the same roots, and no window holds less than its root and contexts.
+WITH counted AS (
+    SELECT recipe, count(*) AS roots, count(DISTINCT root_id) AS distinct_roots
+    FROM windows GROUP BY recipe
+)
+SELECT recipe, root_id, window_tokens, context_tokens, root_tokens
+FROM windows
+WHERE window_tokens < context_tokens + root_tokens OR context_tokens <= 0
+   OR key_tokens NOT BETWEEN 0 AND root_tokens
+UNION ALL
+SELECT recipe, 'a root twice', roots, distinct_roots, NULL FROM counted WHERE roots <> distinct_roots
