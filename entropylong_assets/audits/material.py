@@ -16,7 +16,7 @@ from entropylong_assets.storage.tables import TableStore
 
 @dataclass(frozen=True)
 class ScoredRoot:
-    """A root and its scored pairs. entropies, surprisals: by position, nats, NaN where undefined."""
+    """A root and its scored pairs. entropies, surprisals: by position, nats; NaN: undefined."""
 
     root_id: str
     token_ids: list[int]

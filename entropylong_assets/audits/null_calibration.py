@@ -210,7 +210,7 @@ def _rate(frame: pl.DataFrame, column: str, confidence: float = 0.95) -> Rate:
 
 
 def rates(trials: pl.DataFrame, pairs: pl.DataFrame) -> list[dict[str, Any]]:
-    """Rows of `rates`: share that passes, by kind and rule; `retrieved` are the roots' own pairs."""
+    """Share that passes, by kind and rule; `retrieved` are the roots' own pairs."""
     rows = []
     for kind in ("retrieved", *KINDS):
         frame = pairs if kind == "retrieved" else trials.filter(kind=kind)

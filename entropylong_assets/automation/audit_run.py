@@ -1,0 +1,50 @@
+"""Audits from the command line: those that are not current, shard by shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import dagster as dg
+
+from entropylong_assets.automation.determinants import determinants
+from entropylong_assets.automation.jobs import AUDITS
+from entropylong_assets.automation.local_run import _run
+from entropylong_assets.automation.partitions import corpus_shard
+from entropylong_assets.definitions import build_definitions
+from entropylong_assets.entropy.model import model_identity
+from entropylong_assets.settings import Settings
+from entropylong_assets.storage.tables import TableStore
+
+
+def audit_is_current(asset: str, shard: str, settings: Settings, store: TableStore) -> bool:
+    """Whether the audit is there and a rerun would have the same determinants."""
+    manifest = store.manifest(asset, shard)
+    verified = store.manifest("verified_dependencies", shard)
+    if manifest is None or verified is None:
+        return False
+    inputs = {"verified_dependencies": verified.data_version}
+    model = {} if asset == "cross_model_audit" else {"model": model_identity(settings.scoring)}
+    wanted = determinants(asset, settings, inputs, **model)
+    return bool(manifest.determinants == json.loads(json.dumps(wanted)))
+
+
+def run_audits(
+    settings: Settings,
+    there: dg.DagsterInstance,
+    on_end: Callable[[str, bool], None] = lambda *_: None,
+) -> int:
+    """Audits every verified shard; returns the number of runs. `on_end` gets the shard and
+    whether anything was run. Raises RunError."""
+    store = TableStore(settings.data_uri)
+    repository = build_definitions(settings).get_repository_def()
+    runs = 0
+    shards = store.shards("verified_dependencies")
+    there.add_dynamic_partitions(str(corpus_shard.name), shards)
+    for shard in shards:
+        current = all(audit_is_current(asset, shard, settings, store) for asset in AUDITS)
+        if not current:
+            _run(repository.get_job("audit"), shard, there)
+            runs += 1
+        on_end(shard, not current)
+    return runs
