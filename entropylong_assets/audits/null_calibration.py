@@ -184,7 +184,7 @@ def score_null(
                 }
             )
     floats = ("entropy", "surprisal")
-    schema = {
+    schema: dict[str, Any] = {
         "root_id": pl.String,
         "anchor": pl.Int32,
         "kind": pl.String,

@@ -299,9 +299,49 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
         },
         "no_document_in_both_splits": {"in both": sets("documents", 1, split="validation")},
     },
+    "null": {
+        "null_gains_recomputed": {
+            "another gain": sets("trials", 0, gain=0.7500001),
+            "gain missing": sets("trials", 0, gain=None),
+            "plain verdict turned": sets("trials", 1, accepted_plain=True),
+            "calibrated below ε": sets("trials", 1, accepted_calibrated=True),
+            "not a number": sets("trials", 0, entropy_context=NAN),
+        },
+        "null_rates_recounted": {
+            "a trial lost": loses("trials", 1),
+            "passed too often": sets("rates", 1, passed=2),
+            "another rate": sets("rates", 1, rate=0.6),
+            "outside its interval": sets("rates", 1, low=0.6),
+        },
+        "chance_below_retrieved": {"chance as good": sets("rates", 0, rate=0.8)},
+    },
+    "second": {
+        "second_gains_recomputed": {
+            "another gain": sets("audited", 0, second_gain=0.6),
+            "gain missing": sets("audited", 0, second_gain=None),
+            "verdict turned": sets("audited", 0, holds=False),
+            "not a pair": sets("audited", 0, chunk_id="Q-00000"),
+            "another verdict of the first": sets("audited", 0, accepted=False),
+        },
+    },
+    "long": {
+        "windows_within_budget": {
+            "window too short": sets("windows", 0, window_tokens=10),
+            "no context": sets("windows", 0, context_tokens=0),
+            "more key tokens than tokens": sets("windows", 0, key_tokens=9),
+            "root twice": doubles("windows", 0),
+        },
+        "in_place_scores_sound": {
+            "not a number": sets("anchors", 0, entropy_in_place=NAN),
+            "negative": sets("anchors", 0, surprisal_in_place=-0.1),
+            "control not a number": sets("anchors", 0, entropy_random=NAN),
+            "context behind its anchor": sets("dependencies", 0, distance=-1),
+            "replaced not a number": sets("dependencies", 0, surprisal_replaced=NAN),
+        },
+    },
 }
 
-FOLDERS = {"index": "embeddings"}
+FOLDERS = {"index": "embeddings", "null": "audits", "second": "audits", "long": "audits"}
 BROKEN = [
     pytest.param(stage, check, change, id=f"{stage}-{check}-{name}".replace(" ", "_"))
     for stage, checks in CASES.items()

@@ -274,6 +274,53 @@ _TABLES: dict[str, Tables] = {
             {"doc_id": "B", "split": "validation"},
         ],
     },
+    "null": {
+        "trials": [
+            {"root_id": "A", "anchor": 3, "kind": "random", "number": 0, "chunk_ids": ["B-00000"],
+             "n_tokens": 3, "entropy": 4.0, "entropy_context": 1.0, "entropy_control": 3.75,
+             "surprisal": 3.0, "surprisal_context": 1.0, "surprisal_control": 2.75, "gain": 0.75,
+             "calibrated_gain": 0.6875, "accepted_plain": True, "accepted_calibrated": True},
+            {"root_id": "A", "anchor": 7, "kind": "random", "number": 0, "chunk_ids": ["B-00000"],
+             "n_tokens": 3, "entropy": 4.0, "entropy_context": 4.0, "entropy_control": 3.75,
+             "surprisal": 3.0, "surprisal_context": 3.0, "surprisal_control": 2.75, "gain": 0.0,
+             "calibrated_gain": -0.0625, "accepted_plain": False, "accepted_calibrated": False},
+        ],
+        "rates": [
+            {"kind": "random", "rule": "calibrated", "passed": 1, "total": 2, "rate": 0.5,
+             "low": 0.0, "high": 1.0},
+            {"kind": "random", "rule": "plain", "passed": 1, "total": 2, "rate": 0.5,
+             "low": 0.0, "high": 1.0},
+            {"kind": "retrieved", "rule": "calibrated", "passed": 3, "total": 4, "rate": 0.75,
+             "low": 0.5, "high": 1.0},
+        ],
+    },
+    "second": {
+        "audited": [
+            {"root_id": "A", "anchor": 3, "chunk_id": "B-00000", "accepted": True, "gain": 0.75,
+             "surprisal_drop": 1.0, "second_entropy": 4.0, "second_entropy_context": 2.0,
+             "second_surprisal": 3.0, "second_surprisal_context": 1.0, "second_gain": 0.5,
+             "holds": True},
+        ],
+        "pairs": _pairs(),
+    },
+    "long": {
+        "anchors": [
+            {"recipe": "random", "root_id": "A", "anchor": 3}
+            | {f"{a}{b}": 1.0 for a in ("entropy", "surprisal")
+               for b in ("", "_in_place", "_random")}
+        ],
+        "windows": [
+            {"recipe": "random", "root_id": "A", "window_tokens": 13, "context_tokens": 3,
+             "root_tokens": 8, "short_tokens": 13, "key_tokens": 1, "segment_pairs": 1,
+             "dependency_score": 0.1},
+        ],
+        "dependencies": [
+            {"recipe": "calibrated", "root_id": "A", "anchor": 3, "chunk_id": "B-00000",
+             "distance": 2}
+            | {f"{a}{b}": 1.0 for a in ("entropy", "surprisal")
+               for b in ("", "_near", "_in_place", "_replaced")}
+        ],
+    },
 }  # fmt: skip
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -297,6 +344,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     },
     "samples": {"sample_tokens": 18, "separator_ids": SEPARATOR, "verdict": "accepted"},
     "training_data": {},
+    "null": {"rule": "calibrated", "epsilon": 0.4},
+    "second": {"epsilon": 0.4},
+    "long": {},
 }
 
 _ASSETS = {
@@ -308,6 +358,9 @@ _ASSETS = {
     "verification": ("verified_dependencies", "candidate_contexts", "entropy_scores"),
     "samples": ("long_context_samples", "verified_dependencies", "entropy_scores"),
     "training_data": (),
+    "null": ("null_calibration",),
+    "second": ("verified_dependencies",),
+    "long": ("long_range_audit",),
 }
 _OTHER_SCHEMAS = {
     "vectors": pl.Schema(
