@@ -1,5 +1,6 @@
 # make demo   the whole pipeline on real text and real models
 # make ui     its assets, partitions and checks in the browser
+# make evidence   measures what the verified contexts are worth; writes docs/evidence.md
 # make test   linters and tests
 # make test-exports   the libraries of trainers read our exports, in an environment of their own
 # make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
@@ -15,10 +16,14 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo ui test test-exports test-day test-e2e test-models lint check clean bench bench-gpu
+.PHONY: demo evidence ui test test-exports test-day test-e2e test-models lint check clean bench \
+  bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
+
+evidence: .venv/demo
+	$(BIN)/entropylong evidence --settings docs/evidence.yaml
 
 ui: .venv/demo $(DAGSTER_HOME)/dagster.yaml
 	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000

@@ -218,6 +218,39 @@ def ablate(settings_file: SettingsFile = None) -> None:
 
 
 @app.command()
+def audit(settings_file: SettingsFile = None) -> None:
+    """Proof on a sample of every verified shard: chance, a second model, the rival recipes."""
+    with _plain_errors():
+        settings = _settings(settings_file)
+        from entropylong_assets.automation.audit_run import run_audits
+        from entropylong_assets.automation.local_run import instance
+
+        with instance() as there:
+            runs = run_audits(
+                settings,
+                there,
+                lambda shard, made: out.print(f"{shard}: {'audited' if made else 'is current'}"),
+            )
+    out.print(f"{runs} runs" if runs else "Nothing had changed: no run was needed.")
+
+
+@app.command()
+def evidence(
+    settings_file: SettingsFile = None,
+    file: Annotated[str, typer.Option("--out", help="File to write.")] = "docs/evidence.md",
+) -> None:
+    """Runs pipeline, audits and planted truth where they are not current; writes the evidence."""
+    with _plain_errors():
+        settings = _settings(settings_file)
+        from entropylong_assets.automation.evidence_run import make_evidence
+        from entropylong_assets.automation.local_run import instance
+
+        with instance() as there:
+            make_evidence(settings, there, file, lambda line: out.print(escape(line)))
+    out.print(f"wrote {escape(file)}", soft_wrap=True)
+
+
+@app.command()
 def report(
     settings_file: SettingsFile = None,
     against: Annotated[

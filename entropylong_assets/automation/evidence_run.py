@@ -1,0 +1,84 @@
+"""`make evidence`: pipeline, audits and planted truth where they are not current, then the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+
+from entropylong_assets.audits.evidence import Audited, write_evidence
+from entropylong_assets.audits.planted import measure, plant, write_corpus
+from entropylong_assets.automation.audit_run import run_audits
+from entropylong_assets.automation.local_run import register_shards, run_pipeline
+from entropylong_assets.entropy.model import load_tokenizer
+from entropylong_assets.report.run import open_run
+from entropylong_assets.settings import Settings, make_settings
+from entropylong_assets.storage.tables import TableStore
+
+FACTS = 12
+
+
+def planted_settings(settings: Settings, folder: Path) -> Settings:
+    """The same models and rule over the planted corpus, under `<data_uri>/planted`."""
+    values = settings.model_dump()
+    values["data_uri"] = f"{settings.data_uri}/planted"
+    values["corpus"] |= {
+        "sources": [{"name": "planted", "uri": str(folder / "facts.jsonl")}],
+        "root_fraction": 1.0,
+        "root_min_tokens": 100,  # the needing documents alone
+        "root_max_tokens": 512,
+        "min_chars": 20,
+    }
+    values["entropy"] |= {"min_anchor_position": 16}
+    values["samples"] |= {"tokens": 4096}
+    return make_settings(values.pop("profile"), values)
+
+
+def make_evidence(
+    settings: Settings,
+    there: dg.DagsterInstance,
+    file: str,
+    tell: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Writes the page to `file`. Whatever is current is not made again. Raises RunError."""
+    start = time.monotonic()
+    run_pipeline(settings, register_shards(settings, there), there)
+    tell(f"pipeline: {time.monotonic() - start:.0f} s")
+    run_audits(settings, there)
+    tell(f"audits: {time.monotonic() - start:.0f} s")
+    facts = plant(FACTS, settings.seed)
+    folder = Path(settings.data_uri) / "planted-corpus"
+    write_corpus(facts, folder / "facts.jsonl")
+    planted = planted_settings(settings, folder)
+    with dg.DagsterInstance.ephemeral() as other:
+        # Of its own: its shards are no partitions of the corpus.
+        plan = register_shards(planted, other)
+        shards = [shard.key for shard in plan.shards]
+        store = TableStore(planted.data_uri)
+        if not all(_is_there(planted, store, shard) for shard in shards):
+            run_pipeline(planted, plan, other)
+    rows = measure(store, shards, load_tokenizer(settings.scoring), facts)
+    tell(f"planted truth: {time.monotonic() - start:.0f} s")
+    made = open_run(settings)
+    audited_shards = made.store.shards("long_range_audit")
+    summaries = [made.store.require("cross_model_audit", s).summary for s in audited_shards]
+    page = write_evidence(
+        Audited(made.store, audited_shards, made.settings),
+        date=datetime.now(UTC).date().isoformat(),
+        description=made.description,
+        second_model=next((s["second_model"] for s in summaries if "second_model" in s), ""),
+        planted=rows,
+        seconds=time.monotonic() - start,
+    )
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(page, encoding="utf-8")
+
+
+def _is_there(settings: Settings, store: TableStore, shard: str) -> bool:
+    from entropylong_assets.automation.determinants import stays_current
+
+    stages = ("corpus_documents", "entropy_scores", "candidate_contexts", "verified_dependencies")
+    return all(stays_current(asset, shard, settings, store) for asset in stages)
