@@ -21,9 +21,14 @@ from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets.verification.false_acceptance import Rate, clustered_rate
 
-_ONSETS = "br dr fl gr kl m n ost pr qu sk st th tr v z".split()
-_MIDDLES = "a e i o u ae ia oma ira una".split()
-_ENDS = "dale quel vith mond rix sund lotte benn korr wyn".split()
+_ONSETS, _MIDDLES, _ENDS = (
+    syllables.split()
+    for syllables in (
+        "br dr fl gr kl m n ost pr qu sk st th tr v z",
+        "a e i o u ae ia oma ira una",
+        "dale quel vith mond rix sund lotte benn korr wyn",
+    )
+)
 
 _KINDS = (
     (
