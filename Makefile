@@ -23,6 +23,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: .venv/demo
 	$(BIN)/entropylong demo
 
+# An instance of its own: its shards have the names of the demo's.
+evidence: export DAGSTER_HOME := $(CURDIR)/data/evidence-dagster
 evidence: .venv/demo data/gemma-3-270m.gguf
 	$(BIN)/entropylong evidence --settings docs/evidence.yaml
 
