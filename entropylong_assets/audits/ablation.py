@@ -18,7 +18,7 @@ from entropylong_assets.samples.packing import Framing, lay_out, pack
 from entropylong_assets.samples.recipes import choose_groups
 from entropylong_assets.settings import Settings, VerificationSettings
 from entropylong_assets.storage.tables import TableStore
-from entropylong_assets.verification.false_acceptance import Rate, clustered_rate, false_acceptance
+from entropylong_assets.verification.false_acceptance import acceptance_rate, false_acceptance
 from entropylong_assets.verification.gain import judge
 
 ALPHAS = (1.5, 2.0, 2.5)
@@ -122,15 +122,6 @@ def judged(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
     """Stored pairs judged anew by these settings."""
     refused = pl.when(pl.col("entropy_context").is_null()).then(pl.col("verdict"))
     return judge(pairs.with_columns(refused.alias("refusal")), settings)
-
-
-def acceptance_rate(scored: pl.DataFrame, column: str = "accepted") -> Rate:
-    """Share of accepted rows with its interval, roots being the clusters."""
-    by_root = scored.group_by("root_id").agg(
-        pl.col(column).sum().cast(pl.Int64).alias("passed"), pl.len().cast(pl.Int64).alias("total")
-    )
-    by_root = by_root.sort("root_id")
-    return clustered_rate(by_root["passed"].to_numpy(), by_root["total"].to_numpy())
 
 
 def _verdicts(scores: Scores, settings: VerificationSettings) -> dict[str, Any]:

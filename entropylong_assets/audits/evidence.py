@@ -7,13 +7,14 @@ from typing import Any
 
 import polars as pl
 
-from entropylong_assets.audits.ablation import Scores, acceptance_rate, judged
+from entropylong_assets.audits.ablation import Scores, judged
 from entropylong_assets.audits.cross_model import summarise
 from entropylong_assets.audits.material import Mean, clustered_mean
 from entropylong_assets.audits.null_calibration import KINDS, epsilon_for, lift, rates
 from entropylong_assets.audits.shard import measures
 from entropylong_assets.settings import Settings
 from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.verification.false_acceptance import acceptance_rate
 from entropylong_assets.verification.gain import judge
 
 _ORDER = ("calibrated", "entropylong", "policylong", "no_verify", "quest", "nextlong", "random")

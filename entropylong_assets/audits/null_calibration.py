@@ -24,7 +24,7 @@ from entropylong_assets.retrieval.leak_guard import RootGuard
 from entropylong_assets.samples.ordering import hash_key
 from entropylong_assets.settings import Settings, VerificationSettings
 from entropylong_assets.verification.controls import ChunkUniverse, draw_controls
-from entropylong_assets.verification.false_acceptance import Rate, clustered_rate
+from entropylong_assets.verification.false_acceptance import acceptance_rate
 from entropylong_assets.verification.gain import judge
 from entropylong_assets.verification.planning import context_request, fits
 
@@ -197,25 +197,13 @@ def score_null(
     return judge(pl.DataFrame(rows, schema=schema), settings)
 
 
-def _rate(frame: pl.DataFrame, column: str, confidence: float = 0.95) -> Rate:
-    by_root = (
-        frame.group_by("root_id")
-        .agg(
-            pl.col(column).sum().cast(pl.Int64).alias("passed"),
-            pl.len().cast(pl.Int64).alias("total"),
-        )
-        .sort("root_id")
-    )
-    return clustered_rate(by_root["passed"].to_numpy(), by_root["total"].to_numpy(), confidence)
-
-
 def rates(trials: pl.DataFrame, pairs: pl.DataFrame) -> list[dict[str, Any]]:
     """Share that passes, by kind and rule; `retrieved` are the roots' own pairs."""
     rows = []
     for kind in ("retrieved", *KINDS):
         frame = pairs if kind == "retrieved" else trials.filter(kind=kind)
         for rule in ("plain", "calibrated"):
-            rate = _rate(frame, f"accepted_{rule}")
+            rate = acceptance_rate(frame, f"accepted_{rule}")
             rows.append(
                 {
                     "kind": kind,
@@ -280,8 +268,8 @@ def lift(trials: pl.DataFrame, pairs: pl.DataFrame, rule: str) -> dict[str, floa
     The interval is conservative: the ends of two 97.5% intervals against each other. The upper
     end is None where no random context passed.
     """
-    ours = _rate(pairs, f"accepted_{rule}", 0.975)
-    chance = _rate(trials.filter(kind="random"), f"accepted_{rule}", 0.975)
+    ours = acceptance_rate(pairs, f"accepted_{rule}", 0.975)
+    chance = acceptance_rate(trials.filter(kind="random"), f"accepted_{rule}", 0.975)
     if not ours.total or not chance.total:
         return {"lift": None, "lift_low": None, "lift_high": None}
     return {

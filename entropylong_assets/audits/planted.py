@@ -19,7 +19,7 @@ import polars as pl
 
 from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.storage.tables import TableStore
-from entropylong_assets.verification.false_acceptance import Rate, clustered_rate
+from entropylong_assets.verification.false_acceptance import acceptance_rate
 
 _ONSETS, _MIDDLES, _ENDS = (
     syllables.split()
@@ -153,10 +153,9 @@ def measure(
     rows: list[dict[str, Any]] = []
 
     def row(measure: str, rule: str, hits: Sequence[bool], clusters: Sequence[str]) -> None:
-        names = sorted(set(clusters))
-        passed = [sum(h for h, c in zip(hits, clusters, strict=True) if c == n) for n in names]
-        totals = [sum(c == n for c in clusters) for n in names]
-        rate = _rate(passed, totals)
+        schema = {"root_id": pl.String, "hit": pl.Boolean}
+        trials = pl.DataFrame({"root_id": list(clusters), "hit": list(hits)}, schema)
+        rate = acceptance_rate(trials, "hit")
         rows.append(
             {"measure": measure, "rule": rule, "passed": rate.passed, "total": rate.total}
             | {"rate": rate.value if rate.total else None, "low": rate.low, "high": rate.high}
@@ -201,9 +200,3 @@ def measure(
         ]
         row("decoys accepted", rule, [yes for _, yes in tried], [key[0] for key, _ in tried])
     return rows
-
-
-def _rate(passed: Sequence[int], totals: Sequence[int]) -> Rate:
-    import numpy as np
-
-    return clustered_rate(np.array(passed, np.int64), np.array(totals, np.int64))

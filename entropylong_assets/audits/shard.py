@@ -134,8 +134,15 @@ def audit_long_range(
     framing = Framing(bos_id=bos, separator_ids=tokenizer.separator_ids, pad_id=tokenizer.pad_id)
     audit = LongRange(settings, framing, max_positions, settings.audit.short_tokens)
     drawn: dict[str, list[Context]] = {}
+    tables = (
+        store.read("entropy_scores", shard, "roots", ["root_id", "token_ids"]),
+        store.read("verified_dependencies", shard, "pairs"),
+        store.read("verified_dependencies", shard, "contexts"),
+    )
     for recipe in settings.audit.recipes:
-        for group in groups_of(store, shard, settings, recipe, pool):
+        samples = settings.samples.model_copy(update={"recipe": recipe})
+        groups, _ = choose_groups(*tables, settings.model_copy(update={"samples": samples}), pool)
+        for group in groups:
             if group.root_id not in sampled:
                 continue
             wanted = sum(len(context.token_ids) for context in group.chosen)
@@ -154,21 +161,6 @@ def audit_long_range(
         "windows_too_long": audit.left_out,
         "sequences": len(audit.requests),
     }
-
-
-def groups_of(
-    store: TableStore, shard: str, settings: Settings, recipe: str, pool: Pool | None
-) -> list[Group]:
-    """The shard's groups as this recipe would pack them."""
-    samples = settings.samples.model_copy(update={"recipe": recipe})
-    groups, _ = choose_groups(
-        store.read("entropy_scores", shard, "roots", ["root_id", "token_ids"]),
-        store.read("verified_dependencies", shard, "pairs"),
-        store.read("verified_dependencies", shard, "contexts"),
-        settings.model_copy(update={"samples": samples}),
-        pool,
-    )
-    return groups
 
 
 def _draw(pool: Pool, group: Group, wanted: int, skip: int = 64) -> list[Context]:

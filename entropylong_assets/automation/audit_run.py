@@ -9,7 +9,7 @@ import dagster as dg
 
 from entropylong_assets.automation.determinants import determinants
 from entropylong_assets.automation.jobs import AUDITS
-from entropylong_assets.automation.local_run import _run
+from entropylong_assets.automation.local_run import run_job
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.definitions import build_definitions
 from entropylong_assets.entropy.model import model_identity
@@ -44,7 +44,7 @@ def run_audits(
     for shard in shards:
         current = all(audit_is_current(asset, shard, settings, store) for asset in AUDITS)
         if not current:
-            _run(repository.get_job("audit"), shard, there)
+            run_job(repository.get_job("audit"), shard, there)
             runs += 1
         on_end(shard, not current)
     return runs

@@ -12,6 +12,7 @@ import dagster as dg
 from entropylong_assets.audits.evidence import Audited, write_evidence
 from entropylong_assets.audits.planted import measure, plant, write_corpus
 from entropylong_assets.automation.audit_run import run_audits
+from entropylong_assets.automation.determinants import stays_current
 from entropylong_assets.automation.local_run import register_shards, run_pipeline
 from entropylong_assets.entropy.model import load_tokenizer
 from entropylong_assets.report.run import open_run
@@ -78,7 +79,5 @@ def make_evidence(
 
 
 def _is_there(settings: Settings, store: TableStore, shard: str) -> bool:
-    from entropylong_assets.automation.determinants import stays_current
-
     stages = ("corpus_documents", "entropy_scores", "candidate_contexts", "verified_dependencies")
     return all(stays_current(asset, shard, settings, store) for asset in stages)

@@ -96,7 +96,7 @@ def run_pipeline(
             on_start(job, shard)
             current = all(is_current(asset, shard, settings, store, there) for asset in made)
             if not current:
-                _run(repository.get_job(job), shard, there)
+                run_job(repository.get_job(job), shard, there)
                 runs += 1
             on_end(job, shard, not current)
     return runs
@@ -119,14 +119,14 @@ def run_export(settings: Settings, there: dg.DagsterInstance) -> dict[str, Any]:
 
     Raises RunError.
     """
-    _run(build_definitions(settings).get_repository_def().get_job("export"), WHOLE, there)
+    run_job(build_definitions(settings).get_repository_def().get_job("export"), WHOLE, there)
     event = there.get_latest_materialization_event(dg.AssetKey("training_dataset"))
     assert event is not None
     assert event.asset_materialization is not None
     return {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
-def _run(job: dg.JobDefinition, shard: str, there: dg.DagsterInstance) -> None:
+def run_job(job: dg.JobDefinition, shard: str, there: dg.DagsterInstance) -> None:
     result = job.execute_in_process(
         instance=there,
         partition_key=None if shard == WHOLE else shard,

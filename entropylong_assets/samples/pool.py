@@ -143,27 +143,17 @@ def open_pool(settings: Settings, shard: str) -> IndexPool:
 
     Raises TableError where the shard has no candidates or its index is gone.
     """
-    from entropylong_assets.embeddings.embedder import load_embedder
-    from entropylong_assets.embeddings.table import ChunkTable
     from entropylong_assets.entropy.model import load_tokenizer
-    from entropylong_assets.storage.tables import TableStore
-    from entropylong_assets.verification.shard import chunk_universe
+    from entropylong_assets.verification.searched_index import open_searched_index
 
-    store = TableStore(settings.data_uri)
-    embedder = load_embedder(settings.embedding)
-    table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
-    searched = store.require("candidate_contexts", shard).summary
-    table.checkout(searched["index"])
-    excluded = searched["excluded_shards"]
-    universe = chunk_universe(table, excluded)
-    nprobes = store.require("embedding_index").summary["nprobes"]
+    index = open_searched_index(settings, shard)
     columns = ["chunk_id", "doc_id", "source", "start", "end", "text"]
     return IndexPool(
-        universe,
-        lambda ids: table.fetch(ids, columns),
-        lambda vectors, limit: table.search(vectors, limit, excluded, nprobes),
-        universe.total,
-        embedder.embed,
+        index.universe,
+        lambda ids: index.table.fetch(ids, columns),
+        index.search,
+        index.universe.total,
+        index.embedder.embed,
         load_tokenizer(settings.scoring),
         settings,
     )

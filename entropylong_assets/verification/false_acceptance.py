@@ -58,6 +58,17 @@ def clustered_rate(
     return Rate(passed, total, low, high)
 
 
+def acceptance_rate(
+    scored: pl.DataFrame, column: str = "accepted", confidence: float = 0.95
+) -> Rate:
+    """Share of rows for which `column` is true, with its interval; roots are the clusters."""
+    by_root = scored.group_by("root_id").agg(
+        pl.col(column).sum().cast(pl.Int64).alias("passed"), pl.len().cast(pl.Int64).alias("total")
+    )
+    by_root = by_root.sort("root_id")
+    return clustered_rate(by_root["passed"].to_numpy(), by_root["total"].to_numpy(), confidence)
+
+
 def held_out_controls(anchors: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
     """Each control as a candidate against the mean of the other controls of its anchor.
 
