@@ -105,10 +105,17 @@ class EmbeddingSettings(_Settings):
     """Texts embedded at once."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    search: Literal["auto", "index", "exact"] = "auto"
+    """`exact`: every vector is compared, in blocks, on `device`; practical up to some 10 million
+    chunks. `index`: an index nominates. `auto`: exact below `ann_min_rows`, else by index."""
     ann_min_rows: int = Field(100_000, ge=256)
-    """Smaller tables are searched exactly; from this many rows on an IVF index is built."""
+    """Chunks from which on `auto` builds an index."""
+    index: Literal["ivf_flat", "ivf_sq", "ivf_rq"] = "ivf_flat"
+    """What the index holds of each vector: all of it, a byte a dimension, or about a bit a
+    dimension: for tables of which no more fits. The vectors themselves stay in the table."""
     target_recall: float = Field(0.95, gt=0, le=1)
-    """Recall@K against exact search that the index' probes are raised to reach."""
+    """Recall@K against exact search that probes and refine factor of the index are raised to
+    reach."""
     recall_queries: int = Field(100, ge=1)
     """Rows of the table used as queries to measure recall@K."""
 

@@ -21,9 +21,9 @@ from entropylong_assets.storage.tables import WHOLE, TableStore
 _CODE = {
     "corpus_documents": 1,
     "chunk_embeddings": 2,
-    "embedding_index": 1,
+    "embedding_index": 2,
     "entropy_scores": 1,
-    "candidate_contexts": 2,
+    "candidate_contexts": 3,
     "verified_dependencies": 3,
     "long_context_samples": 1,
     "training_dataset": 1,
@@ -65,7 +65,7 @@ _SETTINGS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
     },
     "embedding_index": lambda s: {
         "embedding": s.embedding.model_dump(
-            include={"model", "ann_min_rows", "target_recall", "recall_queries"}
+            include={"model", "search", "index", "ann_min_rows", "target_recall", "recall_queries"}
         ),
         "top_k": s.retrieval.top_k,
         "seed": s.seed,  # chooses the queries by which the probes are steered

@@ -1,5 +1,4 @@
 import dagster as dg
-import polars as pl
 
 from entropylong_assets.automation.determinants import determinants, shard_basis
 from entropylong_assets.automation.faults import RETRIES, plain_errors
@@ -44,10 +43,7 @@ def corpus_documents(
             writer.summary |= ingest_shard(shard, settings, tokenizer.count, writer, on_progress)
         manifest = store.require("corpus_documents", shard_key)
         columns = ["external_id", "n_tokens", "is_root", "text"]  # ids would squeeze the text
-        documents = next(
-            store.batches("corpus_documents", shard_key, "documents", columns, 5),
-            pl.DataFrame(schema=columns),
-        )
+        documents = store.head("corpus_documents", shard_key, "documents", columns)
     copies = manifest.summary["dropped"].get("duplicate_in_shard", 0)
     return materialised(
         manifest,

@@ -1,7 +1,6 @@
 from collections import Counter
 
 import dagster as dg
-import polars as pl
 
 from entropylong_assets.automation.determinants import determinants
 from entropylong_assets.automation.faults import RETRIES, plain_errors
@@ -75,10 +74,7 @@ def chunk_embeddings(
                 "embedder": embedder.identity,
             }
         manifest = store.require("chunk_embeddings", shard)
-        chunks = next(
-            store.batches("chunk_embeddings", shard, "chunks", rows=5),
-            pl.DataFrame(schema=["chunk_id"]),
-        )
+        chunks = store.head("chunk_embeddings", shard, "chunks")
     return materialised(
         manifest,
         "chunks",
@@ -103,8 +99,8 @@ def embedding_index(
     left out, and named in the metadata with its check.
 
     Copies of a document in several shards are reduced to the one in the shard registered first.
-    Small tables are searched exactly; larger ones get an IVF index whose probes are raised until
-    the measured recall@K reaches its target.
+    Small tables are searched exactly; larger ones get an index whose probes and refine factor are
+    raised until the measured recall@K reaches its target (`embedding.search` chooses).
     """
     from entropylong_assets.embeddings.embedder import load_embedder
     from entropylong_assets.embeddings.index import index_shards

@@ -6,7 +6,9 @@ Legend: Q queries, E dimensions, K neighbours.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import heapq
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,27 @@ import polars as pl
 from numpy.typing import NDArray
 
 from entropylong_assets.embeddings.embedder import Embedder
-from entropylong_assets.embeddings.table import ChunkTable
-from entropylong_assets.settings import Settings
+from entropylong_assets.embeddings.exact import device_of, nearest
+from entropylong_assets.embeddings.table import EXACT, ChunkTable, Search, partitions
+from entropylong_assets.settings import EmbeddingSettings, Settings
+from entropylong_assets.storage import duck
 from entropylong_assets.storage.tables import PartitionWriter, TableError, TableStore
+
+# Of every document in several shards, the copies that don't count. DuckDB groups on disk what
+# does not fit into its memory.
+_DUPLICATES = """
+WITH copies AS (
+    SELECT doc_id, shard, position, count(*)::INTEGER AS n_chunks
+    FROM {chunks} AS chunks JOIN plan ON plan.file = chunks.filename
+    GROUP BY doc_id, shard, position
+),
+several AS (SELECT doc_id FROM copies GROUP BY doc_id HAVING count(*) > 1)
+SELECT doc_id, shard, first_value(shard) OVER (PARTITION BY doc_id ORDER BY position) AS owner,
+       n_chunks
+FROM copies SEMI JOIN several USING (doc_id)
+QUALIFY shard <> owner
+ORDER BY doc_id, shard
+"""
 
 
 def find_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataFrame:
@@ -26,24 +46,15 @@ def find_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataF
     registered first, so that it depends on nothing but the plan. Columns as in the table
     `duplicates`: doc_id, shard, owner, n_chunks.
     """
-    parts = []
-    for shard, position in positions.items():
-        documents = store.read("chunk_embeddings", shard, "chunks", ["doc_id"])
-        parts.append(
-            documents.group_by("doc_id")
-            .agg(pl.len().cast(pl.Int32).alias("n_chunks"))
-            .with_columns(pl.lit(shard).alias("shard"), pl.lit(position).alias("position"))
-        )
-    if not parts:
+    if not positions:
         return pl.DataFrame(schema=["doc_id", "shard", "owner", "n_chunks"])
-    copies = pl.concat(parts).filter(pl.len().over("doc_id") > 1)
-    owner = pl.col("shard").sort_by("position").first().over("doc_id")
-    return (
-        copies.with_columns(owner.alias("owner"))
-        .filter(pl.col("shard") != pl.col("owner"))
-        .select("doc_id", "shard", "owner", "n_chunks")
-        .sort("doc_id", "shard")
-    )
+    files = [duck.file_name(store, "chunk_embeddings", shard, "chunks") for shard in positions]
+    plan = {"file": files, "shard": list(positions), "position": list(positions.values())}
+    with duck.connect(store, {"plan": pl.DataFrame(plan)}) as session:
+        query = _DUPLICATES.format(chunks=duck.parquet(files))
+        found = pl.from_arrow(session.sql(query).to_arrow_table())
+    assert isinstance(found, pl.DataFrame)
+    return found
 
 
 def drop_duplicates(table: ChunkTable, duplicates: pl.DataFrame) -> None:
@@ -60,56 +71,79 @@ def sample_queries(
     def rank(chunk_id: str) -> bytes:
         return hashlib.sha256(f"{seed}:recall:{chunk_id}".encode()).digest()
 
-    kept: list[tuple[bytes, str, list[float]]] = []
-    for batch in table.scan(["chunk_id", "vector"]):
-        kept += [(rank(c), c, v) for c, v in batch.iter_rows()]
-        kept = sorted(kept, key=lambda row: row[:2])[:count]
-    return [c for _, c, _ in kept], np.asarray([v for *_, v in kept], np.float32)
-
-
-def exact_similarities(
-    table: ChunkTable, vectors_QE: NDArray[np.float32], k: int
-) -> NDArray[np.float32]:
-    """Similarities of the K nearest chunks of each query, float32 [Q, K], by plain products.
-
-    Reads the table in blocks: independent of the index and of the table's own search.
-    """
-    best_QK = np.full((len(vectors_QE), 0), -np.inf, np.float32)
-    for batch in table.scan(["vector"]):
-        block_BE = np.asarray(batch["vector"].to_list(), np.float32)
-        joined = np.concatenate([best_QK, vectors_QE @ block_BE.T], axis=1)
-        best_QK = -np.sort(-joined, axis=1)[:, :k]
-    return best_QK
+    kept: list[tuple[bytes, str]] = []
+    for batch in table.scan(["chunk_id"]):
+        drawn = ((rank(chunk_id), chunk_id) for chunk_id in batch["chunk_id"])
+        kept = heapq.nsmallest(count, itertools.chain(kept, drawn))
+    ids = list(dict.fromkeys(chunk_id for _, chunk_id in kept))
+    rows = table.fetch(ids, ["chunk_id", "vector"]) if ids else None
+    if rows is None:
+        return [], np.zeros((0, 1), np.float32)
+    vectors = dict(rows.select("chunk_id", "vector").iter_rows())
+    return ids, np.asarray([vectors[chunk_id] for chunk_id in ids], np.float32)
 
 
 def measure_recall(
-    table: ChunkTable, vectors_QE: NDArray[np.float32], k: int, nprobes: int | None
+    table: ChunkTable,
+    vectors_QE: NDArray[np.float32],
+    k: int,
+    how: Search,
+    worst_Q: NDArray[np.float32],
 ) -> float:
-    """Recall@K of the table's search: the share of true neighbours that it finds.
+    """Recall@K of a search: the share of true neighbours that it finds.
 
-    A hit counts when it is as near as the true K-th neighbour, so that ties don't count as loss.
+    worst_Q: similarity of each query's true K-th neighbour, as `true_worst` gives it. A hit counts
+    when it is as near as that, so that ties don't count as loss.
     """
     if not len(vectors_QE):
         return 1.0
-    exact_QK = exact_similarities(table, vectors_QE, k)
-    found = table.search(vectors_QE, exact_QK.shape[1], nprobes=nprobes)
-    hits = 0
-    for query, worst in enumerate(exact_QK[:, -1]):
-        similarities = found.filter(pl.col("query") == query)["similarity"]
-        hits += int((similarities >= worst - 1e-5).sum())
-    return hits / exact_QK.size
+    found = table.search(vectors_QE, k, how=how)
+    least = worst_Q[found["query"].to_numpy()] - 1e-5
+    return float((found["similarity"].to_numpy() >= least).sum() / (len(vectors_QE) * k))
 
 
-def steer_probes(
-    table: ChunkTable, vectors_QE: NDArray[np.float32], k: int, target: float, partitions: int
-) -> tuple[int, float]:
-    """Fewest probes, by doubling, that reach the target recall, and the recall measured there."""
-    probes = 1
-    while True:
-        recall = measure_recall(table, vectors_QE, k, probes)
-        if recall >= target or probes >= partitions:
-            return probes, recall
-        probes = min(2 * probes, partitions)
+def true_worst(
+    table: ChunkTable, vectors_QE: NDArray[np.float32], k: int, device: str
+) -> NDArray[np.float32]:
+    """Similarity of the K-th nearest chunk of each query, float32 [Q], by plain products."""
+    if not len(vectors_QE):
+        return np.zeros(0, np.float32)
+    return nearest(vectors_QE, table.vectors(), k, device)[1][:, -1]
+
+
+_MOST_REFINED = 64
+
+
+def steer(
+    measure: Callable[[Search], float], kind: str, target: float, partitions: int
+) -> tuple[Search, float]:
+    """The cheapest search found whose measured recall reaches the target, and that recall.
+
+    Probes are doubled; where the index holds vectors in part only, so is the factor by which more
+    rows are taken and chosen from by the whole vectors: each time the one that helps more. Ends
+    where both are at their most: then the recall is what this index can give.
+    """
+    partial = kind != "ivf_flat"
+    search = Search(kind, 1, 1 if partial else None)
+    recall = measure(search)
+    while recall < target:
+        tried = []
+        if (search.nprobes or 0) < partitions:
+            tried.append(search._replace(nprobes=min(2 * (search.nprobes or 1), partitions)))
+        if partial and (search.refine_factor or 0) < _MOST_REFINED:
+            tried.append(search._replace(refine_factor=2 * (search.refine_factor or 1)))
+        if not tried:
+            break
+        measured = [(measure(other), other) for other in tried]
+        recall, search = max(measured, key=lambda found: found[0])
+    return search, recall
+
+
+def searched_by_index(settings: EmbeddingSettings, n_rows: int) -> bool:
+    """Whether a table of so many rows gets an index; no index can be trained on a few rows."""
+    if settings.search == "auto":
+        return n_rows >= settings.ann_min_rows
+    return settings.search == "index" and n_rows >= 256
 
 
 def index_shards(
@@ -126,6 +160,7 @@ def index_shards(
     versions: data version of each shard to be indexed. Raises TableError where the table does
     not hold the rows that a shard's manifest counts.
     """
+    embedding = settings.embedding
     table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
     order = {shard: positions[shard] for shard in sorted(versions, key=positions.__getitem__)}
     duplicates = find_duplicates(store, order)
@@ -152,16 +187,20 @@ def index_shards(
     writer.append("duplicates", duplicates)
     table.optimise()
     n_rows = sum(row["n_chunks"] for row in shards)
-    search: dict[str, Any] = {"search": "exact", "nprobes": None}
-    chosen, vectors_QE = sample_queries(table, settings.embedding.recall_queries, settings.seed)
+    table.index_for_lookup()
     k = min(settings.retrieval.top_k, max(n_rows, 1))
-    if n_rows >= settings.embedding.ann_min_rows:
-        table.build_index(embedder.dimension)
-        target = settings.embedding.target_recall
-        probes, recall = steer_probes(table, vectors_QE, k, target, round(n_rows**0.5))
-        search = {"search": "ivf_flat", "nprobes": probes}
-    else:
-        recall = measure_recall(table, vectors_QE, k, None)
+    search, recall, asked = EXACT, 1.0, 0
+    if searched_by_index(embedding, n_rows):
+        table.build_index(embedding.index)
+        chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
+        asked = len(chosen)
+        worst_Q = true_worst(table, vectors_QE, k, device_of(embedding.device))
+        search, recall = steer(
+            lambda how: measure_recall(table, vectors_QE, k, how, worst_Q),
+            embedding.index,
+            embedding.target_recall,
+            partitions(n_rows),
+        )
     return {
         "tag": tag,
         "table_version": table.tag(tag),
@@ -169,8 +208,10 @@ def index_shards(
         "n_shards": len(shards),
         "duplicate_documents": len(duplicates),
         "excluded_shards": sorted(set(there) - set(order)),
-        **search,
+        "search": search.search,
+        "nprobes": search.nprobes,
+        "refine_factor": search.refine_factor,
         "recall": recall,
         "recall_k": k,
-        "recall_queries": len(chosen),
+        "recall_queries": asked,  # none: an exact search finds all by definition
     }

@@ -8,19 +8,63 @@ Legend: Q queries, E dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import lancedb
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from lancedb.index import Bitmap, BTree, IvfFlat, IvfRq, IvfSq
 from numpy.typing import NDArray
 
+from entropylong_assets.embeddings.exact import Block, cosines, device_of, in_blocks, nearest
 from entropylong_assets.storage.tables import TableError
 
 TABLE = "chunks"
 _KEY = ["chunk_id", "shard"]
+
+
+VECTOR_INDEXES: Mapping[str, Any] = {"ivf_flat": IvfFlat, "ivf_sq": IvfSq, "ivf_rq": IvfRq}
+
+# Of k-means: 64 vectors a partition and 20 rounds halve the time of the defaults (256 and 50) and
+# give the same recall (benchmarks/RESULTS.md).
+_TRAINING = {"sample_rate": 64, "max_iterations": 20}
+
+INDEX_CACHE_BYTES = 2**30
+
+PAIRS_MEASURED = 16_384
+"""Vectors fetched at once to measure what a search found (24 MiB at 384 dimensions)."""
+
+
+FOUND = pl.Schema(
+    {
+        "query": pl.Int64,
+        "chunk_id": pl.String,
+        "doc_id": pl.String,
+        "shard": pl.String,
+        "similarity": pl.Float32,
+    }
+)
+
+
+class Search(NamedTuple):
+    """How a table is searched: by its index, or exactly."""
+
+    search: str
+    """`exact`, or the type of the index."""
+    nprobes: int | None = None
+    """Partitions of the index that a query looks at."""
+    refine_factor: int | None = None
+    """The index gives so many times the rows wanted, and the exact vectors choose of them."""
+
+
+EXACT = Search("exact")
+
+
+def search_of(summary: Mapping[str, Any]) -> Search:
+    """The search that a summary of `embedding_index` or `candidate_contexts` tells of."""
+    return Search(summary["search"], summary["nprobes"], summary["refine_factor"])
 
 
 def chunk_schema(dimension: int, embedder: str) -> pa.Schema:
@@ -42,6 +86,11 @@ def chunk_schema(dimension: int, embedder: str) -> pa.Schema:
     )
 
 
+def partitions(rows: int) -> int:
+    """Of an index over so many rows."""
+    return max(1, round(rows**0.5))
+
+
 def quoted(values: Iterable[str]) -> str:
     """SQL list of string literals."""
     return "(" + ", ".join("'" + value.replace("'", "''") + "'" for value in values) + ")"
@@ -53,7 +102,9 @@ class ChunkTable:
     def __init__(self, data_uri: str, dimension: int, embedder: str) -> None:
         self._uri = f"{data_uri}/lancedb"
         self._schema = chunk_schema(dimension, embedder)
-        self._db = lancedb.connect(self._uri)
+        # Of an index in memory, no more than this: the default is 6 GB.
+        session = lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES)
+        self._db = lancedb.connect(self._uri, session=session)
         try:
             self._table = self._db.open_table(TABLE)
         except ValueError:  # it is not there; where another process makes it now, that one is taken
@@ -120,6 +171,19 @@ class ChunkTable:
             query = query.where(f"shard IN {quoted([shard])}")
         return query.to_batches()
 
+    def vectors(self, excluded_shards: Sequence[str] = ()) -> Iterator[Block]:
+        """Row numbers and unit vectors of all shards but these, in blocks."""
+        query = self._table.search().select(["vector"]).with_row_id(True)
+        if excluded_shards:
+            query = query.where(f"shard NOT IN {quoted(excluded_shards)}")
+
+        def pieces() -> Iterator[Block]:
+            for batch in query.to_batches():
+                vectors_BE = np.asarray(batch["vector"].flatten()).reshape(len(batch), -1)
+                yield np.asarray(batch["_rowid"]).astype(np.int64), vectors_BE
+
+        return in_blocks(pieces())
+
     def fetch(self, chunk_ids: Sequence[str], columns: list[str]) -> pl.DataFrame:
         """The rows of these chunks; where copies stand in two shards, of the first by name.
 
@@ -141,31 +205,35 @@ class ChunkTable:
         """Compacts small fragments and takes new rows into the index."""
         self._table.optimize()
 
-    def build_index(self, dimension: int) -> None:
-        """An IVF index over all rows, with vectors kept exact inside (no quantisation)."""
+    def indexed_columns(self) -> set[str]:
+        return {column for index in self._table.list_indices() for column in index.columns}
+
+    def index_for_lookup(self) -> None:
+        """Indexes of chunk_id and shard, so that no fetch reads the whole table."""
+        for column, config in (("chunk_id", BTree()), ("shard", Bitmap())):
+            if column not in self.indexed_columns() and self._table.count_rows():
+                self._table.create_index(column, config=config)
+
+    def build_index(self, kind: str) -> None:
+        """An index of this type over all rows; the vectors stay whole beside it."""
         rows = self._table.count_rows()
-        self._table.create_index(
-            "cosine",
-            num_partitions=max(1, round(rows**0.5)),
-            vector_column_name="vector",
-            index_type="IVF_FLAT",
-            replace=True,
+        config = VECTOR_INDEXES[kind](
+            distance_type="cosine", num_partitions=partitions(rows), **_TRAINING
         )
+        self._table.create_index("vector", config=config, replace=True)
         unindexed = self.unindexed_rows()
         if unindexed:
             raise TableError(
                 f"LanceDB table {self._uri}: the index was built but leaves out {unindexed} of "
-                f"{rows} rows of dimension {dimension}; raise embedding.ann_min_rows"
+                f"{rows} rows; set embedding.search to 'exact'"
             )
 
     def has_index(self) -> bool:
-        return bool(list(self._table.list_indices()))
+        return "vector" in self.indexed_columns()
 
     def unindexed_rows(self) -> int:
-        indices = list(self._table.list_indices())
-        if not indices:
-            return int(self._table.count_rows())
-        stats = self._table.index_stats(indices[0].name)
+        names = [i.name for i in self._table.list_indices() if i.columns == ["vector"]]
+        stats = self._table.index_stats(names[0]) if names else None
         return int(stats.num_unindexed_rows) if stats else int(self._table.count_rows())
 
     def tag(self, name: str) -> int:
@@ -191,17 +259,44 @@ class ChunkTable:
         vectors_QE: NDArray[np.float32],
         limit: int,
         excluded_shards: Sequence[str] = (),
-        nprobes: int | None = None,
+        how: Search = EXACT,
+        device: str = "auto",
     ) -> pl.DataFrame:
         """The `limit` nearest chunks of each query by cosine.
 
-        Columns: query (int), chunk_id, doc_id, shard, similarity. Exact where there is no index
-        or `nprobes` is none.
+        Columns: query (int), chunk_id, doc_id, shard, similarity (float32, of the whole vectors,
+        whatever the index holds). An exact search reads all vectors once for all queries together,
+        on `device`; so does an index that was never built.
         """
+        if how.search == EXACT.search:
+            blocks = self.vectors(excluded_shards)
+            rows_QK, _ = nearest(vectors_QE, blocks, limit, device_of(device))
+            found = pl.DataFrame(
+                {
+                    "query": np.repeat(np.arange(len(rows_QK)), rows_QK.shape[1]),
+                    "row": rows_QK.reshape(-1),
+                }
+            )
+        else:
+            found = self._by_index(vectors_QE, limit, excluded_shards, how)
+        parts = [
+            self._measured(vectors_QE, found[i : i + PAIRS_MEASURED])
+            for i in range(0, len(found), PAIRS_MEASURED)
+        ]
+        return pl.concat(parts) if parts else pl.DataFrame(schema=FOUND)
+
+    def _by_index(
+        self,
+        vectors_QE: NDArray[np.float32],
+        limit: int,
+        excluded_shards: Sequence[str],
+        how: Search,
+    ) -> pl.DataFrame:
         query: Any = self._table.search(vectors_QE, vector_column_name="vector")
-        query = query.distance_type("cosine").limit(limit)
-        query = query.select(["chunk_id", "doc_id", "shard", "_distance"])
-        query = query.nprobes(nprobes) if nprobes else query.bypass_vector_index()
+        query = query.distance_type("cosine").limit(limit).select(["_distance"]).with_row_id(True)
+        query = query.nprobes(how.nprobes)
+        if how.refine_factor:
+            query = query.refine_factor(how.refine_factor)
         if excluded_shards:
             query = query.where(f"shard NOT IN {quoted(excluded_shards)}", prefilter=True)
         found = pl.from_arrow(query.to_arrow())
@@ -210,10 +305,25 @@ class ChunkTable:
             found = found.with_columns(pl.lit(0).alias("query_index"))
         return found.select(
             pl.col("query_index").cast(pl.Int64).alias("query"),
-            "chunk_id",
-            "doc_id",
-            "shard",
-            (1 - pl.col("_distance")).alias("similarity"),
+            pl.col("_rowid").cast(pl.Int64).alias("row"),
+        )
+
+    def _measured(self, vectors_QE: NDArray[np.float32], found: pl.DataFrame) -> pl.DataFrame:
+        """The chunks of these rows, and their similarity to the query that found them."""
+        taken = self._table.take_row_ids(found["row"].unique().to_list())
+        rows = taken.select(["chunk_id", "doc_id", "shard", "vector"]).with_row_id().to_arrow()
+        vectors_RE = np.asarray(rows["vector"].combine_chunks().flatten())
+        vectors_RE = vectors_RE.reshape(len(rows), vectors_QE.shape[1])
+        known = pl.from_arrow(rows.drop(["vector"]))
+        assert isinstance(known, pl.DataFrame)
+        known = known.with_columns(pl.col("_rowid").cast(pl.Int64)).with_row_index("at")
+        pairs = found.join(known, left_on="row", right_on="_rowid", maintain_order="left")
+        assert len(pairs) == len(found), "a row that was found is in the table"
+        similarity = cosines(
+            vectors_QE[pairs["query"].to_numpy()], vectors_RE[pairs["at"].to_numpy()]
+        )
+        return pairs.select("query", "chunk_id", "doc_id", "shard").with_columns(
+            pl.Series("similarity", similarity)
         )
 
 

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import dagster as dg
 import polars as pl
 
@@ -10,7 +8,11 @@ from entropylong_assets.automation.resources import Pipeline
 from entropylong_assets.automation.results import Progress, materialised, preview
 from entropylong_assets.settings import fingerprint
 
-ROOTS_A_BATCH = 16
+QUERIES_A_SEARCH = {"exact": 32_768}
+"""Least anchors that are searched for together, where there are as many. An exact search reads the
+whole table each time; an index answers 1,024 as fast as any number more (benchmarks/RESULTS.md).
+"""
+QUERIES_BY_INDEX = 1024
 
 
 @dg.asset(
@@ -28,9 +30,13 @@ def candidate_contexts(
     refused by the leak guard and kept with the reason.
     """
     from entropylong_assets.embeddings.embedder import load_embedder
-    from entropylong_assets.embeddings.table import ChunkTable
+    from entropylong_assets.embeddings.table import ChunkTable, search_of
     from entropylong_assets.entropy.model import load_tokenizer
-    from entropylong_assets.retrieval.candidates import find_candidates
+    from entropylong_assets.retrieval.candidates import (
+        ROOTS_A_BATCH,
+        find_candidates,
+        gathered,
+    )
 
     shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
     with plain_errors():
@@ -46,26 +52,31 @@ def candidate_contexts(
             embedder=embedder.identity,
             index=index.summary["tag"],
         )
-        duplicates = store.read("embedding_index", "all", "duplicates", ["doc_id", "shard"])
-        foreign = duplicates.filter(pl.col("shard") == shard)["doc_id"]
-        roots = store.read("entropy_scores", shard, "roots", ["root_id", "anchors"])
-        progress = Progress(context, "anchors", int(roots["anchors"].list.len().sum()))
-
-        def root_batches() -> Iterator[pl.DataFrame]:
-            columns = ["root_id", "token_ids", "anchors"]
-            yield from store.batches("entropy_scores", shard, "roots", columns, ROOTS_A_BATCH)
+        excluded, how = index.summary["excluded_shards"], search_of(index.summary)
+        foreign = {
+            doc_id
+            for batch in store.batches("embedding_index", "all", "duplicates", ["doc_id", "shard"])
+            for doc_id in batch.filter(pl.col("shard") == shard)["doc_id"]
+        }
+        anchors = store.batches("entropy_scores", shard, "roots", ["anchors"])
+        progress = Progress(
+            context, "anchors", sum(int(batch["anchors"].list.len().sum()) for batch in anchors)
+        )
+        columns = ["root_id", "token_ids", "anchors"]
+        roots = store.batches("entropy_scores", shard, "roots", columns, ROOTS_A_BATCH)
+        together = QUERIES_A_SEARCH.get(how.search, QUERIES_BY_INDEX)
 
         with store.write(
             "candidate_contexts", shard, fingerprint=fingerprint(basis), determinants=basis
         ) as writer:
             writer.summary |= find_candidates(
-                root_batches(),
+                gathered(roots, together),
                 frozenset(foreign),
                 load_tokenizer(settings.scoring),
                 embedder,
                 table,
                 lambda vectors_QE, limit: table.search(
-                    vectors_QE, limit, index.summary["excluded_shards"], index.summary["nprobes"]
+                    vectors_QE, limit, excluded, how, settings.embedding.device
                 ),
                 index.summary["n_rows"],
                 settings.retrieval,
@@ -74,10 +85,11 @@ def candidate_contexts(
             )
             writer.summary |= {
                 "index": index.summary["tag"],
-                "excluded_shards": index.summary["excluded_shards"],
+                "excluded_shards": excluded,
+                **how._asdict(),
             }
         manifest = store.require("candidate_contexts", shard)
-        shown = store.read("candidate_contexts", shard, "candidates")
+        shown = store.head("candidate_contexts", shard, "candidates")
     return materialised(
         manifest,
         "candidates",

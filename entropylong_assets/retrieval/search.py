@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from entropylong_assets.embeddings.exact import ROUNDING
+
 SearchTable = Callable[[NDArray[np.float32], int], pl.DataFrame]
 """(vectors_QE, limit) to columns query, chunk_id, doc_id, shard, similarity."""
 
@@ -40,7 +42,8 @@ def nominate(
     are given.
 
     Chunks of the root are filtered after the search; queries left with too few candidates, or
-    with a tie at the border that may have been cut, are searched again four times as deep.
+    with a tie at the border that may have been cut (a search tells no two apart that are nearer
+    than its rounding), are searched again four times as deep.
     """
     done: list[pl.DataFrame] = []
     open_queries = list(range(len(root_ids)))
@@ -67,7 +70,7 @@ def nominate(
             ranked.group_by("query")
             .agg(pl.len().alias("n"), pl.col("similarity").min().alias("worst"))
             .join(deepest, on="query")
-            .filter((pl.col("n") == top_k) & (pl.col("worst") > pl.col("deepest")))
+            .filter((pl.col("n") == top_k) & (pl.col("worst") > pl.col("deepest") + ROUNDING))
         )["query"].to_list()
         settled = set(open_queries if limit >= n_rows else enough)
         done.append(ranked.filter(pl.col("query").is_in(list(settled))))

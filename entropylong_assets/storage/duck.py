@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import duckdb
@@ -14,11 +15,32 @@ View = tuple[str, Sequence[str], str] | pl.DataFrame | Callable[[], pa.RecordBat
 """(asset, shards, table); or a frame in memory; or what gives rows as a stream, read once."""
 
 
+MEMORY = "1GB"
+"""What a query may hold; the rest it puts on disk."""
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")
+
+
+def file_name(store: TableStore, asset: str, shard: str, table: str) -> str:
+    """A table's file as DuckDB reads it."""
+    path = store.path(asset, shard, table)
+    return path if store.is_local else str(store.fs.unstrip_protocol(path))
+
+
+def parquet(paths: Sequence[str]) -> str:
+    """These files as one table, in SQL; its column `filename` tells them apart."""
+    literals = ", ".join(f"'{_quoted(path)}'" for path in paths)
+    return f"read_parquet([{literals}], filename = true)"
+
+
 def connect(
     store: TableStore, views: Mapping[str, View], only: str | None = None
 ) -> duckdb.DuckDBPyConnection:
     """A session that has these views, or those of them that the query `only` names."""
-    session = duckdb.connect(":memory:", config={"threads": 2})
+    session = duckdb.connect(":memory:", config={"threads": 2, "memory_limit": MEMORY})
+    session.execute(f"SET temp_directory = '{_quoted(tempfile.gettempdir())}/entropylong-duckdb'")
     if not store.is_local:
         session.register_filesystem(store.fs)
     for name, content in views.items():
@@ -30,12 +52,11 @@ def connect(
             session.register(name, content())
         else:
             asset, shards, table = content
-            paths = [store.path(asset, shard, table) for shard in shards]
-            if not store.is_local:
-                paths = [store.fs.unstrip_protocol(path) for path in paths]
-            literals = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+            paths = [file_name(store, asset, shard, table) for shard in shards]
             try:
-                session.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet([{literals}])')
+                session.execute(
+                    f'CREATE VIEW "{name}" AS SELECT * EXCLUDE filename FROM {parquet(paths)}'
+                )
             except duckdb.Error as error:
                 raise TableError(
                     f"{asset}: a file has gone or is damaged ({str(error).splitlines()[0]}); "

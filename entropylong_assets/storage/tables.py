@@ -264,3 +264,11 @@ class TableStore:
                 frame = pl.from_arrow(batch)
                 assert isinstance(frame, pl.DataFrame)
                 yield frame
+
+    def head(
+        self, asset: str, shard: str, table: str, columns: list[str] | None = None, rows: int = 5
+    ) -> pl.DataFrame:
+        """The first rows of a table, as the UI shows them."""
+        empty = pl.DataFrame(schema=pl.Schema(TABLES[asset][table]))
+        first = next(self.batches(asset, shard, table, columns, rows), empty)
+        return first.select(columns) if columns else first

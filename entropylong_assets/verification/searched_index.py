@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from entropylong_assets.embeddings.embedder import Embedder, load_embedder
-from entropylong_assets.embeddings.table import ChunkTable
+from entropylong_assets.embeddings.table import ChunkTable, search_of
 from entropylong_assets.settings import Settings
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets.verification.controls import ChunkUniverse
@@ -29,10 +29,12 @@ def open_searched_index(settings: Settings, shard: str) -> SearchedIndex:
     searched = store.require("candidate_contexts", shard).summary
     table.checkout(searched["index"])
     excluded = searched["excluded_shards"]
-    nprobes = store.require("embedding_index").summary["nprobes"]
+    how = search_of(searched)
     return SearchedIndex(
         embedder,
         table,
         chunk_universe(table, excluded),
-        lambda vectors, limit: table.search(vectors, limit, excluded, nprobes),
+        lambda vectors, limit: table.search(
+            vectors, limit, excluded, how, settings.embedding.device
+        ),
     )

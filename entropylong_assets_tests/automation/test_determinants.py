@@ -44,6 +44,8 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "embedding.batch_size": (1, set()),
     "embedding.device": ("cpu", set()),
     "embedding.ann_min_rows": (256, {X}),
+    "embedding.search": ("exact", {X}),
+    "embedding.index": ("ivf_sq", {X}),
     "embedding.target_recall": (0.9, {X}),
     "embedding.recall_queries": (10, {X}),
     "scoring.model": ("m", {D, E, R, V, S}),

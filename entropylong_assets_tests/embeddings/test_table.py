@@ -18,8 +18,18 @@ from entropylong_assets.embeddings.index import (
     index_shards,
     measure_recall,
     sample_queries,
+    searched_by_index,
+    steer,
+    true_worst,
 )
-from entropylong_assets.embeddings.table import ChunkTable, chunk_schema, open_table
+from entropylong_assets.embeddings.table import (
+    EXACT,
+    ChunkTable,
+    Search,
+    chunk_schema,
+    open_table,
+    search_of,
+)
 from entropylong_assets.settings import make_settings
 from entropylong_assets.storage.tables import TableError, TableStore
 
@@ -261,7 +271,7 @@ def test_the_owner_of_a_copy_goes_by_the_plan_whatever_was_ingested_first(
     ]
     summary = world.index(positions)
     assert (summary["n_rows"], summary["duplicate_documents"]) == (10, 3)
-    assert summary["search"] == "exact"
+    assert (summary["search"], summary["recall_queries"]) == ("exact", 0)
     assert summary["recall"] == 1.0
     assert open_table(str(tmp_path), "t").rows_by_shard() == {"a": 2, "b": 6, "c": 2}
     again = world.index(positions)
@@ -286,13 +296,16 @@ def test_an_empty_corpus_has_an_empty_index(tmp_path: Path) -> None:
     assert (summary["n_rows"], summary["n_shards"], summary["recall"]) == (0, 0, 1.0)
 
 
-def test_a_large_table_gets_an_index_that_reaches_its_recall(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq", "ivf_rq"])
+def test_a_large_table_gets_an_index_that_reaches_its_recall(tmp_path: Path, kind: str) -> None:
     """2,000 random vectors, the hardest case for an inverted file: no clusters to find."""
-    world = World(tmp_path, ann_min_rows=1000, target_recall=0.9, recall_queries=40)
+    world = World(tmp_path, ann_min_rows=1000, target_recall=0.9, recall_queries=40, index=kind)
     world.embed("a", docs_of("a", 1200), 1)
     world.embed("b", docs_of("b", 800), 2)
     summary = world.index({"a": 0, "b": 1})
-    assert summary["search"] == "ivf_flat"
+    how = search_of(summary)
+    assert how.search == kind
+    assert (how.refine_factor is None) == (kind == "ivf_flat")
     table = open_table(str(tmp_path), "t")
     assert table.has_index()
     assert table.unindexed_rows() == 0
@@ -300,7 +313,7 @@ def test_a_large_table_gets_an_index_that_reaches_its_recall(tmp_path: Path) -> 
     ids, vectors = vectors_of(table)
     queries = unit_vectors(60, 1234)
     cosines = queries.astype(np.float64) @ vectors.astype(np.float64).T
-    found = table.search(queries, 5, nprobes=summary["nprobes"])
+    found = table.search(queries, 5, how=how)
     hits = sum(
         len(
             {ids[i] for i in np.argsort(-cosines[q])[:5]}
@@ -309,13 +322,66 @@ def test_a_large_table_gets_an_index_that_reaches_its_recall(tmp_path: Path) -> 
         for q in range(60)
     )
     assert hits / 300 >= 0.8
-    few = table.search(queries, 5, nprobes=1)
+    # Whatever the index keeps of a vector, the similarity is the whole one's.
+    at = {chunk_id: i for i, chunk_id in enumerate(ids)}
+    for query, chunk_id, similarity in found.select("query", "chunk_id", "similarity").iter_rows():
+        assert similarity == pytest.approx(cosines[query][at[chunk_id]], abs=1e-6)
+    few = table.search(queries, 5, how=how._replace(nprobes=1))
     assert not few.equals(found), "one probe already finds all: the case tests nothing"
     assert table.search(queries, 5).height == 300
     _, chosen = sample_queries(table, 40, world.settings.seed)
+    worst = true_worst(table, chosen, 5, "cpu")
     assert summary["recall"] >= 0.9
-    assert measure_recall(table, chosen, 5, summary["nprobes"]) == pytest.approx(summary["recall"])
-    assert measure_recall(table, chosen, 5, 1) < summary["recall"]
+    assert measure_recall(table, chosen, 5, how, worst) == pytest.approx(summary["recall"])
+    assert measure_recall(table, chosen, 5, how._replace(nprobes=1), worst) < summary["recall"]
+    assert measure_recall(table, chosen, 5, EXACT, worst) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq"])
+def test_probes_and_refine_factor_are_raised_until_the_target_is_reached(kind: str) -> None:
+    """Oracle: a recall that is a known function of both, and of the worth of each."""
+
+    def recall(search: Search) -> float:
+        refined = min(1.0, 0.4 + 0.1 * (search.refine_factor or 6))
+        return refined * min(1.0, 0.25 * (search.nprobes or 0))
+
+    search, reached = steer(recall, kind, 0.95, partitions=100)
+    assert reached == 1.0
+    assert search == (Search(kind, 4, None) if kind == "ivf_flat" else Search(kind, 4, 8))
+    hopeless, best = steer(lambda how: 0.5 * recall(how), kind, 0.95, partitions=9)
+    assert best == 0.5
+    assert hopeless == (Search(kind, 9, None) if kind == "ivf_flat" else Search(kind, 9, 64))
+    assert steer(lambda _: 1.0, kind, 0.95, 9)[0].nprobes == 1
+
+
+def test_the_setting_says_when_a_table_gets_an_index() -> None:
+    def by_index(search: str, n_rows: int) -> bool:
+        embedding = {"search": search, "ann_min_rows": 1000}
+        return searched_by_index(
+            make_settings(overrides={"embedding": embedding}).embedding, n_rows
+        )
+
+    assert [by_index("auto", n) for n in (0, 999, 1000)] == [False, False, True]
+    assert [by_index("exact", n) for n in (0, 999, 10**9)] == [False] * 3
+    assert [by_index("index", n) for n in (0, 255, 256)] == [False, False, True]
+
+
+def test_rows_are_found_by_id_whether_they_came_before_the_lookup_index_or_after(
+    tmp_path: Path,
+) -> None:
+    table = filled(tmp_path, {"a": 30, "b": 20})
+    wanted = ["a3-00000", "b7-00000"]
+    before = table.fetch(wanted, ["chunk_id", "text"])
+    table.index_for_lookup()
+    assert table.indexed_columns() == {"chunk_id", "shard"}
+    assert table.fetch(wanted, ["chunk_id", "text"]).equals(before)
+    table.replace_shard("c", [batch("c", ["c0"], unit_vectors(1, 5))])
+    table.replace_shard("a", [batch("a", ["a3"], unit_vectors(1, 6), mark="new ")])
+    for _ in range(2):
+        found = table.fetch([*wanted, "c0-00000", "a4-00000"], ["chunk_id", "text"])
+        assert found["text"].to_list() == ["new a3-00000", "b7-00000", "c0-00000"]
+        assert table.rows_by_shard() == {"a": 1, "b": 20, "c": 1}
+        table.optimise()
 
 
 def test_queries_for_recall_are_chosen_by_hash_and_not_by_place(tmp_path: Path) -> None:

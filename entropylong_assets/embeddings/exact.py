@@ -1,0 +1,121 @@
+"""Exact nearest neighbours by blocks of matrix products, on a CPU or a GPU.
+
+Vectors pass by once, block by block, for all queries together: memory holds one block, one tile
+of similarities and the best found so far. Needs nothing but NumPy and torch.
+
+Legend: Q queries, B vectors of a block, E dimensions, K neighbours, P pairs of query and vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Block = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Row numbers [B], and their unit vectors [B, E]."""
+
+ROUNDING = 1e-6
+"""Of a similarity in float32 by a product of any shape: two that are nearer are not ordered."""
+
+_TILE = {"cpu": 2**24, "cuda": 2**28}
+"""Similarities computed at once: 64 MiB, 1 GiB."""
+
+
+def device_of(setting: str) -> str:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:1`, ... stands for here."""
+    import torch
+
+    if setting != "auto":
+        return setting
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def nearest(
+    queries_QE: NDArray[np.float32], blocks: Iterable[Block], limit: int, device: str = "cpu"
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows and similarities of the `limit` nearest vectors of each query, nearest first.
+
+    queries_QE: unit vectors, float32. Both results are [Q, K], with K the number of vectors where
+    there are fewer than `limit`. Similarities are right to `ROUNDING`; vectors that are nearer
+    to one another than that may come in any order, and at the border any of them may be left
+    out: measure what was found by `cosines`, and ask deeper where the border is a tie.
+    """
+    import torch
+
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32 has an error of 1e-3
+    try:
+        with torch.inference_mode():
+            queries = torch.from_numpy(np.ascontiguousarray(queries_QE)).to(device)
+            best = queries.new_full((len(queries_QE), 0), -torch.inf)
+            rows = torch.zeros((len(queries_QE), 0), dtype=torch.int64, device=device)
+            for numbers_B, vectors_BE in blocks:
+                block = torch.from_numpy(vectors_BE).to(device)
+                numbers = torch.from_numpy(numbers_B).to(device)
+                kept = min(limit, best.shape[1] + len(numbers))
+                merged = [
+                    _merge(queries[part], best[part], rows[part], block, numbers, kept)
+                    for part in _tiles(len(queries), len(numbers), device)
+                ]
+                if merged:
+                    best = torch.cat([similarity for similarity, _ in merged])
+                    rows = torch.cat([number for _, number in merged])
+            return rows.cpu().numpy(), best.cpu().numpy()
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _tiles(n_queries: int, n_vectors: int, device: str) -> Iterator[slice]:
+    size = max(1, _TILE[device.partition(":")[0]] // max(n_vectors, 1))
+    for start in range(0, n_queries, size):
+        yield slice(start, start + size)
+
+
+def _merge(
+    queries: torch.Tensor,
+    best: torch.Tensor,
+    rows: torch.Tensor,
+    block: torch.Tensor,
+    numbers: torch.Tensor,
+    kept: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `kept` best of what was found before and of this block."""
+    import torch
+
+    similarity, at = (queries @ block.T).topk(min(kept, len(numbers)))
+    similarity = torch.cat([best, similarity], dim=1)
+    number = torch.cat([rows, numbers[at]], dim=1)
+    similarity, at = similarity.topk(kept)
+    return similarity, number.gather(1, at)
+
+
+def in_blocks(pieces: Iterable[Block], size: int = 65_536) -> Iterator[Block]:
+    """The same rows in blocks of at least `size` (the last one: what is left)."""
+    pending: list[Block] = []
+    count = 0
+    for piece in pieces:
+        pending.append(piece)
+        count += len(piece[0])
+        if count >= size:
+            yield _joined(pending)
+            pending, count = [], 0
+    if count:
+        yield _joined(pending)
+
+
+def _joined(pieces: list[Block]) -> Block:
+    return np.concatenate([n for n, _ in pieces]), np.concatenate([v for _, v in pieces])
+
+
+def cosines(first_PE: NDArray[Any], second_PE: NDArray[Any]) -> NDArray[np.float32]:
+    """Cosine of each pair, float32 [P], computed in float64 from the pair alone: the same for
+    equal vectors, wherever and among whatever others they stand."""
+    one, other = first_PE.astype(np.float64), second_PE.astype(np.float64)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return (np.einsum("pe,pe->p", one, other) / lengths).astype(np.float32)
