@@ -20,7 +20,7 @@ from entropylong_assets.storage.tables import WHOLE, TableStore
 # Raise an asset's number when a change to its code changes its content.
 _CODE = {
     "corpus_documents": 1,
-    "chunk_embeddings": 2,
+    "chunk_embeddings": 3,
     "embedding_index": 2,
     "entropy_scores": 1,
     "candidate_contexts": 3,

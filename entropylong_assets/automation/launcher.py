@@ -2,16 +2,20 @@
 
 Dagster's own launcher can't tell whether the process of a run still lives once the code server
 that started it is gone (a crash, a reboot): such a run would stay "started" until its time limit.
+A run of the command line has no launcher at all. Both carry the mark of their process as a tag.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+
+PROCESS_TAG = "entropylong/process"
 
 # Seconds by which a process may seem younger than the event that names it.
 _CLOCK_SLACK = 60.0
@@ -25,13 +29,19 @@ class LocalRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        started = self._process(run.run_id)
-        if started is None or is_alive(*started):
+        mark = run.tags.get(PROCESS_TAG)
+        if mark is None:
+            started = self._process(run.run_id)
+            if started is None:
+                return CheckRunHealthResult(WorkerStatus.RUNNING)
+            if is_alive(*started):
+                # From now on by its mark: the clock may be set, forwards or back.
+                self._instance.add_run_tags(run.run_id, {PROCESS_TAG: process_mark(started[0])})
+                return CheckRunHealthResult(WorkerStatus.RUNNING)
+            mark = f"//{started[0]}/"
+        elif is_marked_alive(mark):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(
-            WorkerStatus.NOT_FOUND,
-            f"its process {started[0]} is gone (killed, out of memory, or the machine restarted)",
-        )
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, death_of(mark))
 
     def _process(self, run_id: str) -> tuple[int, float] | None:
         """Process id of a run and when it was reported, in seconds since the epoch."""
@@ -44,20 +54,77 @@ class LocalRunLauncher(DefaultRunLauncher):
         return None
 
 
+def death_of(mark: str) -> str:
+    return f"its process {mark.split('/')[2]} is gone (killed, out of memory, or a restart)"
+
+
 def is_alive(pid: int, seen: float) -> bool:
     """Whether the process `pid` that was there at the time `seen` is still the same one."""
-    stat = Path(f"/proc/{pid}/stat")
     try:
         if Path("/proc/uptime").exists():
-            fields = stat.read_text().rpartition(")")[2].split()
-            if fields[0] == "Z":
+            ticks = _start_ticks(pid)
+            if ticks is None:
                 return False
             boot = time.time() - float(Path("/proc/uptime").read_text().split()[0])
-            began = boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-            return began <= seen + _CLOCK_SLACK
+            return boot + ticks / os.sysconf("SC_CLK_TCK") <= seen + _CLOCK_SLACK
         os.kill(pid, 0)
-    except (FileNotFoundError, ProcessLookupError):
+    except ProcessLookupError:
         return False
     except PermissionError:
         pass
     return True
+
+
+def process_mark(pid: int) -> str:
+    """Machine, boot, process id and start of a process: no other process ever has the same."""
+    return f"{socket.gethostname()}/{_boot()}/{pid}/{_start_ticks(pid) or ''}"
+
+
+def is_marked_alive(mark: str) -> bool:
+    """Whether a marked process lives; taken for granted on a machine that is not this one."""
+    host, boot, pid, ticks = mark.split("/")
+    if host != socket.gethostname():
+        return True
+    if boot != _boot():
+        return False
+    if ticks:
+        return _start_ticks(int(pid)) == int(ticks)
+    return is_alive(int(pid), time.time())
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Ticks from boot to the start of a process; none where it has ended, or there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Fails runs whose marked process is dead, and frees the pools' slots that ended runs hold.
+
+    The daemon does so for itself; where none runs, a new run would wait for such a slot for ever.
+    Returns the ids of the runs that it failed.
+    """
+    ended = []
+    alive = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+    for run in instance.get_runs(alive):
+        mark = run.tags.get(PROCESS_TAG)
+        if mark is not None and not is_marked_alive(mark):
+            instance.report_run_failed(run, death_of(mark))
+            ended.append(run.run_id)
+    storage = instance.event_log_storage
+    if storage.supports_global_concurrency_limits:
+        for run_id in storage.get_concurrency_run_ids():
+            holder = instance.get_run_by_id(run_id)
+            if holder is None or holder.is_finished:
+                storage.free_concurrency_slots_for_run(run_id)
+    return ended

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from entropylong_assets.automation.determinants import code_version, stays_current
+from entropylong_assets.automation.launcher import PROCESS_TAG, end_dead_runs, process_mark
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
 from entropylong_assets.definitions import build_definitions
@@ -49,8 +50,10 @@ def dagster_home() -> Path:
 
 @contextmanager
 def instance() -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance, rid of what runs left whose process was killed."""
     dagster_home()
     with dg.DagsterInstance.get() as there:
+        end_dead_runs(there)
         yield there
 
 
@@ -104,14 +107,20 @@ def run_pipeline(
 
 def export_is_current(settings: Settings, there: dg.DagsterInstance) -> bool:
     """Whether the latest export is of the present settings and later than all samples."""
-    exported = there.get_latest_materialization_event(dg.AssetKey("training_dataset"))
+    exported = _latest(there, "training_dataset")
     if exported is None or exported.asset_materialization is None:
         return False
-    samples = there.get_latest_materialization_event(dg.AssetKey("long_context_samples"))
+    samples = _latest(there, "long_context_samples")
     version = (exported.asset_materialization.tags or {}).get("dagster/code_version")
+    # In the order of the log and not by its times: a clock may go back.
     return version == code_version("training_dataset", settings) and (
-        samples is None or samples.timestamp < exported.timestamp
+        samples is None or samples.storage_id < exported.storage_id
     )
+
+
+def _latest(there: dg.DagsterInstance, asset: str) -> dg.EventLogRecord | None:
+    records = there.fetch_materializations(dg.AssetKey(asset), limit=1).records
+    return records[0] if records else None
 
 
 def run_export(settings: Settings, there: dg.DagsterInstance) -> dict[str, Any]:
@@ -131,6 +140,7 @@ def run_job(job: dg.JobDefinition, shard: str, there: dg.DagsterInstance) -> Non
         instance=there,
         partition_key=None if shard == WHOLE else shard,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        tags={PROCESS_TAG: process_mark(os.getpid())},
         raise_on_error=False,
     )
     for event in result.get_asset_check_evaluations():

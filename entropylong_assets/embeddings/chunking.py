@@ -7,8 +7,11 @@ own tokens before it is accepted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 _PIECES = re.compile(
     r"""\n+            # lines and paragraphs
@@ -21,10 +24,15 @@ _WORDS = re.compile(r"\s+")
 CountTokens = Callable[[list[str]], list[int]]
 """Lengths of texts in the embedder's tokens, its special tokens included."""
 
+Span = tuple[int, int, int]
+"""Start, end and tokens."""
 
 _MAX_CHARS_A_TOKEN = 16
 """Some tokenizers give one unknown token for any word over a length: a chunk is bounded in
 characters too, far above what a token of text takes (4 to 5)."""
+
+_BLOCK_CHARS = 1 << 18
+"""Sentences counted at once: a token takes 300 bytes while it is counted."""
 
 
 def _fits(n_tokens: int, n_chars: int, max_tokens: int) -> bool:
@@ -51,28 +59,37 @@ def chunk_document(
     word longer than it between characters. A chunk of fewer than `min_chars` characters is joined
     to a neighbour where the two fit together. Every chunk is counted as a whole, since its tokens
     need not be the sum over its sentences.
+
+    Time grows as the text does, and beyond text and chunks memory holds `_BLOCK_CHARS` of it, or
+    one sentence's words, at 16 bytes each: one line of 50 MB is a document like any other.
     """
     special = count_tokens([""])[0]
-    spans = _fitting_spans(text, 0, len(text), max_tokens, count_tokens)
+    spans = _fitting_spans(text, max_tokens, count_tokens)
     chunks: list[Chunk] = []
-    i = 0
-    while i < len(spans):
-        start, end, n_tokens = spans[i]
-        total, j = n_tokens, i + 1
-        while j < len(spans):
-            total += spans[j][2] - special
-            if not _fits(total, spans[j][1] - start, max_tokens):
+    ahead: deque[Span] = deque(islice(spans, 1))
+    while ahead:
+        start, end, n_tokens = ahead[0]
+        total, j = n_tokens, 1
+        while True:
+            if j == len(ahead):
+                ahead.extend(islice(spans, 1))
+                if j == len(ahead):
+                    break
+            total += ahead[j][2] - special
+            if not _fits(total, ahead[j][1] - start, max_tokens):
                 break
             j += 1
-        while j > i + 1:
-            end = spans[j - 1][1]
+        while j > 1:
+            end = ahead[j - 1][1]
             n_tokens = count_tokens([text[start:end]])[0]
             if _fits(n_tokens, end - start, max_tokens):
                 break
             j -= 1
-            end, n_tokens = spans[i][1:]
+            end, n_tokens = ahead[0][1:]
         chunks.append(Chunk(start, end, text[start:end], n_tokens))
-        i = j
+        for _ in range(j):
+            ahead.popleft()
+        ahead.extend(islice(spans, 0 if ahead else 1))
     return _join_short(text, chunks, max_tokens, min_chars, count_tokens)
 
 
@@ -91,54 +108,80 @@ def _join_short(
     return joined
 
 
-def _fitting_spans(
-    text: str, start: int, end: int, max_tokens: int, count_tokens: CountTokens
-) -> list[tuple[int, int, int]]:
-    """(start, end, tokens) of sentences, and of parts of those that are too long."""
-    spans = _split(text, start, end, _PIECES)
-    counts = count_tokens([text[a:b] for a, b in spans])
-    fitting: list[tuple[int, int, int]] = []
-    for (a, b), n in zip(spans, counts, strict=True):
-        whole = _fits(n, b - a, max_tokens)
-        fitting += [(a, b, n)] if whole else _cut(text, a, b, max_tokens, count_tokens)
-    return fitting
+def _counted(
+    text: str, spans: Sequence[tuple[int, int]], max_tokens: int, count_tokens: CountTokens
+) -> list[int]:
+    """Tokens of each span; 0 for those with so many characters that they fit nowhere."""
+    short = [b - a <= _MAX_CHARS_A_TOKEN * max_tokens for a, b in spans]
+    texts = [text[a:b] for (a, b), counts in zip(spans, short, strict=True) if counts]
+    tokens = iter(count_tokens(texts) if texts else [])
+    return [next(tokens) if counts else 0 for counts in short]
+
+
+def _fitting_spans(text: str, max_tokens: int, count_tokens: CountTokens) -> Iterator[Span]:
+    """Sentences, and parts of those that are too long, with their tokens."""
+    for block in _blocks(_split(text, 0, len(text), _PIECES)):
+        counts = _counted(text, block, max_tokens, count_tokens)
+        for (a, b), n in zip(block, counts, strict=True):
+            if _fits(n, b - a, max_tokens):
+                yield a, b, n
+                continue
+            words = array("q", chain.from_iterable(_split(text, a, b, _WORDS)))
+            yield from _cut(text, words, 0, len(words), max_tokens, count_tokens)
+
+
+def _blocks(spans: Iterator[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Spans of `_BLOCK_CHARS` characters together, or the one that has more."""
+    block: list[tuple[int, int]] = []
+    for span in spans:
+        if block and span[1] - block[0][0] > _BLOCK_CHARS:
+            yield block
+            block = []
+        block.append(span)
+    if block:
+        yield block
 
 
 def _cut(
-    text: str, start: int, end: int, max_tokens: int, count_tokens: CountTokens
-) -> list[tuple[int, int, int]]:
-    """Halves a span between words, else between characters, until each part fits."""
-    words = _split(text, start, end, _WORDS)
-    if len(words) > 1:
-        middle = len(words) // 2
-        halves = [(words[0][0], words[middle - 1][1]), (words[middle][0], words[-1][1])]
+    text: str,
+    words: array[int],
+    first: int,
+    last: int,
+    max_tokens: int,
+    count_tokens: CountTokens,
+) -> Iterator[Span]:
+    """Halves a span between words, else between characters, until each part fits.
+
+    words: start and end of each in turn; first, last: those of the span, as indices in it.
+    """
+    if last - first > 2:
+        middle = first + (last - first) // 4 * 2
+        parts = [(words, first, middle), (words, middle, last)]
     else:
+        start, end = words[first], words[first + 1]
         centre = (start + end) // 2
-        halves = [(start, centre), (centre, end)]
-    counts = count_tokens([text[a:b] for a, b in halves])
-    parts: list[tuple[int, int, int]] = []
-    for (a, b), n in zip(halves, counts, strict=True):
+        parts = [(array("q", (start, centre)), 0, 2), (array("q", (centre, end)), 0, 2)]
+    halves = [(w[i], w[j - 1]) for w, i, j in parts]
+    counts = _counted(text, halves, max_tokens, count_tokens)
+    for (a, b), n, part in zip(halves, counts, parts, strict=True):
         if _fits(n, b - a, max_tokens) or b - a <= 1:
-            parts.append((a, b, n))
+            yield a, b, n
         else:
-            parts += _cut(text, a, b, max_tokens, count_tokens)
-    return parts
+            yield from _cut(text, *part, max_tokens, count_tokens)
 
 
-def _split(text: str, start: int, end: int, border: re.Pattern[str]) -> list[tuple[int, int]]:
+def _split(text: str, start: int, end: int, border: re.Pattern[str]) -> Iterator[tuple[int, int]]:
     """Spans between borders, without white space at their ends, none of them empty."""
-    cuts = [start]
-    for match in border.finditer(text, start, end):
-        cuts += [match.start(match.lastindex or 0), match.end()]
-    cuts.append(end)
-    spans = []
-    for a, b in zip(cuts[::2], cuts[1::2], strict=True):
-        piece = text[a:b]
-        a += len(piece) - len(piece.lstrip())
-        b -= len(piece) - len(piece.rstrip())
+    at = start
+    for cut, after in chain(
+        ((m.start(m.lastindex or 0), m.end()) for m in border.finditer(text, start, end)),
+        [(end, end)],
+    ):
+        piece = text[at:cut]
+        a, b = at + len(piece) - len(piece.lstrip()), cut - (len(piece) - len(piece.rstrip()))
         if a < b:
-            spans.append((a, b))
-    return spans
+            yield a, b
+        at = after
 
 
 def chunk_ids(doc_id: str, chunks: Sequence[Chunk]) -> list[str]:

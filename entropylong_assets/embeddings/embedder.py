@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.entropy.model_files import ModelError, locate
+from entropylong_assets.entropy.model_files import ModelError, locate, refusal
 from entropylong_assets.settings import EmbeddingSettings
 
 if TYPE_CHECKING:
@@ -74,10 +74,14 @@ def _load(reference: str, trust_remote_code: bool, device: str | None) -> Senten
             model_kwargs={"use_safetensors": True},
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"embedding.model {reference}: can't be loaded as a sentence transformer ({reason})"
+        raise refusal(
+            "embedding",
+            reference,
+            error,
+            "can't be loaded as a sentence transformer ({reason}); check that its files are whole",
         ) from error
+    # Text that spells a special token is text, for its vector as for its length.
+    model.tokenizer.split_special_tokens = True
     return model
 
 

@@ -9,6 +9,7 @@ Legend: Q queries, E dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import lancedb
@@ -19,7 +20,7 @@ from lancedb.index import Bitmap, BTree, IvfFlat, IvfRq, IvfSq
 from numpy.typing import NDArray
 
 from entropylong_assets.embeddings.exact import Block, cosines, device_of, in_blocks, nearest
-from entropylong_assets.storage.tables import TableError
+from entropylong_assets.storage.tables import TableError, TableStore, locked
 
 TABLE = "chunks"
 _KEY = ["chunk_id", "shard"]
@@ -101,6 +102,8 @@ class ChunkTable:
 
     def __init__(self, data_uri: str, dimension: int, embedder: str) -> None:
         self._uri = f"{data_uri}/lancedb"
+        store = TableStore(self._uri)
+        self._folder = store.root if store.is_local else None
         self._schema = chunk_schema(dimension, embedder)
         # Of an index in memory, no more than this: the default is 6 GB.
         session = lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES)
@@ -130,19 +133,51 @@ class ChunkTable:
         return int(self._table.version)
 
     def replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Puts these rows in the place of all rows of the shard, in one commit."""
-        reader = pa.RecordBatchReader.from_batches(self._schema, batches)
+        """Puts these rows in the place of all rows of the shard, in one commit.
+
+        On a local disk one process writes at a time. Elsewhere, where no lock is to be had, two
+        that write one shard at once are found out: raises RuntimeError with a commit conflict, and
+        the next call replaces what both wrote.
+        """
+        with locked(self._folder) if self._folder else nullcontext():
+            self._table.checkout_latest()
+            self._replace_shard(shard, batches)
+
+    def _replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
+        written = 0
+
+        def counted() -> Iterator[pa.RecordBatch]:
+            nonlocal written
+            for batch in batches:
+                written += len(batch)
+                yield batch
+
+        reader = pa.RecordBatchReader.from_batches(self._schema, counted())
         mine = f"shard IN {quoted([shard])}"
+        if self._is_doubled(shard):
+            self._table.delete(mine)  # a merge would bring both copies up to date
         if self._table.count_rows(mine) == 0:
             self._table.add(reader)  # the parallel path: no join with what is there
-            return
-        (
-            self._table.merge_insert(_KEY)
-            .when_matched_update_all()
-            .when_not_matched_insert_all()
-            .when_not_matched_by_source_delete(mine)
-            .execute(reader)
-        )
+        else:
+            (
+                self._table.merge_insert(_KEY)
+                .when_matched_update_all()
+                .when_not_matched_insert_all()
+                .when_not_matched_by_source_delete(mine)
+                .execute(reader)
+            )
+        self._table.checkout_latest()
+        there = self._table.count_rows(mine)
+        if there != written:
+            raise RuntimeError(
+                f"LanceDB table {self._uri}: commit conflict: shard {shard} has {there} rows in "
+                f"the place of {written}, so another process writes it too; materialise it again"
+            )
+
+    def _is_doubled(self, shard: str) -> bool:
+        """Whether two processes added the shard at once, each finding it empty."""
+        ids = [batch["chunk_id"] for batch in self.scan(["chunk_id"], shard)]
+        return bool(ids) and bool(pl.concat(ids).is_duplicated().any())
 
     def delete_documents(self, shard: str, doc_ids: Sequence[str]) -> None:
         """Takes documents of one shard out of the table."""

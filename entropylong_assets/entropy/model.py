@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.entropy.model_files import ModelError, ModelFiles, locate
+from entropylong_assets.entropy.model_files import ModelError, ModelFiles, locate, refusal
 from entropylong_assets.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.settings import ScoringModelSettings
 
@@ -97,9 +97,12 @@ def _tokenizer(reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBa
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"model {reference}: it has no tokenizer that transformers can load; put the "
-                f"tokenizer's files (tokenizer.json) beside the weights"
+            raise refusal(
+                "scoring",
+                reference,
+                error,
+                "it has no tokenizer that transformers can load; put the tokenizer's files "
+                "(tokenizer.json) beside the weights",
             ) from error
     if len(tokenizer) < 2 or not tokenizer.encode("a b", add_special_tokens=False):
         raise ModelError(
@@ -211,10 +214,12 @@ def _weights(reference: str, trust_remote_code: bool, device: str, dtype: str) -
                 trust_remote_code=trust_remote_code,
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(
-                f"model {reference}: can't be loaded as a causal language model ({reason}); "
-                f"check that its files are whole and its weights are safetensors"
+            raise refusal(
+                "scoring",
+                reference,
+                error,
+                "can't be loaded as a causal language model ({reason}); check that its files are "
+                "whole and its weights are safetensors",
             ) from error
     return model.eval().to(device)
 

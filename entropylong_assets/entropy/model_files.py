@@ -33,6 +33,29 @@ class ModelFiles:
     """Reference and content: equal for equal weights named alike, on any machine."""
 
 
+def refusal(setting: str, reference: str, error: Exception, otherwise: str) -> ModelError:
+    """One line for a model that a library can't load; `setting`: `scoring` or `embedding`."""
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{setting}.model {reference}: it comes with Python code of its own, which is run only "
+            f"if {setting}.trust_remote_code is true; set that if you trust the code, or name "
+            f"another model"
+        )
+    reason = " ".join(str(error).split())[:200]
+    return ModelError(f"{setting}.model {reference}: {otherwise.format(reason=reason)}")
+
+
+def _refuse_pickles(reference: str, folder: Path) -> None:
+    """Weights that are there as a pickle alone. To unpickle is to run what the file says."""
+    for pickle in sorted(folder.rglob("pytorch_model*.bin")):
+        if not any(pickle.parent.glob("*.safetensors")):
+            raise ModelError(
+                f"model {reference}: its weights {pickle} are a pickle, which could run any code; "
+                f"only safetensors and GGUF are loaded: take a revision that has them, or convert "
+                f"it where you trust the file"
+            )
+
+
 def _package_path(reference: str) -> Path:
     package, _, rest = reference.removeprefix("pkg://").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -90,6 +113,7 @@ def locate(reference: str, trust_remote_code: bool = False) -> ModelFiles:
         looks_local = reference.startswith((".", "/", "~")) or reference.endswith(".gguf")
         if not path.exists() and not looks_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", reference):
             path = _snapshot(reference, trust_remote_code)
+            _refuse_pickles(reference, path)
             return ModelFiles(path, None, f"{reference}@{path.name[:12]}")
     if not path.exists():
         raise ModelError(f"model {reference}: {path} does not exist; check the setting")
@@ -100,4 +124,5 @@ def locate(reference: str, trust_remote_code: bool = False) -> ModelFiles:
     files = [f for pattern in SAFE_FILES for f in path.rglob(pattern) if f.is_file()]
     if not (path / "config.json").exists() and not (path / "modules.json").exists():
         raise ModelError(f"model {reference}: {path} holds no config.json; name a model folder")
+    _refuse_pickles(reference, path)
     return ModelFiles(path, None, f"{reference}@{_content_hash(files)}")

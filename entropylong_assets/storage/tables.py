@@ -63,7 +63,7 @@ class Manifest(BaseModel):
 
 
 @contextmanager
-def _locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path) -> Iterator[None]:
     """Holds a local folder's lock, which ends with the process at the latest."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -73,10 +73,15 @@ def _locked(folder: str | Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _remove_dead(folder: Path) -> None:
-    """Removes what killed writers left in a locked partition; a live one holds its staging."""
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what killed puts left in a locked folder."""
     for path in folder.glob(".put-*"):
         path.unlink(missing_ok=True)
+
+
+def _remove_dead(folder: Path) -> None:
+    """Removes what killed writers left in a locked partition; a live one holds its staging."""
+    _remove_unfinished(folder)
     for path in folder.glob(".staging-*"):
         try:
             handle = os.open(path, os.O_RDONLY)
@@ -108,15 +113,28 @@ class TableStore:
 
     def put(self, path: str, content: bytes) -> None:
         """Writes a small file so that it appears whole or not at all."""
-        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        folder = path.rpartition("/")[0]
+        self.fs.makedirs(folder, exist_ok=True)
+        with locked(folder) if self.is_local else nullcontext():
+            self._put(path, content)
+
+    def _put(self, path: str, content: bytes) -> None:
+        """The same in a folder that is there and, where it is local, locked."""
         if not self.is_local:
             self.fs.pipe_file(path, content)
             return
         target = Path(path)
+        _remove_unfinished(target.parent)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".put-", delete=False) as file:
-            file.write(content)
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(target)
+            part = Path(file.name)
+            try:
+                file.write(content)
+                file.flush()
+                part.chmod(0o644)
+                part.replace(target)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
 
     @contextmanager
     def write(
@@ -149,7 +167,7 @@ class TableStore:
                 tables={name: table for name, (_, table) in files.items()},
                 summary=writer.summary,
             )
-            with _locked(folder) if self.is_local else nullcontext():
+            with locked(folder) if self.is_local else nullcontext():
                 self._publish(folder, manifest, [path for path, _ in files.values()])
 
     @contextmanager
@@ -160,11 +178,11 @@ class TableStore:
                 yield Path(elsewhere)
             return
         with ExitStack() as stack:
-            with _locked(folder):
+            with locked(folder):
                 _remove_dead(Path(folder))
                 staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
                 stack.callback(shutil.rmtree, staging, ignore_errors=True)
-                stack.enter_context(_locked(staging))
+                stack.enter_context(locked(staging))
             yield staging
 
     def _publish(self, folder: str, manifest: Manifest, paths: list[Path]) -> None:
@@ -178,7 +196,7 @@ class TableStore:
             before = self.manifest(manifest.asset, manifest.shard)
         except TableError:  # damaged: what it named can't be read anyway
             before = None
-        self.put(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
+        self._put(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
         self._remove_old(folder, keep=[m for m in (before, manifest) if m])
 
     def _remove_old(self, folder: str, keep: list[Manifest]) -> None:

@@ -176,8 +176,13 @@ def verify_shard(
         forward_tokens += batch.figures["forward_tokens"]
         screened.add(ScreenFigures(**batch.figures["screen"]))
         on_root(len(roots))
+    # In one piece each: sums of floats go by pieces, and those of batches taken up are others.
     return VerifiedShard(
-        pl.concat(all_pairs), pl.concat(all_controls), forward_tokens, taken_up, screened
+        pl.concat(all_pairs, rechunk=True),
+        pl.concat(all_controls, rechunk=True),
+        forward_tokens,
+        taken_up,
+        screened,
     )
 
 

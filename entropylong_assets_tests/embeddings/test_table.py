@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from entropylong_assets.automation.faults import is_transient
 from entropylong_assets.embeddings.index import (
     find_duplicates,
     index_shards,
@@ -180,6 +181,46 @@ def test_processes_that_write_different_shards_lose_nothing(tmp_path: Path) -> N
     table = open_table(str(tmp_path))
     assert table.rows_by_shard() == sizes
     assert len(everything(table)) == 500
+
+
+def _ingest_at_once(folder: str, shard: str, n: int, go: Any) -> None:
+    table = ChunkTable(folder, E, EMBEDDER)
+    go.wait(60)
+    table.replace_shard(shard, [batch(shard, docs_of(shard, n), unit_vectors(n, 1))])
+
+
+def test_processes_that_write_one_shard_at_once_write_it_once(tmp_path: Path) -> None:
+    """Each finds it empty and adds it: every chunk would be there twice."""
+    ChunkTable(str(tmp_path), E, EMBEDDER)
+    processes = multiprocessing.get_context("spawn")
+    go = processes.Barrier(3)
+    writers = [
+        processes.Process(target=_ingest_at_once, args=(str(tmp_path), shard, 200, go))
+        for shard in ("a", "a", "b")
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(90)
+        assert writer.exitcode == 0
+    assert open_table(str(tmp_path)).rows_by_shard() == {"a": 200, "b": 200}
+
+
+def test_without_a_lock_two_writers_are_found_out_and_the_next_heals(tmp_path: Path) -> None:
+    """As on an object store: the other process adds while this one's rows are still coming."""
+    rows = batch("a", docs_of("a", 6), unit_vectors(6, 1))
+    table, other = (ChunkTable(str(tmp_path), E, EMBEDDER) for _ in range(2))
+    table._folder = other._folder = None
+
+    def while_the_other_writes() -> Any:
+        other.replace_shard("a", [rows])
+        yield rows
+
+    with pytest.raises(RuntimeError, match="commit conflict: shard a has 12 rows") as caught:
+        table.replace_shard("a", while_the_other_writes())
+    assert is_transient(caught.value)
+    table.replace_shard("a", [rows])
+    assert open_table(str(tmp_path)).rows_by_shard() == {"a": 6}
 
 
 def test_a_tagged_version_stays_as_it_was_while_a_writer_goes_on(tmp_path: Path) -> None:

@@ -355,3 +355,23 @@ def test_a_live_writer_s_staging_is_not_taken_for_a_dead_one_s(tmp_path: Path) -
         slow.append("duplicates", copy_rows(1))
         slow.summary["generation"] = 1
     assert generation_of(store) == 1
+
+
+def test_a_killed_put_leaves_nothing_once_another_is_made(tmp_path: Path) -> None:
+    """Else every killed scan or report would leave a file in the root of the data."""
+    store = TableStore(str(tmp_path))
+    (tmp_path / ".put-dead").write_bytes(b"half")
+    store.put(f"{store.root}/shards.json", b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["shards.json"]
+
+
+def test_a_put_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = TableStore(str(tmp_path))
+    store.put(f"{store.root}/a.json", b"old")
+    (tmp_path / "b.json").mkdir()  # a file can't take a folder's place
+    with pytest.raises(OSError, match="directory"):
+        store.put(f"{store.root}/b.json", b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
+    assert (tmp_path / "a.json").read_bytes() == b"old"

@@ -1,0 +1,121 @@
+"""Starts, kills and ends the processes of the suite, each in a process group of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from entropylong_assets_tests.faults import stage as child
+from entropylong_assets_tests.faults import witness
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["entropylong_assets_tests.faults.warm"])
+
+PATIENCE = 180.0
+"""Seconds after which a stage of the tiny world counts as hanging."""
+
+
+class Stage:
+    """One stage of one shard, going on in a process of its own from the moment it is made."""
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        home: Path,
+        asset: str,
+        shard: str,
+        die_at: int | None = None,
+    ) -> None:
+        self.name, self.home = f"{asset}, {shard}", home
+        self._pipe, theirs = PROCESSES.Pipe()
+        self._process = PROCESSES.Process(
+            target=child.run_stage, args=(dict(values), str(home), asset, shard, theirs, die_at)
+        )
+        self._process.start()
+        theirs.close()
+        assert self._pipe.poll(PATIENCE), f"{self.name}: its process did not start"
+        assert self._pipe.recv() == "started"
+        self._began, self.seconds = time.monotonic(), 0.0
+
+    def kill_after(self, seconds: float) -> bool:
+        """SIGKILL to its group `seconds` from its start; whether it was still going on."""
+        self._process.join(max(0.0, self._began + seconds - time.monotonic()))
+        return self.kill()
+
+    def kill_when(self, met: Callable[[], bool]) -> bool:
+        """SIGKILL as soon as `met`; whether that came before its end."""
+        while self._process.is_alive() and not met():
+            pass
+        return self.kill()
+
+    def kill(self) -> bool:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid or -1, signal.SIGKILL)
+        return self.killed()
+
+    def killed(self) -> bool:
+        """Waits for its end; whether that was SIGKILL."""
+        self._process.join(PATIENCE)
+        assert self._process.exitcode is not None, f"{self.name}: it hangs"
+        if self._process.exitcode != -signal.SIGKILL:
+            assert self._process.exitcode == 0, self.outcome()
+        self._pipe.close()
+        return self._process.exitcode == -signal.SIGKILL
+
+    def outcome(self) -> tuple[str, Any]:
+        """("done", acts on files) or ("failed", its line)."""
+        assert self._pipe.poll(PATIENCE), f"{self.name}: it hangs\n{self._output()}"
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            return "failed", f"died without a word\n{self._output()}"
+
+    def finish(self) -> int:
+        """Waits until it has succeeded; returns its acts on files."""
+        state, told = self.outcome()
+        assert state == "done", f"{self.name}: {told}"
+        self.seconds = time.monotonic() - self._began
+        self._process.join(PATIENCE)
+        assert self._process.exitcode == 0
+        return int(told)
+
+    def _output(self) -> str:
+        return (self.home / "output.txt").read_text(errors="replace")[-2000:]
+
+
+@contextmanager
+def witnessed(
+    data: Path, whole: Mapping[str, str], rows: Mapping[str, list[str]]
+) -> Iterator[witness.Seen]:
+    """A reader beside what happens inside; what it saw is in the yielded dictionary afterwards."""
+    pipe, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=witness.watch, args=(str(data), whole, rows, theirs))
+    process.start()
+    theirs.close()
+    seen: witness.Seen = {}
+    try:
+        assert pipe.poll(PATIENCE)
+        assert pipe.recv() == "watching"
+        yield seen
+        pipe.send("end")
+        assert pipe.poll(PATIENCE), "the reader hangs"
+        seen |= pipe.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def forkserver_threads() -> int:
+    pipe, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=child.threads_of_forkserver, args=(theirs,))
+    process.start()
+    threads = int(pipe.recv())
+    process.join()
+    return threads

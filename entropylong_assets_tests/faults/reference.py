@@ -1,0 +1,98 @@
+"""An undisturbed run of every stage, with the state before and after each."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from entropylong_assets.automation.partitions import PIPELINE
+from entropylong_assets.settings import Settings
+from entropylong_assets.storage.tables import WHOLE, TableStore
+from entropylong_assets_tests.e2e.server import PROJECT
+from entropylong_assets_tests.faults import witness
+from entropylong_assets_tests.faults.processes import Stage
+from entropylong_assets_tests.tiny_world import tiny_settings, write_corpus, write_models
+
+FIRST, SHARD = "tiny-00000", "tiny-00001"
+"""The second shard is killed: the first one stands beside it and must stay as it is."""
+
+AUDITS = ("null_calibration", "long_range_audit")
+STAGES = ("scan", *PIPELINE, "training_dataset", *AUDITS)
+
+
+def shard_of(asset: str) -> str:
+    return WHOLE if asset in ("scan", "embedding_index", "training_dataset") else SHARD
+
+
+@dataclass
+class Reference:
+    """`folder` holds for each made stage data and instance before it, and data after it."""
+
+    folder: Path
+    settings: Settings
+    seconds: dict[str, float] = field(default_factory=dict)
+    acts: dict[str, int] = field(default_factory=dict)
+    """Acts on files under the data folder in an undisturbed run of the stage."""
+    lance_files: dict[str, int] = field(default_factory=dict)
+    """Files that the stage adds to the LanceDB table."""
+
+    def values(self, data: Path) -> dict[str, Any]:
+        return self.settings.model_dump(mode="json", exclude={"profile"}) | {"data_uri": str(data)}
+
+    def make(self, last: str) -> None:
+        """Runs all stages up to this one, undisturbed, unless they have been."""
+        data, home = self.folder / "data", self.folder / "home"
+        values = self.values(data)
+        for asset in STAGES[: STAGES.index(last) + 1]:
+            if asset in self.seconds:
+                continue
+            if shard_of(asset) == SHARD:
+                Stage(values, home, asset, FIRST).finish()
+            for name in ("data", "home"):
+                shutil.copytree(self.folder / name, self.folder / asset / f"{name}-before")
+            files = lance_files(data)
+            stage = Stage(values, home, asset, shard_of(asset))
+            self.acts[asset] = stage.finish()
+            self.seconds[asset] = stage.seconds
+            self.lance_files[asset] = lance_files(data) - files
+            shutil.copytree(data, self.after(asset))
+
+    def copy(self, stage: str, where: Path) -> None:
+        """Data and instance as they were before a stage, as `where`/data and `where`/home."""
+        for name in ("data", "home"):
+            shutil.copytree(self.folder / stage / f"{name}-before", where / name)
+
+    def after(self, stage: str) -> Path:
+        return self.folder / stage / "data-after"
+
+    def versions(self, stage: str) -> dict[str, str]:
+        store = TableStore(str(self.after(stage)))
+        return {
+            f"{asset}/{shard}": store.require(asset, shard).data_version
+            for asset in (*PIPELINE, *AUDITS)
+            for shard in store.shards(asset)
+        }
+
+    def rows(self, stage: str) -> dict[str, list[str]]:
+        """What the rows of a shard may be before and after a stage: copies leave with the index."""
+        found: dict[str, list[str]] = {}
+        for data in (self.folder / stage / "data-before", self.after(stage)):
+            for shard, digest in witness.rows_of(str(data)).items():
+                found.setdefault(shard, []).append(digest)
+        return found
+
+
+def lance_files(data: Path) -> int:
+    return sum(1 for path in (data / "lancedb").rglob("*") if path.is_file())
+
+
+def begin(folder: Path) -> Reference:
+    """Models, corpus and an empty instance; stages are made as they are asked for."""
+    models = write_models(folder)
+    write_corpus(folder / "corpus")
+    for name in ("data", "home"):
+        (folder / name).mkdir()
+    shutil.copyfile(PROJECT / "dagster.yaml", folder / "home" / "dagster.yaml")
+    return Reference(folder, tiny_settings(folder / "corpus", folder / "data", models))

@@ -1,0 +1,112 @@
+"""The process that is killed: one stage of one shard, through a real Dagster run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+_WATCHED = frozenset(
+    {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate"}
+    | {"shutil.rmtree", "tempfile.mkdtemp", "tempfile.mkstemp", "os.scandir", "os.listdir"}
+    | {"fcntl.flock"}
+)
+
+
+def watch_files(folder: str, die_at: int | None) -> list[int]:
+    """Counts this process' acts on files under `folder`, and at number `die_at` kills it.
+
+    By Python's audit events: LanceDB's acts, which are Rust's, are not among them.
+    """
+    count = [0]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in _WATCHED:
+            return
+        path = arguments[0] if arguments else ""
+        if event != "fcntl.flock" and not (isinstance(path, str) and path.startswith(folder)):
+            path = os.fspath(path) if isinstance(path, os.PathLike) else path
+            if not (isinstance(path, str) and path.startswith(folder)):
+                return
+        count[0] += 1
+        if count[0] == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return count
+
+
+def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
+    """Materialises one asset with its checks. Raises RuntimeError where the run fails."""
+    import dagster as dg
+
+    from entropylong_assets.automation.launcher import PROCESS_TAG, process_mark
+    from entropylong_assets.automation.local_run import instance, register_shards
+    from entropylong_assets.definitions import build_definitions
+    from entropylong_assets.settings import make_settings
+    from entropylong_assets.storage.tables import WHOLE
+
+    settings = make_settings("calibrated", values)
+    with instance() as there:
+        if asset == "scan":
+            register_shards(settings, there)
+            return
+        done = (
+            build_definitions(settings)
+            .get_repository_def()
+            .get_job("__ASSET_JOB")
+            .execute_in_process(
+                instance=there,
+                partition_key=None if shard == WHOLE else shard,
+                asset_selection=[dg.AssetKey(asset)],
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                tags={PROCESS_TAG: process_mark(os.getpid())},
+                raise_on_error=False,
+            )
+        )
+        if not done.success:
+            failure = next(e for e in done.all_events if e.is_step_failure).step_failure_data
+            told = failure.user_failure_data
+            error = failure.error
+            raise RuntimeError(told.description if told else error.message if error else "?")
+        red = [
+            e.check_name for e in done.get_asset_check_evaluations() if e.blocking and not e.passed
+        ]
+        if red:
+            raise RuntimeError(f"{asset}, {shard}: checks failed: {red}")
+
+
+def run_stage(
+    values: Mapping[str, Any],
+    home: str,
+    asset: str,
+    shard: str,
+    pipe: Connection,
+    die_at: int | None = None,
+) -> None:
+    """Target of a process. Sends "started", then ("done", acts on files) or ("failed", why)."""
+    os.setsid()
+    os.environ["DAGSTER_HOME"] = home
+    os.chdir(home)
+    with open(f"{home}/output.txt", "ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    count = watch_files(str(values["data_uri"]), die_at)
+    with contextlib.suppress(BrokenPipeError):
+        pipe.send("started")
+        try:
+            execute(values, asset, shard)
+        except BaseException as error:
+            pipe.send(("failed", f"{type(error).__name__}: {error}"))
+            raise
+        pipe.send(("done", count[0]))
+
+
+def threads_of_forkserver(pipe: Connection) -> None:
+    """Target of a process: how many threads its parent, the forkserver, has."""
+    with open(f"/proc/{os.getppid()}/status") as status:
+        pipe.send(next(int(line.split()[1]) for line in status if line.startswith("Threads:")))

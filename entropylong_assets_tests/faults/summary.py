@@ -1,0 +1,82 @@
+"""What the suite prints at its end, and writes where ENTROPYLONG_FAULTS_REPORT says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+SEED = int(os.environ.get("ENTROPYLONG_FAULTS_SEED", "6"))
+PROPERTY = "faults"
+"""Tests tell of what they did under this name; such properties come through pytest-xdist."""
+
+
+class Tale:
+    """What one test did and found; the fixture `tell`."""
+
+    def __init__(self) -> None:
+        self.kills: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.recoveries = self.looks = self.whole_seen = 0
+        self.differences: list[str] = []
+
+    def figures(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value}
+
+
+def _gather(reporter: Any) -> tuple[Tale, int, int]:
+    """All tales together, with the numbers of tests that told one, passed and failed."""
+    whole, counts = Tale(), Counter[str]()
+    for outcome in ("passed", "failed"):
+        for report in reporter.stats.get(outcome, []):
+            for name, told in getattr(report, "user_properties", []):
+                if name != PROPERTY or report.when != "call":
+                    continue
+                counts[outcome] += 1
+                whole.kills.update(told.get("kills", {}))
+                whole.faults.update(told.get("faults", {}))
+                whole.recoveries += told.get("recoveries", 0)
+                whole.looks += told.get("looks", 0)
+                whole.whole_seen += told.get("whole_seen", 0)
+                whole.differences += told.get("differences", [])
+                if outcome == "failed" and not told.get("differences"):
+                    whole.differences.append(f"{report.nodeid} failed")
+    return whole, counts["passed"], counts["failed"]
+
+
+def _markdown(whole: Tale, passed: int, failed: int) -> str:
+    lines = [
+        f"{datetime.now(UTC).date().isoformat()}, seed {SEED}: {passed} tests passed, "
+        f"{failed} failed.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| kills | {whole.kills.total()} |",
+        *(f"| … of {name} | {n} |" for name, n in sorted(whole.kills.items())),
+        f"| other faults | {whole.faults.total()} |",
+        *(f"| … {name} | {n} |" for name, n in sorted(whole.faults.items())),
+        f"| recoveries: reruns that ended in the undisturbed tables | {whole.recoveries} |",
+        f"| looks of a reader meanwhile | {whole.looks} |",
+        f"| … partitions, exports and shards that it found whole | {whole.whole_seen} |",
+        f"| differences | {len(whole.differences) or 'none'} |",
+        *(f"| … | {one} |" for one in whole.differences),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    whole, passed, failed = _gather(terminalreporter)
+    if not passed + failed:
+        return
+    text = _markdown(whole, passed, failed)
+    terminalreporter.section("faults")
+    terminalreporter.write(text)
+    path = os.environ.get("ENTROPYLONG_FAULTS_REPORT")
+    if path:
+        figures = whole.figures() | {"seed": SEED, "passed": passed, "failed": failed}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).with_suffix(".md").write_text(text, encoding="utf-8")
+        Path(path).with_suffix(".json").write_text(json.dumps(figures, indent=1), encoding="utf-8")

@@ -1,0 +1,87 @@
+"""SIGKILL at seeded moments of every stage: a rerun ends in the undisturbed tables, and a reader
+beside it never saw anything half-written."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from entropylong_assets_tests.faults import witness
+from entropylong_assets_tests.faults.processes import Stage, forkserver_threads, witnessed
+from entropylong_assets_tests.faults.reference import STAGES, Reference, lance_files, shard_of
+from entropylong_assets_tests.faults.summary import SEED, Tale
+
+
+def kill_once(
+    reference: Reference, stage: str, where: Path, draw: random.Random, mode: str
+) -> bool:
+    """Starts the stage and kills it; whether it was killed before its end.
+
+    `moment`: at any time of its course. `act`: before one of its acts on files under the data
+    folder. `lance`: as one of its files appears in the LanceDB table.
+    """
+    data, shard = where / "data", shard_of(stage)
+    values = reference.values(data)
+    if mode == "act":
+        die_at = draw.randint(1, reference.acts[stage])
+        return Stage(values, where / "home", stage, shard, die_at).killed()
+    if mode == "lance":
+        there = lance_files(data)
+        wanted = there + draw.randint(1, reference.lance_files[stage])
+        going = Stage(values, where / "home", stage, shard)
+        return going.kill_when(lambda: lance_files(data) >= wanted)
+    going = Stage(values, where / "home", stage, shard)
+    return going.kill_after(draw.uniform(0, reference.seconds[stage]))
+
+
+def differences(reference: Reference, stage: str, data: Path) -> list[str]:
+    """Files and LanceDB rows that are not those of the undisturbed run."""
+    ours, theirs = witness.tree_of(data), witness.tree_of(reference.after(stage))
+    found = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
+    if witness.rows_of(str(data)) != witness.rows_of(str(reference.after(stage))):
+        found.append("rows of the LanceDB table")
+    return [f"{stage}: {name}" for name in sorted(found)]
+
+
+def kill_and_rerun(reference: Reference, stage: str, kills: int, where: Path, tell: Tale) -> None:
+    reference.make(stage)
+    reference.copy(stage, where)
+    data, draw = where / "data", random.Random(f"{SEED}:{stage}")
+    modes = ["moment", "act", *(["lance"] if reference.lance_files[stage] else [])]
+    torn = 0
+    with witnessed(data, reference.versions(stage), reference.rows(stage)) as seen:
+        for attempt in range(4 * kills):
+            if kill_once(reference, stage, where, draw, modes[attempt % len(modes)]):
+                tell.kills[stage] += 1
+                torn += bool(witness.left_behind(data))
+            if tell.kills[stage] == kills:
+                break
+        Stage(reference.values(data), where / "home", stage, shard_of(stage)).finish()
+    tell.looks, tell.whole_seen = seen["looks"], seen.get("whole", 0)
+    tell.differences = differences(reference, stage, data)
+    tell.differences += [f"left behind: {name}" for name in witness.left_behind(data)]
+    tell.differences += [f"seen: {fault}" for fault in seen["faults"]]
+    assert tell.differences == []
+    tell.recoveries = 1
+    assert tell.kills[stage] == kills
+    assert tell.looks > kills
+    assert torn or stage in ("scan", "embedding_index") or kills < 10, "the kills never hit a write"
+
+
+def test_the_forkserver_has_no_thread_that_a_fork_would_lose() -> None:
+    assert forkserver_threads() == 1
+
+
+@pytest.mark.parametrize(("stage", "kills"), [("corpus_documents", 4), ("chunk_embeddings", 6)])
+def test_a_killed_stage_in_short(
+    reference: Reference, stage: str, kills: int, tmp_path: Path, tell: Tale
+) -> None:
+    kill_and_rerun(reference, stage, kills, tmp_path, tell)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage(reference: Reference, stage: str, tmp_path: Path, tell: Tale) -> None:
+    kill_and_rerun(reference, stage, 10, tmp_path, tell)

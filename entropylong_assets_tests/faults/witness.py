@@ -1,0 +1,138 @@
+"""A reader beside the killed writers, which must only ever see absent or whole partitions."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+LEFT_BEHIND = (".staging-", ".put-", ".batches-", ".tmp-", "staging-")
+
+
+def rows_of(data: str, shard: str | None = None, tag: str | None = None) -> dict[str, str]:
+    """Hash over all columns of the rows of each shard of the LanceDB table, in order of their ids;
+    empty where there is no table."""
+    from entropylong_assets.embeddings.table import open_table
+    from entropylong_assets.storage.tables import TableError
+
+    columns = ["chunk_id", "doc_id", "shard", "source", "start", "end", "text", "vector"]
+    try:
+        rows = pl.concat(
+            [pl.DataFrame(), *open_table(data, tag).scan(columns, shard)], how="diagonal"
+        )
+    except TableError:
+        return {}
+    if rows.is_empty():
+        return {}
+    result = {}
+    for (name,), part in rows.group_by("shard"):
+        stream = io.BytesIO()
+        part.select(columns).sort("chunk_id").write_ipc(stream)
+        result[str(name)] = hashlib.sha256(stream.getvalue()).hexdigest()
+    return result
+
+
+def tree_of(data: Path) -> dict[str, str]:
+    """Hash of every file but LanceDB's own, byte for byte but for two things that a kill does
+    change: the folder's own path, and the number of commits that the LanceDB table has seen."""
+    hashes = {}
+    for path in sorted(data.rglob("*")):
+        if path.is_file() and path.relative_to(data).parts[0] != "lancedb":
+            content = path.read_bytes().replace(str(data).encode(), b"DATA")
+            if path.parts[-3:] == ("embedding_index", "all", "manifest.json"):
+                content = re.sub(rb'"table_version": \d+', b"", content)
+            hashes[str(path.relative_to(data))] = hashlib.sha256(content).hexdigest()
+    return hashes
+
+
+def left_behind(data: Path) -> list[str]:
+    """What killed writers left that a rerun should have cleared away."""
+    return [
+        str(path.relative_to(data))
+        for path in data.rglob("*")
+        if path.name.startswith(LEFT_BEHIND) and path.relative_to(data).parts[0] != "lancedb"
+    ]
+
+
+def _tables(data: str, whole: Mapping[str, str], counts: Counter[str]) -> list[str]:
+    """`whole`: version of each partition, by `asset/shard`."""
+    from entropylong_assets.storage.tables import TableStore
+
+    faults, store = [], TableStore(data)
+    for name, version in whole.items():
+        asset, shard = name.split("/")
+        manifest = store.manifest(asset, shard)
+        if manifest is None:
+            counts["absent"] += 1
+            continue
+        if manifest.data_version != version:
+            faults.append(f"{name}: version {manifest.data_version}")
+        for table, file in manifest.tables.items():
+            content = store.fs.cat_file(f"{store.folder(asset, shard)}/{file.file}")
+            rows = len(store.read(asset, shard, table))
+            if hashlib.sha256(content).hexdigest() != file.sha256 or rows != file.rows:
+                faults.append(f"{name}: table {table} is not as its manifest says")
+        counts["whole"] += 1
+    return faults
+
+
+def _exports(data: str, counts: Counter[str]) -> list[str]:
+    from entropylong_assets.training_data.verify import verify_export
+
+    faults, folder = [], Path(data) / "exports"
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            faults += verify_export(str(path)).faults
+        elif not path.read_bytes().rstrip().endswith(b"</html>"):
+            faults.append(f"{path.name} is cut short")
+        counts["whole"] += 1
+    plan = Path(data) / "shards.json"
+    if plan.exists():
+        json.loads(plan.read_bytes())
+        counts["whole"] += 1
+    return faults
+
+
+def watch(
+    data: str, whole: Mapping[str, str], rows: Mapping[str, list[str]], pipe: Connection
+) -> None:
+    """Target of a process: looks again and again until told to end; sends what it saw.
+
+    `rows`: the hashes that the rows of each shard in the LanceDB table may have.
+    """
+    os.environ["RUST_BACKTRACE"] = "0"
+    counts: Counter[str] = Counter()
+    faults: list[str] = []
+    table = Path(data) / "lancedb" / "chunks.lance"
+    pipe.send("watching")
+    last = False
+    while True:
+        counts["looks"] += 1
+        try:
+            faults += _tables(data, whole, counts)
+            faults += _exports(data, counts)
+            if table.exists():
+                for shard, digest in rows_of(data).items():
+                    counts["whole"] += 1
+                    if digest not in rows.get(shard, ()):
+                        faults.append(f"LanceDB: rows of {shard} are neither absent nor whole")
+        except Exception as error:  # whatever a reader meets is what the test is about
+            faults.append(f"{type(error).__name__}: {error}")
+        if last or faults[50:]:
+            break
+        last = pipe.poll(0.05)
+    pipe.send({"faults": faults, **counts})
+
+
+Seen = dict[str, Any]
