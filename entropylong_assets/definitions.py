@@ -10,6 +10,7 @@ from entropylong_assets.audits.assets import (
     null_calibration,
 )
 from entropylong_assets.audits.checks import audit_checks
+from entropylong_assets.automation.cluster import executor, on_cluster
 from entropylong_assets.automation.conditions import conditions
 from entropylong_assets.automation.determinants import code_version
 from entropylong_assets.automation.jobs import jobs
@@ -78,14 +79,13 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         )
 
     return dg.Definitions(
-        assets=[asset.map_asset_specs(specified) for asset in ASSETS],
-        asset_checks=CHECKS,
+        assets=[on_cluster(asset.map_asset_specs(specified), settings.cluster) for asset in ASSETS],
+        asset_checks=[on_cluster(checks, settings.cluster) for checks in CHECKS],
         jobs=jobs,
         sensors=[new_files, make_carrier(dg.AssetSelection.assets(*ASSETS))],
         schedules=[daily_scan, *make_sweeps(CHECKS, BEFORE_INDEX)],
         resources={"pipeline": pipeline_resource(settings)},
-        # Runs are spread over processes, a run's steps are not: they share the loaded models.
-        executor=dg.in_process_executor,
+        executor=executor(settings.cluster),
     )
 
 

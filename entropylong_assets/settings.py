@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 
 class SettingsError(ValueError):
@@ -275,6 +283,61 @@ class AuditSettings(_Settings):
     """Pairs of segments a window for the dependency score."""
 
 
+class StepResources(_Settings):
+    """What one step of an asset asks of a cluster's node, and is alone in having there."""
+
+    num_cpus: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """CPU cores; the models' threads are set to as many."""
+    num_gpus: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """GPUs; on Ray a part of one too, for steps that share it. With 0 a step sees none."""
+    memory: ByteSize | None = None
+    """Main memory, e.g. `16GiB`; none: whatever the node has."""
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_or_part(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("must be a part of one GPU or a whole number of them")
+        return value
+
+
+class GpuStepResources(StepResources):
+    """As StepResources, of an asset that runs a model."""
+
+    num_gpus: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """GPUs; 0: the model runs on the CPU."""
+
+
+class ClusterResources(_Settings):
+    """What the steps of each asset ask for, and those of all checks."""
+
+    corpus_documents: StepResources = StepResources()
+    chunk_embeddings: GpuStepResources = GpuStepResources()
+    embedding_index: StepResources = StepResources()
+    entropy_scores: GpuStepResources = GpuStepResources()
+    candidate_contexts: StepResources = StepResources()
+    verified_dependencies: GpuStepResources = GpuStepResources()
+    long_context_samples: StepResources = StepResources()
+    training_dataset: StepResources = StepResources()
+    null_calibration: GpuStepResources = GpuStepResources()
+    cross_model_audit: GpuStepResources = GpuStepResources()
+    long_range_audit: GpuStepResources = GpuStepResources()
+    checks: StepResources = StepResources()
+
+
+class ClusterSettings(_Settings):
+    """Where the steps of a run are executed. What they make does not depend on it."""
+
+    engine: Literal["local", "ray", "kubernetes"] = "local"
+    """`local`: in the process of the run. `ray`: each step is a job of a Ray cluster (extra
+    `ray`). `kubernetes`: each step is a Kubernetes job (extra `k8s`). docs/cluster.md."""
+    address: str = ""
+    """Address of Ray's job server, e.g. `http://head:8265`; empty: the run launcher's, else the
+    one in RAY_ADDRESS."""
+    resources: ClusterResources = ClusterResources()
+    """What a step of each asset asks for."""
+
+
 class Settings(_Settings):
     """All settings of one pipeline."""
 
@@ -293,6 +356,7 @@ class Settings(_Settings):
     samples: SampleSettings = SampleSettings()
     export: ExportSettings = ExportSettings()
     audit: AuditSettings = AuditSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     @field_validator("data_uri")
     @classmethod
@@ -307,6 +371,16 @@ class Settings(_Settings):
             raise ValueError(
                 f"samples.tokens ({self.samples.tokens}) must be larger than the longest root, "
                 f"corpus.root_max_tokens ({self.corpus.root_max_tokens})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tables_are_shared(self) -> Settings:
+        relative = "://" not in self.data_uri and not Path(self.data_uri).is_absolute()
+        if self.cluster.engine != "local" and relative:
+            raise ValueError(
+                f"data_uri ({self.data_uri}) must be a URI or the full path of a folder that all "
+                f"nodes share, with cluster.engine '{self.cluster.engine}'"
             )
         return self
 

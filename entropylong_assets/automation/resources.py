@@ -67,7 +67,9 @@ class _PipelineResource(dg.ConfigurableResource):
 def pipeline_resource(settings: Settings) -> dg.ConfigurableResource:
     """The resource `pipeline`: its defaults are these settings, and what is changed in the
     launchpad holds for that run alone."""
+    fields = _launchpad_fields(settings)
+    del fields["cluster"]  # settled before a run begins
     made: type[_PipelineResource] = create_model(
-        "PipelineResource", __base__=_PipelineResource, **_launchpad_fields(settings)
+        "PipelineResource", __base__=_PipelineResource, **fields
     )
     return made()

@@ -14,12 +14,13 @@ import dagster as dg
 import polars as pl
 import pyarrow as pa
 
+from entropylong_assets.automation.faults import RETRIES, plain_errors
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.automation.resources import Pipeline
 from entropylong_assets.automation.results import preview
 from entropylong_assets.settings import Settings
 from entropylong_assets.storage import duck
-from entropylong_assets.storage.tables import WHOLE, TableError
+from entropylong_assets.storage.tables import WHOLE
 
 EXAMPLES = 10
 
@@ -80,23 +81,26 @@ def sql_checks(
     ]
 
     @dg.multi_asset_check(
-        name=f"{asset}_checks", specs=specs, can_subset=True, compute_kind="duckdb"
+        name=f"{asset}_checks",
+        specs=specs,
+        can_subset=True,
+        compute_kind="duckdb",
+        retry_policy=RETRIES,  # without one, a cluster's node that dies in a check fails the run
     )
     def run(
         context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.AssetCheckResult]:
         shard = context.partition_key if partitioned else WHOLE
         chosen = {key.name for key in context.selected_asset_check_keys}
-        try:
+        with plain_errors():
             seen = views(pipeline, shard)
-        except TableError as error:
-            raise dg.Failure(str(error), allow_retries=False) from None
         for check in checks:
             if check.name not in chosen:
                 continue
-            count, examples = run_check(
-                folder, check, seen, pipeline, parameters(pipeline.settings)
-            )
+            with plain_errors():
+                count, examples = run_check(
+                    folder, check, seen, pipeline, parameters(pipeline.settings)
+                )
             metadata: dict[str, Any] = {"faulty rows": count}
             description = None
             if count:

@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from entropylong_assets.automation.faults import plain_errors
+from entropylong_assets.automation.faults import RETRIES, plain_errors
 from entropylong_assets.automation.resources import Pipeline
 from entropylong_assets.automation.results import preview
 from entropylong_assets.automation.sql_checks import EXAMPLES, SqlCheck, run_check
@@ -54,6 +54,7 @@ def _latest(instance: dg.DagsterInstance) -> dict[str, Any]:
     ],
     can_subset=True,
     compute_kind="duckdb",
+    retry_policy=RETRIES,
 )
 def export_checks(
     context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]

@@ -187,7 +187,9 @@ def export_training_data(
         raise ExportError("no shard to export; materialise long_context_samples first")
     made_from = _made_from(store, order, code_version)
     chosen = without_secrets(
-        settings.model_dump(mode="json", exclude={"data_uri": True, "export": {"destination"}})
+        settings.model_dump(
+            mode="json", exclude={"data_uri": True, "cluster": True, "export": {"destination"}}
+        )
     )
     name = fingerprint({"format": FORMAT_VERSION, "made_from": made_from, "settings": chosen})
     destination = settings.export.destination or f"{settings.data_uri}/exports"

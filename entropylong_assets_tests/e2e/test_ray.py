@@ -1,0 +1,164 @@
+"""Real runs on a real two-node Ray cluster, one node of which is killed in the middle of a step.
+
+The cluster is that of `deploy/local-ray`, the Dagster server and its daemon are those of
+`make ray-ui`: runs are jobs of Ray, and each of their steps is one too.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+
+from entropylong_assets.automation.local_run import register_shards
+from entropylong_assets.storage.tables import TableStore
+from entropylong_assets_tests.conftest import World
+from entropylong_assets_tests.e2e.local_ray import LocalRay, StepProcess
+from entropylong_assets_tests.e2e.server import REPOSITORY, Server
+from entropylong_assets_tests.test_pipeline import versions
+from entropylong_assets_tests.tiny_world import tiny_settings
+
+AFTER_INDEX = [
+    "entropy_scores",
+    "candidate_contexts",
+    "verified_dependencies",
+    "long_context_samples",
+]
+GPU_STEPS = {"chunk_embeddings", "entropy_scores", "verified_dependencies"}
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
+    with LocalRay(tmp_path_factory.mktemp("ray") / "nodes") as cluster:
+        yield cluster
+
+
+def launch(server: Server, assets: list[str], shard: str) -> str:
+    """A run of these assets alone, without their checks: half as many steps."""
+    data = server.query(
+        "mutation($p: ExecutionParams!) { launchPipelineExecution(executionParams: $p) "
+        "{ __typename ... on LaunchRunSuccess { run { runId } } "
+        "... on PythonError { message } } }",
+        p={
+            "selector": {
+                **REPOSITORY,
+                "jobName": "__ASSET_JOB",
+                "assetSelection": [{"path": [asset]} for asset in assets],
+                "assetCheckSelection": [],
+            },
+            "runConfigData": {},
+            "mode": "default",
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": shard}]},
+        },
+    )["launchPipelineExecution"]
+    assert data["__typename"] == "LaunchRunSuccess", data
+    return str(data["run"]["runId"])
+
+
+def wait_for(server: Server, runs: list[str], seconds: float) -> None:
+    def ended() -> bool:
+        states = [server.run_status(run) for run in runs]
+        assert "FAILURE" not in states, server.state()
+        return set(states) == {"SUCCESS"}
+
+    server.wait(f"success of {len(runs)} runs", ended, seconds)
+
+
+def events(instance: dg.DagsterInstance, run: str, step: str, kind: str) -> list[float]:
+    """When events of this kind happened to a step of a run, in seconds since the epoch."""
+    entries = instance.all_logs(run, of_type=dg.DagsterEventType(kind))
+    return [e.timestamp for e in entries if e.dagster_event and e.dagster_event.step_key == step]
+
+
+def a_step_in_its_middle(
+    ray: LocalRay, instance: dg.DagsterInstance, runs: list[str]
+) -> StepProcess | None:
+    """A step on the worker node whose body has begun and not ended."""
+    for found in ray.steps("worker-1"):
+        begun = events(instance, found.run_id, found.step, "STEP_START")
+        ended = events(instance, found.run_id, found.step, "STEP_SUCCESS")
+        if found.run_id in runs and begun and not ended:
+            return found
+    return None
+
+
+def test_a_node_killed_in_a_step_changes_nothing(
+    ray: LocalRay,
+    world: World,
+    tiny_models: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The named failures: a partition that depends on where it was made, a step that is lost
+    with its node, a half-made table that is read."""
+    settings = tiny_settings(
+        world.corpus,
+        tmp_path / "data",
+        tiny_models,
+        cluster={"engine": "ray"},  # stages with a model ask for a GPU, as by default
+    )
+    server = Server(tmp_path, settings.model_dump(mode="json"), ray.dagster_yaml)
+    server.environment |= ray.client | {"DAGSTER_STEP_DELEGATING_EXECUTOR_SLEEP_SECONDS": "0.2"}
+    monkeypatch.setenv("DAGSTER_HOME", str(server.home))
+    with dg.DagsterInstance.get() as instance:
+        shards = [shard.key for shard in register_shards(settings, instance).shards]
+        assert shards == list(world.shards)
+        instance.event_log_storage.set_concurrency_slots("gpu", 2)
+        with server:
+            ray.wait_for_nodes(2)
+            wait_for(server, [server.launch("ingest", shard) for shard in shards], 240)
+            wait_for(server, [server.launch("index")], 120)
+            runs = [launch(server, AFTER_INDEX, shard) for shard in shards]
+            hit = server.wait(
+                "a step on the worker node",
+                lambda: a_step_in_its_middle(ray, instance, runs),
+                120,
+            )
+            asked = hit.process.environ().get("CUDA_VISIBLE_DEVICES")
+            assert hit.process.is_running()
+            assert hit.process.status() != psutil.STATUS_ZOMBIE
+            killed, when = ray.kill_worker(), time.time()
+            assert killed > 5  # raylet, its agents, the step and its supervisor
+            wait_for(server, runs, 300)
+
+        # The kill hit a running step: it began again later, and ended once.
+        kinds = ("STEP_START", "STEP_UP_FOR_RETRY", "STEP_RESTARTED", "STEP_SUCCESS")
+        ((begun,), (lost,), (again,), (ended,)) = (
+            events(instance, hit.run_id, hit.step, kind) for kind in kinds
+        )
+        assert begun < when < lost < again < ended
+        assert asked == ("0" if hit.step in GPU_STEPS else "")
+
+    jobs = ray.jobs()
+    steps = {name: job for name, job in jobs.items() if name.startswith("dagster-step-")}
+    nodes = {job["driver_node_id"] for job in steps.values() if job["status"] == "SUCCEEDED"}
+    assert len(nodes) == 2  # both nodes did some of the work
+    (dead,) = [job for job in steps.values() if job["status"] == "FAILED"]
+    assert dead["metadata"]["dagster/op"] == hit.step
+    assert "died" in dead["message"]
+
+    store = TableStore(settings.data_uri)
+    assert versions(store) == versions(world.store)
+    for shard in shards:
+        for table in ("samples", "segments", "dependencies"):
+            made = store.read("long_context_samples", shard, table)
+            assert made.equals(world.store.read("long_context_samples", shard, table))
+            assert len(made) > 0
+
+
+def test_without_its_token_the_cluster_takes_no_jobs(ray: LocalRay) -> None:
+    """Most of Ray's ports listen on every interface of the machine."""
+    ray.wait_for_nodes(1)
+    assert os.stat(ray.folder / "token").st_mode & 0o077 == 0
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ray.get("/api/jobs/", token=False)
+    assert refused.value.code in (401, 403)
+    known: Any = ray.get("/api/jobs/")
+    assert known
