@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import polars as pl
+from entropylong_assets.entropy.histogram import Histogram
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,14 +26,13 @@ def as_markdown(figure: Figure, description: str) -> str:
     return f"![{description}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
 
-def entropy_histogram(roots: pl.DataFrame) -> str:
-    """Entropies of all tokens of the roots, each root's own τ averaged as a line."""
+def entropy_histogram(entropies: Histogram, mean_threshold: float | None) -> str:
+    """Entropies of all tokens of the roots (nats), each root's own τ averaged as a line."""
     figure = _figure()
     axes = figure.subplots()
-    entropies = roots["entropies"].explode().drop_nulls()
-    axes.hist(entropies.to_numpy(), bins=60, color="#4477aa")
-    if len(roots):
-        axes.axvline(float(roots["threshold"].to_numpy().mean()), color="#cc3311", linestyle="--")
+    axes.stairs(entropies.counts, entropies.edges, fill=True, color="#4477aa")
+    if mean_threshold is not None:
+        axes.axvline(mean_threshold, color="#cc3311", linestyle="--")
         axes.text(0.98, 0.92, "- - mean τ", color="#cc3311", ha="right", transform=axes.transAxes)
     axes.set_yscale("log")
     axes.set_xlabel("entropy (nats)")
@@ -40,17 +40,17 @@ def entropy_histogram(roots: pl.DataFrame) -> str:
     return as_markdown(figure, "histogram of entropies with the mean threshold")
 
 
-def gain_histogram(pairs: pl.DataFrame, epsilon: float) -> str:
-    """Plain and calibrated gains of all scored pairs, ε as a line."""
+def gain_histogram(gains: Mapping[str, Histogram], epsilon: float) -> str:
+    """Plain and calibrated gains (`gain`, `calibrated_gain`) of all scored pairs, ε as a line."""
     figure = _figure()
     axes = figure.subplots()
     for column, label, colour in (
         ("gain", "ΔI", "#bbbbbb"),
         ("calibrated_gain", "ΔI*", "#4477aa"),
     ):
-        gains = pairs[column].drop_nulls()
-        if len(gains):
-            axes.hist(gains.clip(-1, 1).to_numpy(), bins=80, color=colour, alpha=0.8, label=label)
+        there = gains[column]
+        if there.counts.any():
+            axes.stairs(there.counts, there.edges, fill=True, color=colour, alpha=0.8, label=label)
     axes.axvline(epsilon, color="#cc3311", linestyle="--", label=f"ε = {epsilon:g}")
     axes.set_yscale("log")
     axes.set_xlabel("gain (below -1 shown at -1)")

@@ -1,4 +1,6 @@
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -30,6 +32,7 @@ def entropy_scores(
     from entropylong_assets.automation.pictures import entropy_histogram
     from entropylong_assets.entropy.anchors import score_roots
     from entropylong_assets.entropy.engine import load_scorer
+    from entropylong_assets.entropy.histogram import Histogram
     from entropylong_assets.entropy.model import load_scoring_model
 
     shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
@@ -43,8 +46,6 @@ def entropy_scores(
             model=model.identity,
         )
         tokenizer, longest = model.tokenizer, model.max_positions - len(model.tokenizer.bos_ids)
-        documents = store.read("corpus_documents", shard, "documents", ["doc_id", "is_root"])
-        n_roots = int(documents["is_root"].sum())
         progress = Progress(context, "tokens", None)
         too_long: list[dict[str, object]] = []
 
@@ -68,28 +69,44 @@ def entropy_scores(
         with store.write(
             "entropy_scores", shard, fingerprint=fingerprint(basis), determinants=basis
         ) as writer:
-            scorer, rows = load_scorer(model, settings.scoring.pack_tokens), []
+            scorer = load_scorer(model, settings.scoring.pack_tokens)
+            rows: list[dict[str, Any]] = []
             before = scorer.usage.snapshot()
+            anchors = n_too_long = 0
+            thresholds = 0.0
+            histogram = Histogram(0, math.log(model.vocab_size), 60)
+
+            def flush() -> None:
+                nonlocal anchors, thresholds, n_too_long
+                writer.append("roots", rows)
+                writer.append("dropped", too_long)
+                anchors += sum(len(row["anchors"]) for row in rows)
+                thresholds += math.fsum(row["threshold"] for row in rows)
+                for row in rows:
+                    histogram.add(pl.Series(row["entropies"], dtype=pl.Float32))
+                n_too_long += len(too_long)
+                rows.clear()
+                too_long.clear()
+
             for row in score_roots(
                 roots(), scorer, tokenizer.bos_ids, settings.entropy, BATCH, progress
             ):
                 rows.append(row)
                 if len(rows) == BATCH:
-                    writer.append("roots", rows)
-                    rows = []
-            writer.append("roots", rows)
-            writer.append("dropped", too_long)
+                    flush()
+            flush()
+            n_roots = writer.rows["roots"]
             writer.summary |= {
-                "roots_chosen": n_roots,
-                "roots": writer.rows["roots"],
-                "dropped": {"too_long_for_model": len(too_long)},
+                "roots_chosen": upstream.summary["roots"],
+                "roots": n_roots,
+                "dropped": {"too_long_for_model": n_too_long},
                 "forward_tokens": progress.done,
                 "model": model.identity,
                 "vocab_size": model.vocab_size,
             }
-        frame = store.read("entropy_scores", shard, "roots")
-        anchors = int(frame["anchors"].list.len().sum())
-    shown = frame.select("root_id", "mean", "std", "threshold", "anchors")
+        columns = ["root_id", "mean", "std", "threshold", "anchors"]
+        shown = store.head("entropy_scores", shard, "roots", columns)
+    mean_threshold = thresholds / n_roots if n_roots else None
     return materialised(
         store.require("entropy_scores", shard),
         "roots",
@@ -98,5 +115,5 @@ def entropy_scores(
         **{"tokens per second": round(progress.rate, 1)},
         scoring=dg.MetadataValue.json(scorer.figures(before)),
         preview=preview(shown.with_columns(pl.col("anchors").list.len())),
-        entropies=dg.MetadataValue.md(entropy_histogram(frame)),
+        entropies=dg.MetadataValue.md(entropy_histogram(histogram, mean_threshold)),
     )

@@ -31,8 +31,6 @@ def verified_dependencies(
     from entropylong_assets.entropy.model import load_scoring_model
     from entropylong_assets.entropy.screener import load_screener
     from entropylong_assets.storage.kept_batches import KeptBatches
-    from entropylong_assets.verification.dependencies import summarise
-    from entropylong_assets.verification.false_acceptance import chance
     from entropylong_assets.verification.shard import (
         batches_key,
         chunk_universe,
@@ -85,8 +83,7 @@ def verified_dependencies(
                 kept=kept,
                 screener=screener,
             )
-            pairs = done.pairs
-            figures = summarise(pairs) | chance(pairs, done.controls, settings.verification)
+            figures = done.figures.summary()
             writer.summary |= figures | {
                 "forward_tokens": done.forward_tokens,
                 "model": model.identity,
@@ -97,7 +94,7 @@ def verified_dependencies(
         kept.remove_all()
     if done.batches_taken_up:
         context.log.info(f"{done.batches_taken_up} finished batches of a killed run were taken up")
-    scored = figures["pairs_scored"]
+    scored, epsilon = figures["pairs_scored"], settings.verification.epsilon
     scoring = scorer.figures(before) | {
         "batches_taken_up": done.batches_taken_up,
         "pairs_saved_by_sharing": scored - figures["contexts_scored"],
@@ -112,6 +109,6 @@ def verified_dependencies(
         **{"acceptance rate": figures["accepted"] / scored if scored else 0.0},
         verdicts=dg.MetadataValue.json(figures["verdicts"]),
         scoring=dg.MetadataValue.json(scoring),
-        preview=preview(pairs.filter("accepted").sort("gain", descending=True)),
-        gains=dg.MetadataValue.md(gain_histogram(pairs, settings.verification.epsilon)),
+        preview=preview(done.figures.best),
+        gains=dg.MetadataValue.md(gain_histogram(done.figures.gains, epsilon)),
     )

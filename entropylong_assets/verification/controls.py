@@ -27,7 +27,9 @@ class ChunkUniverse:
     """All indexed chunks, shard by shard, to draw from without holding more than a shard's."""
 
     def __init__(
-        self, shard_sizes: Sequence[tuple[str, int]], chunk_ids: Callable[[str], Sequence[str]]
+        self,
+        shard_sizes: Sequence[tuple[str, int]],
+        chunk_ids: Callable[[str], Sequence[str] | pl.Series],
     ) -> None:
         """shard_sizes: (shard, its number of chunks). chunk_ids: those of a shard, in order."""
         self._sizes = shard_sizes

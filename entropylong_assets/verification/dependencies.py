@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -278,21 +276,3 @@ def _pair_rows(
         .join(alone, on="anchor", how="left", maintain_order="left")
         .with_columns(refusal.alias("refusal"))
     )
-
-
-def summarise(pairs: pl.DataFrame) -> dict[str, Any]:
-    """Counts by verdict, acceptance under both rules, and mean gains of accepted pairs."""
-    counts: Counter[str] = Counter(dict(pairs["verdict"].value_counts().iter_rows()))
-    accepted = pairs.filter("accepted")
-    scored = pairs.filter(pl.col("entropy_context").is_not_null())
-    return {
-        "pairs": len(pairs),
-        "pairs_scored": len(scored),
-        "contexts_scored": scored.select("root_id", "chunk_id").n_unique(),
-        "accepted": len(accepted),
-        "accepted_plain": int(pairs["accepted_plain"].sum()),
-        "accepted_calibrated": int(pairs["accepted_calibrated"].sum()),
-        "mean_gain": accepted["gain"].mean(),
-        "mean_calibrated_gain": accepted["calibrated_gain"].mean(),
-        "verdicts": dict(sorted(counts.items())),
-    }

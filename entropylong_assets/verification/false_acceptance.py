@@ -6,6 +6,7 @@ others. It is a random text, so what passes passes by chance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,12 @@ from scipy.stats import beta
 
 from entropylong_assets.settings import VerificationSettings
 from entropylong_assets.verification.gain import judge
+
+RULES = ("plain", "calibrated")
+
+_NO_ROOTS = pl.DataFrame(
+    schema={"root_id": pl.String, "total": pl.Int64, **dict.fromkeys(RULES, pl.Int64)}
+)
 
 
 @dataclass(frozen=True)
@@ -93,28 +100,41 @@ def held_out_controls(anchors: pl.DataFrame, controls: pl.DataFrame) -> pl.DataF
     )
 
 
+def passed_by_root(
+    pairs: pl.DataFrame, controls: pl.DataFrame, settings: VerificationSettings
+) -> pl.DataFrame:
+    """Of each root: (anchor, control) pairs in all, and those that pass by chance under each rule.
+
+    Columns: root_id, total, plain, calibrated. `pairs` repeat the scores of an anchor alone.
+    """
+    anchors = pairs.select("root_id", "anchor", "entropy", "surprisal").unique()
+    judged = judge(held_out_controls(anchors, controls), settings)
+    return judged.group_by("root_id").agg(
+        pl.len().cast(pl.Int64).alias("total"),
+        *(pl.col(f"accepted_{rule}").sum().cast(pl.Int64).alias(rule) for rule in RULES),
+    )
+
+
+def rates_of(by_root: pl.DataFrame) -> dict[str, Rate]:
+    """Share of (anchor, control) pairs that pass by chance, under `plain` and `calibrated`."""
+    by_root = by_root.sort("root_id")
+    total = by_root["total"].to_numpy()
+    return {rule: clustered_rate(by_root[rule].to_numpy(), total) for rule in RULES}
+
+
 def false_acceptance(
     anchors: pl.DataFrame, controls: pl.DataFrame, settings: VerificationSettings
 ) -> dict[str, Rate]:
-    """Share of (anchor, control) pairs that pass by chance, under `plain` and `calibrated`."""
-    judged = judge(held_out_controls(anchors, controls), settings)
-    rates = {}
-    for rule in ("plain", "calibrated"):
-        by_root = judged.group_by("root_id").agg(
-            pl.col(f"accepted_{rule}").sum().cast(pl.Int64).alias("passed"),
-            pl.len().cast(pl.Int64).alias("total"),
-        )
-        by_root = by_root.sort("root_id")
-        rates[rule] = clustered_rate(by_root["passed"].to_numpy(), by_root["total"].to_numpy())
-    return rates
+    """The same of all roots at once."""
+    return rates_of(passed_by_root(anchors, controls, settings))
 
 
-def chance(
-    pairs: pl.DataFrame, controls: pl.DataFrame, settings: VerificationSettings
-) -> dict[str, Any]:
-    """Figures of the false acceptance of a shard: under the rule in force, and under both."""
-    anchors = pairs.select("root_id", "anchor", "entropy", "surprisal").unique()
-    rates = false_acceptance(anchors, controls, settings)
+def chance_of(by_root: Sequence[pl.DataFrame], settings: VerificationSettings) -> dict[str, Any]:
+    """Figures of the false acceptance of a shard: under the rule in force, and under both.
+
+    by_root: what `passed_by_root` gave for its roots, a few at a time.
+    """
+    rates = rates_of(pl.concat([_NO_ROOTS, *by_root]))
     rate = rates[settings.rule]
     return {
         "control_trials": rate.total,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +14,8 @@ from entropylong_assets.retrieval.leak_guard import RootGuard
 from entropylong_assets.settings import Settings, fingerprint
 from entropylong_assets.storage.kept_batches import Batch, KeptBatches
 from entropylong_assets.storage.schemas import TABLES
-from entropylong_assets.storage.tables import PartitionWriter, TableStore
+from entropylong_assets.storage.spool import TokenSpool
+from entropylong_assets.storage.tables import PartitionWriter, TableError, TableStore
 from entropylong_assets.verification.controls import ChunkUniverse, Control, draw_controls
 from entropylong_assets.verification.dependencies import (
     RootCandidates,
@@ -23,35 +23,49 @@ from entropylong_assets.verification.dependencies import (
     plan_root,
     verify_roots,
 )
+from entropylong_assets.verification.figures import Figures
 from entropylong_assets.verification.screen import Screen, ScreenFigures
 
 if TYPE_CHECKING:
     from entropylong_assets.embeddings.table import ChunkTable
 
 PAIRS = pl.Schema(TABLES["verified_dependencies"]["pairs"])
-CONTROLS = pl.Schema(TABLES["verified_dependencies"]["controls"])
 CONTROL_CONTEXTS = pl.Schema(TABLES["verified_dependencies"]["control_contexts"])
 
 ROOTS_A_BATCH = 8
 """What a killed run may lose."""
 
+MOST_IDS = 4_000_000
+"""Names of chunks kept to draw controls from (some 220 MB)."""
+
 FetchChunks = Callable[[Sequence[str]], pl.DataFrame]
 """Chunk ids to chunk_id, doc_id and text of those that are indexed."""
 
 
-def chunk_universe(table: ChunkTable, excluded_shards: Collection[str]) -> ChunkUniverse:
+def chunk_universe(
+    table: ChunkTable, excluded_shards: Collection[str], most_ids: int = MOST_IDS
+) -> ChunkUniverse:
     """All chunks of the table at the version that it is checked out at.
 
     In the order of their names, which no run changes: the rows' own order is that in which shards
-    were written. `excluded_shards` are in the table but not in its index.
+    were written. `excluded_shards` are in the table but not in its index. Names of the shards
+    last drawn from are kept, `most_ids` of them unless one shard has more.
     """
     sizes = sorted(
         (shard, n) for shard, n in table.rows_by_shard().items() if shard not in excluded_shards
     )
 
-    @lru_cache(maxsize=64)
-    def ids(shard: str) -> list[str]:
-        return pl.concat(table.scan(["chunk_id"], shard))["chunk_id"].sort().to_list()
+    kept: dict[str, pl.Series] = {}
+
+    def ids(shard: str) -> pl.Series:
+        if shard in kept:
+            kept[shard] = kept.pop(shard)  # the latest used stand last
+        else:
+            parts = [batch["chunk_id"] for batch in table.scan(["chunk_id"], shard)]
+            kept[shard] = pl.concat(parts).sort()
+        while len(kept) > 1 and sum(map(len, kept.values())) > most_ids:
+            kept.pop(next(iter(kept)))
+        return kept[shard]
 
     return ChunkUniverse(sizes, ids)
 
@@ -64,8 +78,7 @@ def batches_key(determinants: Mapping[str, Any], settings: Settings, device: str
 class VerifiedShard(NamedTuple):
     """What was written of one shard, and what it took."""
 
-    pairs: pl.DataFrame
-    controls: pl.DataFrame
+    figures: Figures
     forward_tokens: int
     batches_taken_up: int
     """Batches that an earlier, killed run had finished."""
@@ -94,18 +107,6 @@ def verify_shard(
     `on_root` gets finished roots, `on_progress` the tokens of each forward pass. Batches in `kept`
     are not scored again, and new ones are put there. `screener`: the cheaper scorer of a screen.
     """
-    chunks = store.read("candidate_contexts", shard, "chunks")
-    encoded = tokenizer.encode(chunks["text"].to_list())
-    context_ids = {
-        chunk_id: (*ids, *tokenizer.separator_ids)
-        for chunk_id, ids in zip(chunks["chunk_id"], encoded, strict=True)
-    }
-    writer.append(
-        "contexts",
-        chunks.drop("text").with_columns(
-            pl.Series("token_ids", list(context_ids.values()), dtype=pl.List(pl.UInt32))
-        ),
-    )
 
     def draw(root: RootCandidates, length: int) -> list[Control]:
         guard = RootGuard(tokenizer.decode(root.token_ids), settings.retrieval.leak_ngram_words)
@@ -122,8 +123,9 @@ def verify_shard(
             tokenizer.separator_ids,
         )
 
-    def verified(roots: Sequence[RootCandidates]) -> Batch:
+    def verified(roots: Sequence[RootCandidates], spool: TokenSpool) -> Batch:
         budget, tokens = settings.scoring, 0
+        context_ids = spool.take([c for root in roots for c in root.candidates["chunk_id"]])
 
         def count(done: int) -> None:
             nonlocal tokens
@@ -160,30 +162,40 @@ def verify_shard(
 
     forward_tokens = taken_up = 0
     screened = ScreenFigures()
-    all_pairs, all_controls = [PAIRS.to_frame()], [CONTROLS.to_frame()]
-    for number, roots in enumerate(_batched(_roots(store, shard), roots_a_batch)):
-        batch = kept.load(number) if kept else None
-        if batch is not None:
-            taken_up += 1
-        else:
-            batch = verified(roots)
-            if kept:
-                kept.keep(number, batch)
-        for table, rows in batch.tables.items():
-            writer.append(table, rows)
-        all_pairs.append(batch.tables["pairs"])
-        all_controls.append(batch.tables["controls"])
-        forward_tokens += batch.figures["forward_tokens"]
-        screened.add(ScreenFigures(**batch.figures["screen"]))
-        on_root(len(roots))
-    # In one piece each: sums of floats go by pieces, and those of batches taken up are others.
-    return VerifiedShard(
-        pl.concat(all_pairs, rechunk=True),
-        pl.concat(all_controls, rechunk=True),
-        forward_tokens,
-        taken_up,
-        screened,
-    )
+    figures = Figures(settings.verification)
+    with TokenSpool() as spool:
+        _encode_contexts(store, shard, tokenizer, writer, spool)
+        for number, roots in enumerate(_batched(_roots(store, shard), roots_a_batch)):
+            batch = kept.load(number) if kept else None
+            if batch is not None:
+                taken_up += 1
+            else:
+                batch = verified(roots, spool)
+                if kept:
+                    kept.keep(number, batch)
+            for table, rows in batch.tables.items():
+                writer.append(table, rows)
+            figures.add(batch.tables["pairs"], batch.tables["controls"])
+            forward_tokens += batch.figures["forward_tokens"]
+            screened.add(ScreenFigures(**batch.figures["screen"]))
+            on_root(len(roots))
+    return VerifiedShard(figures, forward_tokens, taken_up, screened)
+
+
+def _encode_contexts(
+    store: TableStore,
+    shard: str,
+    tokenizer: Tokenizer,
+    writer: PartitionWriter,
+    spool: TokenSpool,
+) -> None:
+    """Token ids of all nominated chunks, the separator's included, to `contexts` and the spool."""
+    for chunks in store.batches("candidate_contexts", shard, "chunks"):
+        encoded = tokenizer.encode(chunks["text"].to_list())
+        token_ids = [[*ids, *tokenizer.separator_ids] for ids in encoded]
+        column = pl.Series("token_ids", token_ids, dtype=pl.List(pl.UInt32))
+        writer.append("contexts", chunks.drop("text").with_columns(column))
+        spool.add(chunks["chunk_id"].to_list(), token_ids)
 
 
 def _batched(roots: Iterator[RootCandidates], size: int) -> Iterator[list[RootCandidates]]:
@@ -192,19 +204,35 @@ def _batched(roots: Iterator[RootCandidates], size: int) -> Iterator[list[RootCa
 
 
 def _roots(store: TableStore, shard: str) -> Iterator[RootCandidates]:
-    """Roots that have candidates, in the order of `entropy_scores`."""
-    candidates = {
-        root_id: rows
-        for (root_id,), rows in store.read("candidate_contexts", shard, "candidates")
-        .sort("root_id", "anchor", "rank")
-        .partition_by("root_id", as_dict=True)
-        .items()
-    }
+    """Roots that have candidates, in the order of `entropy_scores`, which is that of the
+    candidates too. Raises TableError where it is not."""
+    nominated = _by_root(store.batches("candidate_contexts", shard, "candidates", rows=8192))
     columns = ["root_id", "token_ids", "entropies", "surprisals"]
-    for batch in store.batches("entropy_scores", shard, "roots", columns):
+    coming = next(nominated, None)
+    for batch in store.batches("entropy_scores", shard, "roots", columns, rows=32):
         for root_id, token_ids, entropies, surprisals in batch.iter_rows():
-            if root_id in candidates:
-                yield RootCandidates(root_id, token_ids, entropies, surprisals, candidates[root_id])
+            if coming is not None and root_id == coming[0]:
+                candidates = coming[1].sort("anchor", "rank")
+                yield RootCandidates(root_id, token_ids, entropies, surprisals, candidates)
+                coming = next(nominated, None)
+    if coming is not None:
+        raise TableError(
+            f"candidate_contexts, {shard}: root {coming[0]} is not where entropy_scores has it; "
+            f"materialise candidate_contexts for {shard} again"
+        )
+
+
+def _by_root(batches: Iterable[pl.DataFrame]) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Each root's rows, which stand together but may go over the end of a batch."""
+    pending: list[pl.DataFrame] = []
+    for batch in batches:
+        for part in batch.partition_by("root_id", maintain_order=True):
+            if pending and pending[0]["root_id"][0] != part["root_id"][0]:
+                yield pending[0]["root_id"][0], pl.concat(pending)
+                pending = []
+            pending.append(part)
+    if pending:
+        yield pending[0]["root_id"][0], pl.concat(pending)
 
 
 def _control_contexts(plans: Sequence[RootPlan]) -> list[dict[str, Any]]:

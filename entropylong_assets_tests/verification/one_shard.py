@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import polars as pl
 
 from entropylong_assets.embeddings.embedder import load_embedder
 from entropylong_assets.embeddings.table import ChunkTable
@@ -25,6 +27,13 @@ from entropylong_assets.verification.shard import VerifiedShard, chunk_universe,
 ASSET = "verified_dependencies"
 
 
+class Outcome(NamedTuple):
+    """What was written, and what `verify_shard` says of it."""
+
+    pairs: pl.DataFrame
+    done: VerifiedShard
+
+
 def verify(
     settings: Settings,
     shard: str,
@@ -33,7 +42,7 @@ def verify(
     key: str | None = None,
     on_root: Callable[[int], None] = lambda _: None,
     screener: Any = None,
-) -> VerifiedShard:
+) -> Outcome:
     """Two roots a batch; kept under `key` where there is one."""
     store = TableStore(settings.data_uri)
     candidates = store.require("candidate_contexts", shard)
@@ -60,7 +69,7 @@ def verify(
         )
     if kept:
         kept.remove_all()
-    return done
+    return Outcome(into.read(ASSET, shard, "pairs"), done)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from entropylong_assets.settings import Settings
 from entropylong_assets.storage import duck
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets.verification import checks
-from entropylong_assets.verification.dependencies import summarise
 from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.verification.one_shard import ASSET, verify
 
@@ -114,7 +113,7 @@ def test_a_root_stops_when_its_tokens_are_spent(
         first = order[str(root_id)][: len(last)]
         assert set(first) == set(last), "the most promising ones"
         total += spent
-    assert total == done.forward_tokens
+    assert total == done.done.forward_tokens
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ def test_a_budget_passes_every_check(world: World, tmp_path: Path, budget: dict[
     """Checks and counts reconcile: each candidate one pair, each verdict recomputed."""
     shard, into = world.shards[0], TableStore(str(tmp_path))
     done = verify(with_budget(world.settings, **budget), shard, into)
-    counts = summarise(done.pairs)
+    counts = done.done.figures.summary()
     assert sum(counts["verdicts"].values()) == len(done.pairs)
     assert counts["verdicts"]["not_tried"] > 10
     views = {

@@ -9,10 +9,11 @@ from scipy.stats import binomtest
 
 from entropylong_assets.settings import make_settings
 from entropylong_assets.verification.false_acceptance import (
-    chance,
+    chance_of,
     clustered_rate,
     false_acceptance,
     held_out_controls,
+    passed_by_root,
 )
 
 
@@ -111,8 +112,15 @@ def test_rates_of_a_table_worked_out_by_hand() -> None:
 def test_the_order_of_rows_changes_nothing_and_pairs_repeat_their_anchor() -> None:
     settings = make_settings().verification
     pairs = pl.concat([ANCHORS, ANCHORS[::-1]])
-    one = chance(pairs, CONTROLS, settings)
-    assert one == chance(pairs[::-1], CONTROLS.sample(fraction=1, shuffle=True, seed=2), settings)
+    shuffled = CONTROLS.sample(fraction=1, shuffle=True, seed=2)
+    one = chance_of([passed_by_root(pairs, CONTROLS, settings)], settings)
+    assert one == chance_of(
+        [
+            passed_by_root(pairs[::-1].filter(mine), shuffled.filter(mine), settings)
+            for mine in (pl.col("root_id") == "s", pl.col("root_id") != "s")
+        ],
+        settings,
+    )
     assert one["control_trials"] == 9
     assert one["false_acceptance"] == one["false_acceptance_calibrated"] == pytest.approx(1 / 9)
     assert one["false_acceptance_plain"] == pytest.approx(4 / 9)
@@ -121,6 +129,7 @@ def test_the_order_of_rows_changes_nothing_and_pairs_repeat_their_anchor() -> No
 
 def test_no_controls_are_no_estimate_and_not_a_rate_of_zero() -> None:
     plain = {"verification": {"rule": "plain", "controls": 0}}
-    none = chance(ANCHORS, CONTROLS.clear(), make_settings(overrides=plain).verification)
+    rule = make_settings(overrides=plain).verification
+    none = chance_of([passed_by_root(ANCHORS, CONTROLS.clear(), rule)], rule)
     assert none["control_trials"] == 0
     assert none["false_acceptance"] is None

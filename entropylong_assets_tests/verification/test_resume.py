@@ -45,7 +45,7 @@ def test_a_killed_run_is_taken_up_and_ends_in_the_same_tables(world: World, tmp_
 
     scored: list[int] = []
     done = verify(world.settings, shard, killed, key="k", on_root=scored.append)
-    assert done.batches_taken_up == 2
+    assert done.done.batches_taken_up == 2
     assert scored == batches
     assert killed.require(ASSET, shard).data_version == straight.require(ASSET, shard).data_version
     assert folders(killed, shard) == [], "what is published needs no batches"

@@ -100,7 +100,7 @@ def test_noise_turns_few_verdicts_and_is_measured(
     """Guards against doubtful pairs left as they are, and controls that the screen touches."""
     cheap = Noisy(PackedScorer(load_scoring_model(settings.scoring)), 0.1)
     done = verify(settings, world.shards[0], TableStore(str(tmp_path)), screener=cheap)
-    pairs, figures = done.pairs, done.screen
+    pairs, figures = done.pairs, done.done.screen
     assert pairs["entropy_control"].equals(exact["entropy_control"])
     off = (pairs["entropy_context"] - exact["entropy_context"]).abs()
     assert off.max() > 0.05, "the screen's own scores are kept where nothing hangs on them"  # type: ignore[operator]
@@ -134,9 +134,9 @@ def test_an_exact_screen_changes_nothing_and_asks_for_nothing(
     cheap = Noisy(PackedScorer(load_scoring_model(settings.scoring)), 0.0)
     done = verify(settings, world.shards[0], TableStore(str(tmp_path)), screener=cheap)
     assert done.pairs["verdict"].to_list() == exact["verdict"].to_list()
-    measured = done.screen.metadata()
+    measured = done.done.screen.metadata()
     assert measured["recall"] == measured["precision"] == 1
-    assert done.screen.contexts_rechecked <= 2  # where rounding alone is the margin
+    assert done.done.screen.contexts_rechecked <= 2  # where rounding alone is the margin
 
 
 def test_bfloat16_as_a_screen_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
