@@ -175,8 +175,6 @@ def run_stage(folder: Path, documents: int, roots: float, stage: str) -> None:
                 "seconds": time.perf_counter() - start,
                 "before_mib": before / 2**20,
                 "peak_mib": peak / 2**20,
-                "most_of_the_process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                / 2**10,
                 "checks_failed": checks,
             }
         ),
