@@ -57,16 +57,15 @@ def _link(shard: str) -> str:
     return f"[{shard}](/assets/corpus_documents?view=partitions&partition={shard})"
 
 
-def shard_links(shard: str, contexts: pl.DataFrame, most: int = 20) -> str:
-    """Markdown table that leads from the samples of a shard to the shards of their documents.
+def shard_links(shard: str, contexts: pl.DataFrame, samples: int) -> str:
+    """Markdown table that leads from samples of a shard to the shards of their documents.
 
-    `contexts` has a row for each passage, with sample_id and shard.
+    `contexts` has a row for each passage of the first samples, with sample_id and shard;
+    `samples`: how many there are in all.
     """
     lines = ["| sample | roots from | contexts from |", "| --- | --- | --- |"]
     for (sample,), rows in contexts.group_by("sample_id", maintain_order=True):
         links = ", ".join(_link(s) for s in sorted(set(rows["shard"].to_list())))
         lines.append(f"| {sample} | {_link(shard)} | {links} |")
-    hidden = len(lines) - 2 - most
-    return "\n".join(lines[: most + 2]) + (
-        f"\n\n… and {hidden:,} more samples" if hidden > 0 else ""
-    )
+    hidden = samples - (len(lines) - 2)
+    return "\n".join(lines) + (f"\n\n… and {hidden:,} more samples" if hidden > 0 else "")

@@ -1,4 +1,5 @@
 import time
+from contextlib import ExitStack
 
 import dagster as dg
 import polars as pl
@@ -10,6 +11,7 @@ from entropylong_assets.automation.presentation import shard_links
 from entropylong_assets.automation.resources import Pipeline
 from entropylong_assets.automation.results import materialised, preview
 from entropylong_assets.settings import fingerprint
+from entropylong_assets.storage.tables import TableStore
 
 
 @dg.asset(
@@ -30,6 +32,7 @@ def long_context_samples(
     from entropylong_assets.samples.pool import open_pool
     from entropylong_assets.samples.recipes import needs_pool
     from entropylong_assets.samples.shard import pack_shard
+    from entropylong_assets.samples.shard_tables import open_tables, stored
 
     shard, settings, store = context.partition_key, pipeline.settings, pipeline.store
     start = time.monotonic()
@@ -42,13 +45,15 @@ def long_context_samples(
             settings,
             {"verified_dependencies": verified.data_version, "entropy_scores": scores.data_version},
         )
-        with store.write(
-            "long_context_samples", shard, fingerprint=fingerprint(basis), determinants=basis
-        ) as writer:
+        with (
+            ExitStack() as opened,
+            store.write(
+                "long_context_samples", shard, fingerprint=fingerprint(basis), determinants=basis
+            ) as writer,
+        ):
+            tables = opened.enter_context(open_tables(store, stored(shard)))
             writer.summary |= pack_shard(
-                store.read("entropy_scores", shard, "roots", ["root_id", "token_ids"]),
-                store.read("verified_dependencies", shard, "pairs"),
-                store.read("verified_dependencies", shard, "contexts"),
+                tables,
                 settings=settings,
                 shard=shard,
                 separator_ids=tokenizer.separator_ids,
@@ -58,17 +63,38 @@ def long_context_samples(
                 writer=writer,
             )
         manifest = store.require("long_context_samples", shard)
-        dependencies = store.read("long_context_samples", shard, "dependencies")
-        origin = store.read("candidate_contexts", shard, "chunks", ["chunk_id", "shard"])
-        passages = store.read("long_context_samples", shard, "passages", ["chunk_id", "shard"])
-        origin = pl.concat([origin, passages]).unique("chunk_id", maintain_order=True)
-        segments = store.read("long_context_samples", shard, "segments", ["sample_id", "chunk_id"])
+        shown, links = _shown(store, shard)
     return materialised(
         manifest,
         "samples",
         time.monotonic() - start,
-        samples_and_shards=dg.MetadataValue.md(
-            shard_links(shard, segments.join(origin, "chunk_id"))
-        ),
-        preview=preview(dependencies.sort("gain", descending=True)),
+        samples_and_shards=dg.MetadataValue.md(links),
+        preview=preview(shown),
     )
+
+
+def _shown(store: TableStore, shard: str, samples: int = 20) -> tuple[pl.DataFrame, str]:
+    """The strongest dependencies, and where the passages of the first samples come from."""
+    asset = "long_context_samples"
+    best = pl.DataFrame()
+    for batch in store.batches(asset, shard, "dependencies"):
+        best = pl.concat([best, batch]) if len(best) else batch
+        best = best.sort("gain", descending=True, maintain_order=True).head(5)
+    columns = ["sample_id", "chunk_id"]
+    ids = store.read(asset, shard, "samples", ["sample_id"])["sample_id"]
+    first = pl.col("sample_id").is_in(ids[:samples].to_list())
+    parts = [
+        batch.filter(first).drop_nulls()
+        for batch in store.batches(asset, shard, "segments", columns)
+    ]
+    segments = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+    origin = [
+        batch.join(segments.select("chunk_id").unique(), "chunk_id", how="semi")
+        for table_of, table in (("candidate_contexts", "chunks"), (asset, "passages"))
+        if table in store.require(table_of, shard).tables
+        for batch in store.batches(table_of, shard, table, ["chunk_id", "shard"])
+    ]
+    if not origin:
+        return best, ""
+    origins = pl.concat(origin).unique("chunk_id", maintain_order=True)
+    return best, shard_links(shard, segments.join(origins, "chunk_id"), len(ids))

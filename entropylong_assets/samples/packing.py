@@ -19,7 +19,7 @@ The last sample of a shard is not full under `verified_only`: few large shards w
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,7 +74,7 @@ def _n_tokens(contexts: Sequence[Context]) -> int:
     return sum(len(context.token_ids) for context in contexts)
 
 
-def _size(group: Group, framing: Framing) -> int:
+def size_of(group: Group, framing: Framing) -> int:
     """Tokens of a group without its hard negatives."""
     return len(group.token_ids) + len(framing.separator_ids) + _n_tokens(group.chosen)
 
@@ -177,7 +177,7 @@ def lay_out(
     groups: Sequence[Group], framing: Framing, settings: SampleSettings, seed: int
 ) -> list[Segment]:
     """The segments of one sample, exactly `settings.tokens` tokens long."""
-    room = settings.tokens - framing.bos_tokens - sum(_size(group, framing) for group in groups)
+    room = settings.tokens - framing.bos_tokens - sum(size_of(group, framing) for group in groups)
     assert room >= 0, "groups don't fit their sample"
     fill = settings.fill == "hard_negatives"
     negatives = choose_negatives(groups, room) if fill else []
@@ -216,25 +216,34 @@ def lay_out(
     return segments
 
 
-def pack(
-    groups: Sequence[Group], framing: Framing, settings: SampleSettings, seed: int
-) -> tuple[list[list[Group]], list[Dropped]]:
-    """The groups of each sample, and what no sample holds.
+def arrange(
+    sizes: Mapping[str, int], framing: Framing, settings: SampleSettings, seed: int
+) -> list[list[str]]:
+    """The roots of each sample, from the tokens that each takes with its contexts.
 
     Roots in a sample and samples in the shard stand in an order by hash, not by size.
     """
-    fitted: list[Group] = []
+
+    def key(root_id: str) -> tuple[bytes, str]:
+        return hash_key(seed, root_id), root_id
+
+    ids = sorted(sizes)
+    bins = assign([sizes[i] for i in ids], settings.tokens - framing.bos_tokens)
+    samples = [sorted((ids[item] for item in members), key=key) for members in bins]
+    return sorted(samples, key=lambda members: key(members[0]))
+
+
+def pack(
+    groups: Sequence[Group], framing: Framing, settings: SampleSettings, seed: int
+) -> tuple[list[list[Group]], list[Dropped]]:
+    """The groups of each sample, and what no sample holds; for groups that are all in memory."""
+    fitted: dict[str, Group] = {}
     dropped: list[Dropped] = []
     for group in sorted(groups, key=lambda g: g.root_id):
         kept, given_up = fit_group(group, framing, settings.tokens)
         dropped.extend(given_up)
         if kept is not None:
-            fitted.append(kept)
-
-    def key(group: Group) -> tuple[bytes, str]:
-        return hash_key(seed, group.root_id), group.root_id
-
-    sizes = [_size(group, framing) for group in fitted]
-    bins = assign(sizes, settings.tokens - framing.bos_tokens)
-    samples = [sorted((fitted[item] for item in members), key=key) for members in bins]
-    return sorted(samples, key=lambda members: key(members[0])), dropped
+            fitted[kept.root_id] = kept
+    sizes = {root_id: size_of(group, framing) for root_id, group in fitted.items()}
+    samples = arrange(sizes, framing, settings, seed)
+    return [[fitted[root_id] for root_id in members] for members in samples], dropped

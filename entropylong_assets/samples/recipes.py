@@ -263,28 +263,37 @@ def unverified(
     )
 
 
+def require_controls(settings: Settings, pairs: int, behind_controls: int) -> None:
+    """Raises SampleError where the recipe asks for controls and no pair was scored behind any."""
+    if settings.samples.recipe == "calibrated" and pairs and not behind_controls:
+        raise SampleError(
+            "samples.recipe is 'calibrated', but nothing was scored behind controls; set "
+            "verification.controls to at least 2 and materialise verified_dependencies again"
+        )
+
+
 def choose_groups(
     roots: pl.DataFrame,
     pairs: pl.DataFrame,
     contexts: pl.DataFrame,
     settings: Settings,
     pool: Pool | None = None,
+    *,
+    whole: bool = True,
 ) -> tuple[list[Group], list[Dropped]]:
     """Each root with the contexts that the recipe chooses, and what it passes over.
 
-    roots: root_id, token_ids. pairs, contexts: the tables of `verified_dependencies`. Raises
-    SampleError where the tables don't fit each other, or lack what the recipe needs.
+    roots: root_id, token_ids. pairs, contexts: the tables of `verified_dependencies`, `whole` or
+    those of a few roots. Raises SampleError where the tables don't fit each other, or (if they are
+    whole) lack what the recipe needs.
     """
     name, rule = settings.samples.recipe, settings.verification.rule
     in_force = "calibrated_gain" if rule == "calibrated" else "gain"
     reference = build_groups(roots, pairs, contexts, gain=in_force)
     if name is None:
         return reference, []
-    if name == "calibrated" and len(pairs) and pairs["calibrated_gain"].null_count() == len(pairs):
-        raise SampleError(
-            "samples.recipe is 'calibrated', but nothing was scored behind controls; set "
-            "verification.controls to at least 2 and materialise verified_dependencies again"
-        )
+    if whole:
+        require_controls(settings, len(pairs), pairs["calibrated_gain"].count())
     own = reference
     if name in ("entropylong", "calibrated"):
         verdict = pairs.with_columns(accepted=pl.col(_VERDICTS[name]))

@@ -11,13 +11,30 @@ import numpy as np
 import polars as pl
 
 from entropylong_assets.samples.groups import Group
-from entropylong_assets.samples.packing import Dropped, Framing, Segment, lay_out, pack
-from entropylong_assets.samples.recipes import Pool, choose_groups, verdict_column
+from entropylong_assets.samples.packing import (
+    Dropped,
+    Framing,
+    Segment,
+    arrange,
+    fit_group,
+    lay_out,
+    size_of,
+)
+from entropylong_assets.samples.recipes import (
+    Pool,
+    choose_groups,
+    require_controls,
+    verdict_column,
+)
+from entropylong_assets.samples.shard_tables import ShardTables
 from entropylong_assets.settings import Settings
 from entropylong_assets.storage.tables import PartitionWriter
 
 SAMPLES_A_WRITE = 16
 """Samples held in memory at once (8 MiB of tokens at 131,072)."""
+
+ROOTS_A_READ = 128
+"""Roots whose contexts are held in memory at once."""
 
 ROLES = ("bos", "root", "verified", "hard_negative", "unverified", "padding")
 
@@ -108,56 +125,66 @@ def _add_sample(
     return tokens
 
 
-def _foreign(
-    samples: Sequence[Sequence[Group]], contexts: pl.DataFrame, pool: Pool | None
-) -> list[dict[str, Any]]:
-    """Rows of `passages`: what was packed and is not among the contexts that were scored."""
-    known = set(contexts["chunk_id"].to_list())
-    packed = {c.chunk_id for members in samples for group in members for c in group.chosen}
-    return pool.rows(sorted(packed - known)) if pool else []
+@dataclass
+class _Packed:
+    """Counts over the samples laid out so far."""
+
+    samples: int = 0
+    roots: int = 0
+    dependencies: int = 0
+    negatives_available: int = 0
+    negatives: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+
+    def add(self, members: Sequence[Group], segments: Sequence[Segment]) -> None:
+        self.samples += 1
+        self.roots += len(members)
+        self.dependencies += sum(len(c.dependencies) for g in members for c in g.chosen)
+        self.negatives_available += sum(len(group.negatives) for group in members)
+        self.negatives += sum(segment.role == "hard_negative" for segment in segments)
 
 
 def _summary(
-    roots: pl.DataFrame,
-    samples: Sequence[Sequence[Group]],
-    dropped: Sequence[Dropped],
-    tokens: Counter[str],
-    negatives: int,
-    wanted: int,
+    roots: int, packed: _Packed, dropped: Sequence[Dropped], wanted: int
 ) -> dict[str, Any]:
     """Counts that reconcile: what came in is packed, or dropped under a reason."""
-
-    def dependencies(members: Sequence[Group]) -> int:
-        return sum(len(c.dependencies) for group in members for c in group.chosen)
-
     roots_dropped: Counter[str] = Counter()
     contexts_dropped: Counter[str] = Counter()
     dependencies_dropped: Counter[str] = Counter()
     for drop in dropped:
         (roots_dropped if drop.chunk_id is None else contexts_dropped)[drop.reason] += 1
         dependencies_dropped[drop.reason] += drop.n_dependencies
-    available = sum(len(group.negatives) for members in samples for group in members)
-    total = tokens.total()
+    total = packed.tokens.total()
     return {
-        "samples": len(samples),
-        "roots": len(roots),
-        "roots_packed": sum(len(members) for members in samples),
+        "samples": packed.samples,
+        "roots": roots,
+        "roots_packed": packed.roots,
         "roots_dropped": dict(sorted(roots_dropped.items())),
         "contexts_dropped": dict(sorted(contexts_dropped.items())),
         "dependencies": wanted,
-        "dependencies_packed": sum(dependencies(members) for members in samples),
+        "dependencies_packed": packed.dependencies,
         "dependencies_dropped": dict(sorted((k, n) for k, n in dependencies_dropped.items() if n)),
-        "negatives_available": available,
-        "negatives_packed": negatives,
-        "tokens": {role: tokens[role] for role in ROLES},
-        "utilisation": round(1 - tokens["padding"] / total, 6) if total else None,
+        "negatives_available": packed.negatives_available,
+        "negatives_packed": packed.negatives,
+        "tokens": {role: packed.tokens[role] for role in ROLES},
+        "utilisation": round(1 - packed.tokens["padding"] / total, 6) if total else None,
     }
 
 
+def _read_together(samples: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+    """The same samples, as many at a time as have `ROOTS_A_READ` roots; one at least."""
+    together: list[Sequence[str]] = []
+    for members in samples:
+        if together and sum(map(len, together)) + len(members) > ROOTS_A_READ:
+            yield together
+            together = []
+        together.append(members)
+    if together:
+        yield together
+
+
 def pack_shard(
-    roots: pl.DataFrame,
-    pairs: pl.DataFrame,
-    contexts: pl.DataFrame,
+    tables: ShardTables,
     *,
     settings: Settings,
     shard: str,
@@ -169,33 +196,66 @@ def pack_shard(
 ) -> dict[str, Any]:
     """Writes the samples of one shard; returns its counts.
 
-    roots: root_id and token_ids of `entropy_scores.roots`; pairs and contexts: the tables of
-    `verified_dependencies`. separator_ids, bos_id (None: the model scores without one) are those
-    of the scoring; pad_id fills up a sample and is masked from the loss. pool: passages of the
-    corpus, for recipes that take such. Sample ids are `<shard>-<nnnnn>`. The result depends on
-    the rows' content, not on their order. Raises SampleError where a root does not fit a sample
-    or the tables don't fit each other.
+    separator_ids, bos_id (None: the model scores without one) are those of the scoring; pad_id
+    fills up a sample and is masked from the loss. pool: passages of the corpus, for recipes that
+    take such. Sample ids are `<shard>-<nnnnn>`. The result depends on the rows' content, not on
+    their order. Raises SampleError where a root does not fit a sample or the tables don't fit
+    each other.
+
+    The roots are read twice, `ROOTS_A_READ` at a time: for the size of each, by which samples
+    are planned over the whole shard, and sample by sample to be laid out.
     """
-    groups, passed_over = choose_groups(roots, pairs, contexts, settings, pool)
     framing = Framing(bos_id=bos_id, separator_ids=tuple(separator_ids), pad_id=pad_id)
-    samples, dropped = pack(groups, framing, settings.samples, settings.seed)
-    dropped = [*passed_over, *dropped]
+    chosen = settings.samples
+    if chosen.recipe == "calibrated":
+        behind_controls = tables.count("calibrated_gain IS NOT NULL")
+        require_controls(settings, tables.count("true"), behind_controls)
+
+    def fitted(root_ids: Sequence[str]) -> tuple[dict[str, Group], list[Dropped], list[Dropped]]:
+        """Groups that fit a sample; what the recipe passed over; what does not fit."""
+        groups, passed_over = choose_groups(*tables.of(root_ids), settings, pool, whole=False)
+        kept: dict[str, Group] = {}
+        given_up: list[Dropped] = []
+        for group in sorted(groups, key=lambda g: g.root_id):
+            whole, lost = fit_group(group, framing, chosen.tokens)
+            given_up += lost
+            if whole is not None:
+                kept[whole.root_id] = whole
+        return kept, passed_over, given_up
+
+    root_ids = tables.root_ids()
+    sizes: dict[str, int] = {}
+    passed_over: list[Dropped] = []
+    given_up: list[Dropped] = []
+    for start in range(0, len(root_ids), ROOTS_A_READ):
+        groups, passed, lost = fitted(root_ids[start : start + ROOTS_A_READ])
+        sizes |= {root_id: size_of(group, framing) for root_id, group in groups.items()}
+        passed_over += passed
+        given_up += lost
+
     source = shard.rpartition("-")[0]
-    tokens: Counter[str] = Counter()
-    negatives = 0
-    rows = _Rows()
-    for number, members in enumerate(samples):
-        segments = lay_out(members, framing, settings.samples, settings.seed)
-        tokens += _add_sample(rows, f"{shard}-{number:05d}", segments, source)
-        negatives += sum(segment.role == "hard_negative" for segment in segments)
-        if len(rows.samples) == SAMPLES_A_WRITE:
-            rows.write(writer)
-            rows = _Rows()
+    packed, rows = _Packed(), _Rows()
+    foreign: set[str] = set()
+    for together in _read_together(arrange(sizes, framing, chosen, settings.seed)):
+        groups, _, _ = fitted([root_id for members in together for root_id in members])
+        for ids in together:
+            members = [groups[root_id] for root_id in ids]
+            segments = lay_out(members, framing, chosen, settings.seed)
+            sample_id = f"{shard}-{packed.samples:05d}"
+            packed.tokens += _add_sample(rows, sample_id, segments, source)
+            packed.add(members, segments)
+            if pool:
+                foreign.update(c.chunk_id for group in members for c in group.chosen)
+            if len(rows.samples) == SAMPLES_A_WRITE:
+                rows.write(writer)
+                rows = _Rows()
     rows.write(writer)
+    dropped = [*passed_over, *given_up]
     writer.append("dropped", [asdict(drop) for drop in dropped])
-    foreign = _foreign(samples, contexts, pool)
-    if foreign:
-        writer.append("passages", foreign)
+    if pool:
+        foreign -= tables.among_contexts(sorted(foreign))
+        if foreign:
+            writer.append("passages", pool.rows(sorted(foreign)))
     column = verdict_column(settings)
-    wanted = int(pairs[column].sum()) if column else 0
-    return _summary(roots, samples, dropped, tokens, negatives, wanted)
+    wanted = tables.count(column) if column else 0
+    return _summary(len(root_ids), packed, dropped, wanted)

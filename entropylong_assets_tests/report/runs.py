@@ -12,6 +12,7 @@ import polars as pl
 
 from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.samples.shard import pack_shard
+from entropylong_assets.samples.shard_tables import open_tables
 from entropylong_assets.settings import Settings, make_settings
 from entropylong_assets.storage.schemas import TABLES
 from entropylong_assets.storage.tables import TableStore
@@ -165,16 +166,20 @@ def _write_shard(
     rows = judged.select(names).to_dicts()
     write("verified_dependencies", {"pairs": rows, "contexts": contexts, "controls": controls})
     root_rows = [{"root_id": r["root_id"], "token_ids": r["token_ids"]} for r in roots]
-    with store.write(
-        "long_context_samples",
-        shard,
-        fingerprint="t",
-        determinants=recorded["long_context_samples"],
-    ) as writer:
+    frames = {
+        "roots": pl.DataFrame(
+            root_rows, schema={"root_id": pl.String, "token_ids": pl.List(pl.UInt32)}
+        ),
+        "pairs": _frame("verified_dependencies", "pairs", rows),
+        "contexts": _frame("verified_dependencies", "contexts", contexts),
+    }
+    basis = recorded["long_context_samples"]
+    with (
+        store.write("long_context_samples", shard, fingerprint="t", determinants=basis) as writer,
+        open_tables(store, frames) as opened,
+    ):
         writer.summary |= pack_shard(
-            pl.DataFrame(root_rows, schema={"root_id": pl.String, "token_ids": pl.List(pl.UInt32)}),
-            _frame("verified_dependencies", "pairs", rows),
-            _frame("verified_dependencies", "contexts", contexts),
+            opened,
             settings=settings,
             shard=shard,
             separator_ids=tokenizer.separator_ids,

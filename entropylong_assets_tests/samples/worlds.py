@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.samples.shard import pack_shard
+from entropylong_assets.samples.shard_tables import open_tables
 from entropylong_assets.settings import Settings, make_settings
 from entropylong_assets.storage.schemas import TABLES
 from entropylong_assets.storage.tables import TableStore
@@ -141,6 +142,12 @@ class Packed:
     data_version: str
 
 
+def views(
+    roots: pl.DataFrame, pairs: pl.DataFrame, contexts: pl.DataFrame
+) -> dict[str, pl.DataFrame]:
+    return {"roots": roots, "pairs": pairs, "contexts": contexts}
+
+
 def run(
     folder: str,
     frames: tuple[pl.DataFrame, ...],
@@ -151,9 +158,12 @@ def run(
     """Packs into a store under `folder` and reads the tables back."""
     store = TableStore(folder)
     asset = "long_context_samples"
-    with store.write(asset, SHARD, fingerprint="test") as writer:
+    with (
+        store.write(asset, SHARD, fingerprint="test") as writer,
+        open_tables(store, views(*frames)) as opened,
+    ):
         summary = pack_shard(
-            *frames,
+            opened,
             settings=settings,
             shard=SHARD,
             separator_ids=SEPARATOR,

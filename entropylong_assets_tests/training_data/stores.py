@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropylong_assets.samples.shard import pack_shard
+from entropylong_assets.samples.shard_tables import open_tables
 from entropylong_assets.settings import Settings
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.samples.worlds import (
@@ -17,6 +18,7 @@ from entropylong_assets_tests.samples.worlds import (
     World,
     make_world,
     settings_for,
+    views,
 )
 
 SHARDS = ("books-00000", "books-00001", "web-00000")
@@ -111,9 +113,12 @@ def fill_store(
     store = TableStore(settings.data_uri)
     for number, (shard, world) in enumerate((by_shard or worlds()).items()):
         _upstream(store, shard, world, models[number % len(models)])
-        with store.write("long_context_samples", shard, fingerprint="t") as writer:
+        with (
+            store.write("long_context_samples", shard, fingerprint="t") as writer,
+            open_tables(store, views(*world.frames())) as opened,
+        ):
             writer.summary |= pack_shard(
-                *world.frames(),
+                opened,
                 settings=settings,
                 shard=shard,
                 separator_ids=SEPARATOR,
