@@ -124,7 +124,7 @@ def steer(
     where both are at their most: then the recall is what this index can give.
     """
     partial = kind != "ivf_flat"
-    search = Search(kind, 1, 1 if partial else None)
+    search = Search(kind, 1)
     recall = measure(search)
     while recall < target:
         tried = []

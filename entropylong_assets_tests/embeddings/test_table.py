@@ -346,7 +346,7 @@ def test_a_large_table_gets_an_index_that_reaches_its_recall(tmp_path: Path, kin
     summary = world.index({"a": 0, "b": 1})
     how = search_of(summary)
     assert how.search == kind
-    assert (how.refine_factor is None) == (kind == "ivf_flat")
+    assert (how.refine_factor is not None) == (kind == "ivf_rq")
     table = open_table(str(tmp_path), "t")
     assert table.has_index()
     assert table.unindexed_rows() == 0
@@ -383,7 +383,8 @@ def test_probes_and_refine_factor_are_raised_until_the_target_is_reached(kind: s
     """Oracle: a recall that is a known function of both, and of the worth of each."""
 
     def recall(search: Search) -> float:
-        refined = min(1.0, 0.4 + 0.1 * (search.refine_factor or 6))
+        factor = search.refine_factor or (6 if kind == "ivf_flat" else 1)
+        refined = min(1.0, 0.4 + 0.1 * factor)
         return refined * min(1.0, 0.25 * (search.nprobes or 0))
 
     search, reached = steer(recall, kind, 0.95, partitions=100)
