@@ -2,6 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from entropylong_assets.automation.determinants import determinants
 from entropylong_assets.automation.faults import RETRIES, plain_errors
@@ -19,9 +20,11 @@ def _audited(
     pipeline: Pipeline,
     shown: str,
     work: Callable[[PartitionWriter, Progress], dict[str, Any]],
+    draw: Callable[[pl.DataFrame], str],
     **more: Any,
 ) -> dg.MaterializeResult:
-    """Writes an audit's partition by `work`."""
+    """Writes an audit's partition by `work`; its table `shown` is previewed, and drawn by `draw`
+    unless it is empty."""
     asset, shard = context.asset_key.to_user_string(), context.partition_key
     store = pipeline.store
     verified = store.require("verified_dependencies", shard)
@@ -30,12 +33,31 @@ def _audited(
     progress = Progress(context, "tokens", None)
     with store.write(asset, shard, fingerprint=fingerprint(basis), determinants=basis) as writer:
         writer.summary |= work(writer, progress) | {"forward_tokens": progress.done}
+    rows = store.read(asset, shard, shown)
+    pictures = {"picture": dg.MetadataValue.md(draw(rows))} if len(rows) else {}
     return materialised(
         store.require(asset, shard),
         shown,
         progress.seconds,
-        preview=preview(store.read(asset, shard, shown), 64),
+        preview=preview(rows, 64),
+        **pictures,
     )
+
+
+def _draw_rates(rows: pl.DataFrame) -> str:
+    from entropylong_assets.automation.pictures import intervals
+
+    named = rows.select(
+        name=pl.col("kind") + ", " + pl.col("rule"), value="rate", low="low", high="high"
+    )
+    return intervals(named.to_dicts(), "share that passes the rule")
+
+
+def _draw_recipes(rows: pl.DataFrame) -> str:
+    from entropylong_assets.automation.pictures import intervals
+
+    falls = rows.filter(measure="surprisal_drop_over_random").rename({"recipe": "name"})
+    return intervals(falls.to_dicts(), "anchors' surprisal drop over random contexts (nats)")
 
 
 @dg.asset(
@@ -76,6 +98,7 @@ def null_calibration(
                 writer,
                 progress,
             ),
+            _draw_rates,
             model=model.identity,
         )
 
@@ -97,6 +120,7 @@ def cross_model_audit(
     """
     from entropylong_assets.audits.cross_model import Second
     from entropylong_assets.audits.shard import audit_second_model
+    from entropylong_assets.automation.pictures import both_gains
     from entropylong_assets.entropy.engine import load_scorer
     from entropylong_assets.entropy.model import load_scoring_model, load_tokenizer
 
@@ -122,7 +146,13 @@ def cross_model_audit(
         return figures | {"second_model": model.identity}
 
     with plain_errors():
-        return _audited(context, pipeline, "pairs", work)
+        return _audited(
+            context,
+            pipeline,
+            "pairs",
+            work,
+            lambda rows: both_gains(rows, settings.verification.epsilon),
+        )
 
 
 @dg.asset(
@@ -163,5 +193,6 @@ def long_range_audit(
                 writer,
                 progress,
             ),
+            _draw_recipes,
             model=model.identity,
         )

@@ -67,8 +67,11 @@ calibrated rule against the root alone.
 ## Planted truth
 
 Invented facts, each stated in one document and needed in another, among decoys of the same form.
+Pairs at other anchors are neither true nor false: the facts share their wording.
 
 {planted}
+{shortfall}
+
 ## Settings
 
 {settings}"""
@@ -407,10 +410,26 @@ def second_words(audited: Audited, model: str) -> str:
 
 def planted_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
-        [row["measure"], row["rule"], f"{row['passed']} of {row['total']}", number(row, "{:.0%}")]
+        [
+            row["measure"],
+            f"{row['alpha']:g}",
+            row["rule"],
+            f"{row['passed']} of {row['total']}",
+            number(row, "{:.0%}"),
+        ]
         for row in rows
     ]
-    return table(("planted truth", "rule", "count", "share"), lines)
+    return table(("planted truth", "α", "rule", "count", "share"), lines)
+
+
+def shortfall_words(nats: float | None, alpha: float) -> str:
+    if nats is None:
+        return "No needing document was a root."
+    side = "below" if nats > 0 else "above"
+    return (
+        f"The highest entropy in a fact's value lies {abs(nats):.2f} nats {side} its root's τ at "
+        f"α = {alpha:g}, in the median."
+    )
 
 
 def write_evidence(
@@ -420,6 +439,7 @@ def write_evidence(
     description: Sequence[tuple[str, str]],
     second_model: str,
     planted: Sequence[Mapping[str, Any]],
+    shortfall: float | None,
     seconds: float,
 ) -> str:
     """The page. Figures and the words that follow from them; nothing is left out."""
@@ -437,5 +457,6 @@ def write_evidence(
         movement=movement_table(audited),
         second=second_words(audited, second_model),
         planted=planted_table(planted),
+        shortfall=shortfall_words(shortfall, audited.settings.entropy.alpha),
         settings=settings,
     )

@@ -3,7 +3,8 @@
 Each fact is stated in one short document and needed in another, whose other sentences are plain
 prose. Decoys look alike: statements of the same kind about other names, and documents about the
 same place that don't state the fact. A pair is true where the anchor lies in the fact's value and
-the chunk is of the stating document.
+the chunk is of the stating document. At other anchors nothing is known to be true or false, since
+the facts share their wording: pairs there are counted apart.
 """
 
 from __future__ import annotations
@@ -59,18 +60,10 @@ _KINDS = (
     ),
 )
 
-_PROSE = (
-    "The committee met on the first Monday of the month to plan the journey.",
-    "Several members had never left their own valley, and they asked many questions.",
-    "The treasurer reported that the fund was sufficient for the whole group.",
-    "Nobody objected to the plan, and the meeting was closed before supper.",
-    "It had rained for three days, and the paths were covered with wet leaves.",
-    "A letter was read aloud, and the answer to it was put off until later.",
-    "The older people preferred to walk slowly and to rest at every bench.",
-    "They agreed to bring their own bread, some cheese and a change of clothes.",
-    "Someone had left a lamp burning in the hall, and it was put out.",
-    "In the evening the windows were opened, because the room had become warm.",
-)
+_PROSE_FILE = Path(__file__).with_name("planted_prose.txt")
+_SENTENCES = 6
+"""Sentences of plain prose around each fact. No two documents share one: what is said twice is a
+dependency too, and it would not be counted as planted."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +83,16 @@ class Fact:
 
 
 def plant(count: int, seed: int) -> list[Fact]:
-    """`count` facts with names that no other has."""
+    """`count` facts with names and prose that no other has.
+
+    Raises ValueError where there is too little prose for so many.
+    """
     rng = random.Random(seed)  # noqa: S311
+    sentences = _PROSE_FILE.read_text("utf-8").splitlines()
+    if count * _SENTENCES > len(sentences):
+        most = len(sentences) // _SENTENCES
+        raise ValueError(f"{count} facts were asked for; {_PROSE_FILE.name} has prose for {most}")
+    rng.shuffle(sentences)
     used: set[str] = set()
 
     def name() -> str:
@@ -105,7 +106,7 @@ def plant(count: int, seed: int) -> list[Fact]:
     for number in range(count):
         stating, needing, decoy = _KINDS[number % len(_KINDS)]
         place, value, other = name(), name(), name()
-        prose = rng.sample(_PROSE, 6)
+        prose = [sentences.pop() for _ in range(_SENTENCES)]
         sentence = needing.format(place=place, value=value)
         facts.append(
             Fact(
@@ -136,67 +137,102 @@ def _is_in_value(tokenizer: Tokenizer, token_ids: Sequence[int], anchor: int, fa
     return before < end and after > start
 
 
-def measure(
+def _read(store: TableStore, shards: Sequence[str], asset: str, name: str) -> pl.DataFrame:
+    return pl.concat(store.read(asset, shard, name) for shard in shards)
+
+
+def _values(
     store: TableStore, shards: Sequence[str], tokenizer: Tokenizer, facts: Sequence[Fact]
+) -> pl.DataFrame:
+    """Every token of every fact's value: root_id, anchor (its position), entropy, mean, std, and
+    the id of the document that states the fact (stating)."""
+    documents = _read(store, shards, "corpus_documents", "documents")
+    ids = dict(documents.select("text", "doc_id").iter_rows())
+    roots = _read(store, shards, "entropy_scores", "roots")
+    by_id = {row["root_id"]: row for row in roots.iter_rows(named=True)}
+    rows = []
+    for fact in facts:
+        root = by_id.get(ids[fact.needing])
+        if root is None:  # too short or too long to be a root
+            continue
+        for position, entropy in enumerate(root["entropies"]):
+            if entropy is not None and _is_in_value(tokenizer, root["token_ids"], position, fact):
+                rows.append(
+                    {"root_id": root["root_id"], "anchor": position, "entropy": entropy}
+                    | {"mean": root["mean"], "std": root["std"], "stating": ids[fact.stating]}
+                )
+    schema = {"root_id": pl.String, "anchor": pl.Int32, "entropy": pl.Float64, "mean": pl.Float64}
+    return pl.DataFrame(rows, schema=schema | {"std": pl.Float64, "stating": pl.String})
+
+
+def shortfall(
+    store: TableStore,
+    shards: Sequence[str],
+    tokenizer: Tokenizer,
+    facts: Sequence[Fact],
+    alpha: float,
+) -> float | None:
+    """Median over facts of τ less the highest entropy in the fact's value (nats)."""
+    values = _values(store, shards, tokenizer, facts)
+    short = (pl.col("mean") + alpha * pl.col("std") - pl.col("entropy")).alias("short")
+    return values.group_by("root_id").agg(short.min())["short"].median()  # type: ignore[return-value]
+
+
+def measure(
+    store: TableStore,
+    shards: Sequence[str],
+    tokenizer: Tokenizer,
+    facts: Sequence[Fact],
+    alpha: float,
 ) -> list[dict[str, Any]]:
-    """Rows of measure, rule and rate: recall of every stage, precision, and decoys accepted."""
+    """Rows of measure, alpha, rule, passed, total, rate, low and high.
 
-    def read(asset: str, table: str, columns: list[str]) -> pl.DataFrame:
-        return pl.concat(store.read(asset, shard, table, columns) for shard in shards)
-
-    ids = dict(read("corpus_documents", "documents", ["text", "doc_id"]).iter_rows())
-    tokens = dict(read("entropy_scores", "roots", ["root_id", "token_ids"]).iter_rows())
-    found = dict(read("entropy_scores", "roots", ["root_id", "anchors"]).iter_rows())
-    columns = ["root_id", "anchor", "chunk_id", "entropy_context", "accepted_plain"]
-    pairs = read("verified_dependencies", "pairs", [*columns, "accepted_calibrated"])
-    pairs = pairs.with_columns(doc_id=pl.col("chunk_id").str.replace(r"-[^-]*$", ""))
+    Recall of every stage, precision, decoys accepted, and what was accepted elsewhere. alpha: not
+    below the one that the tables were made with; anchors above τ = μ + α·σ alone are counted.
+    """
+    values = _values(store, shards, tokenizer, facts)
+    needs = values["root_id"].unique().sort().to_list()
+    above = pl.col("entropy") > pl.col("mean") + alpha * pl.col("std")
+    found = values.filter(above)
+    roots = _read(store, shards, "entropy_scores", "roots").select("root_id", "mean", "std")
+    documents = _read(store, shards, "corpus_documents", "documents")
+    ids = dict(documents.select("text", "doc_id").iter_rows())
+    decoys = [ids[text] for fact in facts for text in fact.decoys if text in ids]
+    pairs = (
+        _read(store, shards, "verified_dependencies", "pairs")
+        .filter(pl.col("root_id").is_in(needs))
+        .with_columns(doc_id=pl.col("chunk_id").str.replace(r"-[^-]*$", ""))
+        .join(roots, on="root_id")
+        .filter(above)
+        .join(found.select("root_id", "anchor", "stating"), on=["root_id", "anchor"], how="left")
+    )
+    at_value = pairs.filter(pl.col("stating").is_not_null())
+    at_value = at_value.with_columns(
+        true=pl.col("doc_id") == pl.col("stating"), decoy=pl.col("doc_id").is_in(decoys)
+    )
+    elsewhere = pairs.filter(pl.col("stating").is_null())
     rows: list[dict[str, Any]] = []
 
-    def row(measure: str, rule: str, hits: Sequence[bool], clusters: Sequence[str]) -> None:
-        schema = {"root_id": pl.String, "hit": pl.Boolean}
-        trials = pl.DataFrame({"root_id": list(clusters), "hit": list(hits)}, schema)
-        rate = acceptance_rate(trials, "hit")
+    def row(measure: str, rule: str, trials: pl.DataFrame, hit: str) -> None:
+        rate = acceptance_rate(trials, hit)
         rows.append(
-            {"measure": measure, "rule": rule, "passed": rate.passed, "total": rate.total}
+            {"measure": measure, "alpha": alpha, "rule": rule}
+            | {"passed": rate.passed, "total": rate.total}
             | {"rate": rate.value if rate.total else None, "low": rate.low, "high": rate.high}
         )
 
-    by_need = {ids[fact.needing]: fact for fact in facts if ids[fact.needing] in tokens}
-    needs = sorted(by_need)
-    inside = {
-        root: {a for a in found[root] if _is_in_value(tokenizer, tokens[root], a, by_need[root])}
-        for root in needs
-    }
-    true_pairs = {
-        (root, anchor, ids[by_need[root].stating]) for root in needs for anchor in inside[root]
-    }
-    keys = [(r, a, d) for r, a, d in pairs.select("root_id", "anchor", "doc_id").iter_rows()]
-    row("facts whose value is an anchor", "", [bool(inside[r]) for r in needs], needs)
-    retrieved = {key[0] for key in keys if key in true_pairs}
-    row("facts whose statement was retrieved for it", "", [r in retrieved for r in needs], needs)
-    decoys = {ids[d] for fact in facts for d in fact.decoys if d in ids}
+    def share_of_facts(measure: str, rule: str, hits: pl.DataFrame) -> None:
+        trials = pl.DataFrame({"root_id": needs}, schema={"root_id": pl.String})
+        hit = pl.col("root_id").is_in(hits["root_id"].unique().to_list())
+        row(measure, rule, trials.with_columns(hit=hit), "hit")
+
+    share_of_facts("facts whose value holds an anchor", "", found)
+    share_of_facts("facts whose statement was retrieved for it", "", at_value.filter("true"))
     for rule in ("plain", "calibrated"):
-        verdicts = pairs[f"accepted_{rule}"].to_list()
-        accepted = [key for key, yes in zip(keys, verdicts, strict=True) if yes]
-        mine = [key for key in accepted if key[0] in by_need]
-        hit = {key[0] for key in mine if key in true_pairs}
-        row("recall: facts with an accepted true pair", rule, [r in hit for r in needs], needs)
-        row(
-            "precision: accepted pairs that are true",
-            rule,
-            [key in true_pairs for key in mine],
-            [key[0] for key in mine],
-        )
-        row(
-            "accepted pairs whose chunk is the stating document",
-            rule,
-            [key[2] == ids[by_need[key[0]].stating] for key in mine],
-            [key[0] for key in mine],
-        )
-        tried = [
-            (key, yes)
-            for key, yes in zip(keys, verdicts, strict=True)
-            if key[0] in by_need and key[2] in decoys
-        ]
-        row("decoys accepted", rule, [yes for _, yes in tried], [key[0] for key, _ in tried])
+        accepted = at_value.filter(f"accepted_{rule}")
+        share_of_facts("recall: facts with an accepted true pair", rule, accepted.filter("true"))
+        row("precision: accepted pairs at a value that are true", rule, accepted, "true")
+        tried = at_value.filter("decoy")
+        row("decoys accepted at a value", rule, tried, f"accepted_{rule}")
+        row("pairs accepted at other anchors", rule, elsewhere, f"accepted_{rule}")
     return rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from entropylong_assets.entropy.histogram import Histogram
 
@@ -57,3 +57,33 @@ def gain_histogram(gains: Mapping[str, Histogram], epsilon: float) -> str:
     axes.set_ylabel("(anchor, chunk) pairs")
     axes.legend(frameon=False)
     return as_markdown(figure, "histogram of information gains with epsilon")
+
+
+def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Points with their 95% intervals, a line each. rows: name, value, low, high."""
+    figure = _figure()
+    axes = figure.subplots()
+    shown = [row for row in rows if row["value"] is not None][::-1]
+    for place, row in enumerate(shown):
+        if row["low"] is not None and row["high"] is not None:
+            axes.hlines(place, row["low"], row["high"], color="#4477aa")
+        axes.plot(row["value"], place, "o", color="#4477aa")
+    axes.axvline(0, color="#bbbbbb", linestyle="--")
+    axes.set_yticks(range(len(shown)), [str(row["name"]) for row in shown])
+    axes.set_xlabel(label)
+    return as_markdown(figure, f"{label}, with 95% intervals")
+
+
+def both_gains(pairs: pl.DataFrame, epsilon: float) -> str:
+    """Gain of each pair in the scoring model and in the second one."""
+    figure = _figure()
+    axes = figure.subplots()
+    for accepted, colour, label in ((False, "#bbbbbb", "rejected"), (True, "#cc3311", "accepted")):
+        part = pairs.filter(pl.col("accepted") == accepted).drop_nulls(["gain", "second_gain"])
+        x, y = (part[name].clip(-1, 1).to_numpy() for name in ("gain", "second_gain"))
+        axes.scatter(x, y, s=12, color=colour, label=label)
+    axes.axhline(epsilon, color="#4477aa", linestyle="--", label=f"ε = {epsilon:g}")
+    axes.set_xlabel("gain (below -1 shown at -1)")
+    axes.set_ylabel("second model's gain")
+    axes.legend(frameon=False, fontsize="small")
+    return as_markdown(figure, "gains of both models, pair by pair")

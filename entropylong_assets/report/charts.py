@@ -24,7 +24,7 @@ Charts = Mapping[str, Rows]
 Domain = list[float]
 
 
-def _data(rows: Rows) -> alt.Data:
+def data(rows: Rows) -> alt.Data:
     import altair as alt
 
     return alt.Data(values=rows)
@@ -40,7 +40,7 @@ def _rule(value: float, label: str, axis: str = "x") -> Drawn:
     """A dashed line with its label at the top."""
     import altair as alt
 
-    base = alt.Chart(_data([{"value": value, "label": label}]))
+    base = alt.Chart(data([{"value": value, "label": label}]))
     line = base.mark_rule(color=VERMILION, strokeDash=[5, 3], strokeWidth=1.5)
     text = base.mark_text(align="left", dx=4, dy=7, color="#9a3f00", fontSize=11)
     place = {axis: alt.datum(value)}
@@ -59,7 +59,7 @@ def _entropies(run: Charts, runs: Sequence[Charts]) -> Drawn:
         if r[part]
     ]
     bars = (
-        alt.Chart(_data(rows))
+        alt.Chart(data(rows))
         .mark_bar(stroke="white", strokeWidth=0.3)
         .encode(
             x=alt.X("low:Q", bin="binned", title="entropy (nats)", scale=alt.Scale(domain=x)),
@@ -83,7 +83,7 @@ def _entropies(run: Charts, runs: Sequence[Charts]) -> Drawn:
     if taus.get("mean") is None:
         return alt.layer(bars)
     band = (
-        alt.Chart(_data([taus]))
+        alt.Chart(data([taus]))
         .mark_rect(color=VERMILION, opacity=0.12)
         .encode(x="low:Q", x2="high:Q")
     )
@@ -103,7 +103,7 @@ def _gains(run: Charts, runs: Sequence[Charts], epsilon: float) -> Drawn:
                 row = by_bin.get((series, low), {"share": 0.0, "pairs": 0})
                 rows.append({"series": series, "low": low, "middle": low + 0.025} | row)
     lines = (
-        alt.Chart(_data(rows))
+        alt.Chart(data(rows))
         .mark_line(interpolate="step", strokeWidth=2)
         .encode(
             x=alt.X(
@@ -139,7 +139,7 @@ def _distances(run: Charts, runs: Sequence[Charts]) -> Drawn:
     top = max(_span(runs, "distances", "dependencies")[1], 1.0)
     domain = [1.0, max(_span(runs, "distances", "low", "high")[1], 131_072.0)]
     bars = (
-        alt.Chart(_data(run["distances"]))
+        alt.Chart(data(run["distances"]))
         .mark_bar(color=BLUE, stroke="white")
         .encode(
             x=alt.X(
@@ -171,7 +171,7 @@ def _acceptance(run: Charts, runs: Sequence[Charts], name: str, title: str, midd
     rows = [r | {"middle": r["low"] + middle} for r in run[name]]
     # Bins are even; ranks are whole numbers.
     axis = alt.Axis(tickMinStep=1, format="d") if name == "rank" else alt.Axis(tickCount=6)
-    base = alt.Chart(_data(rows)).encode(
+    base = alt.Chart(data(rows)).encode(
         x=alt.X("middle:Q", title=title, scale=alt.Scale(domain=x, nice=False), axis=axis),
         tooltip=[
             "low:Q",
@@ -199,7 +199,7 @@ def _changes(run: Charts, runs: Sequence[Charts]) -> Drawn:
     y = _span(runs, "changes", "surprisal_low", "surprisal_high")
     top = max(_span(runs, "changes", "pairs")[1], 2.0)
     cells = (
-        alt.Chart(_data(run["changes"]))
+        alt.Chart(data(run["changes"]))
         .transform_aggregate(
             pairs="sum(pairs)",
             groupby=["entropy_low", "entropy_high", "surprisal_low", "surprisal_high"],
@@ -237,7 +237,7 @@ def _changes(run: Charts, runs: Sequence[Charts]) -> Drawn:
         if r["accepted"]
     ]
     circles = (
-        alt.Chart(_data(accepted))
+        alt.Chart(data(accepted))
         .mark_point(filled=True, color=VERMILION, opacity=0.9)
         .encode(
             x="x:Q",
@@ -247,62 +247,63 @@ def _changes(run: Charts, runs: Sequence[Charts]) -> Drawn:
             tooltip=[alt.Tooltip("pairs:Q", title="accepted pairs"), "x:Q", "y:Q"],
         )
     )
-    zero = alt.Chart(_data([{}])).mark_rule(color=GREY, strokeDash=[3, 3])
+    zero = alt.Chart(data([{}])).mark_rule(color=GREY, strokeDash=[3, 3])
     return cells + zero.encode(x=alt.datum(0)) + zero.encode(y=alt.datum(0)) + circles
 
 
-def _specs(draw: Callable[[int], Drawn], n_runs: int, description: str) -> list[dict[str, Any]]:
+def chart(title: str, caption: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """Title, caption and one Vega-Lite spec a run."""
     import altair as alt
 
     specs = []
-    for number in range(n_runs):
-        chart = draw(number).properties(width=WIDTH, height=HEIGHT, description=description)
-        chart = chart.configure_view(stroke=None).configure_legend(orient="top", labelLimit=300)
+    for picture in drawn:
+        sized = picture.properties(width=WIDTH, height=HEIGHT, description=title)
+        sized = sized.configure_view(stroke=None).configure_legend(orient="top", labelLimit=300)
         with alt.data_transformers.disable_max_rows():
-            specs.append(chart.configure_axis(gridColor="#e6e6e6", labelLimit=200).to_dict())
-    return specs
+            specs.append(sized.configure_axis(gridColor="#e6e6e6", labelLimit=200).to_dict())
+    return {"title": title, "caption": caption, "specs": specs}
 
 
 def all_charts(runs: Sequence[Charts], epsilons: Sequence[float]) -> list[dict[str, Any]]:
-    """Title, caption and one Vega-Lite spec a run, for each chart."""
+    """All charts of the pipeline's own tables, as `chart` gives them."""
 
-    def chart(title: str, caption: str, draw: Callable[[int], Drawn]) -> dict[str, Any]:
-        return {"title": title, "caption": caption, "specs": _specs(draw, len(runs), title)}
+    def each(draw: Callable[[int], Drawn]) -> list[Drawn]:
+        return [draw(number) for number in range(len(runs))]
 
     return [
         chart(
             "Entropy of root tokens, and τ",
             "Every token of every scored root. The line is the mean τ, the band holds eight tenths "
             "of the roots' own τ. Tokens above τ are anchors, but for the cold start.",
-            lambda i: _entropies(runs[i], runs),
+            each(lambda i: _entropies(runs[i], runs)),
         ),
         chart(
             "Gain, and ε",
             "Gains of retrieved passages, and of random passages at the same anchors: what lies "
             "right of ε among the random ones passes by chance.",
-            lambda i: _gains(runs[i], runs, epsilons[i]),
+            each(lambda i: _gains(runs[i], runs, epsilons[i])),
         ),
         chart(
             "Distance of dependencies",
             "From the end of a context to the anchor that it resolves, in the sample.",
-            lambda i: _distances(runs[i], runs),
+            each(lambda i: _distances(runs[i], runs)),
         ),
         chart(
             "Acceptance by rank",
             "Share of scored candidates that were accepted. The intervals count roots, not pairs: "
             "anchors of one root are not independent.",
-            lambda i: _acceptance(runs[i], runs, "rank", "rank by similarity", 0.0),
+            each(lambda i: _acceptance(runs[i], runs, "rank", "rank by similarity", 0.0)),
         ),
         chart(
             "Acceptance by similarity",
             "The same by cosine of query and passage. Without a rise, similarity nominates but "
             "doesn't verify.",
-            lambda i: _acceptance(runs[i], runs, "similarity", "similarity (cosine)", 0.025),
+            each(lambda i: _acceptance(runs[i], runs, "similarity", "similarity (cosine)", 0.025)),
         ),
         chart(
             "Change of surprisal against change of entropy",
             "All scored pairs in grey, accepted ones as discs. Above the horizontal line the true "
             "token became less likely: the model grew sure of something else.",
-            lambda i: _changes(runs[i], runs),
+            each(lambda i: _changes(runs[i], runs)),
         ),
     ]

@@ -18,6 +18,7 @@ from typing import Any
 from entropylong_assets.entropy.model import load_tokenizer
 from entropylong_assets.report.charts import all_charts
 from entropylong_assets.report.details import HOW_CHOSEN
+from entropylong_assets.report.proof_charts import proof_charts
 from entropylong_assets.report.run import RunSource, TokenizerFor, choose, gather_run, open_run
 from entropylong_assets.report.text import as_json
 from entropylong_assets.settings import Settings
@@ -50,7 +51,7 @@ def _hash(script: str) -> str:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """The HTML of `content`, which is what page.js reads: runs, charts, how it was chosen."""
+    """The HTML of `content`: runs, charts, proof, how_chosen, as page.js reads them."""
     scripts = [_vega(), "\n".join((_FOLDER / name).read_text("utf-8") for name in _SCRIPTS)]
     policy = "; ".join(
         (
@@ -94,6 +95,7 @@ def render(sources: Sequence[RunSource], tokenizer_for: TokenizerFor = load_toke
         {
             "runs": [run for run, _ in gathered],
             "charts": all_charts([charts for _, charts in gathered], epsilons),
+            "proof": proof_charts([charts for _, charts in gathered]),
             "how_chosen": HOW_CHOSEN,
         }
     )

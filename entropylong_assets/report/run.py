@@ -16,6 +16,7 @@ from entropylong_assets.report.details import (
 )
 from entropylong_assets.report.distributions import Rows, distributions, open_tables
 from entropylong_assets.report.funnel import funnel
+from entropylong_assets.report.proof import gather_proof
 from entropylong_assets.report.text import visible
 from entropylong_assets.settings import ScoringModelSettings, Settings
 from entropylong_assets.storage.tables import TableError, TableStore
@@ -148,6 +149,7 @@ def gather_run(
         steps = funnel(session)
         shown, passages = root_details(session, roots, tokenizer)
         samples = sample_details(session, source.store, choose_samples(session), tokenizer)
+    proof, proof_rows = gather_proof(source.store, source.shards, source.settings)
     sources = sorted(
         {root["source"] for root in shown}
         | {passage["source"] for passage in passages.values()}
@@ -159,6 +161,7 @@ def gather_run(
         "epsilon": source.settings.verification.epsilon,
         "rule": source.settings.verification.rule,
         "figures": _figures(figures, source.settings.verification.rule),
+        "proof": [(name, visible(v) if isinstance(v, str) else v, kind) for name, v, kind in proof],
         "funnel": [step.as_dict() for step in steps],
         "sources": sources,
         "roots": shown,
@@ -167,4 +170,4 @@ def gather_run(
         "n_samples": figures["samples"],
         "n_roots": figures["roots_scored"],
     }
-    return page, charts
+    return page, charts | proof_rows

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from entropylong_assets.audits.planted import measure, plant, write_corpus
+from entropylong_assets.audits.planted import measure, plant, shortfall, write_corpus
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.report.runs import byte_tokenizer, doc_id
 
@@ -44,7 +44,8 @@ def _write(
 
 
 def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
-    """Of two facts one is found: the other's value is no anchor."""
+    """Of two facts one is found: the other's value is not above τ. What is accepted at another
+    anchor counts for and against nothing, and anchors below the α asked for are left out."""
     facts, store, tokenizer = plant(2, 3), TableStore(str(tmp_path)), byte_tokenizer()
     texts = [t for f in facts for t in (f.needing, f.stating, *f.decoys)]
     ids = {t: doc_id(t) for t in texts}
@@ -57,18 +58,23 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
     roots, pairs = [], []
     for number, fact in enumerate(facts):
         tokens = tokenizer.encode([fact.needing])[0]
-        at = fact.span[0] if number == 0 else 3
+        entropies = [0.5] * len(tokens)
+        value = fact.span[0]
+        # The first fact's value is above τ = 2 and 1.5, the second's above 1.5 alone.
+        entropies[value], entropies[3] = (2.5, 3.0) if number == 0 else (1.75, 3.0)
         roots.append(
-            {"root_id": ids[fact.needing], "token_ids": tokens, "anchors": [at], "mean": 0.0}
-            | {"entropies": [1.0] * len(tokens), "surprisals": [1.0] * len(tokens)}
-            | {"std": 1.0, "threshold": 1.0}
+            {"root_id": ids[fact.needing], "token_ids": tokens, "anchors": [3, value]}
+            | {"entropies": entropies, "surprisals": [1.0] * len(tokens)}
+            | {"mean": 0.0, "std": 1.0, "threshold": 1.5}
         )
-        for rank, (text, plain, calibrated) in enumerate(
-            ((fact.stating, True, True), (fact.decoys[0], True, False)), start=1
+        for at, rank, text, plain, calibrated in (
+            (value, 1, fact.stating, True, True),
+            (value, 2, fact.decoys[0], True, False),
+            (3, 1, fact.stating, True, False),
         ):
             pairs.append(
                 {"root_id": ids[fact.needing], "anchor": at, "rank": rank}
-                | {"chunk_id": f"{ids[text]}-00000", "similarity": 0.5, "entropy": 1.0}
+                | {"chunk_id": f"{ids[text]}-00000", "similarity": 0.5, "entropy": entropies[at]}
                 | {"entropy_context": 0.1, "entropy_control": 1.0, "surprisal": 1.0}
                 | {"surprisal_context": 0.1, "surprisal_control": 1.0, "gain": 0.9}
                 | {"calibrated_gain": 0.9, "accepted_plain": plain, "verdict": "accepted"}
@@ -76,17 +82,33 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
             )
     _write(store, "entropy_scores", "roots", roots)
     _write(store, "verified_dependencies", "pairs", pairs)
-    rows = {(r["measure"], r["rule"]): r for r in measure(store, ["s"], tokenizer, facts)}
+    found = (store, ["s"], tokenizer, facts)
+    assert shortfall(*found, 2.0) == pytest.approx((-0.5 + 0.25) / 2)
 
-    def counts(name: str, rule: str = "") -> tuple[int, int]:
-        row = next(r for (m, u), r in rows.items() if m.startswith(name) and u == rule)
+    def counts(alpha: float, name: str, rule: str = "") -> tuple[int, int]:
+        rows = [r for r in measure(*found, alpha) if r["rule"] == rule]
+        row = next(r for r in rows if r["measure"].startswith(name))
+        assert row["alpha"] == alpha
         return row["passed"], row["total"]
 
-    assert counts("facts whose value is an anchor") == (1, 2)
-    assert counts("facts whose statement was retrieved") == (1, 2)
-    for rule, precision, decoys in (("plain", (1, 4), (2, 2)), ("calibrated", (1, 2), (0, 2))):
-        assert counts("recall", rule) == (1, 2)
-        assert counts("precision", rule) == precision
-        assert counts("decoys", rule) == decoys
-    assert counts("accepted pairs whose chunk", "calibrated") == (2, 2)
-    assert rows["precision: accepted pairs that are true", "plain"]["rate"] == pytest.approx(0.25)
+    for alpha, facts_found in ((2.0, 1), (1.5, 2)):
+        assert counts(alpha, "facts whose value holds an anchor") == (facts_found, 2)
+        assert counts(alpha, "facts whose statement was retrieved") == (facts_found, 2)
+        for rule in ("plain", "calibrated"):
+            assert counts(alpha, "recall", rule) == (facts_found, 2)
+        assert counts(alpha, "precision", "plain") == (facts_found, 2 * facts_found)
+        assert counts(alpha, "precision", "calibrated") == (facts_found, facts_found)
+        assert counts(alpha, "decoys", "plain") == (facts_found, facts_found)
+        assert counts(alpha, "decoys", "calibrated") == (0, facts_found)
+        assert counts(alpha, "pairs accepted at other anchors", "plain") == (2, 2)
+        assert counts(alpha, "pairs accepted at other anchors", "calibrated") == (0, 2)
+
+
+def test_prose_is_said_once_and_its_end_is_an_error() -> None:
+    """Prose that two documents share is a dependency that nobody planted."""
+    facts = plant(12, 5)
+    sentences = [part for fact in facts for part in fact.needing.split(". ")]
+    plain = [part for part in sentences if not any(fact.value in part for fact in facts)]
+    assert len(plain) == len(set(plain)) > 60
+    with pytest.raises(ValueError, match="prose for 12"):
+        plant(13, 5)

@@ -5,24 +5,38 @@ const REPORT = JSON.parse(document.getElementById("data").textContent);
 const RUNS = REPORT.runs;
 const section = (id) => document.getElementById(id);
 
-function drawRuns() {
+function comparedRow(name, values) {
+  const differs = new Set(values).size > 1;
+  return element("tr", { class: differs ? "differs" : null },
+    element("th", { scope: "row" }, name, differs ? element("span", { class: "sign" }, " ≠") : null),
+    values.map((v) => element("td", {}, v)));
+}
+
+// A table of figures (name, value, kind), a column a run.
+function figureTable(of) {
   const format = { count: whole, share, number, text: (x) => x ?? "–" };
-  const row = (name, values) => {
-    const differs = new Set(values).size > 1;
-    return element("tr", { class: differs ? "differs" : null },
-      element("th", { scope: "row" }, name, differs ? element("span", { class: "sign" }, " ≠") : null),
-      values.map((v) => element("td", {}, v)));
-  };
+  const kinds = new Map(RUNS.flatMap((r) => of(r).map(([name, , kind]) => [name, kind])));
+  const rows = [...kinds].map(([name, kind]) => comparedRow(name,
+    RUNS.map((r) => format[kind](of(r).find(([n]) => n === name)?.[1] ?? null))));
+  return table(["figure", ...RUNS.map((r) => r.label)], rows, { class: "figures" });
+}
+
+function drawRuns() {
   const names = [...new Set(RUNS.flatMap((r) => r.description.map(([name]) => name)))];
-  const made = names.map((name) => row(name,
+  const made = names.map((name) => comparedRow(name,
     RUNS.map((r) => r.description.find(([n]) => n === name)?.[1] ?? "–")));
-  const kinds = new Map(RUNS.flatMap((r) => r.figures.map(([name, , kind]) => [name, kind])));
-  const figures = [...kinds].map(([name, kind]) => row(name,
-    RUNS.map((r) => format[kind](r.figures.find(([n]) => n === name)?.[1] ?? null))));
-  const head = (first) => [first, ...RUNS.map((r) => r.label)];
-  section("runs").append(element("div", { class: "pair" },
-    table(head("figure"), figures, { class: "figures" }),
-    table(head("made with"), made, { class: "made" })));
+  section("runs").append(element("div", { class: "pair" }, figureTable((r) => r.figures),
+    table(["made with", ...RUNS.map((r) => r.label)], made, { class: "made" })));
+}
+
+function drawProof() {
+  if (RUNS.every((r) => r.proof.length === 0)) {
+    section("proof").append(element("p", {}, "Nothing was audited yet: run the job audit in the " +
+      "UI, or entropylong audit, and make the report again."));
+  } else {
+    section("proof").append(element("p", {}, "Held-out controls, a second model and every recipe, " +
+      "on a sample of roots. Intervals are 95%, over roots."), figureTable((r) => r.proof));
+  }
 }
 
 function drawFunnel() {
@@ -55,18 +69,17 @@ function drawFunnel() {
   section("funnel").append(table(head, rows, { class: "funnel" }));
 }
 
-async function drawCharts() {
-  for (const { title, caption, specs } of REPORT.charts) {
+async function drawCharts(charts, id) {
+  for (const { title, caption, specs } of charts) {
     const places = specs.map((_, i) => element("div", { class: "chart" },
       RUNS.length > 1 ? element("p", { class: "info" }, RUNS[i].label) : null, element("div")));
-    section("charts").append(element("figure", {}, element("h3", {}, title),
+    section(id).append(element("figure", {}, element("h3", {}, title),
       element("div", { class: "row" }, places), element("figcaption", {}, caption)));
     for (const [i, spec] of specs.entries()) {
       // `ast`: expressions are interpreted, not compiled, as the page's policy demands.
       await vegaEmbed(places[i].lastChild, spec, { ast: true, actions: false, renderer: "svg" });
     }
   }
-  document.body.dataset.charts = "drawn";
 }
 
 function drawDetails() {
@@ -118,7 +131,10 @@ function drawDetails() {
 
 drawRuns();
 drawFunnel();
+drawProof();
 drawDetails();
-drawCharts().catch((error) => {
+drawCharts(REPORT.charts, "charts").then(() => drawCharts(REPORT.proof, "proof")).then(() => {
+  document.body.dataset.charts = "drawn";
+}).catch((error) => {
   section("charts").append(element("p", { role: "alert" }, `The charts can't be drawn: ${error.message}`));
 });

@@ -1,0 +1,124 @@
+"""Charts of the audits: points with 95% intervals, one line a recipe or kind of context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from entropylong_assets.report.charts import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Charts,
+    chart,
+    data,
+)
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    from entropylong_assets.report.charts import Drawn
+
+_RECIPES = ["calibrated", "entropylong", "policylong", "no_verify", "quest", "nextlong", "random"]
+_KINDS = {
+    "retrieved": "retrieved",
+    "random": "random passage",
+    "topical": "same topic, not retrieved",
+    "shuffled": "accepted, sentences shuffled",
+}
+_MEASURES = (
+    (
+        "surprisal_drop_over_random",
+        "Recipes: fall of the anchors' surprisal",
+        "Each root's anchors behind the contexts that the recipe chose, against random passages of "
+        "the same length in their place. Right of zero the contexts tell more than chance.",
+        "surprisal drop over random contexts (nats)",
+    ),
+    (
+        "key_token_density",
+        "Recipes: key tokens",
+        "Share of root tokens that become likely only in the long window (LongPPL).",
+        "key tokens of root tokens",
+    ),
+)
+
+
+def _domain(rows: Sequence[dict[str, Any]], value: str) -> list[float]:
+    ends = [r[n] for r in rows for n in (value, "low", "high") if r[n] is not None]
+    return [min([0.0, *ends]), max([0.0, *ends])]
+
+
+def _points(
+    rows: Sequence[dict[str, Any]], order: Sequence[str], x: alt.X, title: str, **more: Any
+) -> Drawn:
+    """A point and its interval on a line of its own, for each row; row['name'] is its label."""
+    import altair as alt
+
+    base = alt.Chart(data(list(rows))).encode(
+        y=alt.Y("name:N", title=None, sort=list(order), axis=alt.Axis(labelLimit=240)), **more
+    )
+    whisker = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    zero = alt.Chart(data([{}])).mark_rule(color=GREY, strokeDash=[3, 3]).encode(x=alt.datum(0))
+    return alt.layer(zero, whisker, base.mark_point(filled=True, size=70, opacity=1).encode(x=x))
+
+
+def _recipes(run: Charts, runs: Sequence[Charts], measure: str, title: str) -> Drawn:
+    import altair as alt
+
+    def rows_of(charts: Charts) -> list[dict[str, Any]]:
+        return [r | {"name": r["recipe"]} for r in charts["recipes"] if r["measure"] == measure]
+
+    shared = [row for charts in runs for row in rows_of(charts)]
+    axis = alt.Axis(format="%") if measure.endswith("density") else alt.Axis()
+    scale = alt.Scale(domain=_domain(shared, "value"))
+    x = alt.X("value:Q", title=title, axis=axis, scale=scale)
+    tooltip = ["name:N", "value:Q", "low:Q", "high:Q", "roots:Q"]
+    return _points(rows_of(run), _RECIPES, x, title, color=alt.value(BLUE), tooltip=tooltip)
+
+
+def _chance(run: Charts, runs: Sequence[Charts]) -> Drawn:
+    import altair as alt
+
+    shared = [row for charts in runs for row in charts["chance"]]
+    rows = [r | {"name": _KINDS[r["kind"]]} for r in run["chance"]]
+    title = "share that passes the rule"
+    x = alt.X(
+        "rate:Q",
+        title=title,
+        axis=alt.Axis(format="%"),
+        scale=alt.Scale(type="sqrt", domain=_domain(shared, "rate")),
+    )
+    return _points(
+        rows,
+        list(_KINDS.values()),
+        x,
+        title,
+        yOffset=alt.YOffset("rule:N", sort=["plain", "calibrated"]),
+        color=alt.Color(
+            "rule:N",
+            title=None,
+            scale=alt.Scale(domain=["plain", "calibrated"], range=[ORANGE, BLUE]),
+        ),
+        shape=alt.Shape("rule:N", title=None, sort=["plain", "calibrated"]),
+        tooltip=["name:N", "rule:N", "passed:Q", "total:Q", "rate:Q", "low:Q", "high:Q"],
+    )
+
+
+def proof_charts(runs: Sequence[Charts]) -> list[dict[str, Any]]:
+    """As `all_charts`, of the audits; none where no run was audited."""
+    charts = []
+    if any(run["chance"] for run in runs):
+        charts.append(
+            chart(
+                "What passes by chance",
+                "Contexts that should not help, held out from the rule's own controls, beside "
+                "those that were retrieved.",
+                [_chance(run, runs) for run in runs],
+            )
+        )
+    if any(run["recipes"] for run in runs):
+        charts += [
+            chart(title, caption, [_recipes(run, runs, measure, axis) for run in runs])
+            for measure, title, caption, axis in _MEASURES
+        ]
+    return charts
