@@ -251,12 +251,15 @@ def _changes(run: Charts, runs: Sequence[Charts]) -> Drawn:
     return cells + zero.encode(x=alt.datum(0)) + zero.encode(y=alt.datum(0)) + circles
 
 
-def chart(title: str, caption: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """Title, caption and one Vega-Lite spec a run."""
+def chart(title: str, caption: str, drawn: Sequence[Drawn | None]) -> dict[str, Any]:
+    """Title, caption and one Vega-Lite spec a run; None for a run that has nothing to draw."""
     import altair as alt
 
-    specs = []
+    specs: list[dict[str, Any] | None] = []
     for picture in drawn:
+        if picture is None:
+            specs.append(None)
+            continue
         sized = picture.properties(width=WIDTH, height=HEIGHT, description=title)
         sized = sized.configure_view(stroke=None).configure_legend(orient="top", labelLimit=300)
         with alt.data_transformers.disable_max_rows():

@@ -54,31 +54,38 @@ def _points(
     """A point and its interval on a line of its own, for each row; row['name'] is its label."""
     import altair as alt
 
+    names = alt.Scale(domain=list(order))  # those of all runs, so that lines stand level
     base = alt.Chart(data(list(rows))).encode(
-        y=alt.Y("name:N", title=None, sort=list(order), axis=alt.Axis(labelLimit=240)), **more
+        y=alt.Y("name:N", title=None, scale=names, axis=alt.Axis(labelLimit=240)), **more
     )
     whisker = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     zero = alt.Chart(data([{}])).mark_rule(color=GREY, strokeDash=[3, 3]).encode(x=alt.datum(0))
     return alt.layer(zero, whisker, base.mark_point(filled=True, size=70, opacity=1).encode(x=x))
 
 
-def _recipes(run: Charts, runs: Sequence[Charts], measure: str, title: str) -> Drawn:
+def _recipes(run: Charts, runs: Sequence[Charts], measure: str, title: str) -> Drawn | None:
     import altair as alt
 
     def rows_of(charts: Charts) -> list[dict[str, Any]]:
         return [r | {"name": r["recipe"]} for r in charts["recipes"] if r["measure"] == measure]
 
+    if not rows_of(run):
+        return None
     shared = [row for charts in runs for row in rows_of(charts)]
     axis = alt.Axis(format="%") if measure.endswith("density") else alt.Axis()
     scale = alt.Scale(domain=_domain(shared, "value"))
     x = alt.X("value:Q", title=title, axis=axis, scale=scale)
     tooltip = ["name:N", "value:Q", "low:Q", "high:Q", "roots:Q"]
-    return _points(rows_of(run), _RECIPES, x, title, color=alt.value(BLUE), tooltip=tooltip)
+    there = {row["name"] for row in shared}
+    order = [recipe for recipe in _RECIPES if recipe in there]
+    return _points(rows_of(run), order, x, title, color=alt.value(BLUE), tooltip=tooltip)
 
 
-def _chance(run: Charts, runs: Sequence[Charts]) -> Drawn:
+def _chance(run: Charts, runs: Sequence[Charts]) -> Drawn | None:
     import altair as alt
 
+    if not run["chance"]:
+        return None
     shared = [row for charts in runs for row in charts["chance"]]
     rows = [r | {"name": _KINDS[r["kind"]]} for r in run["chance"]]
     title = "share that passes the rule"
@@ -90,7 +97,7 @@ def _chance(run: Charts, runs: Sequence[Charts]) -> Drawn:
     )
     return _points(
         rows,
-        list(_KINDS.values()),
+        [name for kind, name in _KINDS.items() if any(r["kind"] == kind for r in shared)],
         x,
         title,
         yOffset=alt.YOffset("rule:N", sort=["plain", "calibrated"]),

@@ -241,5 +241,5 @@ def test_no_text_of_the_corpus_is_markup_in_the_file(store: TableStore) -> None:
 
 
 def test_a_text_that_looks_like_a_placeholder_is_not_filled_in() -> None:
-    html = page({"runs": [], "charts": [], "how_chosen": "{{script}} {{policy}}"})
+    html = page({"runs": [], "charts": [], "proof": [], "how_chosen": "{{script}} {{policy}}"})
     assert '"{{script}} {{policy}}"' in html

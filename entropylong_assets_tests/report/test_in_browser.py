@@ -12,7 +12,13 @@ import pytest
 
 from entropylong_assets.report.page import render
 from entropylong_assets.report.run import open_run
-from entropylong_assets_tests.report.runs import byte_tokenizer, run_settings, write_run
+from entropylong_assets_tests.report.runs import (
+    SHARDS,
+    byte_tokenizer,
+    run_settings,
+    write_audits,
+    write_run,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -27,12 +33,15 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The report of one run, and of two with another ε over the same documents."""
+    """The report of one run, and of two with another ε over the same documents; the second is
+    audited."""
     folder = tmp_path_factory.mktemp("reports")
     sources = []
     for name, epsilon in (("a", 0.4), ("b", 0.05)):
         settings = run_settings(folder / name, verification={"epsilon": epsilon})
-        write_run(settings)
+        store = write_run(settings)
+        if name == "b":
+            write_audits(store, SHARDS[0])
         sources.append(open_run(settings))
     files = {"one": folder / "one.html", "two": folder / "two.html"}
     files["one"].write_text(render(sources[:1], byte_tokenizer), encoding="utf-8")
@@ -73,6 +82,7 @@ def load(page: Page, file: Path) -> None:
 def test_charts_and_funnel_are_drawn(page: Page, files: dict[str, Path]) -> None:
     load(page, files["one"])
     assert page.locator("#charts figure svg.marks").count() == 6
+    assert "Nothing was audited yet" in page.locator("#proof").inner_text()
     funnel = page.locator("#funnel").inner_text()
     assert "too short" in funnel
     assert "near duplicate" in funnel
@@ -157,6 +167,11 @@ def test_sources_are_filtered(page: Page, files: dict[str, Path]) -> None:
 def test_two_runs_stand_side_by_side(page: Page, files: dict[str, Path]) -> None:
     load(page, files["two"])
     assert page.locator("#charts figure svg.marks").count() == 12
+    assert page.locator("#proof figure svg.marks").count() == 3
+    assert page.locator("#proof").inner_text().count("not audited") == 3
+    proof = page.locator("#proof table").inner_text()
+    assert "other<b>@2" in proof
+    assert "1 of 2" in proof
     row = page.locator("#runs tr.differs", has_text="ε").first.inner_text()
     assert "0.4" in row
     assert "0.05" in row

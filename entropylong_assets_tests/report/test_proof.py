@@ -1,0 +1,74 @@
+"""Audits in the report: figures counted by hand, and none of data that is not there any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from entropylong_assets.report.proof import gather_proof
+from entropylong_assets.report.proof_charts import proof_charts
+from entropylong_assets_tests.report.runs import SHARDS, run_settings, write_audits, write_run
+
+
+def test_figures_and_rows_by_hand(tmp_path: Path) -> None:
+    settings = run_settings(tmp_path)
+    store = write_run(settings)
+    write_audits(store, SHARDS[0])
+    figures, charts = gather_proof(store, SHARDS, settings)
+    by_name = {name: value for name, value, _ in figures}
+    assert by_name["shards audited for chance"] == "1 of 2"
+    assert by_name["roots audited for chance"] == 2
+    assert by_name["lift of retrieval over chance"] is None  # no random context passed
+    assert by_name["second model"] == "other<b>@2"
+    assert by_name["accepted pairs that hold there"] == pytest.approx(0.5)
+    assert by_name["rejected pairs that hold there"] == pytest.approx(0.0)
+    assert by_name["rank correlation of gains"] == pytest.approx(1.0)
+    chance = {(row["kind"], row["rule"]): row for row in charts["chance"]}
+    assert chance["random", "plain"]["rate"] == pytest.approx(0.25)
+    assert chance["random", "calibrated"]["rate"] == 0.0
+    assert ("topical", "plain") not in chance  # no such trial: no share of nothing
+    recipes = {(row["recipe"], row["measure"]): row for row in charts["recipes"]}
+    fall = recipes["calibrated", "surprisal_drop_over_random"]
+    assert (fall["value"], fall["roots"]) == (pytest.approx(1.5), 2)
+    assert fall["low"] < 1.5 < fall["high"]
+    assert recipes["random", "surprisal_drop_over_random"]["value"] == 0.0
+    assert recipes["calibrated", "key_token_density"]["value"] == pytest.approx(0.05)
+
+
+def test_audits_of_older_dependencies_are_not_shown(tmp_path: Path) -> None:
+    """A shard that was verified again since would else be shown with figures of what is gone."""
+    settings = run_settings(tmp_path)
+    store = write_run(settings)
+    write_audits(store, SHARDS[0], verified="0" * 16)
+    assert gather_proof(store, SHARDS, settings) == ([], {"chance": [], "recipes": []})
+
+
+def test_charts_hold_every_row_and_share_their_scale(tmp_path: Path) -> None:
+    settings = run_settings(tmp_path)
+    store = write_run(settings)
+    nothing = gather_proof(store, SHARDS, settings)[1]
+    assert proof_charts([nothing]) == []
+    write_audits(store, SHARDS[0])
+    audited = gather_proof(store, SHARDS, settings)[1]
+    charts = proof_charts([audited, nothing])
+    assert [len(chart["specs"]) for chart in charts] == [2, 2, 2]
+
+    def points(spec: dict[str, object]) -> list[dict[str, object]]:
+        layers = spec["layer"]
+        assert isinstance(layers, list)
+        return layers[-1]["data"]["values"]
+
+    def domain(spec: dict[str, object]) -> list[float]:
+        layers = spec["layer"]
+        assert isinstance(layers, list)
+        return layers[-1]["encoding"]["x"]["scale"]["domain"]
+
+    # The same run beside itself: equal scales; a run without audits draws nothing.
+    for chart in charts:
+        assert chart["specs"][1] is None
+    for chart in proof_charts([audited, audited]):
+        here, there = chart["specs"]
+        assert domain(here) == domain(there)
+    assert {row["name"] for row in points(charts[1]["specs"][0])} == {"calibrated", "random"}
+    assert len(points(charts[0]["specs"][0])) == len(audited["chance"])
