@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from entropylong_assets.entropy.histogram import Histogram
 
 if TYPE_CHECKING:

@@ -49,7 +49,12 @@ def _domain(rows: Sequence[dict[str, Any]], value: str) -> list[float]:
 
 
 def _points(
-    rows: Sequence[dict[str, Any]], order: Sequence[str], x: alt.X, title: str, **more: Any
+    rows: Sequence[dict[str, Any]],
+    order: Sequence[str],
+    x: alt.X,
+    title: str,
+    shape: alt.Shape | alt.ShapeValue,
+    **more: Any,
 ) -> Drawn:
     """A point and its interval on a line of its own, for each row; row['name'] is its label."""
     import altair as alt
@@ -60,7 +65,8 @@ def _points(
     )
     whisker = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     zero = alt.Chart(data([{}])).mark_rule(color=GREY, strokeDash=[3, 3]).encode(x=alt.datum(0))
-    return alt.layer(zero, whisker, base.mark_point(filled=True, size=70, opacity=1).encode(x=x))
+    point = base.mark_point(filled=True, size=70, opacity=1).encode(x=x, shape=shape)
+    return alt.layer(zero, whisker, point)
 
 
 def _recipes(run: Charts, runs: Sequence[Charts], measure: str, title: str) -> Drawn | None:
@@ -78,7 +84,8 @@ def _recipes(run: Charts, runs: Sequence[Charts], measure: str, title: str) -> D
     tooltip = ["name:N", "value:Q", "low:Q", "high:Q", "roots:Q"]
     there = {row["name"] for row in shared}
     order = [recipe for recipe in _RECIPES if recipe in there]
-    return _points(rows_of(run), order, x, title, color=alt.value(BLUE), tooltip=tooltip)
+    circle = alt.ShapeValue("circle")
+    return _points(rows_of(run), order, x, title, circle, color=alt.value(BLUE), tooltip=tooltip)
 
 
 def _chance(run: Charts, runs: Sequence[Charts]) -> Drawn | None:
@@ -100,13 +107,13 @@ def _chance(run: Charts, runs: Sequence[Charts]) -> Drawn | None:
         [name for kind, name in _KINDS.items() if any(r["kind"] == kind for r in shared)],
         x,
         title,
+        alt.Shape("rule:N", title=None, scale=alt.Scale(domain=["plain", "calibrated"])),
         yOffset=alt.YOffset("rule:N", sort=["plain", "calibrated"]),
         color=alt.Color(
             "rule:N",
             title=None,
             scale=alt.Scale(domain=["plain", "calibrated"], range=[ORANGE, BLUE]),
         ),
-        shape=alt.Shape("rule:N", title=None, sort=["plain", "calibrated"]),
         tooltip=["name:N", "rule:N", "passed:Q", "total:Q", "rate:Q", "low:Q", "high:Q"],
     )
 
