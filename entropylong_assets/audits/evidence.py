@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
-from entropylong_assets.audits.ablation import Scores, judged
+from entropylong_assets.audits.audited import Audited, as_row, number, table
 from entropylong_assets.audits.cross_model import summarise
 from entropylong_assets.audits.material import Mean, clustered_mean
+from entropylong_assets.audits.movement import movement_table
 from entropylong_assets.audits.null_calibration import KINDS, epsilon_for, lift, rates
-from entropylong_assets.audits.shard import measures
-from entropylong_assets.settings import Settings
-from entropylong_assets.storage.tables import TableStore
-from entropylong_assets.verification.false_acceptance import acceptance_rate
-from entropylong_assets.verification.gain import judge
 
 _ORDER = ("calibrated", "entropylong", "policylong", "no_verify", "quest", "nextlong", "random")
 
@@ -35,6 +32,8 @@ length in their place.
 `calibrated` against each rival, on the anchors' surprisal drop over random, anchor by anchor:
 
 {verdicts}
+
+{overlap}
 
 The verified recipes chose their contexts by the same model's scores of the same anchors, one
 context at a time: what they gain here is partly choice. The second model and the planted truth are
@@ -75,69 +74,6 @@ Pairs at other anchors are neither true nor false: the facts share their wording
 ## Settings
 
 {settings}"""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(head), ["---"] * len(head), *[list(row) for row in rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def number(row: Mapping[str, Any] | None, form: str = "{:.3f}") -> str:
-    """Value and interval of a row with value (or rate), low and high."""
-    if row is None:
-        return "–"
-    value = row.get("value", row.get("rate"))
-    if value is None:
-        return "–"
-    shown = form.format(value)
-    if row.get("low") is None or row.get("high") is None:
-        return shown
-    return f"{shown} ({form.format(row['low'])} to {form.format(row['high'])})"
-
-
-def _as_row(mean: Mean) -> dict[str, Any]:
-    return {"value": mean.value, "low": mean.low, "high": mean.high}
-
-
-class Audited:
-    """All audit tables of some shards, one below the other."""
-
-    def __init__(self, store: TableStore, shards: Sequence[str], settings: Settings) -> None:
-        def read(asset: str, name: str) -> pl.DataFrame:
-            return pl.concat(store.read(asset, shard, name) for shard in shards)
-
-        self.settings = settings
-        self.trials = read("null_calibration", "trials")
-        self.anchors = read("long_range_audit", "anchors")
-        self.windows = read("long_range_audit", "windows")
-        self.dependencies = read("long_range_audit", "dependencies")
-        self.second = read("cross_model_audit", "pairs")
-        sampled = self.trials["root_id"].unique().to_list()
-        pairs = read("verified_dependencies", "pairs")
-        scored = pairs.filter(pl.col("entropy_context").is_not_null())
-        self.pairs = scored.filter(pl.col("root_id").is_in(sampled))
-        self.contexts = read("verified_dependencies", "contexts").unique("chunk_id")
-        self.roots = read("entropy_scores", "roots").unique("root_id")
-        self.controls = read("verified_dependencies", "controls")
-        self.scores = Scores(self.roots, pairs, self.contexts, self.controls)
-
-    def recipe_rows(self) -> dict[tuple[str, str], dict[str, Any]]:
-        rows = measures(
-            self.anchors.to_dicts(), self.windows.to_dicts(), self.dependencies.to_dicts()
-        )
-        return {(row["recipe"], row["measure"]): row for row in rows}
-
-    def difference(self, ours: str, theirs: str, score: str) -> Mean:
-        """Mean of ours minus theirs in the fall of a score, anchor by anchor: both saw the same
-        random contexts, so what is left is the contexts' own."""
-        keys = ["root_id", "anchor"]
-        falls = self.anchors.select(
-            "recipe", *keys, (pl.col(f"{score}_random") - pl.col(f"{score}_in_place")).alias("fall")
-        )
-        both = falls.filter(recipe=ours).join(falls.filter(recipe=theirs), on=keys, suffix="_b")
-        both = both.sort(keys)
-        values = (both["fall"] - both["fall_b"]).cast(pl.Float64).to_list()
-        return clustered_mean(values, both["root_id"].to_list())
 
 
 def recipe_table(audited: Audited) -> str:
@@ -219,9 +155,34 @@ def verdict_lines(audited: Audited) -> list[str]:
             word = "**is worse than**"
         else:
             word = "**is not shown to beat**"
-        shown = number(_as_row(mean), "{:+.3f}")
-        lines.append(f"- `calibrated` {word} `{rival}`: {shown} nats an anchor.")
+        shown = number(as_row(mean), "{:+.3f}")
+needed, more = roots_needed(mean), ""
+        if "not shown" in word and needed < float("inf"):
+            more = f" At this spread about {needed:,} roots would show it."
+        lines.append(f"- `calibrated` {word} `{rival}`: {shown} nats an anchor.{more}")
     return lines
+
+
+def roots_needed(mean: Mean) -> float:
+    """Roots at which an interval of this spread would leave out zero, by the root of their number;
+    infinite where the mean is zero."""
+    if mean.low is None or mean.high is None or not mean.value:
+        return float("inf")
+    half = (mean.high - mean.low) / 2
+    return math.ceil(mean.clusters * (half / mean.value) ** 2)
+
+
+def overlap_words(pairs: pl.DataFrame) -> str:
+    """How far the plain and the calibrated rule accept the same contexts of the same roots."""
+    plain, calibrated = (
+        set(pairs.filter(f"accepted_{rule}").select("root_id", "chunk_id").iter_rows())
+        for rule in ("plain", "calibrated")
+    )
+    return (
+        f"The plain rule accepts {len(plain)} contexts of these roots, the calibrated one "
+        f"{len(calibrated)}; {len(plain & calibrated)} are the same. Where both accept the same, "
+        "their recipes can't differ."
+    )
 
 
 def null_table(audited: Audited) -> str:
@@ -262,108 +223,6 @@ def null_words(audited: Audited) -> list[str]:
     return lines
 
 
-def _moves(
-    audited: Audited, name: str, bins: pl.Expr, trial_bins: pl.Expr | None
-) -> list[list[str]]:
-    """A line a bin: acceptance of retrieved and of random contexts, both rules."""
-    pairs = audited.pairs.with_columns(bins.alias("bin"))
-    trials = audited.trials.filter(kind="random")
-    trials = trials.with_columns((bins if trial_bins is None else trial_bins).alias("bin"))
-    lines = []
-    for value in sorted(pairs["bin"].drop_nulls().unique().to_list()):
-        cells = []
-        for rule in ("plain", "calibrated"):
-            for frame in (pairs, trials):
-                part = frame.filter(bin=value)
-                rate = acceptance_rate(part, f"accepted_{rule}")
-                shown = {"rate": rate.value if rate.total else None}
-                cells.append(number(shown | {"low": rate.low, "high": rate.high}, "{:.1%}"))
-        lines.append([name, str(value), *cells])
-    return lines
-
-
-def movement_table(audited: Audited) -> str:
-    """How acceptance and chance move with ε, position, root length, chunk length."""
-    lines = []
-    for epsilon in (0.2, 0.3, 0.4, 0.5, 0.6, 0.8):
-        cells = []
-        for rule in ("plain", "calibrated"):
-            at = audited.settings.verification.model_copy(update={"epsilon": epsilon, "rule": rule})
-            refused = pl.lit(None, pl.String).alias("refusal")
-            random_trials = audited.trials.filter(kind="random").with_columns(refused)
-            for frame in (judged(audited.pairs, at), judge(random_trials, at)):
-                rate = acceptance_rate(frame)
-                shown = {"rate": rate.value if rate.total else None}
-                cells.append(number(shown | {"low": rate.low, "high": rate.high}, "{:.1%}"))
-        lines.append(["ε", f"{epsilon:g}", *cells])
-
-    def binned(column: pl.Expr, edges: Sequence[int]) -> pl.Expr:
-        labels = [f"below {edges[0]:05d}"]
-        labels += [f"from {edge:05d}" for edge in edges]
-        return column.cut(list(edges), labels=labels, left_closed=True).cast(pl.String)
-
-    lines += _moves(audited, "anchor's position", binned(pl.col("anchor"), (64, 128, 256)), None)
-    lengths = dict(
-        audited.roots.select("root_id", pl.col("token_ids").list.len().cast(pl.Int32)).iter_rows()
-    )
-    root_length = pl.col("root_id").replace_strict(lengths, return_dtype=pl.Int32)
-    lines += _moves(audited, "root length (tokens)", binned(root_length, (256, 384)), None)
-    sizes = dict(
-        audited.contexts.select(
-            "chunk_id", pl.col("token_ids").list.len().cast(pl.Int32)
-        ).iter_rows()
-    )
-    chunk = pl.col("chunk_id").replace_strict(sizes, return_dtype=pl.Int32)
-    lines += _moves(
-        audited,
-        "context length (tokens)",
-        binned(chunk, (96, 160)),
-        binned(pl.col("n_tokens"), (96, 160)),
-    )
-    for count in range(audited.settings.verification.controls + 1):
-        lines.append(["controls", str(count), *_controls(audited, count)])
-    head = (
-        "knob",
-        "value",
-        "plain: retrieved",
-        "plain: random",
-        "calibrated: retrieved",
-        "calibrated: random",
-    )
-    text = table(head, lines)
-    for edge in ("00064", "00128", "00256", "00384", "00096", "00160"):
-        text = text.replace(edge, str(int(edge)))
-    return text
-
-
-def _controls(audited: Audited, count: int) -> list[str]:
-    """Rates when the calibrated rule knows the first `count` stored controls alone."""
-    means = (
-        audited.controls.filter(pl.col("control") < count)
-        .group_by("root_id", "anchor")
-        .agg(
-            pl.col("entropy").cast(pl.Float64).mean().cast(pl.Float32).alias("entropy_control"),
-            pl.col("surprisal").cast(pl.Float64).mean().cast(pl.Float32).alias("surprisal_control"),
-        )
-    )
-    cells = []
-    for rule in ("plain", "calibrated"):
-        at = audited.settings.verification.model_copy(update={"rule": rule})
-        for frame in (audited.pairs, audited.trials.filter(kind="random")):
-            known = frame.drop("entropy_control", "surprisal_control")
-            known = known.join(means, on=["root_id", "anchor"], how="left", maintain_order="left")
-            if not count:
-                # Without controls the calibrated rule measures against the root alone.
-                known = known.with_columns(
-                    entropy_control=pl.col("entropy"), surprisal_control=pl.col("surprisal")
-                )
-            known = known.with_columns(pl.lit(None, pl.String).alias("refusal"))
-            rate = acceptance_rate(judge(known, at))
-            shown = {"rate": rate.value if rate.total else None}
-            cells.append(number(shown | {"low": rate.low, "high": rate.high}, "{:.1%}"))
-    return cells
-
-
 def distance_table(audited: Audited) -> str:
     """Verified contexts by the distance to their anchors."""
     ours = audited.dependencies.filter(recipe="calibrated").with_columns(
@@ -378,7 +237,7 @@ def distance_table(audited: Audited) -> str:
         for a, b in (("", "near"), ("", "in_place"), ("replaced", "in_place")):
             before = part[f"surprisal_{a}" if a else "surprisal"]
             fall = (before - part[f"surprisal_{b}"]).cast(pl.Float64).to_list()
-            cells.append(number(_as_row(clustered_mean(fall, part["root_id"].to_list()))))
+            cells.append(number(as_row(clustered_mean(fall, part["root_id"].to_list()))))
         lines.append([f"from {edge}", str(len(part)), *cells])
     head = ("distance (tokens)", "dependencies", "near", "in place", "over a random one")
     return table(head, lines)
@@ -450,6 +309,7 @@ def write_evidence(
         minutes=minutes,
         recipes=recipe_table(audited),
         verdicts="\n".join(verdict_lines(audited)),
+        overlap=overlap_words(audited.pairs),
         served=served_table(audited),
         distances=distance_table(audited),
         null=null_table(audited),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from entropylong_assets.audits.evidence import Audited, write_evidence
+from entropylong_assets.audits.audited import Audited
+from entropylong_assets.audits.evidence import write_evidence
 from entropylong_assets.audits.planted import measure, plant, shortfall, write_corpus
 from entropylong_assets.automation.audit_run import run_audits
 from entropylong_assets.automation.determinants import stays_current
