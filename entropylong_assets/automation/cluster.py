@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -118,3 +118,28 @@ def _by_step(cluster: ClusterSettings) -> dict[str, StepResources]:
     assets = [name for name in type(cluster.resources).model_fields if name != "checks"]
     steps = {name: _asked(cluster, name) for name in assets}
     return steps | {f"{name}_checks": cluster.resources.checks for name in assets}
+
+
+def ray_nodes(address: str | None) -> list[Mapping[str, float]]:
+    """What each living node of a Ray cluster has, by Ray's names: `CPU`, `GPU`, `memory` (bytes).
+
+    Raises what Ray raises where there is no cluster at the address, or the token is another.
+    """
+    from ray.util.state import list_nodes
+
+    nodes = list_nodes(address, [("state", "=", "ALIVE")], timeout=10, detail=True)
+    return [dict(node.resources_total) for node in nodes]
+
+
+def without_a_node(cluster: ClusterSettings, nodes: Sequence[Mapping[str, float]]) -> list[str]:
+    """Steps that ask for more than any of these nodes has, and so would wait for ever."""
+
+    def fits(asked: StepResources, node: Mapping[str, float]) -> bool:
+        return (
+            asked.num_cpus <= node.get("CPU", 0)
+            and asked.num_gpus <= node.get("GPU", 0)
+            and (asked.memory or 0) <= node.get("memory", 0)
+        )
+
+    steps = _by_step(cluster).items()
+    return [step for step, asked in steps if not any(fits(asked, node) for node in nodes)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import dagster as dg
 
 from entropylong_assets.automation import examinations
+from entropylong_assets.automation.cluster import ray_nodes, without_a_node
 from entropylong_assets.automation.examinations import Finding, few, line
 from entropylong_assets.automation.local_run import dagster_home
 from entropylong_assets.automation.partitions import PIPELINE, corpus_shard
@@ -44,6 +45,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
                 ("pools", lambda: _pools(there)),
                 ("partitions", lambda: _partitions(settings, there)),
             )
+            if settings.cluster.engine == "ray":
+                yield from _each(("ray", lambda: _ray(settings, there)))
     yield from _each(
         ("disk", lambda: examinations.disk(settings)),
         ("device", lambda: examinations.device(settings)),
@@ -191,3 +194,27 @@ def _partitions(settings: Settings, there: dg.DagsterInstance) -> Finding:
             "sensor `new_files`",
         )
     return Finding("partitions", "ok", f"{len(registered):,} shards registered")
+
+
+def _ray(settings: Settings, there: dg.DagsterInstance) -> Finding:
+    launched = getattr(there.run_launcher, "address", None)  # of dagster-ray's launcher alone
+    address = settings.cluster.address or launched or os.environ.get("RAY_ADDRESS")
+    try:
+        nodes = ray_nodes(address)
+    except Exception as error:
+        return Finding(
+            "ray",
+            "fault",
+            f"{address}: {line(error)}; start the cluster, name its job server in "
+            "cluster.address, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH if it asks for a token",
+        )
+    alone = without_a_node(settings.cluster, nodes)
+    if alone:
+        return Finding(
+            "ray",
+            "warning",
+            f"{few(alone)}: none of {len(nodes)} nodes has what they ask for, and they wait until "
+            "one has; lower it under cluster.resources (num_gpus: 0 where there is no GPU)",
+        )
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    return Finding("ray", "ok", f"{address}, {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs")

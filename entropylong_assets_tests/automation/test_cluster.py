@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from entropylong_assets.automation.cluster import kubernetes_config
+from entropylong_assets.automation.cluster import kubernetes_config, without_a_node
 from entropylong_assets.definitions import ASSETS, CHECKS, build_definitions
 from entropylong_assets.settings import Settings, SettingsError, StepResources, make_settings
 
@@ -248,18 +248,19 @@ def test_settings_and_instance_of_a_folder_are_valid(
 def test_every_step_fits_a_node_of_the_ray_cluster() -> None:
     """A step that fits no node waits for ever. Ray keeps 30% of a node's memory for its objects."""
     (cluster,) = [d for d in documents("kuberay") if d.get("kind") == "RayCluster"]
-    nodes = []
+    nodes: list[dict[str, float]] = []
     for group in cluster["spec"]["workerGroupSpecs"]:
         (container,) = group["template"]["spec"]["containers"]
         limits = container["resources"]["limits"]
         cpus = float(group["rayStartParams"].get("num-cpus", limits["cpu"]))
         memory = 0.7 * float(limits["memory"].removesuffix("Gi")) * 2**30
-        nodes.append((cpus, float(limits.get("nvidia.com/gpu", 0)), memory))
+        gpus = float(limits.get("nvidia.com/gpu", 0))
+        nodes.append({"CPU": cpus, "GPU": gpus, "memory": memory})
     values = yaml.safe_load((DEPLOY / "kuberay" / "settings.yaml").read_text())
     settings = make_settings(values.pop("profile"), values)
-    for name in type(settings.cluster.resources).model_fields:
-        asked: StepResources = getattr(settings.cluster.resources, name)
-        assert any(
-            asked.num_cpus <= cpus and asked.num_gpus <= gpus and (asked.memory or 0) <= memory
-            for cpus, gpus, memory in nodes
-        ), name
+    assert without_a_node(settings.cluster, nodes) == []
+    without_gpus = [node | {"GPU": 0.0} for node in nodes]
+    assert set(without_a_node(settings.cluster, without_gpus)) == GPU_STEPS
+    narrow = [node | {"memory": 8.0 * 2**30} for node in nodes]
+    assert "embedding_index" in without_a_node(settings.cluster, narrow)
+    assert len(without_a_node(settings.cluster, [])) == len(ASSETS) + len(CHECKS)

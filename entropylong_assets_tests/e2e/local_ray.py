@@ -121,6 +121,17 @@ class LocalRay:
                 continue
         return found
 
+    def run_process(self, run_id: str) -> psutil.Process | None:
+        """The process of a run, which starts its steps and watches them; it is on the head node."""
+        for process in self.processes("head"):
+            try:
+                command = process.cmdline()
+            except psutil.Error:
+                continue
+            if "execute_run" in command and run_id in command[-1]:
+                return process
+        return None
+
     def kill_worker(self) -> int:
         """SIGKILL to every process of the worker node; returns how many there were."""
         processes = self.processes("worker-1")

@@ -17,11 +17,13 @@ import dagster as dg
 import psutil
 import pytest
 
+from entropylong_assets.automation.doctor import examine
 from entropylong_assets.automation.local_run import register_shards
+from entropylong_assets.settings import make_settings
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.e2e.local_ray import LocalRay, StepProcess
-from entropylong_assets_tests.e2e.server import REPOSITORY, Server
+from entropylong_assets_tests.e2e.server import REPOSITORY, Server, free_port
 from entropylong_assets_tests.test_pipeline import versions
 from entropylong_assets_tests.tiny_world import tiny_settings
 
@@ -106,13 +108,17 @@ def test_a_node_killed_in_a_step_changes_nothing(
     )
     server = Server(tmp_path, settings.model_dump(mode="json"), ray.dagster_yaml)
     server.environment |= ray.client | {"DAGSTER_STEP_DELEGATING_EXECUTOR_SLEEP_SECONDS": "0.2"}
-    monkeypatch.setenv("DAGSTER_HOME", str(server.home))
+    for name, value in (ray.client | {"DAGSTER_HOME": str(server.home)}).items():
+        monkeypatch.setenv(name, value)
     with dg.DagsterInstance.get() as instance:
         shards = [shard.key for shard in register_shards(settings, instance).shards]
         assert shards == list(world.shards)
         instance.event_log_storage.set_concurrency_slots("gpu", 2)
         with server:
             ray.wait_for_nodes(2)
+            findings = {f.subject: f for f in examine(settings)}
+            assert findings["ray"].verdict == "ok"
+            assert "2 nodes, 2 CPUs, 2 GPUs" in findings["ray"].told
             wait_for(server, [server.launch("ingest", shard) for shard in shards], 240)
             wait_for(server, [server.launch("index")], 120)
             runs = [launch(server, AFTER_INDEX, shard) for shard in shards]
@@ -153,6 +159,43 @@ def test_a_node_killed_in_a_step_changes_nothing(
             assert len(made) > 0
 
 
+@pytest.mark.long
+def test_a_run_whose_own_process_is_killed_is_resumed(
+    ray: LocalRay,
+    world: World,
+    tiny_models: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The named failure: a run that stays "started" for ever, or is begun anew from the top."""
+    settings = tiny_settings(
+        world.corpus, tmp_path / "data", tiny_models, cluster={"engine": "ray"}
+    )
+    server = Server(tmp_path, settings.model_dump(mode="json"), ray.dagster_yaml)
+    server.environment |= ray.client
+    monkeypatch.setenv("DAGSTER_HOME", str(server.home))
+    first = "corpus_documents"
+    with dg.DagsterInstance.get() as instance:
+        shard = register_shards(settings, instance).shards[0].key
+        with server:
+            ray.wait_for_nodes(1)
+            run = launch(server, [first, "chunk_embeddings"], shard)
+            server.wait("a step", lambda: events(instance, run, first, "STEP_START"), 120)
+            process = ray.run_process(run)
+            assert process is not None
+            process.kill()
+            wait_for(server, [run], 240)
+        # The step that was going on was neither lost nor made twice.
+        assert len(events(instance, run, first, "STEP_START")) == 1
+        assert len(events(instance, run, first, "STEP_SUCCESS")) == 1
+        assert instance.count_resume_run_attempts(run) == 1
+    made, wanted = (
+        store.require("chunk_embeddings", shard).data_version
+        for store in (TableStore(settings.data_uri), world.store)
+    )
+    assert made == wanted
+
+
 def test_without_its_token_the_cluster_takes_no_jobs(ray: LocalRay) -> None:
     """Most of Ray's ports listen on every interface of the machine."""
     ray.wait_for_nodes(1)
@@ -161,4 +204,19 @@ def test_without_its_token_the_cluster_takes_no_jobs(ray: LocalRay) -> None:
         ray.get("/api/jobs/", token=False)
     assert refused.value.code in (401, 403)
     known: Any = ray.get("/api/jobs/")
-    assert known
+    assert isinstance(known, list)
+
+
+def test_the_doctor_says_what_to_do_where_no_cluster_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    settings = make_settings(
+        "quickstart",
+        {"data_uri": str(tmp_path), "cluster": {"engine": "ray", "address": nowhere}},
+    )
+    (found,) = [f for f in examine(settings) if f.subject == "ray"]
+    assert found.verdict == "fault"
+    assert found.told.startswith(f"{nowhere}: ServerUnavailable: ")
+    assert "start the cluster" in found.told
