@@ -156,7 +156,7 @@ def verdict_lines(audited: Audited) -> list[str]:
         else:
             word = "**is not shown to beat**"
         shown = number(as_row(mean), "{:+.3f}")
-needed, more = roots_needed(mean), ""
+        needed, more = roots_needed(mean), ""
         if "not shown" in word and needed < float("inf"):
             more = f" At this spread about {needed:,} roots would show it."
         lines.append(f"- `calibrated` {word} `{rival}`: {shown} nats an anchor.{more}")
