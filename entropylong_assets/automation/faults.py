@@ -6,6 +6,7 @@ pauses. Bad input, a wrong setting or a fault in our code would fail the same wa
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,7 +42,7 @@ _TRANSIENT_NAMES = frozenset(
 )
 
 # LanceDB reports a lost race of two writers as a plain RuntimeError or OSError.
-_TRANSIENT_WORDS = ("commit conflict", "concurrent commit", "too many concurrent")
+_TRANSIENT_WORDS = ("no space left", "commit conflict", "concurrent commit", "too many concurrent")
 
 
 def is_transient(error: BaseException) -> bool:
@@ -67,9 +68,26 @@ def plain_errors() -> Iterator[None]:
             raise dg.Failure(str(error), allow_retries=False) from None
         raise dg.Failure(_line(error), allow_retries=False) from error
     except Exception as error:
+        told = disk_trouble(error)
+        if told:
+            raise dg.Failure(told, allow_retries=is_transient(error)) from error
         if is_transient(error):
             raise
         raise dg.Failure(_line(error), allow_retries=False) from error
+
+
+def disk_trouble(error: Exception) -> str | None:
+    """What to do where the system refused to write; LanceDB tells of it in words alone."""
+    line = " ".join(str(error).split())
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in line:
+        return f"no space left on the disk: {line}; free some, or name another data_uri"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in line:
+        return (
+            f"no permission to write: {line}; give it to the user of this process, or name "
+            f"another data_uri"
+        )
+    return None
 
 
 def _line(error: Exception) -> str:

@@ -99,8 +99,9 @@ def _join_short(
     joined: list[Chunk] = []
     for chunk in chunks:
         if joined and min(len(chunk.text), len(joined[-1].text)) < min_chars:
-            whole = text[joined[-1].start : chunk.end]
-            n = count_tokens([whole])[0]
+            place = joined[-1].start, chunk.end
+            whole = text[slice(*place)]
+            (n,) = _counted(text, [place], max_tokens, count_tokens)
             if _fits(n, len(whole), max_tokens):
                 joined[-1] = Chunk(joined[-1].start, chunk.end, whole, n)
                 continue

@@ -11,6 +11,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from entropylong_assets.entropy.model_files import ModelError, ModelFiles, locate, refusal
 from entropylong_assets.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.settings import ScoringModelSettings
+from entropylong_assets.storage.tables import locked, remove_dead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +58,11 @@ def _converted(files: ModelFiles) -> Path:
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    with locked(folder.parent):
+        remove_dead(folder.parent, "gguf-*.*")
+        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+        alive = ExitStack()
+        alive.enter_context(locked(part))
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf_file)
         model = AutoModelForCausalLM.from_pretrained(
@@ -77,6 +83,7 @@ def _converted(files: ModelFiles) -> Path:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        alive.close()
     return folder
 
 

@@ -79,10 +79,9 @@ def _remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_dead(folder: Path) -> None:
-    """Removes what killed writers left in a locked partition; a live one holds its staging."""
-    _remove_unfinished(folder)
-    for path in folder.glob(".staging-*"):
+def remove_dead(folder: Path, pattern: str) -> None:
+    """Removes the folders that killed processes left in a locked one; a live one holds its own."""
+    for path in folder.glob(pattern):
         try:
             handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:  # its writer has just ended
@@ -179,7 +178,8 @@ class TableStore:
             return
         with ExitStack() as stack:
             with locked(folder):
-                _remove_dead(Path(folder))
+                _remove_unfinished(Path(folder))
+                remove_dead(Path(folder), ".staging-*")
                 staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
                 stack.callback(shutil.rmtree, staging, ignore_errors=True)
                 stack.enter_context(locked(staging))

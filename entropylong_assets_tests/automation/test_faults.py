@@ -6,12 +6,21 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 
 from entropylong_assets.automation.faults import is_transient, plain_errors
-from entropylong_assets.automation.launcher import is_alive
+from entropylong_assets.automation.launcher import (
+    PROCESS_TAG,
+    LocalRunLauncher,
+    end_dead_runs,
+    is_alive,
+    is_marked_alive,
+    process_mark,
+)
 from entropylong_assets.corpus.errors import CorpusError
 
 
@@ -93,3 +102,90 @@ def test_the_process_of_a_run_is_known_dead_or_alive() -> None:
 def test_another_process_under_the_same_number_is_not_the_run() -> None:
     """After a restart of the machine numbers are given anew."""
     assert not is_alive(os.getpid(), time.time() - 86_400)
+
+
+def test_a_mark_tells_whether_the_process_lives_whatever_the_clock_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mark = process_mark(process.pid)
+    for shift in (0.0, 86_400.0, -86_400.0):
+        now = time.time() + shift
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time", lambda now=now: now)
+            assert is_marked_alive(mark)
+    process.kill()
+    process.wait()
+    assert not is_marked_alive(mark)
+    host, boot, pid, ticks = process_mark(os.getpid()).split("/")
+    assert is_marked_alive("/".join((host, boot, pid, ticks)))
+    assert not is_marked_alive("/".join((host, boot, pid, str(int(ticks) + 1)))), "another process"
+    assert not is_marked_alive("/".join((host, "another-boot", pid, ticks)))
+    assert is_marked_alive("/".join(("another-host", boot, "1", ticks))), (
+        "it can't be told from here"
+    )
+
+
+@dg.op(pool="writer")
+def use_the_pool() -> None: ...
+
+
+@dg.job
+def uses_the_pool() -> None:
+    use_the_pool()
+
+
+def test_a_killed_command_s_run_is_failed_and_its_slot_given_back(tmp_path: Path) -> None:
+    """Else the next command would wait for the slot for ever: no daemon is there to free it."""
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    marks = {"dead": process_mark(dead.pid), "alive": process_mark(os.getpid())}
+    dead.wait()
+    with dg.DagsterInstance.local_temp(
+        str(tmp_path),
+        overrides={"concurrency": {"pools": {"default_limit": 1, "granularity": "op"}}},
+    ) as instance:
+        storage = instance.event_log_storage
+        storage.initialize_concurrency_limit_to_default("writer")
+        runs = {
+            name: instance.create_run_for_job(
+                uses_the_pool, tags={PROCESS_TAG: mark}, status=dg.DagsterRunStatus.STARTED
+            )
+            for name, mark in marks.items()
+        }
+        storage.claim_concurrency_slot("writer", runs["dead"].run_id, "use_the_pool")
+        assert storage.get_concurrency_info("writer").active_slot_count == 1
+        assert end_dead_runs(instance) == [runs["dead"].run_id]
+        statuses = {name: instance.get_run_by_id(run.run_id) for name, run in runs.items()}
+        assert {n: run.status.value for n, run in statuses.items() if run} == {
+            "dead": "FAILURE",
+            "alive": "STARTED",
+        }
+        assert storage.get_concurrency_info("writer").active_slot_count == 0
+        assert uses_the_pool.execute_in_process(instance=instance).success
+        assert end_dead_runs(instance) == []
+
+
+def test_the_launcher_goes_by_the_mark_once_it_has_seen_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is set forwards by an hour: a living run must not be taken for dead."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        launcher = LocalRunLauncher()
+        launcher.register_instance(instance)
+        run = instance.create_run_for_job(uses_the_pool, status=dg.DagsterRunStatus.STARTED)
+        pid = {"pid": dg.MetadataValue.text(str(process.pid))}
+        instance.report_engine_event("started", run, EngineEventData(pid))
+
+        def health() -> str:
+            seen = instance.get_run_by_id(run.run_id)
+            assert seen is not None
+            return launcher.check_run_worker_health(seen).status.name
+
+        assert health() == "RUNNING"
+        now = time.time() + 3600
+        monkeypatch.setattr("time.time", lambda: now)
+        assert health() == "RUNNING"
+        process.kill()
+        process.wait()
+        assert health() == "NOT_FOUND"

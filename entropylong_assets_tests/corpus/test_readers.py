@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import json
+import tarfile
 import tempfile
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -17,6 +20,7 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from entropylong_assets.corpus.errors import CorpusError
 from entropylong_assets.corpus.files import file_version, kind_of, list_files
 from entropylong_assets.corpus.readers import count_rows, read_rows
 from entropylong_assets.corpus.rows import BadRow, Row
@@ -222,6 +226,30 @@ def test_archive_members_stay_inside_the_archive(tmp_path: Path) -> None:
     texts = [item.text for f in files for item in read_rows(f.uri, f.kind, spec)]  # type: ignore[union-attr]
     assert texts == ["evil", "good"]
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "z.zip"]
+
+
+def test_members_of_a_tar_stay_inside_it(tmp_path: Path) -> None:
+    """`..`, absolute names and links out of the archive: nothing is written or read outside."""
+    (tmp_path / "secret.jsonl").write_text('{"text": "secret"}')
+    archive = tmp_path / "in" / "t.tar"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w") as file:
+        for name in ("../evil.jsonl", "/abs.jsonl", "good/a.jsonl"):
+            member = tarfile.TarInfo(name)
+            content = json.dumps({"text": name}).encode()
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("link.jsonl")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../secret.jsonl"
+        file.addfile(link)
+    spec = source(f"tar://**/*.jsonl::{archive}")
+    texts = []
+    for found in list_files(spec):
+        with suppress(CorpusError, OSError, KeyError):
+            texts += [i.text for i in read_rows(found.uri, found.kind, spec) if isinstance(i, Row)]
+    assert "good/a.jsonl" in texts
+    assert "secret" not in texts
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "secret.jsonl", "t.tar"]
 
 
 def test_parquet_text_of_every_string_type(tmp_path: Path) -> None:

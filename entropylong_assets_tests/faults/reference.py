@@ -59,13 +59,17 @@ class Reference:
             self.lance_files[asset] = lance_files(data) - files
             shutil.copytree(data, self.after(asset))
 
-    def copy(self, stage: str, where: Path) -> None:
-        """Data and instance as they were before a stage, as `where`/data and `where`/home."""
-        for name in ("data", "home"):
-            shutil.copytree(self.folder / stage / f"{name}-before", where / name)
+    def copy(self, stage: str, data: Path, home: Path) -> None:
+        """Puts data and instance there as they were before a stage."""
+        shutil.copytree(self.folder / stage / "data-before", data)
+        shutil.copytree(self.folder / stage / "home-before", home)
 
     def after(self, stage: str) -> Path:
         return self.folder / stage / "data-after"
+
+    def tree(self, stage: str) -> dict[str, str]:
+        """Hash of every file after a stage, as `witness.tree_of` gives it."""
+        return witness.tree_of(self.after(stage), self.folder / "data")
 
     def versions(self, stage: str) -> dict[str, str]:
         store = TableStore(str(self.after(stage)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import json
 import os
 import signal
 import sys
@@ -44,6 +46,7 @@ def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
     """Materialises one asset with its checks. Raises RuntimeError where the run fails."""
     import dagster as dg
 
+    from entropylong_assets.automation.faults import plain_errors
     from entropylong_assets.automation.launcher import PROCESS_TAG, process_mark
     from entropylong_assets.automation.local_run import instance, register_shards
     from entropylong_assets.definitions import build_definitions
@@ -53,7 +56,8 @@ def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
     settings = make_settings("calibrated", values)
     with instance() as there:
         if asset == "scan":
-            register_shards(settings, there)
+            with plain_errors():
+                register_shards(settings, there)
             return
         done = (
             build_definitions(settings)
@@ -80,6 +84,17 @@ def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
             raise RuntimeError(f"{asset}, {shard}: checks failed: {red}")
 
 
+def give_up_rights() -> None:
+    """Permissions of files hold for this process from now on, even if it is root's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the call; this process
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice 32 bits
+    assert libc.capget(header, data) == 0
+    for i in (0, 1):
+        data[i] &= ~0b1110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
+    assert libc.capset(header, data) == 0, os.strerror(ctypes.get_errno())
+
+
 def run_stage(
     values: Mapping[str, Any],
     home: str,
@@ -87,21 +102,35 @@ def run_stage(
     shard: str,
     pipe: Connection,
     die_at: int | None = None,
+    *,
+    pauses: bool = True,
+    rights: bool = True,
 ) -> None:
-    """Target of a process. Sends "started", then ("done", acts on files) or ("failed", why)."""
+    """Target of a process. Sends "started", then ("done", acts on files) or ("failed", why).
+
+    pauses: between the tries of a step that failed. rights: those of root over permissions.
+    """
     os.setsid()
     os.environ["DAGSTER_HOME"] = home
     os.chdir(home)
     with open(f"{home}/output.txt", "ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    if not rights:
+        give_up_rights()
+    if not pauses:
+        import dagster as dg
+
+        from entropylong_assets.automation import faults
+
+        faults.RETRIES = dg.RetryPolicy(max_retries=faults.RETRIES.max_retries)
     count = watch_files(str(values["data_uri"]), die_at)
     with contextlib.suppress(BrokenPipeError):
         pipe.send("started")
         try:
             execute(values, asset, shard)
         except BaseException as error:
-            pipe.send(("failed", f"{type(error).__name__}: {error}"))
+            pipe.send(("failed", getattr(error, "description", None) or str(error)))
             raise
         pipe.send(("done", count[0]))
 
@@ -110,3 +139,8 @@ def threads_of_forkserver(pipe: Connection) -> None:
     """Target of a process: how many threads its parent, the forkserver, has."""
     with open(f"/proc/{os.getppid()}/status") as status:
         pipe.send(next(int(line.split()[1]) for line in status if line.startswith("Threads:")))
+
+
+if __name__ == "__main__":
+    _, _values, _asset, _shard = sys.argv
+    execute(json.loads(_values), _asset, _shard)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from entropylong_assets_tests.faults import witness
+from entropylong_assets_tests.faults.comparing import rerun
 from entropylong_assets_tests.faults.processes import Stage, forkserver_threads, witnessed
 from entropylong_assets_tests.faults.reference import STAGES, Reference, lance_files, shard_of
 from entropylong_assets_tests.faults.summary import SEED, Tale
@@ -36,19 +37,11 @@ def kill_once(
     return going.kill_after(draw.uniform(0, reference.seconds[stage]))
 
 
-def differences(reference: Reference, stage: str, data: Path) -> list[str]:
-    """Files and LanceDB rows that are not those of the undisturbed run."""
-    ours, theirs = witness.tree_of(data), witness.tree_of(reference.after(stage))
-    found = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
-    if witness.rows_of(str(data)) != witness.rows_of(str(reference.after(stage))):
-        found.append("rows of the LanceDB table")
-    return [f"{stage}: {name}" for name in sorted(found)]
-
-
 def kill_and_rerun(reference: Reference, stage: str, kills: int, where: Path, tell: Tale) -> None:
     reference.make(stage)
-    reference.copy(stage, where)
-    data, draw = where / "data", random.Random(f"{SEED}:{stage}")
+    data = where / "data"
+    reference.copy(stage, data, where / "home")
+    draw = random.Random(f"{SEED}:{stage}")
     modes = ["moment", "act", *(["lance"] if reference.lance_files[stage] else [])]
     torn = 0
     with witnessed(data, reference.versions(stage), reference.rows(stage)) as seen:
@@ -58,13 +51,10 @@ def kill_and_rerun(reference: Reference, stage: str, kills: int, where: Path, te
                 torn += bool(witness.left_behind(data))
             if tell.kills[stage] == kills:
                 break
-        Stage(reference.values(data), where / "home", stage, shard_of(stage)).finish()
+        rerun(reference, stage, data, where / "home", tell)
     tell.looks, tell.whole_seen = seen["looks"], seen.get("whole", 0)
-    tell.differences = differences(reference, stage, data)
-    tell.differences += [f"left behind: {name}" for name in witness.left_behind(data)]
     tell.differences += [f"seen: {fault}" for fault in seen["faults"]]
     assert tell.differences == []
-    tell.recoveries = 1
     assert tell.kills[stage] == kills
     assert tell.looks > kills
     assert torn or stage in ("scan", "embedding_index") or kills < 10, "the kills never hit a write"

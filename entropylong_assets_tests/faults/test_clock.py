@@ -1,0 +1,98 @@
+"""The clock is set back by two days in the middle of a stage, and between two stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from entropylong_assets.automation.local_run import export_is_current
+from entropylong_assets.settings import make_settings
+from entropylong_assets_tests.e2e.server import PROJECT
+from entropylong_assets_tests.faults.comparing import rerun
+from entropylong_assets_tests.faults.reference import STAGES, Reference, shard_of
+from entropylong_assets_tests.faults.summary import Tale
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+needs_faketime = pytest.mark.skipif(
+    FAKETIME is None, reason="no faketime: apt-get install faketime"
+)
+BACK = "-2d"
+
+
+def run_under_a_clock(
+    reference: Reference, stage: str, data: Path, home: Path, set_back_after: float
+) -> None:
+    """The stage in a process of its own, whose clock goes back so many seconds from its start."""
+    clock = home / "clock"
+    clock.write_text("+0" if set_back_after else BACK)
+    values = json.dumps(reference.values(data))
+    environment = os.environ | {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # nor does it go back where a real clock is set
+        "DAGSTER_HOME": str(home),
+        "PYTHONPATH": str(PROJECT),
+    }
+    command = [sys.executable, "-m", "entropylong_assets_tests.faults.stage", values]
+    with (home / "output.txt").open("ab") as output:
+        process = subprocess.Popen(
+            [*command, stage, shard_of(stage)],
+            cwd=home,
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+        if set_back_after:
+            time.sleep(set_back_after)
+            assert process.poll() is None, "the clock was to be set back in the middle"
+            clock.write_text(BACK)
+        assert process.wait(180) == 0, (home / "output.txt").read_text()[-2000:]
+
+
+def newest_event(home: Path, asset: str) -> dg.EventLogRecord:
+    with dg.DagsterInstance.from_config(str(home)) as there:
+        return there.fetch_materializations(dg.AssetKey(asset), limit=1).records[0]
+
+
+@needs_faketime
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_the_clock_goes_back_in_the_middle_of_a_stage(
+    reference: Reference, stage: str, tmp_path: Path, tell: Tale
+) -> None:
+    reference.make(stage)
+    data, home = tmp_path / "data", tmp_path / "home"
+    reference.copy(stage, data, home)
+    run_under_a_clock(reference, stage, data, home, 3.0)
+    assert newest_event(home, stage).timestamp < time.time() - 86_400
+    tell.faults["clock set back"] += 1
+    rerun(reference, stage, data, home, tell)
+
+
+@needs_faketime
+@pytest.mark.long
+def test_samples_made_after_the_clock_went_back_are_exported(
+    reference: Reference, tmp_path: Path, tell: Tale
+) -> None:
+    """By its times the export would seem later than the samples that it does not hold."""
+    reference.make(STAGES[-1])
+    data, home = tmp_path / "data", tmp_path / "home"
+    reference.copy(STAGES[-1], data, home)
+    settings = make_settings("calibrated", reference.values(data))
+    with dg.DagsterInstance.from_config(str(home)) as there:
+        assert export_is_current(settings, there)
+    run_under_a_clock(reference, "long_context_samples", data, home, 0)
+    exported, made = (newest_event(home, a) for a in ("training_dataset", "long_context_samples"))
+    assert made.timestamp < exported.timestamp
+    with dg.DagsterInstance.from_config(str(home)) as there:
+        assert not export_is_current(settings, there)
+    tell.faults["clock set back"] += 1
+    tell.recoveries += 1

@@ -1,0 +1,111 @@
+"""A full disk and a folder without write permission: one line, nothing half-written, and a rerun
+ends in the undisturbed tables."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from entropylong_assets_tests.faults import witness
+from entropylong_assets_tests.faults.comparing import rerun
+from entropylong_assets_tests.faults.processes import Stage, witnessed
+from entropylong_assets_tests.faults.reference import STAGES, Reference, shard_of
+from entropylong_assets_tests.faults.summary import SEED, Tale
+
+DISK_MIB = 32
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is a disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip(f"no disk can be mounted here: {made.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def leave_free(disk: Path, n_bytes: int) -> None:
+    """Fills the disk but for so much."""
+    filler = disk / "filler"
+    filler.unlink(missing_ok=True)
+    with filler.open("wb") as file:
+        file.write(bytes(max(0, shutil.disk_usage(disk).free - n_bytes)))
+
+
+def fill_and_rerun(reference: Reference, stage: str, times: int, disk: Path, tell: Tale) -> None:
+    reference.make(stage)
+    data, home, shard = disk / "data", disk.parent / "home", shard_of(stage)
+    reference.copy(stage, data, home)
+    draw = random.Random(f"{SEED}:disk:{stage}")
+    with witnessed(data, reference.versions(stage), reference.rows(stage)) as seen:
+        for attempt in range(times):
+            leave_free(disk, draw.randrange(1 << 16) if attempt else 0)
+            state, told = Stage(reference.values(data), home, stage, shard, pauses=False).outcome()
+            if state == "done":  # the room was enough
+                continue
+            tell.faults["full disk"] += 1
+            assert "no space left" in told, told
+            assert "\n" not in told
+        (disk / "filler").unlink()
+        rerun(reference, stage, data, home, tell)
+    tell.looks, tell.whole_seen = seen["looks"], seen.get("whole", 0)
+    tell.differences += [f"seen: {fault}" for fault in seen["faults"]]
+    assert tell.differences == []
+    assert tell.faults["full disk"] >= 1
+
+
+def test_a_full_disk_in_short(reference: Reference, disk: Path, tell: Tale) -> None:
+    fill_and_rerun(reference, "chunk_embeddings", 2, disk, tell)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk(reference: Reference, stage: str, disk: Path, tell: Tale) -> None:
+    fill_and_rerun(reference, stage, 3, disk, tell)
+
+
+def allow(folder: Path, mode: int) -> None:
+    """Of a folder and all folders in it."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(mode)
+
+
+def refuse_and_rerun(reference: Reference, stage: str, where: Path, tell: Tale) -> None:
+    reference.make(stage)
+    data, home, shard = where / "data", where / "home", shard_of(stage)
+    reference.copy(stage, data, home)
+    before = witness.tree_of(data)
+    allow(data, 0o555)
+    told = Stage(reference.values(data), home, stage, shard, rights=False).fail()
+    tell.faults["no write permission"] += 1
+    assert "no permission to write" in told, told
+    assert str(data) in told
+    assert "\n" not in told
+    assert witness.tree_of(data) == before
+    allow(data, 0o755)
+    rerun(reference, stage, data, home, tell)
+
+
+def test_a_folder_without_write_permission_in_short(
+    reference: Reference, tmp_path: Path, tell: Tale
+) -> None:
+    refuse_and_rerun(reference, "corpus_documents", tmp_path, tell)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_folder_without_write_permission(
+    reference: Reference, stage: str, tmp_path: Path, tell: Tale
+) -> None:
+    refuse_and_rerun(reference, stage, tmp_path, tell)

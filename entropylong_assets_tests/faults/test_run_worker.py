@@ -1,0 +1,120 @@
+"""SIGKILL to run workers of a real server with its daemon: the run is marked failed, its slots are
+given back, and the next run of the same job ends in the undisturbed tables."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.e2e.server import PROJECT, Server
+from entropylong_assets_tests.faults import witness
+from entropylong_assets_tests.faults.comparing import differences
+from entropylong_assets_tests.faults.processes import witnessed
+from entropylong_assets_tests.faults.reference import STAGES, Reference, shard_of
+from entropylong_assets_tests.faults.summary import SEED, Tale
+
+JOBS = {
+    "index": "embedding_index",
+    "score": "entropy_scores",
+    "assemble": "long_context_samples",
+    "export": "training_dataset",
+}
+KILLS = 3
+
+
+def end_of(server: Server, run: str) -> str:
+    ends = ("SUCCESS", "FAILURE", "CANCELED")
+    return server.wait(f"run {run}", lambda: (s := server.run_status(run)) in ends and s, 180)
+
+
+def kill_worker(server: Server, job: str, shard: str | None, after: float) -> bool:
+    """Launches the job and kills its process; whether the run failed of it."""
+    run = server.launch(job, shard)
+    process = server.wait(f"the process of {run}", lambda: server.process_of(run), 120)
+    time.sleep(after)
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return end_of(server, run) == "FAILURE"
+
+
+@pytest.mark.long
+def test_killed_run_workers(reference: Reference, tmp_path: Path, tell: Tale) -> None:
+    reference.make(STAGES[-1])
+    data, home = tmp_path / "data", tmp_path / "dagster"
+    reference.copy("training_dataset", data, home)
+    config = yaml.safe_load((PROJECT / "dagster.yaml").read_text(encoding="utf-8"))
+    config["run_monitoring"] |= {"poll_interval_seconds": 2, "free_slots_after_run_end_seconds": 1}
+    values = reference.values(data)
+    with Server(tmp_path, values, yaml.safe_dump(config)) as server:
+        for job, stage in JOBS.items():
+            draw = random.Random(f"{SEED}:worker:{job}")
+            shutil.rmtree(data)
+            shutil.copytree(reference.folder / stage / "data-before", data)
+            shard = None if shard_of(stage) == WHOLE else shard_of(stage)
+            with witnessed(data, reference.versions(stage), reference.rows(stage)) as seen:
+                kills = 0
+                for _ in range(4 * KILLS):
+                    if kills < KILLS:
+                        kills += kill_worker(
+                            server, job, shard, draw.uniform(0, reference.seconds[stage] / 3)
+                        )
+                tell.kills["Dagster run worker"] += kills
+                assert kills == KILLS
+                assert end_of(server, server.launch(job, shard)) == "SUCCESS"
+            tell.differences += differences(reference, stage, data)
+            tell.differences += [f"seen: {fault}" for fault in seen["faults"]]
+            tell.looks += seen["looks"]
+            tell.whole_seen += seen.get("whole", 0)
+            assert tell.differences == []
+            tell.recoveries += 1
+
+
+@pytest.mark.long
+def test_a_killed_command_does_not_hold_up_the_next(
+    reference: Reference, tmp_path: Path, tell: Tale
+) -> None:
+    """Its run would keep the slot of its pool, and no daemon is there to take it back."""
+    reference.make(STAGES[-1])
+    data, home = tmp_path / "data", tmp_path / "home"
+    reference.copy("scan", data, home)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump(reference.values(data)), encoding="utf-8")
+    command = [sys.executable, "-m", "entropylong_assets.cli", "run", "--settings", str(settings)]
+    environment = os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(PROJECT)}
+    for table in ("chunk_embeddings", "entropy_scores"):
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while not list(data.glob(f"{table}/*/.staging-*")):
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        tell.kills["the command line"] += 1
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, theirs = witness.tree_of(data), reference.tree("training_dataset")
+    # The index and what searched it were made after all shards, as in the undisturbed run.
+    tell.differences = sorted(
+        n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)
+    )
+    tell.differences += witness.left_behind(data)
+    assert tell.differences == []
+    tell.recoveries += 1
