@@ -77,7 +77,8 @@ test-e2e: .venv/test
 
 # Counts, seed and differences go to data/faults.md and data/faults.json.
 test-faults: .venv/test
-	ENTROPYLONG_FAULTS_REPORT=$(CURDIR)/data/faults \
+	@# libfaketime, for the clock: apt-get install faketime. To mount full disks one must be root.
+	OMP_NUM_THREADS=1 ENTROPYLONG_FAULTS_REPORT=$(CURDIR)/data/faults \
 	  $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m 'long or not long' \
 	  entropylong_assets_tests/faults
 
