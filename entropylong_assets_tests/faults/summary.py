@@ -24,7 +24,12 @@ class Tale:
         self.differences: list[str] = []
 
     def figures(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if value}
+        """What is not nothing, as pytest-xdist can send it."""
+        return {
+            name: dict(value) if isinstance(value, Counter) else value
+            for name, value in vars(self).items()
+            if value
+        }
 
 
 def _gather(reporter: Any) -> tuple[Tale, int, int]:
