@@ -54,7 +54,7 @@ class LocalRay:
         }
 
     def __enter__(self) -> LocalRay:
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._log = (self.folder / "cluster.log").open("wb")
         self._script = subprocess.Popen(
             [DEPLOY / "cluster.sh"], env=self._environment, stdout=self._log, stderr=self._log
