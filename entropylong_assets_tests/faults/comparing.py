@@ -12,7 +12,7 @@ from entropylong_assets_tests.faults.summary import Tale
 
 def differences(reference: Reference, stage: str, data: Path) -> list[str]:
     """Files and LanceDB rows that are not those of the undisturbed run, and what was left."""
-    ours, theirs = witness.tree_of(data), reference.tree(stage)
+    ours, theirs = witness.tree_of(data, reference.folder / "data"), reference.tree(stage)
     found = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     if witness.rows_of(str(data)) != witness.rows_of(str(reference.after(stage))):
         found.append("rows of the LanceDB table")

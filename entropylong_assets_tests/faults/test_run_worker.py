@@ -110,7 +110,10 @@ def test_a_killed_command_does_not_hold_up_the_next(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    ours, theirs = witness.tree_of(data), reference.tree("training_dataset")
+    ours, theirs = (
+        witness.tree_of(data, reference.folder / "data"),
+        reference.tree("training_dataset"),
+    )
     # The index and what searched it were made after all shards, as in the undisturbed run.
     tell.differences = sorted(
         n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)

@@ -41,16 +41,18 @@ def rows_of(data: str, shard: str | None = None, tag: str | None = None) -> dict
     return result
 
 
-def tree_of(data: Path, named: Path | None = None) -> dict[str, str]:
+def tree_of(data: Path, *others: Path) -> dict[str, str]:
     """Hash of every file but LanceDB's own, byte for byte but for two things that a kill does
     change: the folder's own path, and the number of commits that the LanceDB table has seen.
 
-    named: the path that the folder had when it was written, if another.
+    others: paths that the folder had when some of it was written.
     """
     hashes = {}
     for path in sorted(data.rglob("*")):
         if path.is_file() and path.relative_to(data).parts[0] != "lancedb":
-            content = path.read_bytes().replace(str(named or data).encode(), b"DATA")
+            content = path.read_bytes()
+            for name in (data, *others):
+                content = content.replace(str(name).encode(), b"DATA")
             if path.parts[-3:] == ("embedding_index", "all", "manifest.json"):
                 content = re.sub(rb'"table_version": \d+', b"", content)
             hashes[str(path.relative_to(data))] = hashlib.sha256(content).hexdigest()
