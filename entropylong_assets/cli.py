@@ -121,16 +121,38 @@ def scan(settings_file: SettingsFile = None) -> None:
 
 
 @app.command()
-def plan(settings_file: SettingsFile = None) -> None:
+def plan(
+    figures: Annotated[
+        list[str] | None,
+        typer.Argument(help="Your own figures, e.g. chunks=50000000 roots=20000 embedder=minilm."),
+    ] = None,
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(min=0, help="What a GPU hour costs you, in any currency.")
+    ] = None,
+) -> None:
+    """The capacity plan: GPU hours, storage and limits at any size, from measured rates.
+
+    Without figures it is FineWeb-Edu at the paper's size. Prints Markdown.
+    """
+    with _plain_errors():
+        from entropylong_assets.report.capacity import plan_capacity, workload_of
+        from entropylong_assets.report.capacity_text import markdown
+
+        text = markdown(plan_capacity(workload_of(figures or [])), gpu_hour_price)
+    print(text, end="")
+
+
+@app.command()
+def estimate(settings_file: SettingsFile = None) -> None:
     """Estimates what a run over the sources would cost on this machine. Writes nothing."""
     with _plain_errors():
         settings = _settings(settings_file)
         from entropylong_assets.corpus.shards import plan_shards
-        from entropylong_assets.report.estimate import estimate
+        from entropylong_assets.report.estimate import estimate as estimated
 
         shards = plan_shards(settings.corpus)
         out.print(f"{len(shards.shards)} shards; sampling documents and timing the models …")
-        expected = estimate(settings, shards)
+        expected = estimated(settings, shards)
     table = Table(show_header=False, title="A run over these sources", title_justify="left")
     for name, value in (
         ("rows", f"{expected.rows:,}"),

@@ -15,13 +15,10 @@ from entropylong_assets.embeddings.embedder import load_embedder
 from entropylong_assets.entropy.anchors import score_roots
 from entropylong_assets.entropy.engine import load_scorer
 from entropylong_assets.entropy.model import load_scoring_model
+from entropylong_assets.report.capacity import DISTINCT, verification_tokens
 from entropylong_assets.settings import Settings
 
 SAMPLED_SHARDS, SAMPLED_DOCUMENTS, SAMPLED_ROOTS = 8, 64, 6
-
-DISTINCT = 0.45
-"""Distinct (root, chunk) a pair: anchors of a root nominate the same chunks. DESIGN, section 5,
-counted 760 in 1,712."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +93,10 @@ def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
     n_roots = wanted_roots * scale
     pairs = n_roots * anchors * settings.retrieval.top_k
     controls = settings.verification.controls
-    passes = pairs * DISTINCT + n_roots * (controls + 1)
-    # A root is cut after the last anchor that needs the chunk; two thirds of it is what is left
-    # on the average when two of its anchors nominate a chunk.
-    behind = context_tokens + root_tokens * 2 / 3
+    passes = pairs * DISTINCT.value + n_roots * (controls + 1)
+    behind, rest = verification_tokens(
+        n_roots, pairs, DISTINCT.value, context_tokens, root_tokens, controls
+    )
     documents = len(texts) * scale
     return Estimate(
         rows=rows,
@@ -109,10 +106,7 @@ def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
         anchors=round(n_roots * anchors),
         pairs=round(pairs),
         forward_passes=round(passes),
-        forward_tokens=round(
-            pairs * DISTINCT * behind
-            + n_roots * (controls * (context_tokens + root_tokens) + root_tokens)
-        ),
+        forward_tokens=round(behind + rest),
         chunks_per_second=chunks_per_second,
         tokens_per_second=tokens_per_second,
         sampled_documents=read,
