@@ -17,7 +17,7 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Rate:
-    """A number that the plan rests on. source: words of RESULTS.md or DESIGN; empty: assumed."""
+    """A number that the plan rests on. source: words of RESULTS.md; empty: assumed."""
 
     value: float
     unit: str
@@ -28,9 +28,11 @@ class Rate:
 SCORING = Rate(45_300, "tokens/s", "scoring, Llama-3-8B's shape on an H100", "45.3k tokens/s")
 SCREEN = Rate(1.38, "times", "the FP8 screen over the exact pass", "1.38 |")
 DISTINCT = Rate(
-    0.45, "a pair", "distinct (root, chunk): anchors of a root nominate the same chunks", "760"
+    760 / 1712,
+    "a pair",
+    "distinct (root, chunk): anchors of a root nominate the same chunks",
+    "1,712 pairs were 760 distinct",
 )
-"""DESIGN, section 5, counted 760 in 1,712."""
 EXACT_SEARCH = Rate(22.8e12, "FLOP/s", "exact search on an H100", "22.8 TFLOP/s")
 CALIBRATED_SHARE = Rate(
     0.77,
@@ -38,7 +40,6 @@ CALIBRATED_SHARE = Rate(
     "accepted by the calibrated rule of those that the plain one accepts",
     "17 of 22",
 )
-COMMIT = Rate(2.0, "s", "one commit to the LanceDB table on a local disk")
 CUT = Rate(2 / 3, "of a root", "scored behind a context: up to its last anchor that needs it")
 CHARS = Rate(4.0, "characters", "a token of English text")
 PARQUET = Rate(0.4, "of its size", "text in Parquet under zstd")
@@ -101,6 +102,7 @@ class Workload(BaseModel):
     shard_rows: int = Field(200_000, ge=1)
     """Documents a shard; our default."""
     embedder: Embedder = "jina-v3"
+    """Shape of the embedder: `minilm` (384 dimensions) or `jina-v3` (1,024)."""
     index: Index = "ivf_rq"
     """Type of the vector index: `ivf_flat`, `ivf_sq` or `ivf_rq`."""
 
@@ -127,25 +129,26 @@ def workload_of(figures: Sequence[str]) -> Workload:
 
 @dataclass(frozen=True)
 class IndexRate:
-    """Of an index over a million vectors of 384 dimensions, on two cores."""
+    """Of an index over so many vectors of 384 dimensions, on two cores, at a recall of 0.95."""
 
+    rows: int
     build_seconds: float
-    bytes_fixed: float
     bytes_a_dimension: float
+    bytes_more: float
     queries_per_second: float
     source: str
 
 
 INDEXES: dict[str, IndexRate] = {
-    "ivf_flat": IndexRate(0, 0, 4.0, 0, "ivf_flat"),
-    "ivf_sq": IndexRate(0, 0, 1.0, 0, "ivf_sq"),
-    "ivf_rq": IndexRate(0, 0, 0.125, 0, "ivf_rq"),
+    "ivf_flat": IndexRate(1_000_000, 48.2, 4.0, 4, 934, "| 1,000,000 | `ivf_flat` | 48.2 |"),
+    "ivf_sq": IndexRate(100_000, 3.43, 1.0, 8, 2500, "| 100,000 | `ivf_sq` | 3.43 |"),
+    "ivf_rq": IndexRate(100_000, 2.58, 0.125, 20, 483, "| 100,000 | `ivf_rq` | 2.58 |"),
 }
 
-MEASURED_ROWS, MEASURED_CORES = 1_000_000, 2
+MEASURED_CORES = 2
 LOOKUP_BYTES = Rate(24, "bytes a chunk", "lookup index of chunk_id", "24 MB")
-PAIR_BYTES = Rate(0, "bytes a pair", "a row of `pairs` in Parquet", "bytes a pair")
-EXPORT_BYTES = Rate(4, "bytes a token", "MDS", "1,074 MB")
+PAIR_BYTES = Rate(32, "bytes a pair", "a row of `pairs` in Parquet", "32 bytes a pair")
+EXPORT_BYTES = Rate(4, "bytes a token", "an export as MDS or Megatron", "token ids")
 
 
 def verification_tokens(
@@ -211,7 +214,7 @@ def plan_capacity(work: Workload) -> Plan:
         work.roots, pairs, DISTINCT.value, work.chunk_tokens, work.root_tokens, work.controls
     )
     alone = work.roots * work.root_tokens
-    size = work.chunks / MEASURED_ROWS
+    size = work.chunks / index.rows
     queries = work.roots * work.anchors
     # The encoder's work goes by tokens; its attention's share over a chunk's length is left out.
     embedded = work.chunks * work.chunk_tokens / encoder.tokens
@@ -250,7 +253,7 @@ def plan_capacity(work: Workload) -> Plan:
             "text of chunks (LanceDB)": text,
             "vectors (LanceDB)": work.chunks * vector,
             f"index ({work.index})": work.chunks
-            * (index.bytes_fixed + index.bytes_a_dimension * encoder.dimension),
+            * (index.bytes_more + index.bytes_a_dimension * encoder.dimension),
             "lookup index": work.chunks * LOOKUP_BYTES.value,
             "pairs (Parquet)": pairs * PAIR_BYTES.value,
             "samples and one export": 2 * work.sample_tokens * EXPORT_BYTES.value,

@@ -44,7 +44,7 @@ def test_a_plan_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "PAIR_BYTES", Rate(10, "", ""))
     monkeypatch.setattr(capacity, "LOOKUP_BYTES", Rate(20, "", ""))
     monkeypatch.setitem(ENCODERS, "minilm", EncoderRate(Rate(100, "", ""), 500, 250))
-    monkeypatch.setitem(INDEXES, "ivf_sq", IndexRate(36, 10, 1.0, 50, ""))
+    monkeypatch.setitem(INDEXES, "ivf_sq", IndexRate(1_000_000, 36, 1.0, 10, 50, ""))
     plan = plan_capacity(
         Workload(
             chunks=4_000_000,
