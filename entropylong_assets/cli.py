@@ -33,19 +33,16 @@ SettingsFile = Annotated[
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """A user's mistake, and a disk that refuses, end with one line and exit code 2."""
+    """A user's mistake, or a store out of reach, ends with its one line and exit code 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        told: str | None = str(error)
-        if type(error).__module__.partition(".")[0] != "entropylong_assets":
-            from entropylong_assets.automation.faults import disk_trouble
+    except Exception as error:
+        from entropylong_assets.automation.faults import is_ours, is_transient, line
 
-            told = disk_trouble(error)
-        if told is None:
+        if not (is_ours(error) or isinstance(error, OSError) or is_transient(error)):
             raise
         Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[red]error:[/] {escape(told)}"
+            f"[red]error:[/] {escape(line(error))}"
         )
         raise typer.Exit(2) from None
 

@@ -28,6 +28,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
+
+from entropylong_assets.storage.object_storage import CREDENTIALS, holds_credentials
 
 
 class SettingsError(ValueError):
@@ -36,6 +39,13 @@ class SettingsError(ValueError):
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _no_credentials(uri: str) -> str:
+    if holds_credentials(uri):
+        # A type of its own, by which `_one_line` knows not to repeat what was given.
+        raise PydanticCustomError("credentials", CREDENTIALS)
+    return uri
 
 
 class SourceSettings(_Settings):
@@ -56,6 +66,8 @@ class SourceSettings(_Settings):
     """Licence of the texts, as the source gives it. Written to the data card."""
     root_fraction: float | None = Field(None, ge=0, le=1)
     """Share of this source's documents that may become roots; none: the corpus' setting."""
+
+    _uri_without_credentials = field_validator("uri")(_no_credentials)
 
     @model_validator(mode="after")
     def _has_uri(self) -> SourceSettings:
@@ -252,6 +264,8 @@ class ExportSettings(_Settings):
     anchor_weight: float = Field(2.0, gt=0, allow_inf_nan=False)
     """Weight of anchors under `position_weighted`."""
 
+    _destination_without_credentials = field_validator("destination")(_no_credentials)
+
     @field_validator("formats")
     @classmethod
     def _formats_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -363,7 +377,7 @@ class Settings(_Settings):
     def _not_empty(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("must name a folder or URI")
-        return value.rstrip("/")
+        return _no_credentials(value).rstrip("/")
 
     @model_validator(mode="after")
     def _root_fits_sample(self) -> Settings:
@@ -472,7 +486,8 @@ def _one_line(error: ValidationError) -> str:
         return f"{where}: no such setting"
     message = re.sub(r"^Value error, ", "", fault["msg"])
     given = fault["input"]
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    tellable = isinstance(given, str | int | float | bool) and fault["type"] != "credentials"
+    shown = f" (got {given!r})" if tellable else ""
     more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
     return f"{where}: {message}{shown}{more}"
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["ENTROPYLONG_PROFILE"] = "quickstart"
@@ -17,6 +19,9 @@ from entropylong_assets.settings import Settings
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.faults.summary import pytest_terminal_summary  # noqa: F401
 from entropylong_assets_tests.tiny_world import tiny_settings, write_corpus, write_models
+
+if TYPE_CHECKING:
+    from entropylong_assets_tests.storage.faulty_s3 import Bucket
 
 
 @dataclass(frozen=True)
@@ -58,3 +63,25 @@ def world(
             tuple(shard.key for shard in plan.shards),
             tiny_corpus,
         )
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """URL of an S3 server."""
+    from entropylong_assets_tests.storage import faulty_s3
+
+    with faulty_s3.server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A new bucket, reached as a user reaches one: by the environment."""
+    from entropylong_assets.storage.s3 import S3
+    from entropylong_assets_tests.storage import faulty_s3
+
+    for name, value in faulty_s3.environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    S3.clear_instance_cache()
+    yield faulty_s3.Bucket(s3_server, f"lake-{uuid.uuid4().hex[:12]}")
+    S3.clear_instance_cache()

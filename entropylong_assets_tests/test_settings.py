@@ -57,6 +57,40 @@ def test_the_paper_s_values_are_the_published_ones() -> None:
     assert [s.name for s in paper.corpus.sources] == ["fineweb-edu", "cosmopedia"]
 
 
+SECRET_URIS = [
+    "s3://AKIAKEY:sEcReT@bucket/run",
+    "s3://AKIAKEY:sEc/ReT@bucket/run",  # secret keys do hold slashes
+    "s3://sEcReT@bucket/run",
+    "gs://sEcReT@bucket/run",
+    "simplecache::s3://AKIAKEY:sEcReT@bucket/run",
+    "zip://*.jsonl::https://user:sEcReT@host/a.zip",
+    "sftp://user:sEcReT@host/run",
+]
+
+
+@pytest.mark.parametrize("uri", SECRET_URIS)
+@pytest.mark.parametrize("field", ["data_uri", "export.destination", "corpus.sources.0.uri"])
+def test_credentials_in_a_uri_are_refused_and_not_repeated(field: str, uri: str) -> None:
+    """They would go into every manifest, event and message."""
+    over = nested(field, uri)
+    if field.startswith("corpus"):
+        over = {"corpus": {"sources": [{"name": "s", "uri": uri}]}}
+    with pytest.raises(SettingsError, match=f"^{field}: the URI holds credentials; ") as caught:
+        make_settings("calibrated", over)
+    for part in ("ReT", "sEc", "AKIAKEY"):
+        assert part not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://bucket/a@b:c/run", "sftp://user@host/run", "/data/a:b@c", "hf://datasets/me/x@main/**",
+     "abfs://container@account.dfs.core.windows.net/run", "s3://bucket/a/*@b"],
+)  # fmt: skip
+def test_an_at_sign_alone_is_no_credential(uri: str) -> None:
+    assert make_settings("calibrated", {"data_uri": uri}).data_uri == uri
+
+
 NAN, INF = math.nan, math.inf
 WRONG = [
     ("seed", -1, "greater than or equal to 0"),

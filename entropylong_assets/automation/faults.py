@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from entropylong_assets.storage.object_storage import without_credentials
+
 RETRIES = dg.RetryPolicy(
     max_retries=3, delay=15, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
 )
@@ -31,18 +33,28 @@ _TRANSIENT_NAMES = frozenset(
     {
         "OutOfMemoryError",  # torch.cuda: another process may hold the memory for a while
         "ClientConnectionError",  # aiohttp, under s3fs, gcsfs and hf://
+        "ClientPayloadError",  # a body cut short
         "ServerTimeoutError",
         "HTTPError",
         "HfHubHTTPError",
-        "EndpointConnectionError",  # botocore
-        "ConnectTimeoutError",
-        "ReadTimeoutError",
+        "HTTPClientError",  # botocore: no connection, no answer in time
+        "ResponseParserError",
+        "FlexibleChecksumError",
+        "IncompleteRead",  # urllib3, under s3fs
         "FSTimeoutError",  # fsspec
     }
 )
 
-# LanceDB reports a lost race of two writers as a plain RuntimeError or OSError.
-_TRANSIENT_WORDS = ("no space left", "commit conflict", "concurrent commit", "too many concurrent")
+# LanceDB reports a lost race of two writers, and faults of the store under it, as plain
+# RuntimeError, OSError or ValueError.
+_TRANSIENT_WORDS = (
+    "no space left",
+    "commit conflict",
+    "concurrent commit",
+    "too many concurrent",
+    "generic s3 error",
+    "retryerror",
+)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -56,27 +68,36 @@ def is_transient(error: BaseException) -> bool:
     return any(words in str(error).lower() for words in _TRANSIENT_WORDS)
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether it is one of our own errors: a ValueError of one line that says what to do."""
+    ours = type(error).__module__.partition(".")[0] == "entropylong_assets"
+    return ours and isinstance(error, ValueError)
+
+
+def line(error: BaseException) -> str:
+    """One line for people, without the credentials of the environment."""
+    if is_ours(error):
+        told = str(error)
+    else:
+        told = disk_trouble(error) or f"{type(error).__name__}: {error}"
+    return without_credentials(" ".join(told.split()))
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Ends a step with one line for a user's mistake; lets transient faults through to be
-    retried; any other error ends the step too, with its traceback as the cause."""
+    """Ends a step with one line: for good where a person has to act, to be tried again where the
+    fault is transient. What is not our own has its traceback as the cause."""
     try:
         yield
-    except ValueError as error:
-        # Our own errors are ValueErrors of one line.
-        if type(error).__module__.partition(".")[0] == "entropylong_assets":
-            raise dg.Failure(str(error), allow_retries=False) from None
-        raise dg.Failure(_line(error), allow_retries=False) from error
     except Exception as error:
-        told = disk_trouble(error)
-        if told:
-            raise dg.Failure(told, allow_retries=is_transient(error)) from error
-        if is_transient(error):
-            raise
-        raise dg.Failure(_line(error), allow_retries=False) from error
+        # The traceback repeats the message.
+        tells_credentials = without_credentials(str(error)) != str(error)
+        cause = None if is_ours(error) or tells_credentials else error
+        again = not is_ours(error) and is_transient(error)
+        raise dg.Failure(line(error), allow_retries=again) from cause
 
 
-def disk_trouble(error: Exception) -> str | None:
+def disk_trouble(error: BaseException) -> str | None:
     """What to do where the system refused to write; LanceDB tells of it in words alone."""
     line = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) else None
@@ -88,7 +109,3 @@ def disk_trouble(error: Exception) -> str | None:
             f"another data_uri"
         )
     return None
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

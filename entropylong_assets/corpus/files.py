@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import IO, Any, NamedTuple
-from urllib.parse import urlsplit
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from entropylong_assets.corpus import python_docs
 from entropylong_assets.corpus.errors import CorpusError, one_line
 from entropylong_assets.settings import SourceSettings
+from entropylong_assets.storage.object_storage import open_uri
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
@@ -86,7 +85,7 @@ def _file_system(uri: str) -> tuple[Any, str]:
     if "://" not in uri:
         local = LocalFileSystem()
         return local, local._strip_protocol(uri)
-    return fsspec.core.url_to_fs(uri)
+    return open_uri(uri)
 
 
 def _split_cache(uri: str) -> tuple[str, str]:
@@ -175,11 +174,6 @@ def list_files(source: SourceSettings) -> list[SourceFile]:
             SourceFile(python_docs.uri_of(package), "python_docs", python_docs.version(package))
             for package in python_docs.packages(source.name, source.uri)
         ]
-    if any(urlsplit(part).password for part in source.uri.split("::")):
-        raise CorpusError(
-            f"{where}: its uri holds a password; take it out and give credentials "
-            "by the environment"
-        )
     cache, inner = _split_cache(source.uri)
     try:
         fs, path = _file_system(inner)

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-import lancedb
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from lancedb.index import Bitmap, BTree, IvfFlat, IvfRq, IvfSq
 from numpy.typing import NDArray
 
+from entropylong_assets.embeddings.connection import connect, is_missing
 from entropylong_assets.embeddings.exact import Block, cosines, device_of, in_blocks, nearest
 from entropylong_assets.storage.tables import TableError, TableStore, locked
 
@@ -31,8 +31,6 @@ VECTOR_INDEXES: Mapping[str, Any] = {"ivf_flat": IvfFlat, "ivf_sq": IvfSq, "ivf_
 # Of k-means: 64 vectors a partition and 20 rounds halve the time of the defaults (256 and 50) and
 # give the same recall (benchmarks/RESULTS.md).
 _TRAINING = {"sample_rate": 64, "max_iterations": 20}
-
-INDEX_CACHE_BYTES = 2**30
 
 PAIRS_MEASURED = 16_384
 """Vectors fetched at once to measure what a search found (24 MiB at 384 dimensions)."""
@@ -105,13 +103,14 @@ class ChunkTable:
         store = TableStore(self._uri)
         self._folder = store.root if store.is_local else None
         self._schema = chunk_schema(dimension, embedder)
-        # Of an index in memory, no more than this: the default is 6 GB.
-        session = lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES)
-        self._db = lancedb.connect(self._uri, session=session)
+        db = connect(data_uri)
         try:
-            self._table = self._db.open_table(TABLE)
-        except ValueError:  # it is not there; where another process makes it now, that one is taken
-            self._table = self._db.create_table(TABLE, schema=self._schema, exist_ok=True)
+            self._table = db.open_table(TABLE)
+        except ValueError as error:
+            if not is_missing(error):
+                raise
+            # Where another process makes it now, that one is taken.
+            self._table = db.create_table(TABLE, schema=self._schema, exist_ok=True)
         self._refuse_other_embedder()
 
     def _refuse_other_embedder(self) -> None:
@@ -365,8 +364,10 @@ class ChunkTable:
 def open_table(data_uri: str, tag: str | None = None) -> ChunkTable:
     """The table as it is, whatever its embedder; at a tagged version, or the newest."""
     try:
-        schema = lancedb.connect(f"{data_uri}/lancedb").open_table(TABLE).schema
-    except ValueError:
+        schema = connect(data_uri).open_table(TABLE).schema
+    except ValueError as error:
+        if not is_missing(error):
+            raise
         raise TableError(
             f"LanceDB table {data_uri}/lancedb: it is not there; materialise chunk_embeddings"
         ) from None

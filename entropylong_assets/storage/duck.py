@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import duckdb
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from entropylong_assets.storage.tables import TableError, TableStore
 
@@ -25,14 +26,23 @@ def _quoted(text: str) -> str:
 
 def file_name(store: TableStore, asset: str, shard: str, table: str) -> str:
     """A table's file as DuckDB reads it."""
-    path = store.path(asset, shard, table)
-    return path if store.is_local else str(store.fs.unstrip_protocol(path))
+    file = store.require(asset, shard).tables[table]
+    path = f"{store.folder(asset, shard)}/{file.file}"
+    return path if store.is_local else store.known_files.add(path, file.bytes)
 
 
 def parquet(paths: Sequence[str]) -> str:
     """These files as one table, in SQL; its column `filename` tells them apart."""
     literals = ", ".join(f"'{_quoted(path)}'" for path in paths)
     return f"read_parquet([{literals}], filename = true)"
+
+
+def _look(store: TableStore, asset: str, shards: Sequence[str], table: str) -> None:
+    """Raises TableError if a file has gone or is damaged: DuckDB does not tell that from a fault
+    of the network."""
+    for shard in shards:
+        with store.telling(asset, shard, table), store.open(asset, shard, table) as file:
+            pq.read_metadata(file)
 
 
 def connect(
@@ -42,7 +52,7 @@ def connect(
     session = duckdb.connect(":memory:", config={"threads": 2, "memory_limit": MEMORY})
     session.execute(f"SET temp_directory = '{_quoted(tempfile.gettempdir())}/entropylong-duckdb'")
     if not store.is_local:
-        session.register_filesystem(store.fs)
+        session.register_filesystem(store.known_files)
     for name, content in views.items():
         if only is not None and name not in only:
             continue
@@ -58,8 +68,12 @@ def connect(
                     f'CREATE VIEW "{name}" AS SELECT * EXCLUDE filename FROM {parquet(paths)}'
                 )
             except duckdb.Error as error:
+                reason = str(error).splitlines()[0]
+                if not store.is_local:
+                    _look(store, asset, shards, table)
+                    raise ConnectionError(f"{asset}: DuckDB can't read it: {reason}") from None
                 raise TableError(
-                    f"{asset}: a file has gone or is damaged ({str(error).splitlines()[0]}); "
+                    f"{asset}: a file has gone or is damaged ({reason}); "
                     f"materialise {asset} for its shard again"
                 ) from None
     return session

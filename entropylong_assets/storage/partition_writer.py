@@ -96,7 +96,11 @@ class PartitionWriter:
         if table not in self._writers:
             schema = self._schemas[table]
             self._writers[table] = pq.ParquetWriter(
-                self._folder / table, schema, compression="zstd", **_encodings(schema)
+                self._folder / table,
+                schema,
+                compression="zstd",
+                write_page_checksum=True,
+                **_encodings(schema),
             )
         return self._writers[table]
 

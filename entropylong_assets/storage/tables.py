@@ -7,14 +7,17 @@ Layout, for a pipeline whose data is kept under `<data_uri>`:
 
 A partition appears whole or not at all: its files are written first, under names taken from
 their bytes, and become visible with one put of the manifest. Readers go by the manifest alone, so
-that a killed writer leaves nothing but files which nobody reads and the next writer removes. On a
-local disk two writers of one partition publish one after the other, under a lock.
+that a killed writer leaves nothing but files which nobody reads and a later writer removes. On a
+local disk two writers of one partition publish one after the other, under a lock. On object
+storage there is none: the last manifest holds, and files are left alone for an hour.
 An asset over all shards has the one partition `WHOLE`.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -22,15 +25,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from entropylong_assets.storage.known_files import KnownFiles
+from entropylong_assets.storage.object_storage import open_uri
 from entropylong_assets.storage.partition_writer import PartitionWriter, TableError, TableFile
 from entropylong_assets.storage.schemas import FORMAT_VERSION, OPTIONAL, TABLES
 
@@ -38,6 +43,9 @@ WHOLE = "all"
 """Name of the only partition of an asset over all shards."""
 
 MANIFEST = "manifest.json"
+
+UNLOCKED_FOR = timedelta(hours=1)
+"""Time that a writer on object storage has from its first file to the manifest that names it."""
 
 
 class Manifest(BaseModel):
@@ -99,8 +107,12 @@ class TableStore:
     """All tables under one URI."""
 
     def __init__(self, uri: str) -> None:
-        self.fs, self.root = fsspec.core.url_to_fs(uri)
+        self.fs, self.root = open_uri(uri)
         self.uri = uri
+
+    @functools.cached_property
+    def known_files(self) -> KnownFiles:
+        return KnownFiles(self.fs)
 
     @property
     def is_local(self) -> bool:
@@ -200,11 +212,18 @@ class TableStore:
         self._remove_old(folder, keep=[m for m in (before, manifest) if m])
 
     def _remove_old(self, folder: str, keep: list[Manifest]) -> None:
-        """Removes files of generations before the last: a reader may still hold the last one."""
+        """Removes files of generations before the last: a reader may still hold the last one.
+
+        Without a lock a young file may be another writer's, whose manifest is about to name it.
+        """
         kept = {table.file for manifest in keep for table in manifest.tables.values()}
         for path in self.fs.ls(folder, detail=False, refresh=True):
             name = path.rstrip("/").rpartition("/")[2]
-            if name.endswith(".parquet") and name not in kept:
+            if not name.endswith(".parquet") or name in kept:
+                continue
+            # By the store's own clock: the manifest has just been put.
+            now = self.fs.modified(f"{folder}/{MANIFEST}")
+            if self.is_local or now - self.fs.modified(path) > UNLOCKED_FOR:
                 self.fs.rm(path)
 
     def manifest(self, asset: str, shard: str = WHOLE) -> Manifest | None:
@@ -241,21 +260,30 @@ class TableStore:
         return sorted(path.split("/")[-2] for path in files if path.endswith(f"/{MANIFEST}"))
 
     @contextmanager
-    def _opened(self, asset: str, shard: str, table: str) -> Iterator[Any]:
-        """A table's file. Raises TableError where it has gone or can't be read."""
-        path = self.path(asset, shard, table)
+    def telling(self, asset: str, shard: str, table: str) -> Iterator[None]:
+        """Raises TableError where a table's file has gone or can't be read."""
         try:
-            with self.fs.open(path, "rb") as file:
-                yield file
+            yield
         except FileNotFoundError:
             raise TableError(
-                f"{asset}, {shard}: {path} has gone; materialise {asset} for {shard} again"
-            ) from None
-        except pa.ArrowInvalid as error:
-            raise TableError(
-                f"{asset}, {shard}: {path} is damaged ({str(error).splitlines()[0]}); materialise "
+                f"{asset}, {shard}: {self.path(asset, shard, table)} has gone; materialise "
                 f"{asset} for {shard} again"
             ) from None
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise  # EINVAL: object storage has no such range, as the object is shorter
+            raise TableError(
+                f"{asset}, {shard}: {self.path(asset, shard, table)} is damaged "
+                f"({str(error).splitlines()[0]}); materialise {asset} for {shard} again"
+            ) from None
+
+    def open(self, asset: str, shard: str, table: str) -> Any:
+        """A table's file."""
+        file = self.require(asset, shard).tables[table]
+        path = f"{self.folder(asset, shard)}/{file.file}"
+        # Parquet asks for the ranges that it needs: no look at the size before, no reading ahead.
+        exact = {} if self.is_local else {"size": file.bytes, "cache_type": "none"}
+        return self.fs.open(path, "rb", **exact)
 
     def path(self, asset: str, shard: str, table: str) -> str:
         """Path of a table's file on `self.fs`."""
@@ -268,8 +296,10 @@ class TableStore:
         if table in OPTIONAL and table not in self.require(asset, shard).tables:
             empty = pl.DataFrame(schema=pl.Schema(TABLES[asset][table]))
             return empty.select(columns) if columns else empty
-        with self._opened(asset, shard, table) as file:
-            frame = pl.from_arrow(pq.read_table(file, columns=columns))
+        with self.telling(asset, shard, table), self.open(asset, shard, table) as file:
+            frame = pl.from_arrow(
+                pq.read_table(file, columns=columns, page_checksum_verification=True)
+            )
         assert isinstance(frame, pl.DataFrame)
         return frame
 
@@ -277,8 +307,9 @@ class TableStore:
         self, asset: str, shard: str, table: str, columns: list[str] | None = None, rows: int = 1024
     ) -> Iterator[pl.DataFrame]:
         """A table in batches of at most `rows` rows, so that memory stays bounded."""
-        with self._opened(asset, shard, table) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=rows, columns=columns):
+        with self.telling(asset, shard, table), self.open(asset, shard, table) as file:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            for batch in parquet.iter_batches(batch_size=rows, columns=columns):
                 frame = pl.from_arrow(batch)
                 assert isinstance(frame, pl.DataFrame)
                 yield frame

@@ -7,9 +7,10 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
 import polars as pl
 import pyarrow.parquet as pq
+
+from entropylong_assets.storage.object_storage import open_uri
 
 _IDX_COUNT = struct.Struct("<9sQBQ")
 
@@ -21,7 +22,7 @@ def _split_of(path: str) -> str:
 
 def count_samples(uri: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
     """format, split and samples of every part: from MDS indexes, Parquet footers and .idx heads."""
-    fs, folder = fsspec.core.url_to_fs(uri)
+    fs, folder = open_uri(uri)
     parts = []
     for file in manifest["files"]:
         path, full = file["path"], f"{folder}/{file['path']}"
@@ -43,7 +44,7 @@ def count_samples(uri: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
 
 def documents_by_split(uri: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
     """split and doc_id of all segments, from the Parquet form; empty where it wasn't asked for."""
-    fs, folder = fsspec.core.url_to_fs(uri)
+    fs, folder = open_uri(uri)
     parts = [pl.DataFrame(schema={"split": pl.String, "doc_id": pl.String})]
     for file in manifest["files"]:
         if file["path"].endswith(".parquet"):

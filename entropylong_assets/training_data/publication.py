@@ -2,7 +2,8 @@
 
 On a local disk the files are written into `.tmp-<name>-<random>` beside the final folder, which is
 renamed at the end. Object storage has no such rename: there the files go to their final names and
-the manifest, without which no reader of ours takes the folder for an export, comes last.
+the manifest, without which no reader of ours takes the folder for an export, comes last. Two
+exporters of one name write the same bytes under the same names, so neither harms the other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
+from entropylong_assets.storage.object_storage import open_uri
 
 MANIFEST = "manifest.json"
 
@@ -62,7 +63,7 @@ class Publication:
     """Writes the folder `<uri>/<name>`. Use as a context; without `publish` nothing appears."""
 
     def __init__(self, uri: str, name: str) -> None:
-        self.fs, root = fsspec.core.url_to_fs(uri)
+        self.fs, root = open_uri(uri)
         self.root, self.name = root.rstrip("/"), name
         self.uri = f"{uri.rstrip('/')}/{name}"
         self.files: list[ExportedFile] = []
@@ -78,8 +79,8 @@ class Publication:
             self._folder = tempfile.mkdtemp(prefix=f".tmp-{self.name}-", dir=self.root)
             self._lock = os.open(self._folder, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        elif self.fs.exists(self._folder):
-            self.fs.rm(self._folder, recursive=True)
+        elif self.fs.exists(manifest := f"{self._folder}/{MANIFEST}"):
+            self.fs.rm(manifest)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,6 +103,13 @@ class Publication:
             finally:
                 os.close(handle)
 
+    def _remove_foreign(self) -> None:
+        """Removes what an older export under this name held beyond this one's files."""
+        ours = {MANIFEST, *(file.path for file in self.files)}
+        for path in self.fs.find(self._folder):
+            if path.rpartition(f"/{self.name}/")[2] not in ours:
+                self.fs.rm(path)
+
     @contextmanager
     def file(self, path: str) -> Iterator[HashedFile]:
         """A new file at `path`, relative to the folder; listed in `files` once it is closed."""
@@ -116,6 +124,7 @@ class Publication:
         """Writes the manifest and gives the folder its name, in place of an older one."""
         self.fs.pipe_file(f"{self._folder}/{MANIFEST}", manifest)
         if not self.is_local:
+            self._remove_foreign()
             return
         staged, final = Path(self._folder), Path(self.root) / self.name
         staged.chmod(0o755)

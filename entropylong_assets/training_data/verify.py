@@ -6,8 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
-
+from entropylong_assets.storage.object_storage import open_uri
 from entropylong_assets.training_data.manifest import ExportError, decode_manifest
 from entropylong_assets.training_data.publication import MANIFEST
 
@@ -25,7 +24,7 @@ class Verification:
 
 def read_manifest(uri: str) -> dict[str, Any]:
     """The manifest of the export at `uri`. Raises ExportError where it is missing or damaged."""
-    fs, folder = fsspec.core.url_to_fs(uri)
+    fs, folder = open_uri(uri)
     try:
         data = fs.cat_file(f"{folder.rstrip('/')}/{MANIFEST}")
     except FileNotFoundError:
@@ -53,7 +52,7 @@ def verify_export(uri: str) -> Verification:
     """Reads every file; finds changed, missing and foreign ones. Raises ExportError where the
     manifest itself is missing or damaged."""
     manifest = read_manifest(uri)
-    fs, folder = fsspec.core.url_to_fs(uri)
+    fs, folder = open_uri(uri)
     folder = folder.rstrip("/")
     faults = []
     for file in manifest["files"]:

@@ -33,7 +33,11 @@ def export_settings(
     """Settings of a small pipeline over the shards above."""
     base = settings_for(TOKENS, **{"fill": "verified_only", **samples}).model_dump()
     sources = [
-        {"name": "books", "uri": "s3://key:secret@bucket/books/*.jsonl", "license": "cc0-1.0"},
+        {
+            "name": "books",
+            "uri": "https://host/books/*.jsonl?sig=secret",
+            "license": "cc0-1.0",
+        },
         {"name": "web", "uri": "web/*.txt", "license": "odc-by"},
     ]
     base["corpus"]["sources"] = sources

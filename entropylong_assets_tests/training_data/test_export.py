@@ -314,7 +314,7 @@ def test_manifest_tells_what_it_was_made_from(exported):
         if name.endswith((".md", ".json"))
     )
     assert "secret" not in text, "a password of a source's URI was published"
-    assert "s3://bucket/books" in text
+    assert "https://host/books/*.jsonl" in text
 
 
 def test_card_opens_with_front_matter_and_shows_the_figures(exported):
@@ -431,6 +431,25 @@ def test_object_storage_gets_the_manifest_last(exported):
         assert fs.cat_file(f"/exports/{export.version}/{name}") == data
     assert export_training_data(store, SHARDS, settings, code_version=CODE).reused
     fs.rm("/exports", recursive=True)
+
+
+def test_two_exports_of_one_name_at_once_leave_it_whole(exported):
+    """Object storage has no lock: the second must not clear away what the first has written."""
+    store, settings, _ = exported
+    settings = settings_with(settings, {"destination": "memory://twice"})
+    fs = fsspec.filesystem("memory")
+    seen = []
+
+    def again(done: int, total: int) -> None:
+        if done == total:
+            seen.append(sum(not p.endswith("manifest.json") for p in fs.find("/twice")))
+            second = export_training_data(store, SHARDS, settings, code_version=CODE)
+            fs.pipe_file(f"/twice/{second.version}/mds/left-over", b"of an older version")
+
+    export = export_training_data(store, SHARDS, settings, code_version=CODE, on_progress=again)
+    assert seen[0] > 0  # the first had written files when the second began
+    assert not verify_export(export.uri).faults
+    fs.rm("/twice", recursive=True)
 
 
 def test_nothing_to_export_is_one_clear_line(tmp_path):
