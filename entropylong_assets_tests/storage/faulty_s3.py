@@ -168,7 +168,7 @@ class Proxy:
             return None
         kinds = ["500", "503", "reset", "slow"]
         is_object = request.path.count("/") > 1
-        if self.injected[client, "stuck"] < 2:
+        if self.injected[client, "stuck"] < 1:
             kinds.append("stuck")
         if request.method == "GET" and is_object:
             kinds += ["cut", "short"] if client == "tables" else ["cut"]
