@@ -32,7 +32,7 @@ _MAX_CHARS_A_TOKEN = 16
 characters too, far above what a token of text takes (4 to 5)."""
 
 _BLOCK_CHARS = 1 << 18
-"""Sentences counted at once: a token takes 300 bytes while it is counted."""
+"""Sentences counted at once: a token takes some 500 bytes while it is counted."""
 
 
 def _fits(n_tokens: int, n_chars: int, max_tokens: int) -> bool:
