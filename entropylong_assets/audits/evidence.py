@@ -180,8 +180,9 @@ def overlap_words(pairs: pl.DataFrame) -> str:
     )
     return (
         f"The plain rule accepts {len(plain)} contexts of these roots, the calibrated one "
-        f"{len(calibrated)}; {len(plain & calibrated)} are the same. Where both accept the same, "
-        "their recipes can't differ."
+        f"{len(calibrated)}; {len(plain & calibrated)} are the same. The recipes share a "
+        "budget, the tokens that the rule in force verified: within it they choose nearly the "
+        "same contexts, and so can't differ much."
     )
 
 
