@@ -43,6 +43,7 @@ def settings_for(folder: Path) -> Settings:
             "data_uri": str(folder / "data"),
             "corpus": {
                 "sources": [{"name": "docs", "uri": f"{folder}/corpus/*.jsonl"}],
+                "shard_rows": 10_000,
                 "root_fraction": 1.0,
             },
             "scoring": {"device": "cpu"},
