@@ -16,7 +16,8 @@ import json
 import os
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import dagster as dg
@@ -69,21 +70,34 @@ def definitions() -> dg.Definitions:
     return build_definitions(load_settings())
 
 
+def warm(_: str) -> None:
+    """Takes the imports out of the clock; long enough that every process gets one."""
+    definitions()
+    time.sleep(2)
+
+
+def score(shard: str) -> bool:
+    """One run of `score`, driven from a process of its own; whether it succeeded."""
+    repository = ReconstructableRepository.for_module("benchmarks.workers", "definitions")
+    job = repository.get_reconstructable_job("score")
+    tags = {"dagster/partition": shard}
+    with (
+        dg.DagsterInstance.get() as instance,
+        dg.execute_job(job, instance, run_config=SILENT, tags=tags) as result,
+    ):
+        return result.success
+
+
 def seconds_on(workers: int, shards: list[str], folder: Path) -> float:
     """Time of all shards on so many nodes, each of one CPU (seconds)."""
     # The same folder and so the same token each time: a process keeps the first one it has read.
     with LocalRay(folder / "ray", workers=workers - 1, gpus=0) as cluster:
         os.environ |= cluster.client | {"RAY_ADDRESS": cluster.url}
         cluster.wait_for_nodes(workers)
-        repository = ReconstructableRepository.for_module("benchmarks.workers", "definitions")
-        job = repository.get_reconstructable_job("score")
-        with dg.DagsterInstance.get() as instance, ThreadPoolExecutor(len(shards)) as pool:
-
-            def score(shard: str) -> bool:
-                tags = {"dagster/partition": shard}
-                with dg.execute_job(job, instance, run_config=SILENT, tags=tags) as result:
-                    return result.success
-
+        # Processes, as the daemon's runs are: in threads of one, Dagster's locks of its log and of
+        # SQLite can wait for each other.
+        with ProcessPoolExecutor(len(shards), get_context("spawn")) as pool:
+            list(pool.map(warm, shards))
             start = time.perf_counter()
             succeeded = list(pool.map(score, shards))
             seconds = time.perf_counter() - start
