@@ -26,7 +26,8 @@ from entropylong_assets.entropy.engine import PackedScorer, cpu_has_bfloat16
 from entropylong_assets.entropy.kernels import Head, entropy_and_surprisal
 from entropylong_assets.entropy.model import ScoringModel, load_scoring_model, score_plainly
 from entropylong_assets.entropy.scoring import PositionScores, ScoringRequest
-from entropylong_assets.settings import PROFILES, ScoringModelSettings
+from entropylong_assets.profiles import PROFILES
+from entropylong_assets.settings import ScoringModelSettings
 
 EPSILON = 0.4
 

@@ -8,7 +8,8 @@ import dagster as dg
 import pytest
 
 from entropylong_assets.automation.resources import Pipeline, pipeline_resource
-from entropylong_assets.settings import PROFILES, Settings, SettingsError, make_settings
+from entropylong_assets.profiles import PROFILES
+from entropylong_assets.settings import Settings, SettingsError, make_settings
 
 
 def through_dagster(settings: Settings, override: dict[str, Any] | None = None) -> Settings:

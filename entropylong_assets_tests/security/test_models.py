@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from entropylong_assets.embeddings.embedder import load_embedder
 from entropylong_assets.entropy.model import load_scoring_model, load_tokenizer
 from entropylong_assets.entropy.model_files import ModelError
-from entropylong_assets.settings import PROFILES, EmbeddingSettings, ScoringModelSettings
+from entropylong_assets.profiles import PROFILES
+from entropylong_assets.settings import EmbeddingSettings, ScoringModelSettings
 
 
 class Planted:
