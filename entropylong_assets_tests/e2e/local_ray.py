@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,15 @@ class LocalRay:
     def __exit__(self, *_: object) -> None:
         trees = [process for node in self.nodes for process in self.processes(node)]
         self._script.send_signal(signal.SIGTERM)
+        # Ray ends its processes gently; on a loaded machine that takes longer than we wait.
+        with suppress(subprocess.TimeoutExpired):
+            self._script.wait(20)
+        for process in trees:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         try:
-            self._script.wait(30)
+            self._script.wait(30)  # it ends with its nodes
         finally:
-            for process in trees:
-                if process.is_running():
-                    process.kill()
             self._log.close()
 
     def wait_for_nodes(self, count: int, seconds: float = 90) -> None:
