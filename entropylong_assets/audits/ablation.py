@@ -77,7 +77,7 @@ def read_scores(store: TableStore, shards: Sequence[str]) -> Scores:
     """All that an ablation reads. Raises TableError where a table is missing."""
 
     def read(asset: str, table: str, columns: list[str] | None = None) -> pl.DataFrame:
-        return pl.concat(store.read(asset, shard, table, columns) for shard in shards)
+        return store.read_all(asset, shards, table, columns)
 
     columns = ["root_id", "token_ids", "entropies", "mean", "std"]
     contexts = read("verified_dependencies", "contexts")

@@ -12,6 +12,18 @@ from entropylong_assets.audits.material import Mean, clustered_mean
 from entropylong_assets.audits.shard import measures
 from entropylong_assets.settings import Settings
 from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.verification.false_acceptance import Rate
+
+RECIPE_ORDER = (
+    "calibrated",
+    "entropylong",
+    "policylong",
+    "no_verify",
+    "quest",
+    "nextlong",
+    "random",
+)
+"""Ours first, then from the most to the least of the method."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -32,6 +44,12 @@ def number(row: Mapping[str, Any] | None, form: str = "{:.3f}") -> str:
     return f"{shown} ({form.format(row['low'])} to {form.format(row['high'])})"
 
 
+def rate_cell(rate: Rate) -> str:
+    """A share and its interval; a dash without trials."""
+    value = rate.value if rate.total else None
+    return number({"value": value, "low": rate.low, "high": rate.high}, "{:.1%}")
+
+
 def as_row(mean: Mean) -> dict[str, Any]:
     return {"value": mean.value, "low": mean.low, "high": mean.high}
 
@@ -41,7 +59,7 @@ class Audited:
 
     def __init__(self, store: TableStore, shards: Sequence[str], settings: Settings) -> None:
         def read(asset: str, name: str) -> pl.DataFrame:
-            return pl.concat(store.read(asset, shard, name) for shard in shards)
+            return store.read_all(asset, shards, name)
 
         self.settings = settings
         self.trials = read("null_calibration", "trials")

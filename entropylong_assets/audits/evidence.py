@@ -8,14 +8,11 @@ from typing import Any
 
 import polars as pl
 
-from entropylong_assets.audits.audited import Audited, as_row, number, table
+from entropylong_assets.audits.audited import RECIPE_ORDER, Audited, as_row, number, table
 from entropylong_assets.audits.cross_model import summarise
 from entropylong_assets.audits.material import Mean, clustered_mean
 from entropylong_assets.audits.movement import movement_table
 from entropylong_assets.audits.null_calibration import KINDS, epsilon_for, lift, rates
-
-_ORDER = ("calibrated", "entropylong", "policylong", "no_verify", "quest", "nextlong", "random")
-
 
 _PAGE = """# Evidence
 
@@ -88,7 +85,7 @@ def recipe_table(audited: Audited) -> str:
         "policylong": chance.get(rule, "–"),
     }
     lines = []
-    for recipe in _ORDER:
+    for recipe in RECIPE_ORDER:
         if (recipe, "context_tokens") not in rows:
             continue
 
@@ -143,22 +140,22 @@ def verdict_lines(audited: Audited) -> list[str]:
     """Whether `calibrated` beats each rival on the anchors' surprisal drop, in words."""
     lines = []
     known = set(audited.anchors["recipe"].unique().to_list())
-    for rival in _ORDER[1:]:
+    for rival in RECIPE_ORDER[1:]:
         if rival not in known or "calibrated" not in known:
             continue
         mean = audited.difference("calibrated", rival, "surprisal")
         if mean.value is None:
             continue
+        more = ""
         if mean.low is not None and mean.low > 0:
             word = "beats"
         elif mean.high is not None and mean.high < 0:
             word = "**is worse than**"
         else:
             word = "**is not shown to beat**"
+            if (needed := roots_needed(mean)) < float("inf"):
+                more = f" At this spread about {needed:,} roots would show it."
         shown = number(as_row(mean), "{:+.3f}")
-        needed, more = roots_needed(mean), ""
-        if "not shown" in word and needed < float("inf"):
-            more = f" At this spread about {needed:,} roots would show it."
         lines.append(f"- `calibrated` {word} `{rival}`: {shown} nats an anchor.{more}")
     return lines
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from entropylong_assets.audits.ablation import judged
-from entropylong_assets.audits.audited import Audited, number, table
+from entropylong_assets.audits.audited import Audited, rate_cell, table
 from entropylong_assets.verification.false_acceptance import acceptance_rate
 from entropylong_assets.verification.gain import judge
 
@@ -25,9 +25,7 @@ def _moves(
         for rule in ("plain", "calibrated"):
             for frame in (pairs, trials):
                 part = frame.filter(bin=value)
-                rate = acceptance_rate(part, f"accepted_{rule}")
-                shown = {"rate": rate.value if rate.total else None}
-                cells.append(number(shown | {"low": rate.low, "high": rate.high}, "{:.1%}"))
+                cells.append(rate_cell(acceptance_rate(part, f"accepted_{rule}")))
         lines.append([name, str(value), *cells])
     return lines
 
@@ -42,9 +40,7 @@ def movement_table(audited: Audited) -> str:
             refused = pl.lit(None, pl.String).alias("refusal")
             random_trials = audited.trials.filter(kind="random").with_columns(refused)
             for frame in (judged(audited.pairs, at), judge(random_trials, at)):
-                rate = acceptance_rate(frame)
-                shown = {"rate": rate.value if rate.total else None}
-                cells.append(number(shown | {"low": rate.low, "high": rate.high}, "{:.1%}"))
+                cells.append(rate_cell(acceptance_rate(frame)))
         lines.append(["ε", f"{epsilon:g}", *cells])
 
     def binned(column: pl.Expr, edges: Sequence[int]) -> pl.Expr:
@@ -108,7 +104,5 @@ def _controls(audited: Audited, count: int) -> list[str]:
                     entropy_control=pl.col("entropy"), surprisal_control=pl.col("surprisal")
                 )
             known = known.with_columns(pl.lit(None, pl.String).alias("refusal"))
-            rate = acceptance_rate(judge(known, at))
-            shown = {"rate": rate.value if rate.total else None}
-            cells.append(number(shown | {"low": rate.low, "high": rate.high}, "{:.1%}"))
+            cells.append(rate_cell(acceptance_rate(judge(known, at))))
     return cells

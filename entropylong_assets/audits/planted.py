@@ -137,18 +137,14 @@ def _is_in_value(tokenizer: Tokenizer, token_ids: Sequence[int], anchor: int, fa
     return before < end and after > start
 
 
-def _read(store: TableStore, shards: Sequence[str], asset: str, name: str) -> pl.DataFrame:
-    return pl.concat(store.read(asset, shard, name) for shard in shards)
-
-
-def _values(
+def values_of(
     store: TableStore, shards: Sequence[str], tokenizer: Tokenizer, facts: Sequence[Fact]
 ) -> pl.DataFrame:
     """Every token of every fact's value: root_id, anchor (its position), entropy, mean, std, and
     the id of the document that states the fact (stating)."""
-    documents = _read(store, shards, "corpus_documents", "documents")
+    documents = store.read_all("corpus_documents", shards, "documents")
     ids = dict(documents.select("text", "doc_id").iter_rows())
-    roots = _read(store, shards, "entropy_scores", "roots")
+    roots = store.read_all("entropy_scores", shards, "roots")
     by_id = {row["root_id"]: row for row in roots.iter_rows(named=True)}
     rows = []
     for fact in facts:
@@ -165,15 +161,11 @@ def _values(
     return pl.DataFrame(rows, schema=schema | {"std": pl.Float64, "stating": pl.String})
 
 
-def shortfall(
-    store: TableStore,
-    shards: Sequence[str],
-    tokenizer: Tokenizer,
-    facts: Sequence[Fact],
-    alpha: float,
-) -> float | None:
-    """Median over facts of τ less the highest entropy in the fact's value (nats)."""
-    values = _values(store, shards, tokenizer, facts)
+def shortfall(values: pl.DataFrame, alpha: float) -> float | None:
+    """Median over facts of τ less the highest entropy in the fact's value (nats).
+
+    values: as `values_of` gives them.
+    """
     short = (pl.col("mean") + alpha * pl.col("std") - pl.col("entropy")).alias("short")
     return values.group_by("root_id").agg(short.min())["short"].median()  # type: ignore[return-value]
 
@@ -181,25 +173,25 @@ def shortfall(
 def measure(
     store: TableStore,
     shards: Sequence[str],
-    tokenizer: Tokenizer,
     facts: Sequence[Fact],
+    values: pl.DataFrame,
     alpha: float,
 ) -> list[dict[str, Any]]:
     """Rows of measure, alpha, rule, passed, total, rate, low and high.
 
-    Recall of every stage, precision, decoys accepted, and what was accepted elsewhere. alpha: not
+    Recall of every stage, precision, decoys accepted, and what was accepted elsewhere. values: as
+    `values_of` gives them. alpha: not
     below the one that the tables were made with; anchors above τ = μ + α·σ alone are counted.
     """
-    values = _values(store, shards, tokenizer, facts)
     needs = values["root_id"].unique().sort().to_list()
     above = pl.col("entropy") > pl.col("mean") + alpha * pl.col("std")
     found = values.filter(above)
-    roots = _read(store, shards, "entropy_scores", "roots").select("root_id", "mean", "std")
-    documents = _read(store, shards, "corpus_documents", "documents")
+    roots = store.read_all("entropy_scores", shards, "roots").select("root_id", "mean", "std")
+    documents = store.read_all("corpus_documents", shards, "documents")
     ids = dict(documents.select("text", "doc_id").iter_rows())
     decoys = [ids[text] for fact in facts for text in fact.decoys if text in ids]
     pairs = (
-        _read(store, shards, "verified_dependencies", "pairs")
+        store.read_all("verified_dependencies", shards, "pairs")
         .filter(pl.col("root_id").is_in(needs))
         .with_columns(doc_id=pl.col("chunk_id").str.replace(r"-[^-]*$", ""))
         .join(roots, on="root_id")

@@ -11,7 +11,7 @@ import dagster as dg
 
 from entropylong_assets.audits.audited import Audited
 from entropylong_assets.audits.evidence import write_evidence
-from entropylong_assets.audits.planted import measure, plant, shortfall, write_corpus
+from entropylong_assets.audits.planted import measure, plant, shortfall, values_of, write_corpus
 from entropylong_assets.automation.audit_run import run_audits
 from entropylong_assets.automation.determinants import stays_current
 from entropylong_assets.automation.local_run import register_shards, run_pipeline
@@ -65,10 +65,10 @@ def make_evidence(
         store = TableStore(planted.data_uri)
         if not all(_is_there(planted, store, shard) for shard in shards):
             run_pipeline(planted, plan, other)
-    found = (store, shards, load_tokenizer(settings.scoring), facts)
+    values = values_of(store, shards, load_tokenizer(settings.scoring), facts)
     alpha = settings.entropy.alpha
     alphas = sorted({alpha, planted.entropy.alpha}, reverse=True)
-    truth = [row for at in alphas for row in measure(*found, at)]
+    truth = [row for at in alphas for row in measure(store, shards, facts, values, at)]
     tell(f"planted truth: {time.monotonic() - start:.0f} s")
     made = open_run(settings)
     audited_shards = made.store.shards("long_range_audit")
@@ -79,7 +79,7 @@ def make_evidence(
         description=made.description,
         second_model=next((s["second_model"] for s in summaries if "second_model" in s), ""),
         planted=truth,
-        shortfall=shortfall(*found, alpha),
+        shortfall=shortfall(values, alpha),
         seconds=time.monotonic() - start,
     )
     Path(file).parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,6 @@ from entropylong_assets.report.distributions import Rows
 from entropylong_assets.settings import Settings
 from entropylong_assets.storage.tables import TableStore
 
-AUDITS = ("null_calibration", "cross_model_audit", "long_range_audit")
-
 
 def audited_shards(store: TableStore, shards: Sequence[str], audit: str) -> list[str]:
     """Those of `shards` whose audit is of their dependencies as they are now."""
@@ -28,10 +26,6 @@ def audited_shards(store: TableStore, shards: Sequence[str], audit: str) -> list
     return found
 
 
-def _read(store: TableStore, shards: Sequence[str], asset: str, table: str) -> pl.DataFrame:
-    return pl.concat(store.read(asset, shard, table) for shard in shards)
-
-
 def gather_proof(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> tuple[list[tuple[str, Any, str]], dict[str, Rows]]:
@@ -42,11 +36,10 @@ def gather_proof(
     """
     figures: list[tuple[str, Any, str]] = []
     charts: dict[str, Rows] = {"chance": [], "recipes": []}
-    known = {audit: audited_shards(store, shards, audit) for audit in AUDITS}
     rule = settings.verification.rule
-    if null := known["null_calibration"]:
-        trials = _read(store, null, "null_calibration", "trials")
-        pairs = _read(store, null, "verified_dependencies", "pairs").filter(
+    if null := audited_shards(store, shards, "null_calibration"):
+        trials = store.read_all("null_calibration", null, "trials")
+        pairs = store.read_all("verified_dependencies", null, "pairs").filter(
             pl.col("entropy_context").is_not_null()
             & pl.col("root_id").is_in(trials["root_id"].unique().to_list())
         )
@@ -60,8 +53,8 @@ def gather_proof(
             ("lift of retrieval over chance", up["lift"], "number"),
             (f"ε that holds {wished:.0%} of random contexts", held["epsilon_for_rate"], "number"),
         ]
-    if second := known["cross_model_audit"]:
-        rows = _read(store, second, "cross_model_audit", "pairs")
+    if second := audited_shards(store, shards, "cross_model_audit"):
+        rows = store.read_all("cross_model_audit", second, "pairs")
         if len(rows):
             found = summarise(rows)
             summaries = [store.require("cross_model_audit", shard).summary for shard in second]
@@ -72,8 +65,8 @@ def gather_proof(
                 ("rejected pairs that hold there", found["rejected_holds"], "share"),
                 ("rank correlation of gains", found.get("gain_rank_correlation"), "number"),
             ]
-    if far := known["long_range_audit"]:
-        tables = (_read(store, far, "long_range_audit", n) for n in _LONG_RANGE)
+    if far := audited_shards(store, shards, "long_range_audit"):
+        tables = (store.read_all("long_range_audit", far, n) for n in _LONG_RANGE)
         charts["recipes"] = [
             row for row in measures(*(t.to_dicts() for t in tables)) if row["value"] is not None
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from entropylong_assets.audits.audited import RECIPE_ORDER
 from entropylong_assets.report.charts import (
     BLUE,
     GREY,
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from entropylong_assets.report.charts import Drawn
 
-_RECIPES = ["calibrated", "entropylong", "policylong", "no_verify", "quest", "nextlong", "random"]
 _KINDS = {
     "retrieved": "retrieved",
     "random": "random passage",
@@ -83,7 +83,7 @@ def _recipes(run: Charts, runs: Sequence[Charts], measure: str, title: str) -> D
     x = alt.X("value:Q", title=title, axis=axis, scale=scale)
     tooltip = ["name:N", "value:Q", "low:Q", "high:Q", "roots:Q"]
     there = {row["name"] for row in shared}
-    order = [recipe for recipe in _RECIPES if recipe in there]
+    order = [recipe for recipe in RECIPE_ORDER if recipe in there]
     circle = alt.ShapeValue("circle")
     return _points(rows_of(run), order, x, title, circle, color=alt.value(BLUE), tooltip=tooltip)
 

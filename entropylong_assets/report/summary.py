@@ -47,8 +47,8 @@ def gather(store: TableStore, shards: Sequence[str], settings: VerificationSetti
         return [store.require(asset, shard).summary for shard in shards]
 
     documents, verified = summaries("corpus_documents"), summaries("verified_dependencies")
-    pairs = pl.concat(store.read("verified_dependencies", shard, "pairs") for shard in shards)
-    controls = pl.concat(store.read("verified_dependencies", shard, "controls") for shard in shards)
+    pairs = store.read_all("verified_dependencies", shards, "pairs")
+    controls = store.read_all("verified_dependencies", shards, "controls")
     accepted = pairs.filter("accepted")
     verdicts: Counter[str] = Counter()
     for summary in verified:

@@ -8,7 +8,7 @@ from entropylong_assets.automation.resources import Pipeline
 from entropylong_assets.automation.results import Progress, materialised, preview
 from entropylong_assets.settings import fingerprint
 
-QUERIES_A_SEARCH = {"exact": 32_768}
+QUERIES_EXACT = 32_768
 """Least anchors that are searched for together, where there are as many. An exact search reads the
 whole table each time; an index answers 1,024 as fast as any number more (benchmarks/RESULTS.md).
 """
@@ -64,7 +64,7 @@ def candidate_contexts(
         )
         columns = ["root_id", "token_ids", "anchors"]
         roots = store.batches("entropy_scores", shard, "roots", columns, ROOTS_A_BATCH)
-        together = QUERIES_A_SEARCH.get(how.search, QUERIES_BY_INDEX)
+        together = QUERIES_EXACT if how.search == "exact" else QUERIES_BY_INDEX
 
         with store.write(
             "candidate_contexts", shard, fingerprint=fingerprint(basis), determinants=basis

@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -302,6 +302,12 @@ class TableStore:
             )
         assert isinstance(frame, pl.DataFrame)
         return frame
+
+    def read_all(
+        self, asset: str, shards: Iterable[str], table: str, columns: list[str] | None = None
+    ) -> pl.DataFrame:
+        """A table of several shards, one below the other, in memory."""
+        return pl.concat(self.read(asset, shard, table, columns) for shard in shards)
 
     def batches(
         self, asset: str, shard: str, table: str, columns: list[str] | None = None, rows: int = 1024

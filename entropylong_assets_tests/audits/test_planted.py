@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from entropylong_assets.audits.planted import measure, plant, shortfall, write_corpus
+from entropylong_assets.audits.planted import measure, plant, shortfall, values_of, write_corpus
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.report.runs import byte_tokenizer, doc_id
 
@@ -82,11 +82,11 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
             )
     _write(store, "entropy_scores", "roots", roots)
     _write(store, "verified_dependencies", "pairs", pairs)
-    found = (store, ["s"], tokenizer, facts)
-    assert shortfall(*found, 2.0) == pytest.approx((-0.5 + 0.25) / 2)
+    values = values_of(store, ["s"], tokenizer, facts)
+    assert shortfall(values, 2.0) == pytest.approx((-0.5 + 0.25) / 2)
 
     def counts(alpha: float, name: str, rule: str = "") -> tuple[int, int]:
-        rows = [r for r in measure(*found, alpha) if r["rule"] == rule]
+        rows = [r for r in measure(store, ["s"], facts, values, alpha) if r["rule"] == rule]
         row = next(r for r in rows if r["measure"].startswith(name))
         assert row["alpha"] == alpha
         return row["passed"], row["total"]
