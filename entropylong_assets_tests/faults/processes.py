@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import time
@@ -14,9 +13,7 @@ from typing import Any
 
 from entropylong_assets_tests.faults import stage as child
 from entropylong_assets_tests.faults import witness
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["entropylong_assets_tests.faults.warm"])
+from entropylong_assets_tests.forkserver import PROCESSES
 
 PATIENCE = 180.0
 """Seconds after which a stage of the tiny world counts as hanging."""

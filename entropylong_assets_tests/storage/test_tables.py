@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import random
 import time
 import uuid
@@ -19,6 +18,7 @@ import pytest
 from entropylong_assets.storage import duck, tables
 from entropylong_assets.storage.schemas import FORMAT_VERSION, TABLES
 from entropylong_assets.storage.tables import MANIFEST, TableError, TableStore
+from entropylong_assets_tests.forkserver import PROCESSES
 
 ASSET, SHARD = "embedding_index", "all"
 
@@ -325,14 +325,12 @@ def _write_for_ever(folder: str, first: int, started: Event) -> None:
 def test_a_killed_writer_leaves_the_old_or_the_new_whole(tmp_path: Path) -> None:
     """SIGKILL at seeded moments of writing and publishing."""
     draw = random.Random(20)
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["entropylong_assets_tests.storage.test_tables"])
     store = TableStore(str(tmp_path))
     seen: list[int] = []
     cut_short = 0
     for _ in range(20):
-        first, started = (seen[-1] + 1 if seen else 1), processes.Event()
-        writer = processes.Process(target=_write_for_ever, args=(str(tmp_path), first, started))
+        first, started = (seen[-1] + 1 if seen else 1), PROCESSES.Event()
+        writer = PROCESSES.Process(target=_write_for_ever, args=(str(tmp_path), first, started))
         writer.start()
         assert started.wait(30)
         time.sleep(draw.uniform(0.01, 0.08))
@@ -359,10 +357,8 @@ def _write_some(folder: str, generations: list[int]) -> None:
 
 def test_two_writers_of_one_partition_never_break_it(tmp_path: Path) -> None:
     """One writer's clearing must not take the files that the other is about to name."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["entropylong_assets_tests.storage.test_tables"])
     writers = [
-        processes.Process(
+        PROCESSES.Process(
             target=_write_some, args=(str(tmp_path), list(range(start, start + 160, 2)))
         )
         for start in (1, 2)
