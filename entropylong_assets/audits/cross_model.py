@@ -1,4 +1,5 @@
-"""Accepted and rejected pairs scored again by a model of another family.
+"""Pairs that both rules, the plain one alone, or neither accepts, scored again by a model of
+another family. It had no part in the choice: where the rules differ, it tells which is right.
 
 The second model has its own tokens: text is what both share. Its position for an anchor is the
 token that holds the anchor's first character. A pair holds where the second model's own ΔI
@@ -20,6 +21,13 @@ from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.entropy.scoring import Scorer, ScoringRequest
 from entropylong_assets.samples.ordering import hash_key
 
+GROUPS = {
+    "both_rules": "accepted by both rules",
+    "plain_rule_alone": "accepted by the plain rule alone",
+    "neither_rule": "accepted by neither rule",
+}
+"""Name and words; the calibrated rule accepts nothing that the plain one does not."""
+
 INSIDE_CHARACTER, TOO_LONG, NO_PREFIX = "inside_a_character", "too_long_for_model", "no_prefix"
 
 
@@ -32,16 +40,27 @@ class Second:
     max_positions: int
 
 
+def group_of() -> pl.Expr:
+    """A key of GROUPS, from accepted_plain and accepted_calibrated."""
+    both, plain, neither = (pl.lit(name) for name in GROUPS)
+    plain_alone = pl.when("accepted_plain").then(plain).otherwise(neither)
+    return pl.when("accepted_calibrated").then(both).otherwise(plain_alone)
+
+
 def choose_pairs(roots: Sequence[ScoredRoot], most: int, seed: int) -> list[dict[str, Any]]:
-    """At most `most` accepted and `most` rejected pairs, by hash, in the order of the tables."""
-    rows = [row for root in roots for row in root.pairs.iter_rows(named=True)]
+    """At most `most` pairs of each group, by hash, in the order of the tables."""
+    rows = [
+        row
+        for root in roots
+        for row in root.pairs.with_columns(group=group_of()).iter_rows(named=True)
+    ]
 
     def key(row: dict[str, Any]) -> bytes:
         return hash_key(seed, "pair", row["root_id"], str(row["anchor"]), row["chunk_id"])
 
     chosen = []
-    for verdict in (True, False):
-        chosen += sorted((r for r in rows if r["accepted"] is verdict), key=key)[:most]
+    for group in GROUPS:
+        chosen += sorted((r for r in rows if r["group"] == group), key=key)[:most]
     return sorted(chosen, key=lambda r: (r["root_id"], r["anchor"], r["chunk_id"]))
 
 
@@ -112,7 +131,8 @@ def audit(
                 "root_id": pair["root_id"],
                 "anchor": pair["anchor"],
                 "chunk_id": pair["chunk_id"],
-                "accepted": pair["accepted"],
+                "accepted_plain": pair["accepted_plain"],
+                "accepted_calibrated": pair["accepted_calibrated"],
                 "gain": pair["gain"],
                 "surprisal_drop": pair["surprisal"] - pair["surprisal_context"],
                 "second_entropy": entropy,
@@ -127,13 +147,11 @@ def audit(
 
 
 def summarise(rows: pl.DataFrame) -> dict[str, Any]:
-    """Share that holds, and mean fall of surprisal, of accepted and of rejected pairs, with 95%
-    intervals over roots; rank correlation of both models' gains."""
+    """Share that holds, and mean fall of surprisal, by group, with 95% intervals over roots; rank
+    correlation of both models' gains."""
     figures: dict[str, Any] = {"pairs": len(rows)}
-    for name, part in (
-        ("accepted", rows.filter("accepted")),
-        ("rejected", rows.filter(~pl.col("accepted"))),
-    ):
+    for name in GROUPS:
+        part = rows.filter(group_of() == name)
         fall = part["second_surprisal"] - part["second_surprisal_context"]
         for measure, values in (
             ("holds", part["holds"].cast(pl.Float64)),

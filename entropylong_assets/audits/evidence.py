@@ -9,16 +9,16 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.audits.audited import RECIPE_ORDER, Audited, as_row, number, table
-from entropylong_assets.audits.cross_model import summarise
+from entropylong_assets.audits.cross_model import GROUPS, summarise
 from entropylong_assets.audits.material import Mean, clustered_mean
 from entropylong_assets.audits.movement import movement_table
 from entropylong_assets.audits.null_calibration import KINDS, epsilon_for, lift, rates
 
 _PAGE = """# Evidence
 
-Written by `make evidence` on {date}. The last call took {minutes}; stages that an earlier call had
-finished are not made again. Intervals are 95%, and trials of one root count as one cluster. A
-sample of this size shows large effects only.
+Written by `entropylong evidence` on {date}, under the settings at the end. The last call took
+{minutes}; stages that an earlier call had finished are not made again. Intervals are 95%, and
+trials of one root count as one cluster.
 
 ## Recipes, on the same roots, index and budget of tokens
 
@@ -178,8 +178,8 @@ def overlap_words(pairs: pl.DataFrame) -> str:
     return (
         f"The plain rule accepts {len(plain)} contexts of these roots, the calibrated one "
         f"{len(calibrated)}; {len(plain & calibrated)} are the same. The recipes share a "
-        "budget, the tokens that the rule in force verified: within it they choose nearly the "
-        "same contexts, and so can't differ much."
+        "budget, the tokens that the rule in force verified: within it they choose much the same "
+        "contexts, so that the difference between these two recipes is small by construction."
     )
 
 
@@ -250,13 +250,13 @@ def second_words(audited: Audited, model: str) -> str:
     found = summarise(audited.second)
     lines = [f"Second model: `{model}`.\n"]
     rows = []
-    for name in ("accepted", "rejected"):
+    for name, words in GROUPS.items():
         cells = []
         for measure, form in (("holds", "{:.1%}"), ("surprisal_drop", "{:.3f}")):
             key = f"{name}_{measure}"
             row = {"value": found[key], "low": found[f"{key}_low"], "high": found[f"{key}_high"]}
             cells.append(number(row, form))
-        rows.append([name, str(found[f"{name}_pairs"]), *cells])
+        rows.append([words, str(found[f"{name}_pairs"]), *cells])
     lines.append(table(("pairs", "number", "hold there", "surprisal drop there (nats)"), rows))
     if "gain_rank_correlation" in found:
         lines.append(

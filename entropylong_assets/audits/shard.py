@@ -108,9 +108,7 @@ def audit_second_model(
     )
     writer.append("pairs", rows)
     writer.append("dropped", dropped)
-    schema = {"accepted": pl.Boolean, "holds": pl.Boolean}
-    frame = pl.DataFrame(rows, schema_overrides=schema) if rows else None
-    figures = cross_model.summarise(frame) if frame is not None else {"pairs": 0}
+    figures = cross_model.summarise(pl.DataFrame(rows)) if rows else {"pairs": 0}
     return figures | {"dropped": len(dropped)}
 
 

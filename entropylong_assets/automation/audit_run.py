@@ -42,9 +42,9 @@ def run_audits(
     shards = store.shards("verified_dependencies")
     there.add_dynamic_partitions(str(corpus_shard.name), shards)
     for shard in shards:
-        current = all(audit_is_current(asset, shard, settings, store) for asset in AUDITS)
-        if not current:
-            run_job(repository.get_job("audit"), shard, there)
+        stale = [a for a in AUDITS if not audit_is_current(a, shard, settings, store)]
+        if stale:
+            run_job(repository.get_job("audit"), shard, there, stale)
             runs += 1
-        on_end(shard, not current)
+        on_end(shard, bool(stale))
     return runs

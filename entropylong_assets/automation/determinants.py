@@ -28,7 +28,7 @@ _CODE = {
     "long_context_samples": 1,
     "training_dataset": 1,
     "null_calibration": 1,
-    "cross_model_audit": 1,
+    "cross_model_audit": 2,
     "long_range_audit": 1,
 }
 

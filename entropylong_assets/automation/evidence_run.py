@@ -11,7 +11,14 @@ import dagster as dg
 
 from entropylong_assets.audits.audited import Audited
 from entropylong_assets.audits.evidence import write_evidence
-from entropylong_assets.audits.planted import measure, plant, shortfall, values_of, write_corpus
+from entropylong_assets.audits.planted import (
+    Fact,
+    measure,
+    plant,
+    shortfall,
+    values_of,
+    write_corpus,
+)
 from entropylong_assets.automation.audit_run import run_audits
 from entropylong_assets.automation.determinants import stays_current
 from entropylong_assets.automation.local_run import register_shards, run_pipeline
@@ -54,36 +61,50 @@ def make_evidence(
     tell(f"pipeline: {time.monotonic() - start:.0f} s")
     run_audits(settings, there)
     tell(f"audits: {time.monotonic() - start:.0f} s")
-    facts = plant(FACTS, settings.seed)
+    _run_planted(settings)
+    tell(f"planted truth: {time.monotonic() - start:.0f} s")
+    page = evidence_page(settings, time.monotonic() - start)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(page, encoding="utf-8")
+
+
+def _planted_corpus(settings: Settings) -> tuple[list[Fact], Path, Settings]:
+    """The facts, the file of their documents, and the settings of the run over them."""
     folder = Path(settings.data_uri) / "planted-corpus"
-    write_corpus(facts, folder / "facts.jsonl")
-    planted = planted_settings(settings, folder)
+    return plant(FACTS, settings.seed), folder / "facts.jsonl", planted_settings(settings, folder)
+
+
+def _run_planted(settings: Settings) -> None:
+    facts, file, planted = _planted_corpus(settings)
+    write_corpus(facts, file)
+    store = TableStore(planted.data_uri)
     with dg.DagsterInstance.ephemeral() as other:
         # Of its own: its shards are no partitions of the corpus.
         plan = register_shards(planted, other)
-        shards = [shard.key for shard in plan.shards]
-        store = TableStore(planted.data_uri)
-        if not all(_is_there(planted, store, shard) for shard in shards):
+        if not all(_is_there(planted, store, shard.key) for shard in plan.shards):
             run_pipeline(planted, plan, other)
+
+
+def evidence_page(settings: Settings, seconds: float) -> str:
+    """The page from the tables as they are. seconds: what making them took."""
+    facts, _, planted = _planted_corpus(settings)
+    store = TableStore(planted.data_uri)
+    shards = store.shards("verified_dependencies")
     values = values_of(store, shards, load_tokenizer(settings.scoring), facts)
     alpha = settings.entropy.alpha
     alphas = sorted({alpha, planted.entropy.alpha}, reverse=True)
-    truth = [row for at in alphas for row in measure(store, shards, facts, values, at)]
-    tell(f"planted truth: {time.monotonic() - start:.0f} s")
     made = open_run(settings)
-    audited_shards = made.store.shards("long_range_audit")
-    summaries = [made.store.require("cross_model_audit", s).summary for s in audited_shards]
-    page = write_evidence(
-        Audited(made.store, audited_shards, made.settings),
+    audited = made.store.shards("long_range_audit")
+    summaries = [made.store.require("cross_model_audit", shard).summary for shard in audited]
+    return write_evidence(
+        Audited(made.store, audited, made.settings),
         date=datetime.now(UTC).date().isoformat(),
         description=made.description,
         second_model=next((s["second_model"] for s in summaries if "second_model" in s), ""),
-        planted=truth,
+        planted=[row for at in alphas for row in measure(store, shards, facts, values, at)],
         shortfall=shortfall(values, alpha),
-        seconds=time.monotonic() - start,
+        seconds=seconds,
     )
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    Path(file).write_text(page, encoding="utf-8")
 
 
 def _is_there(settings: Settings, store: TableStore, shard: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,10 +135,17 @@ def run_export(settings: Settings, there: dg.DagsterInstance) -> dict[str, Any]:
     return {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
-def run_job(job: dg.JobDefinition, shard: str, there: dg.DagsterInstance) -> None:
+def run_job(
+    job: dg.JobDefinition,
+    shard: str,
+    there: dg.DagsterInstance,
+    assets: Sequence[str] | None = None,
+) -> None:
+    """Runs a job on one shard, or `assets` of it alone, with their checks. Raises RunError."""
     result = job.execute_in_process(
         instance=there,
         partition_key=None if shard == WHOLE else shard,
+        asset_selection=None if assets is None else [dg.AssetKey(asset) for asset in assets],
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         tags={PROCESS_TAG: process_mark(os.getpid())},
         raise_on_error=False,

@@ -77,11 +77,16 @@ def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
 
 
 def both_gains(pairs: pl.DataFrame, epsilon: float) -> str:
-    """Gain of each pair in the scoring model and in the second one."""
+    """Gain of each pair in the scoring model and in the second one, by the rules' verdicts."""
+    from entropylong_assets.audits.cross_model import GROUPS, group_of
+
     figure = _figure()
     axes = figure.subplots()
-    for accepted, colour, label in ((False, "#bbbbbb", "rejected"), (True, "#cc3311", "accepted")):
-        part = pairs.filter(pl.col("accepted") == accepted).drop_nulls(["gain", "second_gain"])
+    groups = pairs.drop_nulls(["gain", "second_gain"]).with_columns(group=group_of())
+    for (name, label), colour in zip(
+        reversed(GROUPS.items()), ("#bbbbbb", "#ddaa33", "#cc3311"), strict=True
+    ):
+        part = groups.filter(group=name)
         x, y = (part[name].clip(-1, 1).to_numpy() for name in ("gain", "second_gain"))
         axes.scatter(x, y, s=12, color=colour, label=label)
     axes.axhline(epsilon, color="#4477aa", linestyle="--", label=f"ε = {epsilon:g}")

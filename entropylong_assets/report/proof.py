@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from entropylong_assets.audits.cross_model import summarise
+from entropylong_assets.audits.cross_model import GROUPS, summarise
 from entropylong_assets.audits.null_calibration import epsilon_for, lift, rates
 from entropylong_assets.audits.shard import measures
 from entropylong_assets.report.distributions import Rows
@@ -61,8 +61,10 @@ def gather_proof(
             models = sorted({s["second_model"] for s in summaries if "second_model" in s})
             figures += [
                 ("second model", ", ".join(models), "text"),
-                ("accepted pairs that hold there", found["accepted_holds"], "share"),
-                ("rejected pairs that hold there", found["rejected_holds"], "share"),
+                *(
+                    (f"pairs {words} that hold there", found[f"{name}_holds"], "share")
+                    for name, words in GROUPS.items()
+                ),
                 ("rank correlation of gains", found.get("gain_rank_correlation"), "number"),
             ]
     if far := audited_shards(store, shards, "long_range_audit"):

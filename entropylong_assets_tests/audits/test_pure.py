@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from entropylong_assets.audits.cross_model import choose_pairs, summarise
 from entropylong_assets.audits.long_range import key_tokens
-from entropylong_assets.audits.material import clustered_mean
+from entropylong_assets.audits.material import ScoredRoot, clustered_mean
 from entropylong_assets.audits.null_calibration import (
     epsilon_for,
     holding_epsilon,
@@ -120,3 +121,31 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     assert naive / 300 < 0.7
     assert clustered_mean([1.0, 2.0], ["a", "a"]).low is None
     assert clustered_mean([], []).value is None
+
+
+def test_the_second_model_is_asked_where_the_rules_differ() -> None:
+    """Else the few pairs that the plain rule alone accepts are lost among the many rejected."""
+    verdicts = [(True, True)] * 5 + [(True, False)] * 3 + [(False, False)] * 200
+    pairs = pl.DataFrame(
+        [
+            {"root_id": "r", "anchor": i, "chunk_id": f"c-{i}", "gain": 0.5}
+            | {"accepted_plain": plain, "accepted_calibrated": calibrated}
+            for i, (plain, calibrated) in enumerate(verdicts)
+        ]
+    )
+    nothing = np.array([], np.float32)
+    chosen = choose_pairs([ScoredRoot("r", [], nothing, nothing, pairs)], 4, 1)
+    assert [row["anchor"] for row in chosen] == sorted(row["anchor"] for row in chosen)
+    counted = [(row["accepted_plain"], row["accepted_calibrated"]) for row in chosen]
+    assert [counted.count(v) for v in dict.fromkeys(verdicts)] == [4, 3, 4]
+    scored = pl.DataFrame(chosen).with_columns(
+        holds=pl.col("accepted_calibrated"),
+        second_gain=pl.col("gain"),
+        second_surprisal=pl.lit(3.0),
+        second_surprisal_context=pl.when("accepted_plain").then(1.0).otherwise(3.0),
+    )
+    found = summarise(scored)
+    groups = ("both_rules", "plain_rule_alone", "neither_rule")
+    assert [found[f"{g}_pairs"] for g in groups] == [4, 3, 4]
+    assert [found[f"{g}_holds"] for g in groups] == [1.0, 0.0, 0.0]
+    assert [found[f"{g}_surprisal_drop"] for g in groups] == [2.0, 2.0, 0.0]

@@ -237,7 +237,8 @@ def write_audits(store: TableStore, shard: str, verified: str | None = None) -> 
         )
     ]
     pairs = [
-        {"root_id": ids[0], "anchor": 9 + i, "chunk_id": "c-0", "accepted": i < 2, "holds": i == 0}
+        {"root_id": ids[0], "anchor": 9 + i, "chunk_id": "c-0", "holds": i == 0}
+        | {"accepted_plain": i < 3, "accepted_calibrated": i < 2}
         | {"gain": 0.5 - 0.1 * i, "surprisal_drop": 1.0, "second_gain": 0.6 - 0.1 * i}
         | {"second_entropy": 5.0, "second_entropy_context": 4.0}
         | {"second_surprisal": 3.0, "second_surprisal_context": 2.0}

@@ -21,8 +21,9 @@ def test_figures_and_rows_by_hand(tmp_path: Path) -> None:
     assert by_name["roots audited for chance"] == 2
     assert by_name["lift of retrieval over chance"] is None  # no random context passed
     assert by_name["second model"] == "other<b>@2"
-    assert by_name["accepted pairs that hold there"] == pytest.approx(0.5)
-    assert by_name["rejected pairs that hold there"] == pytest.approx(0.0)
+    assert by_name["pairs accepted by both rules that hold there"] == pytest.approx(0.5)
+    assert by_name["pairs accepted by the plain rule alone that hold there"] == 0.0
+    assert by_name["pairs accepted by neither rule that hold there"] == 0.0
     assert by_name["rank correlation of gains"] == pytest.approx(1.0)
     chance = {(row["kind"], row["rule"]): row for row in charts["chance"]}
     assert chance["random", "plain"]["rate"] == pytest.approx(0.25)
