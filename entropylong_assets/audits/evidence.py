@@ -32,6 +32,8 @@ length in their place.
 
 {overlap}
 
+{pieces}
+
 The verified recipes chose their contexts by the same model's scores of the same anchors, one
 context at a time: what they gain here is partly choice. The second model and the planted truth are
 free of that.
@@ -183,6 +185,18 @@ def overlap_words(pairs: pl.DataFrame) -> str:
     )
 
 
+def pieces_words(audited: Audited) -> str:
+    """What the layout of `nextlong` alone does to its figures."""
+    length = audited.settings.samples.meta_chunk_tokens
+    anchors = audited.anchors.select("root_id", "anchor").unique()
+    first = (anchors["anchor"] < length).mean() if len(anchors) else 0.0
+    return (
+        "`nextlong` puts its contexts behind the piece of the root that retrieved them, as its "
+        f"paper does: {first:.0%} of the anchors lie in the first {length} tokens of their root "
+        "and have none before them, whatever was chosen."
+    )
+
+
 def null_table(audited: Audited) -> str:
     found = rates(audited.trials, audited.pairs)
     lines = []
@@ -308,6 +322,7 @@ def write_evidence(
         recipes=recipe_table(audited),
         verdicts="\n".join(verdict_lines(audited)),
         overlap=overlap_words(audited.pairs),
+        pieces=pieces_words(audited),
         served=served_table(audited),
         distances=distance_table(audited),
         null=null_table(audited),

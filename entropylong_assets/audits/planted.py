@@ -123,11 +123,14 @@ def plant(count: int, seed: int) -> list[Fact]:
 
 
 def write_corpus(facts: Sequence[Fact], file: Path) -> None:
-    """JSON Lines, in an order that says nothing."""
+    """JSON Lines, in an order that says nothing. A file that holds them already stays: one that is
+    written anew would make stale what was made of it."""
     texts = [t for fact in facts for t in (fact.needing, fact.stating, *fact.decoys)]
     random.Random(1).shuffle(texts)  # noqa: S311
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(json.dumps({"text": t}) for t in texts) + "\n", encoding="utf-8")
+    lines = "\n".join(json.dumps({"text": t}) for t in texts) + "\n"
+    if not file.exists() or file.read_text(encoding="utf-8") != lines:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(lines, encoding="utf-8")
 
 
 def _is_in_value(tokenizer: Tokenizer, token_ids: Sequence[int], anchor: int, fact: Fact) -> bool:

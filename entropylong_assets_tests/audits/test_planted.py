@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def test_each_fact_is_stated_once_and_needed_elsewhere(tmp_path: Path) -> None:
         assert fact.needing.count(fact.value) == 1
         # The decoy about the same place names it and does not state the fact.
         assert any(word in fact.decoys[0] for word in fact.stating.split() if word.istitle())
+
+
+def test_a_corpus_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    """A newer file would make `make evidence` run its pipeline over planted text at every call."""
+    file = tmp_path / "facts.jsonl"
+    write_corpus(plant(2, 7), file)
+    os.utime(file, ns=(1, 1))
+    write_corpus(plant(2, 7), file)
+    assert file.stat().st_mtime_ns == 1
+    write_corpus(plant(2, 8), file)
+    assert file.stat().st_mtime_ns > 1
 
 
 def _write(
