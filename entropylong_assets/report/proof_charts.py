@@ -40,6 +40,13 @@ _MEASURES = (
         "Share of root tokens that become likely only in the long window (LongPPL).",
         "key tokens of root tokens",
     ),
+    (
+        "dependency_score",
+        "Recipes: dependency score",
+        "How much of its mean loss a segment of the root loses behind a segment of a context, "
+        "sampled by pairs.",
+        "relative fall of a segment's loss",
+    ),
 )
 
 
@@ -78,7 +85,7 @@ def _recipes(run: Charts, runs: Sequence[Charts], measure: str, title: str) -> D
     if not rows_of(run):
         return None
     shared = [row for charts in runs for row in rows_of(charts)]
-    axis = alt.Axis(format="%") if measure.endswith("density") else alt.Axis()
+    axis = alt.Axis() if measure.endswith("random") else alt.Axis(format="%")
     scale = alt.Scale(domain=_domain(shared, "value"))
     x = alt.X("value:Q", title=title, axis=axis, scale=scale)
     tooltip = ["name:N", "value:Q", "low:Q", "high:Q", "roots:Q"]
@@ -130,9 +137,8 @@ def proof_charts(runs: Sequence[Charts]) -> list[dict[str, Any]]:
                 [_chance(run, runs) for run in runs],
             )
         )
-    if any(run["recipes"] for run in runs):
-        charts += [
-            chart(title, caption, [_recipes(run, runs, measure, axis) for run in runs])
-            for measure, title, caption, axis in _MEASURES
-        ]
+    for measure, title, caption, axis in _MEASURES:
+        drawn = [_recipes(run, runs, measure, axis) for run in runs]
+        if any(drawn):
+            charts.append(chart(title, caption, drawn))
     return charts

@@ -251,10 +251,11 @@ def write_audits(store: TableStore, shard: str, verified: str | None = None) -> 
         for recipe, falls in (("calibrated", (2.0, 1.0)), ("random", (0.0, 0.0)))
         for root, fall in zip(ids, falls, strict=True)
     ]
+    scored = {"segment_pairs": 2, "dependency_score": 0.125}
     windows = [
         {"recipe": recipe, "root_id": root, "window_tokens": 200, "context_tokens": 100}
         | {"root_tokens": 100, "short_tokens": 16, "key_tokens": 5 if recipe != "random" else 0}
-        | {"segment_pairs": 0, "dependency_score": None}
+        | ({"segment_pairs": 0, "dependency_score": None} if recipe == "random" else scored)
         for recipe in ("calibrated", "random")
         for root in ids
     ]

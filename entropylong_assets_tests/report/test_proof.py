@@ -53,7 +53,7 @@ def test_charts_hold_every_row_and_share_their_scale(tmp_path: Path) -> None:
     write_audits(store, SHARDS[0])
     audited = gather_proof(store, SHARDS, settings)[1]
     charts = proof_charts([audited, nothing])
-    assert [len(chart["specs"]) for chart in charts] == [2, 2, 2]
+    assert [len(chart["specs"]) for chart in charts] == [2, 2, 2, 2]
 
     def points(spec: dict[str, object]) -> list[dict[str, object]]:
         layers = spec["layer"]
@@ -72,4 +72,7 @@ def test_charts_hold_every_row_and_share_their_scale(tmp_path: Path) -> None:
         here, there = chart["specs"]
         assert domain(here) == domain(there)
     assert {row["name"] for row in points(charts[1]["specs"][0])} == {"calibrated", "random"}
+    # A recipe none of whose windows had room for a pair of segments has no such score.
+    (score,) = points(charts[3]["specs"][0])
+    assert (score["name"], score["value"]) == ("calibrated", 0.125)
     assert len(points(charts[0]["specs"][0])) == len(audited["chance"])
