@@ -168,7 +168,7 @@ def test_two_runs_stand_side_by_side(page: Page, files: dict[str, Path]) -> None
     load(page, files["two"])
     assert page.locator("#charts figure svg.marks").count() == 12
     assert page.locator("#proof figure svg.marks").count() == 4
-    assert page.locator("#proof").inner_text().count("not audited") == 3
+    assert page.locator("#proof").inner_text().count("not measured") == 4
     proof = page.locator("#proof table").inner_text()
     assert "other<b>@2" in proof
     assert "1 of 2" in proof

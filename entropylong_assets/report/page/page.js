@@ -77,7 +77,7 @@ async function drawCharts(charts, id) {
       element("div", { class: "row" }, places), element("figcaption", {}, caption)));
     for (const [i, spec] of specs.entries()) {
       // `ast`: expressions are interpreted, not compiled, as the page's policy demands.
-      if (spec === null) places[i].lastChild.append("not audited");
+      if (spec === null) places[i].lastChild.append("not measured");
       else await vegaEmbed(places[i].lastChild, spec, { ast: true, actions: false, renderer: "svg" });
     }
   }
