@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from entropylong_assets.audits.ablation import PAPER, ablate
 from entropylong_assets.audits.audited import RECIPE_ORDER, Audited, as_row, number, table
 from entropylong_assets.audits.cross_model import GROUPS, summarise
 from entropylong_assets.audits.material import Mean, clustered_mean
@@ -53,6 +54,12 @@ The same for `calibrated`, by distance:
 `shuffled` contexts say the same in another order of sentences: that many still pass is no fault of
 the rule, but tells how little of the gain hangs on order.
 
+## The paper's tables, on this corpus
+
+Anchors a root by α, verified dependencies a root by ε. The paper: Llama-3-8B, roots of FineWeb-Edu
+and Cosmopedia, which are longer.
+
+{shape}
 ## What moves acceptance and chance
 
 Share of pairs that pass, at the settings below where nothing else is said. `controls` 0: the
@@ -235,6 +242,25 @@ def null_words(audited: Audited) -> list[str]:
     return lines
 
 
+_SHAPE = {"alpha": ("2", "anchors_per_root"), "epsilon": ("0.4", "dependencies_per_root")}
+"""The value that the paper settles on, by knob, and what it moves."""
+
+
+def shape_table(audited: Audited) -> str:
+    """Anchors by α and dependencies by ε beside the paper's, and as shares of its own default's."""
+    rows = ablate(audited.scores, audited.settings).iter_rows(named=True)
+    found = {(row["knob"], row["value"], row["rule"]): row for row in rows}
+    lines = []
+    for knob, value in PAPER:
+        default, moved = _SHAPE[knob]
+        cells = []
+        for rule, column in (("plain", moved), ("calibrated", moved), ("plain", "paper")):
+            here, there = (found[knob, at, rule][column] for at in (value, default))
+            cells.append(f"{here:.4g} ({here / there:.0%})" if here and there else "–")
+        lines.append([f"{knob} {value}", *cells])
+    return table(("setting", "plain rule", "calibrated rule", "paper, plain rule"), lines)
+
+
 def distance_table(audited: Audited) -> str:
     """Verified contexts by the distance to their anchors."""
     ours = audited.dependencies.filter(recipe="calibrated").with_columns(
@@ -327,6 +353,7 @@ def write_evidence(
         distances=distance_table(audited),
         null=null_table(audited),
         null_words="\n".join(null_words(audited)),
+        shape=shape_table(audited),
         movement=movement_table(audited),
         second=second_words(audited, second_model),
         planted=planted_table(planted),
