@@ -82,7 +82,7 @@ The files hold the 95% intervals too."""
 
 
 def print_ablation(console: Console, table: pl.DataFrame) -> None:
-    """The table in 80 columns, a line a knob, value and rule; what has no figures says why below."""
+    """The table in 80 columns, a line a knob, value and rule; what lacks figures says why below."""
     shown = Table(title="Ablations over stored scores", title_justify="left", box=SIMPLE, padding=0)
     shown.add_column("setting")
     shown.add_column("rule")
