@@ -76,7 +76,10 @@ test-ray: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ray.py
 
 test-e2e: .venv/test
-	$(BIN)/python -m pytest -m 'long or not long' entropylong_assets_tests/e2e
+	@# A process for each file: the event loop of a browser and the servers of a day end with it.
+	failed=0; for file in entropylong_assets_tests/e2e/test_*.py; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long or not long' $$file || failed=1; \
+	done; exit $$failed
 
 # Counts, seed and differences go to data/faults.md and data/faults.json.
 test-faults: .venv/test

@@ -29,14 +29,14 @@ class LocalRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        mark = run.tags.get(PROCESS_TAG)
+        mark = _mark_of(run)
         if mark is None:
             started = self._process(run.run_id)
             if started is None:
                 return CheckRunHealthResult(WorkerStatus.RUNNING)
             if is_alive(*started):
                 # From now on by its mark: the clock may be set, forwards or back.
-                self._instance.add_run_tags(run.run_id, {PROCESS_TAG: process_mark(started[0])})
+                self._instance.add_run_tags(run.run_id, process_tags(run.run_id, started[0]))
                 return CheckRunHealthResult(WorkerStatus.RUNNING)
             mark = f"//{started[0]}/"
         elif is_marked_alive(mark):
@@ -75,21 +75,42 @@ def is_alive(pid: int, seen: float) -> bool:
     return True
 
 
+def process_tags(run_id: str, pid: int) -> dict[str, str]:
+    """Tags of a run that say which process it is."""
+    return {PROCESS_TAG: f"{run_id}/{process_mark(pid)}"}
+
+
+def _mark_of(run: dg.DagsterRun) -> str | None:
+    """The mark of the run's process; not its parent's, whose tags a re-executed run has."""
+    owner, _, mark = run.tags.get(PROCESS_TAG, "").partition("/")
+    return mark if owner == run.run_id else None
+
+
 def process_mark(pid: int) -> str:
     """Machine, boot, process id and start of a process: no other process ever has the same."""
-    return f"{socket.gethostname()}/{_boot()}/{pid}/{_start_ticks(pid) or ''}"
+    return f"{_machine()}/{_boot()}/{pid}/{_start_ticks(pid) or ''}"
 
 
 def is_marked_alive(mark: str) -> bool:
     """Whether a marked process lives; taken for granted on a machine that is not this one."""
     host, boot, pid, ticks = mark.split("/")
-    if host != socket.gethostname():
+    if host != _machine():
         return True
     if boot != _boot():
         return False
     if ticks:
         return _start_ticks(int(pid)) == int(ticks)
     return is_alive(int(pid), time.time())
+
+
+def _machine() -> str:
+    """The host's name and, on Linux, the namespace of its process ids: a container that shares
+    the name does not share those."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()}{namespace.removeprefix('pid:')}"
 
 
 def _boot() -> str:
@@ -117,7 +138,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     ended = []
     alive = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
     for run in instance.get_runs(alive):
-        mark = run.tags.get(PROCESS_TAG)
+        mark = _mark_of(run)
         if mark is not None and not is_marked_alive(mark):
             instance.report_run_failed(run, death_of(mark))
             ended.append(run.run_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from entropylong_assets.automation.determinants import code_version, stays_current
-from entropylong_assets.automation.launcher import PROCESS_TAG, end_dead_runs, process_mark
+from entropylong_assets.automation.launcher import end_dead_runs, process_tags
 from entropylong_assets.automation.partitions import corpus_shard
 from entropylong_assets.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
 from entropylong_assets.definitions import build_definitions
@@ -142,12 +143,14 @@ def run_job(
     assets: Sequence[str] | None = None,
 ) -> None:
     """Runs a job on one shard, or `assets` of it alone, with their checks. Raises RunError."""
+    run_id = str(uuid.uuid4())
     result = job.execute_in_process(
         instance=there,
+        run_id=run_id,
         partition_key=None if shard == WHOLE else shard,
         asset_selection=None if assets is None else [dg.AssetKey(asset) for asset in assets],
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        tags={PROCESS_TAG: process_mark(os.getpid())},
+        tags=process_tags(run_id, os.getpid()),
         raise_on_error=False,
     )
     for event in result.get_asset_check_evaluations():

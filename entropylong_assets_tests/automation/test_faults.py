@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import dagster as dg
@@ -14,12 +15,12 @@ from dagster._core.events import EngineEventData
 
 from entropylong_assets.automation.faults import is_transient, plain_errors
 from entropylong_assets.automation.launcher import (
-    PROCESS_TAG,
     LocalRunLauncher,
     end_dead_runs,
     is_alive,
     is_marked_alive,
     process_mark,
+    process_tags,
 )
 from entropylong_assets.corpus.errors import CorpusError
 
@@ -179,7 +180,11 @@ def uses_the_pool() -> None:
 def test_a_killed_command_s_run_is_failed_and_its_slot_given_back(tmp_path: Path) -> None:
     """Else the next command would wait for the slot for ever: no daemon is there to free it."""
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
-    marks = {"dead": process_mark(dead.pid), "alive": process_mark(os.getpid())}
+    ids = {"dead": str(uuid.uuid4()), "alive": str(uuid.uuid4())}
+    tags = {
+        "dead": process_tags(ids["dead"], dead.pid),
+        "alive": process_tags(ids["alive"], os.getpid()),
+    }
     dead.wait()
     with dg.DagsterInstance.local_temp(
         str(tmp_path),
@@ -189,9 +194,12 @@ def test_a_killed_command_s_run_is_failed_and_its_slot_given_back(tmp_path: Path
         storage.initialize_concurrency_limit_to_default("writer")
         runs = {
             name: instance.create_run_for_job(
-                uses_the_pool, tags={PROCESS_TAG: mark}, status=dg.DagsterRunStatus.STARTED
+                uses_the_pool,
+                run_id=ids[name],
+                tags=tags[name],
+                status=dg.DagsterRunStatus.STARTED,
             )
-            for name, mark in marks.items()
+            for name in ids
         }
         storage.claim_concurrency_slot("writer", runs["dead"].run_id, "use_the_pool")
         assert storage.get_concurrency_info("writer").active_slot_count == 1
@@ -230,3 +238,22 @@ def test_the_launcher_goes_by_the_mark_once_it_has_seen_the_process(
         process.kill()
         process.wait()
         assert health() == "NOT_FOUND"
+
+
+def test_a_run_that_is_executed_again_is_not_taken_for_its_dead_parent(tmp_path: Path) -> None:
+    """Dagster gives it the parent's tags: with the parent's mark it would be failed at once."""
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    parent = str(uuid.uuid4())
+    inherited = process_tags(parent, dead.pid)
+    dead.wait()
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        launcher = LocalRunLauncher()
+        launcher.register_instance(instance)
+        run = instance.create_run_for_job(
+            uses_the_pool, tags=inherited, status=dg.DagsterRunStatus.STARTED
+        )
+        assert launcher.check_run_worker_health(run).status.name == "RUNNING"
+        assert end_dead_runs(instance) == []
+        own = {"pid": dg.MetadataValue.text(str(dead.pid))}
+        instance.report_engine_event("started", run, EngineEventData(own))
+        assert launcher.check_run_worker_health(run).status.name == "NOT_FOUND"

@@ -77,7 +77,7 @@ class LocalRay:
             self._log.close()
 
     def wait_for_nodes(self, count: int, seconds: float = 90) -> None:
-        """Until so many nodes are alive to Ray."""
+        """Until so many nodes, or more, are alive to Ray."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             assert self._script.poll() is None, (self.folder / "cluster.log").read_text()
@@ -85,7 +85,7 @@ class LocalRay:
                 nodes = self.get("/nodes?view=summary")["data"]["summary"]
             except OSError:
                 nodes = []
-            if sum(node["raylet"].get("state") == "ALIVE" for node in nodes) == count:
+            if sum(node["raylet"].get("state") == "ALIVE" for node in nodes) >= count:
                 return
             time.sleep(0.3)
         raise AssertionError(f"not {count} nodes after {seconds} s: {list(self.folder.iterdir())}")

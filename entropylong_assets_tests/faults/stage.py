@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
@@ -48,13 +49,13 @@ def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
     import dagster as dg
 
     from entropylong_assets.automation.faults import plain_errors
-    from entropylong_assets.automation.launcher import PROCESS_TAG, process_mark
+    from entropylong_assets.automation.launcher import process_tags
     from entropylong_assets.automation.local_run import instance, register_shards
     from entropylong_assets.definitions import build_definitions
     from entropylong_assets.settings import make_settings
     from entropylong_assets.storage.tables import WHOLE
 
-    settings = make_settings("calibrated", values)
+    settings, run_id = make_settings("calibrated", values), str(uuid.uuid4())
     with instance() as there:
         if asset == "scan":
             with plain_errors():
@@ -66,10 +67,11 @@ def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
             .get_job("__ASSET_JOB")
             .execute_in_process(
                 instance=there,
+                run_id=run_id,
                 partition_key=None if shard == WHOLE else shard,
                 asset_selection=[dg.AssetKey(asset)],
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                tags={PROCESS_TAG: process_mark(os.getpid())},
+                tags=process_tags(run_id, os.getpid()),
                 raise_on_error=False,
             )
         )
