@@ -353,6 +353,8 @@ class ClusterSettings(_Settings):
     resources: ClusterResources = ClusterResources()
     """What a step of each asset asks for."""
 
+    _address_without_credentials = field_validator("address")(_no_credentials)
+
 
 class Settings(_Settings):
     """All settings of one pipeline."""
@@ -391,13 +393,20 @@ class Settings(_Settings):
         return self
 
     @model_validator(mode="after")
-    def _tables_are_shared(self) -> Settings:
-        relative = "://" not in self.data_uri and not Path(self.data_uri).is_absolute()
-        if self.cluster.engine != "local" and relative:
-            raise ValueError(
-                f"data_uri ({self.data_uri}) must be a URI or the full path of a folder that all "
-                f"nodes share, with cluster.engine '{self.cluster.engine}'"
-            )
+    def _nodes_share_what_steps_read_and_write(self) -> Settings:
+        shared = [("data_uri", self.data_uri), ("export.destination", self.export.destination)]
+        shared += [
+            (f"uri of source '{source.name}'", source.uri)
+            for source in self.corpus.sources
+            if source.kind != "python_docs"
+        ]
+        for name, uri in shared:
+            relative = uri and "://" not in uri and not Path(uri).is_absolute()
+            if self.cluster.engine != "local" and relative:
+                raise ValueError(
+                    f"{name} ({uri}) must be a URI or the full path of a folder that all nodes "
+                    f"share, with cluster.engine '{self.cluster.engine}'"
+                )
         return self
 
 
@@ -464,6 +473,12 @@ def load_settings(path: str | os.PathLike[str] | None = None) -> Settings:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise SettingsError(f"settings file {path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        # Without the line that PyYAML quotes: it may hold a secret.
+        where = error.problem_mark or error.context_mark
+        place = f" in line {where.line + 1}, column {where.column + 1}" if where else ""
+        reason = _printable(" ".join(str(error.problem or error.context).split()))
+        raise SettingsError(f"settings file {path} is not YAML: {reason}{place}") from None
     except Exception as error:  # of values and depths PyYAML lets others through than its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SettingsError(f"settings file {path} is not YAML: {_printable(reason)}") from None

@@ -69,7 +69,9 @@ SECRET_URIS = [
 
 
 @pytest.mark.parametrize("uri", SECRET_URIS)
-@pytest.mark.parametrize("field", ["data_uri", "export.destination", "corpus.sources.0.uri"])
+@pytest.mark.parametrize(
+    "field", ["data_uri", "export.destination", "corpus.sources.0.uri", "cluster.address"]
+)
 def test_credentials_in_a_uri_are_refused_and_not_repeated(field: str, uri: str) -> None:
     """They would go into every manifest, event and message."""
     over = nested(field, uri)
@@ -232,6 +234,43 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(
     assert message.startswith(f"settings file {path}")
     assert words in message
     assert "\n" not in message
+
+
+def test_what_is_not_yaml_is_not_quoted(tmp_path: Path) -> None:
+    """PyYAML quotes the line that it stumbles over, and that line may hold a key."""
+    path = written(tmp_path, "seed: 1\ndata_uri: s3://AKIAKEY:sEcReT@bucket/x: y\n")
+    with pytest.raises(SettingsError, match=r"is not YAML: .* in line 2, column") as caught:
+        load_settings(path)
+    assert "sEcReT" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "over"),
+    [
+        ("data_uri", {"data_uri": "data"}),
+        ("export.destination", {"export": {"destination": "out"}}),
+        ("uri of source 'web'", {"corpus": {"sources": [{"name": "web", "uri": "in/*.jsonl"}]}}),
+    ],
+)
+def test_a_place_that_nodes_do_not_share_is_refused_on_a_cluster(
+    field: str, over: dict[str, Any]
+) -> None:
+    """A pod would write there, end with success, and its files with it."""
+    shared = {
+        "data_uri": "s3://bucket/run",
+        "export": {"destination": "/mnt/exports"},
+        "corpus": {
+            "sources": [
+                {"name": "web", "uri": "/mnt/in/*.jsonl"},
+                {"name": "docs", "kind": "python_docs", "uri": "numpy"},
+            ]
+        },
+        "cluster": {"engine": "kubernetes"},
+    }
+    assert make_settings(overrides=shared).cluster.engine == "kubernetes"
+    with pytest.raises(SettingsError, match=rf"{field} .* must be a URI or the full path"):
+        make_settings(overrides=shared | over)
+    make_settings(overrides=over)  # on one machine it is fine
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.entropy.model import Tokenizer
+from entropylong_assets.storage.object_storage import open_uri
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets.verification.false_acceptance import acceptance_rate
 
@@ -122,15 +123,16 @@ def plant(count: int, seed: int) -> list[Fact]:
     return facts
 
 
-def write_corpus(facts: Sequence[Fact], file: Path) -> None:
+def write_corpus(facts: Sequence[Fact], uri: str) -> None:
     """JSON Lines, in an order that says nothing. A file that holds them already stays: one that is
     written anew would make stale what was made of it."""
     texts = [t for fact in facts for t in (fact.needing, fact.stating, *fact.decoys)]
     random.Random(1).shuffle(texts)  # noqa: S311
-    lines = "\n".join(json.dumps({"text": t}) for t in texts) + "\n"
-    if not file.exists() or file.read_text(encoding="utf-8") != lines:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(lines, encoding="utf-8")
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    fs, path = open_uri(uri)
+    if not fs.exists(path) or fs.cat_file(path) != content:
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        fs.pipe_file(path, content)
 
 
 def _is_in_value(tokenizer: Tokenizer, token_ids: Sequence[int], anchor: int, fact: Fact) -> bool:

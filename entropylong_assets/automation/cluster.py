@@ -127,7 +127,8 @@ def ray_nodes(address: str | None) -> list[Mapping[str, float]]:
     """
     from ray.util.state import list_nodes
 
-    nodes = list_nodes(address, [("state", "=", "ALIVE")], timeout=10, detail=True)
+    alive = [("state", "=", "ALIVE")]
+    nodes = list_nodes(address, alive, limit=10_000, timeout=10, detail=True)
     return [dict(node.resources_total) for node in nodes]
 
 

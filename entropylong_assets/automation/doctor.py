@@ -14,7 +14,8 @@ import dagster as dg
 
 from entropylong_assets.automation import examinations
 from entropylong_assets.automation.cluster import ray_nodes, without_a_node
-from entropylong_assets.automation.examinations import Finding, few, line
+from entropylong_assets.automation.examinations import Finding, few
+from entropylong_assets.automation.faults import line
 from entropylong_assets.automation.local_run import dagster_home
 from entropylong_assets.automation.partitions import PIPELINE, corpus_shard
 from entropylong_assets.corpus.shards import load_plan

@@ -12,7 +12,6 @@ import dagster as dg
 from entropylong_assets.audits.audited import Audited
 from entropylong_assets.audits.evidence import write_evidence
 from entropylong_assets.audits.planted import (
-    Fact,
     measure,
     plant,
     shortfall,
@@ -32,12 +31,12 @@ PLANTED_ALPHA = 1.5
 """Planted facts are looked at with more anchors too: the settings' α may leave most of them out."""
 
 
-def planted_settings(settings: Settings, folder: Path) -> Settings:
+def planted_settings(settings: Settings) -> Settings:
     """The same models and rule over the planted corpus, under `<data_uri>/planted`."""
     values = settings.model_dump()
     values["data_uri"] = f"{settings.data_uri}/planted"
     values["corpus"] |= {
-        "sources": [{"name": "planted", "uri": str(folder / "facts.jsonl")}],
+        "sources": [{"name": "planted", "uri": planted_uri(settings)}],
         "root_fraction": 1.0,
         "root_min_tokens": 100,  # the needing documents alone
         "root_max_tokens": 512,
@@ -68,15 +67,13 @@ def make_evidence(
     Path(file).write_text(page, encoding="utf-8")
 
 
-def _planted_corpus(settings: Settings) -> tuple[list[Fact], Path, Settings]:
-    """The facts, the file of their documents, and the settings of the run over them."""
-    folder = Path(settings.data_uri) / "planted-corpus"
-    return plant(FACTS, settings.seed), folder / "facts.jsonl", planted_settings(settings, folder)
+def planted_uri(settings: Settings) -> str:
+    return f"{settings.data_uri}/planted-corpus/facts.jsonl"
 
 
 def _run_planted(settings: Settings) -> None:
-    facts, file, planted = _planted_corpus(settings)
-    write_corpus(facts, file)
+    planted = planted_settings(settings)
+    write_corpus(plant(FACTS, settings.seed), planted_uri(settings))
     store = TableStore(planted.data_uri)
     with dg.DagsterInstance.ephemeral() as other:
         # Of its own: its shards are no partitions of the corpus.
@@ -87,7 +84,7 @@ def _run_planted(settings: Settings) -> None:
 
 def evidence_page(settings: Settings, seconds: float) -> str:
     """The page from the tables as they are. seconds: what making them took."""
-    facts, _, planted = _planted_corpus(settings)
+    facts, planted = plant(FACTS, settings.seed), planted_settings(settings)
     store = TableStore(planted.data_uri)
     shards = store.shards("verified_dependencies")
     values = values_of(store, shards, load_tokenizer(settings.scoring), facts)

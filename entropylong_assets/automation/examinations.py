@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from entropylong_assets.automation.faults import line
 from entropylong_assets.automation.partitions import PIPELINE
 from entropylong_assets.corpus.errors import CorpusError
 from entropylong_assets.corpus.files import list_files
@@ -35,13 +36,6 @@ class Finding:
     verdict: Literal["ok", "warning", "fault"]
     told: str
     """What was found and, unless all is well, what to do."""
-
-
-def line(error: BaseException) -> str:
-    """Our own errors say what to do; others get their class, and the line they have."""
-    text = " ".join(str(error).split())
-    ours = type(error).__module__.partition(".")[0] == "entropylong_assets"
-    return text if ours else f"{type(error).__name__}: {text[:300]}"
 
 
 def few(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ pauses. Bad input, a wrong setting or a fault in our code would fail the same wa
 from __future__ import annotations
 
 import errno
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -90,22 +91,38 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The traceback repeats the message.
-        tells_credentials = without_credentials(str(error)) != str(error)
+        # The traceback repeats the messages.
+        told = "".join(str(link) for link in _chain(error))
+        tells_credentials = without_credentials(told) != told
         cause = None if is_ours(error) or tells_credentials else error
         again = not is_ours(error) and is_transient(error)
         raise dg.Failure(line(error), allow_retries=again) from cause
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from, as a traceback shows them."""
+    seen: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        link = waiting.pop()
+        if link is not None and link not in seen:
+            seen.append(link)
+            yield link
+            waiting += [link.__cause__, link.__context__]
+
+
 def disk_trouble(error: BaseException) -> str | None:
-    """What to do where the system refused to write; LanceDB tells of it in words alone."""
+    """What to do where the system has no room or refuses; LanceDB tells of it in words alone."""
     line = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in line:
-        return f"no space left on the disk: {line}; free some, or name another data_uri"
+        return (
+            f"no space left on the disk: {line}; free some, or name another data_uri (for files in "
+            f"the making: another TMPDIR, now {tempfile.gettempdir()})"
+        )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in line:
         return (
-            f"no permission to write: {line}; give it to the user of this process, or name "
-            f"another data_uri"
+            f"no permission: {line}; give it to the user of this process, or name another place "
+            f"in the settings"
         )
     return None

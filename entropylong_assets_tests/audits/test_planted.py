@@ -18,7 +18,7 @@ def test_each_fact_is_stated_once_and_needed_elsewhere(tmp_path: Path) -> None:
     facts = plant(12, 7)
     assert facts == plant(12, 7)
     assert facts != plant(12, 8)
-    write_corpus(facts, tmp_path / "facts.jsonl")
+    write_corpus(facts, str(tmp_path / "facts.jsonl"))
     texts = [
         json.loads(line)["text"]
         for line in (tmp_path / "facts.jsonl").read_text().split("\n")
@@ -38,11 +38,11 @@ def test_each_fact_is_stated_once_and_needed_elsewhere(tmp_path: Path) -> None:
 def test_a_corpus_that_is_there_is_not_written_again(tmp_path: Path) -> None:
     """A newer file would make `make evidence` run its pipeline over planted text at every call."""
     file = tmp_path / "facts.jsonl"
-    write_corpus(plant(2, 7), file)
+    write_corpus(plant(2, 7), str(file))
     os.utime(file, ns=(1, 1))
-    write_corpus(plant(2, 7), file)
+    write_corpus(plant(2, 7), str(file))
     assert file.stat().st_mtime_ns == 1
-    write_corpus(plant(2, 8), file)
+    write_corpus(plant(2, 8), str(file))
     assert file.stat().st_mtime_ns > 1
 
 

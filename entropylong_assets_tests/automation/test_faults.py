@@ -87,16 +87,23 @@ def test_only_transient_faults_are_tried_again(name: str) -> None:
         assert "\n" not in str(shown)
 
 
-def test_credentials_of_the_environment_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_the_cause_alone", [False, True])
+def test_credentials_of_the_environment_are_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, in_the_cause_alone: bool
+) -> None:
     """A store that refuses a signature answers with the key, and libraries print the answer."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA-told-by-the-store")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "and-the-secret")
     answer = "<AWSAccessKeyId>AKIA-told-by-the-store</AWSAccessKeyId> and-the-secret"
+    told = "" if in_the_cause_alone else f": {answer}"
 
     @dg.op
     def step() -> None:
         with plain_errors():
-            raise RuntimeError(f"403 Forbidden: {answer}")
+            try:
+                raise KeyError(f"as first told: {answer}")
+            except KeyError as error:
+                raise RuntimeError(f"403 Forbidden{told}") from error
 
     @dg.job
     def one() -> None:

@@ -43,11 +43,11 @@ class Stage:
         theirs.close()
         assert self._pipe.poll(PATIENCE), f"{self.name}: its process did not start"
         assert self._pipe.recv() == "started"
-        self._began, self.seconds = time.monotonic(), 0.0
+        self.began, self.ended = time.monotonic(), 0.0
 
     def kill_after(self, seconds: float) -> bool:
         """SIGKILL to its group `seconds` from its start; whether it was still going on."""
-        self._process.join(max(0.0, self._began + seconds - time.monotonic()))
+        self._process.join(max(0.0, self.began + seconds - time.monotonic()))
         return self.kill()
 
     def kill_when(self, met: Callable[[], bool]) -> bool:
@@ -82,7 +82,7 @@ class Stage:
         """Waits until it has succeeded; returns its acts on files."""
         state, told = self.outcome()
         assert state == "done", f"{self.name}: {told}"
-        self.seconds = time.monotonic() - self._began
+        self.ended = time.monotonic()
         self._process.join(PATIENCE)
         assert self._process.exitcode == 0
         return int(told)

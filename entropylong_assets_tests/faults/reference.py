@@ -55,7 +55,7 @@ class Reference:
             files = lance_files(data)
             stage = Stage(values, home, asset, shard_of(asset))
             self.acts[asset] = stage.finish()
-            self.seconds[asset] = stage.seconds
+            self.seconds[asset] = stage.ended - stage.began
             self.lance_files[asset] = lance_files(data) - files
             shutil.copytree(data, self.after(asset))
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -27,11 +28,13 @@ BACK = "-2d"
 
 
 def run_under_a_clock(
-    reference: Reference, stage: str, data: Path, home: Path, set_back_after: float
+    reference: Reference, stage: str, data: Path, home: Path, *, set_back_in_the_middle: bool
 ) -> None:
-    """The stage in a process of its own, whose clock goes back so many seconds from its start."""
+    """The stage in a process of its own, whose clock goes back once its run has started, or is
+    back from the first."""
     clock = home / "clock"
-    clock.write_text("+0" if set_back_after else BACK)
+    clock.write_text("+0" if set_back_in_the_middle else BACK)
+    known = {record.dagster_run.run_id for record in runs_of(home)}
     values = json.dumps(reference.values(data))
     environment = os.environ | {
         "LD_PRELOAD": str(FAKETIME),
@@ -50,11 +53,18 @@ def run_under_a_clock(
             stdout=output,
             stderr=output,
         )
-        if set_back_after:
-            time.sleep(set_back_after)
+        while set_back_in_the_middle and clock.read_text() != BACK:
             assert process.poll() is None, "the clock was to be set back in the middle"
-            clock.write_text(BACK)
+            started = (r.dagster_run.run_id for r in runs_of(home) if r.start_time is not None)
+            if set(started) - known:
+                clock.write_text(BACK)
+            time.sleep(0.05)
         assert process.wait(180) == 0, (home / "output.txt").read_text()[-2000:]
+
+
+def runs_of(home: Path) -> Sequence[dg.RunRecord]:
+    with dg.DagsterInstance.from_config(str(home)) as there:
+        return there.get_run_records()
 
 
 def newest_event(home: Path, asset: str) -> dg.EventLogRecord:
@@ -71,8 +81,11 @@ def test_the_clock_goes_back_in_the_middle_of_a_stage(
     reference.make(stage)
     data, home = tmp_path / "data", tmp_path / "home"
     reference.copy(stage, data, home)
-    run_under_a_clock(reference, stage, data, home, 3.0)
-    assert newest_event(home, stage).timestamp < time.time() - 86_400
+    run_under_a_clock(reference, stage, data, home, set_back_in_the_middle=True)
+    yesterday = time.time() - 86_400
+    newest = max(runs_of(home), key=lambda record: record.storage_id)
+    assert newest.start_time is not None
+    assert newest.start_time > yesterday > newest_event(home, stage).timestamp
     tell.faults["clock set back"] += 1
     rerun(reference, stage, data, home, tell)
 
@@ -89,7 +102,7 @@ def test_samples_made_after_the_clock_went_back_are_exported(
     settings = make_settings("calibrated", reference.values(data))
     with dg.DagsterInstance.from_config(str(home)) as there:
         assert export_is_current(settings, there)
-    run_under_a_clock(reference, "long_context_samples", data, home, 0)
+    run_under_a_clock(reference, "long_context_samples", data, home, set_back_in_the_middle=False)
     exported, made = (newest_event(home, a) for a in ("training_dataset", "long_context_samples"))
     assert made.timestamp < exported.timestamp
     with dg.DagsterInstance.from_config(str(home)) as there:

@@ -89,7 +89,7 @@ def refuse_and_rerun(reference: Reference, stage: str, where: Path, tell: Tale) 
     allow(data, 0o555)
     told = Stage(reference.values(data), home, stage, shard, rights=False).fail()
     tell.faults["no write permission"] += 1
-    assert "no permission to write" in told, told
+    assert "no permission: " in told, told
     assert str(data) in told
     assert "\n" not in told
     assert witness.tree_of(data) == before

@@ -30,6 +30,7 @@ def write_at_once(
             going.append(Stage(reference.values(data), home, asset, shard, pauses=False))
         for one in going:
             one.finish()
+        assert going[-1].began < going[0].ended, "they were not at it at the same time"
         rerun(reference, stage, data, where / "home", tell)
     tell.looks, tell.whole_seen = seen["looks"], seen.get("whole", 0)
     tell.differences += [f"seen: {fault}" for fault in seen["faults"]]
