@@ -54,10 +54,12 @@ def _draw_rates(rows: pl.DataFrame) -> str:
 
 
 def _draw_recipes(rows: pl.DataFrame) -> str:
+    from entropylong_assets.audits.audited import RECIPE_ORDER
     from entropylong_assets.automation.pictures import intervals
 
-    falls = rows.filter(measure="surprisal_drop_over_random").rename({"recipe": "name"})
-    return intervals(falls.to_dicts(), "anchors' surprisal drop over random contexts (nats)")
+    falls = rows.filter(measure="surprisal_drop_over_random").rename({"recipe": "name"}).to_dicts()
+    falls.sort(key=lambda row: RECIPE_ORDER.index(row["name"]))
+    return intervals(falls, "anchors' surprisal drop over random contexts (nats)")
 
 
 @dg.asset(

@@ -71,6 +71,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
             axes.hlines(place, row["low"], row["high"], color="#4477aa")
         axes.plot(row["value"], place, "o", color="#4477aa")
     axes.axvline(0, color="#bbbbbb", linestyle="--")
+    axes.margins(y=0.1)
     axes.set_yticks(range(len(shown)), [str(row["name"]) for row in shown])
     axes.set_xlabel(label)
     return as_markdown(figure, f"{label}, with 95% intervals")
