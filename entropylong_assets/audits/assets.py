@@ -120,18 +120,22 @@ def cross_model_audit(
     Tells how much of the data is tied to its scoring model. Without a second model it stays
     empty and says so.
     """
-    from entropylong_assets.audits.cross_model import Second
+    from entropylong_assets.audits.cross_model import Second, second_settings
     from entropylong_assets.audits.shard import audit_second_model
     from entropylong_assets.automation.pictures import both_gains
     from entropylong_assets.entropy.engine import load_scorer
-    from entropylong_assets.entropy.model import load_scoring_model, load_tokenizer
+    from entropylong_assets.entropy.model import (
+        load_scoring_model,
+        load_tokenizer,
+        model_identity,
+    )
 
     shard, settings = context.partition_key, pipeline.settings
+    chosen = second_settings(settings)
 
     def work(writer: PartitionWriter, progress: Progress) -> dict[str, Any]:
-        if not settings.audit.model:
+        if chosen is None:
             return {"skipped": _NO_MODEL}
-        chosen = settings.scoring.model_copy(update={"model": settings.audit.model})
         model = load_scoring_model(chosen)
         second = Second(
             model.tokenizer, load_scorer(model, chosen.pack_tokens), model.max_positions
@@ -154,6 +158,7 @@ def cross_model_audit(
             "pairs",
             work,
             lambda rows: both_gains(rows, settings.verification.epsilon),
+            model=model_identity(chosen) if chosen else None,
         )
 
 

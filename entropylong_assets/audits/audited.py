@@ -44,10 +44,10 @@ def number(row: Mapping[str, Any] | None, form: str = "{:.3f}") -> str:
     return f"{shown} ({form.format(row['low'])} to {form.format(row['high'])})"
 
 
-def rate_cell(rate: Rate) -> str:
+def rate_cell(rate: Rate, form: str = "{:.1%}") -> str:
     """A share and its interval; a dash without trials."""
     value = rate.value if rate.total else None
-    return number({"value": value, "low": rate.low, "high": rate.high}, "{:.1%}")
+    return number({"value": value, "low": rate.low, "high": rate.high}, form)
 
 
 def as_row(mean: Mean) -> dict[str, Any]:
@@ -83,8 +83,8 @@ class Audited:
         return {(row["recipe"], row["measure"]): row for row in rows}
 
     def difference(self, ours: str, theirs: str, score: str) -> Mean:
-        """Mean of ours minus theirs in the fall of a score, anchor by anchor: both saw the same
-        random contexts, so what is left is the contexts' own."""
+        """Mean of ours minus theirs in the fall of a score, anchor by anchor. Both are held against
+        the same random passages, as many of them as their contexts are long."""
         keys = ["root_id", "anchor"]
         falls = self.anchors.select(
             "recipe", *keys, (pl.col(f"{score}_random") - pl.col(f"{score}_in_place")).alias("fall")

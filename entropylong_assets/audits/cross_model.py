@@ -1,5 +1,5 @@
 """Pairs that both rules, the plain one alone, or neither accepts, scored again by a model of
-another family. It had no part in the choice: where the rules differ, it tells which is right.
+another family, which had no part in the choice.
 
 The second model has its own tokens: text is what both share. Its position for an anchor is the
 token that holds the anchor's first character. A pair holds where the second model's own ΔI
@@ -20,6 +20,8 @@ from entropylong_assets.audits.material import ScoredRoot, clustered_mean
 from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.entropy.scoring import Scorer, ScoringRequest
 from entropylong_assets.samples.ordering import hash_key
+from entropylong_assets.settings import ScoringModelSettings, Settings
+from entropylong_assets.verification.false_acceptance import acceptance_rate
 
 GROUPS = {
     "both_rules": "accepted by both rules",
@@ -38,6 +40,12 @@ class Second:
     tokenizer: Tokenizer
     scorer: Scorer
     max_positions: int
+
+
+def second_settings(settings: Settings) -> ScoringModelSettings | None:
+    """The second model's settings: the first one's under its name; None where none is named."""
+    name = settings.audit.model
+    return settings.scoring.model_copy(update={"model": name}) if name else None
 
 
 def group_of() -> pl.Expr:
@@ -152,17 +160,19 @@ def summarise(rows: pl.DataFrame) -> dict[str, Any]:
     figures: dict[str, Any] = {"pairs": len(rows)}
     for name in GROUPS:
         part = rows.filter(group_of() == name)
-        fall = part["second_surprisal"] - part["second_surprisal_context"]
-        for measure, values in (
-            ("holds", part["holds"].cast(pl.Float64)),
-            ("surprisal_drop", fall),
-        ):
-            mean = clustered_mean(values.to_list(), part["root_id"].to_list())
-            figures |= {
-                f"{name}_{measure}": mean.value,
-                f"{name}_{measure}_low": mean.low,
-                f"{name}_{measure}_high": mean.high,
-            }
+        holds = acceptance_rate(part, "holds")
+        figures |= {
+            f"{name}_holds": holds.value if holds.total else None,
+            f"{name}_holds_low": holds.low if holds.total else None,
+            f"{name}_holds_high": holds.high if holds.total else None,
+        }
+        fall = (part["second_surprisal"] - part["second_surprisal_context"]).to_list()
+        mean = clustered_mean(fall, part["root_id"].to_list())
+        figures |= {
+            f"{name}_surprisal_drop": mean.value,
+            f"{name}_surprisal_drop_low": mean.low,
+            f"{name}_surprisal_drop_high": mean.high,
+        }
         figures[f"{name}_pairs"] = len(part)
     both = rows.drop_nulls(["gain", "second_gain"])
     if len(both) > 2 and both["gain"].n_unique() > 1 and both["second_gain"].n_unique() > 1:

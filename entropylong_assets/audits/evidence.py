@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +10,26 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.audits.ablation import PAPER, ablate
-from entropylong_assets.audits.audited import RECIPE_ORDER, Audited, as_row, number, table
-from entropylong_assets.audits.cross_model import GROUPS, summarise
+from entropylong_assets.audits.audited import (
+    RECIPE_ORDER,
+    Audited,
+    as_row,
+    number,
+    rate_cell,
+    table,
+)
+from entropylong_assets.audits.cross_model import GROUPS, group_of, summarise
 from entropylong_assets.audits.material import Mean, clustered_mean
 from entropylong_assets.audits.movement import movement_table
 from entropylong_assets.audits.null_calibration import KINDS, epsilon_for, lift, rates
+from entropylong_assets.verification.false_acceptance import acceptance_rate
 
 _PAGE = """# Evidence
 
 Written by `entropylong evidence` on {date}, under the settings at the end. The last call took
-{minutes}; stages that an earlier call had finished are not made again. Intervals are 95%, and
-trials of one root count as one cluster.
+{minutes}; stages that an earlier call had finished are not made again. Intervals are 95%. Trials of
+one root count as one cluster; where none of them passed they count as independent, and the
+interval is too narrow.
 
 ## Recipes, on the same roots, index and budget of tokens
 
@@ -31,13 +41,15 @@ length in their place.
 
 {verdicts}
 
+{selection}
+
 {overlap}
 
 {pieces}
 
 The verified recipes chose their contexts by the same model's scores of the same anchors, one
-context at a time: what they gain here is partly choice. The second model and the planted truth are
-free of that.
+context at a time: what they gain here is partly choice. The second model and the planted truth
+had no part in it.
 
 Anchors that a verified context was chosen for (the context worth most of each root), surprisal
 drop in nats:
@@ -152,7 +164,9 @@ def verdict_lines(audited: Audited) -> list[str]:
     for rival in RECIPE_ORDER[1:]:
         if rival not in known or "calibrated" not in known:
             continue
-        mean = audited.difference("calibrated", rival, "surprisal")
+        mean, entropy = (
+            audited.difference("calibrated", rival, score) for score in ("surprisal", "entropy")
+        )
         if mean.value is None:
             continue
         more = ""
@@ -163,10 +177,28 @@ def verdict_lines(audited: Audited) -> list[str]:
         else:
             word = "**is not shown to beat**"
             if (needed := roots_needed(mean)) < float("inf"):
-                more = f" At this spread about {needed:,} roots would show it."
-        shown = number(as_row(mean), "{:+.3f}")
-        lines.append(f"- `calibrated` {word} `{rival}`: {shown} nats an anchor.{more}")
+                more = f" At this spread about {needed:,} roots would show it as often as not."
+        lines.append(
+            f"- `calibrated` {word} `{rival}`: {number(as_row(mean), '{:+.3f}')} nats of surprisal "
+            f"an anchor ({number(as_row(entropy), '{:+.3f}')} of entropy).{more}"
+        )
     return lines
+
+
+def selection_words(audited: Audited) -> str:
+    """Which roots the recipes are compared on, and what that favours."""
+    compared, all_roots = (f["root_id"].n_unique() for f in (audited.windows, audited.trials))
+    words = (
+        f"{compared} of the {all_roots} audited roots are compared: those for which the rule in "
+        "force verified something, as what it verified is every recipe's budget."
+    )
+    if audited.settings.verification.require_surprisal_drop:
+        words += (
+            " The calibrated rule asks that the true token become likelier, which is the very "
+            "thing measured here; the paper's rule does not. Part of the difference between these "
+            "two is therefore by construction. Entropy, which both ask for, stands beside it."
+        )
+    return words
 
 
 def roots_needed(mean: Mean) -> float:
@@ -239,7 +271,27 @@ def null_words(audited: Audited) -> list[str]:
             f"({words['epsilon_low']} to {words['epsilon_high']}); lift of retrieval over chance: "
             f"{times} (95% interval {low} to {high})."
         )
+    if (epsilon := equal_epsilon(audited.pairs)) is not None:
+        trials = audited.trials.with_columns(passes=pl.col("gain") > epsilon)
+        random, topical = (
+            rate_cell(acceptance_rate(trials.filter(kind=kind), "passes"), "{:.2%}")
+            for kind in ("random", "topical")
+        )
+        lines.append(
+            f"- At ε = {epsilon:.2f} the plain rule accepts as many retrieved contexts as the "
+            f"calibrated one at {audited.settings.verification.epsilon:g}. It then lets pass "
+            f"{random} of random and {topical} of topical contexts."
+        )
     return lines
+
+
+def equal_epsilon(pairs: pl.DataFrame) -> float | None:
+    """The ε at which the plain rule accepts as many pairs as the calibrated one does at its own;
+    None where that rule accepts none, or all. pairs: gain, accepted_calibrated."""
+    gains, accepted = pairs["gain"].drop_nulls(), int(pairs["accepted_calibrated"].sum())
+    if not 0 < accepted < len(gains):
+        return None
+    return float(gains.sort(descending=True)[accepted])
 
 
 _SHAPE = {"alpha": ("2", "anchors_per_root"), "epsilon": ("0.4", "dependencies_per_root")}
@@ -298,11 +350,37 @@ def second_words(audited: Audited, model: str) -> str:
             cells.append(number(row, form))
         rows.append([words, str(found[f"{name}_pairs"]), *cells])
     lines.append(table(("pairs", "number", "hold there", "surprisal drop there (nats)"), rows))
+    lines.append(
+        "What the plain rule alone accepts has smaller gains, and smaller gains hold less often. "
+        "At equal gains:\n"
+    )
+    lines.append(equal_gains_table(audited.second, audited.settings.verification.epsilon))
     if "gain_rank_correlation" in found:
         lines.append(
             f"Rank correlation of both models' gains: {found['gain_rank_correlation']:.2f}."
         )
     return "\n".join(lines) + "\n"
+
+
+def equal_gains_table(second: pl.DataFrame, epsilon: float) -> str:
+    """What the second model says of pairs that each rule accepts, by the first model's gain."""
+    edges = [epsilon, *(edge for edge in (0.6, 0.8) if edge > epsilon), float("inf")]
+    lines = []
+    for low, high in itertools.pairwise(edges):
+        cells = []
+        for group in ("both_rules", "plain_rule_alone"):
+            inside = (pl.col("gain") > low) & (pl.col("gain") <= high)
+            part = second.filter(inside & (group_of() == group))
+            fall = (part["second_surprisal"] - part["second_surprisal_context"]).to_list()
+            drop = clustered_mean(fall, part["root_id"].to_list())
+            rate = rate_cell(acceptance_rate(part, "holds"), "{:.0%}")
+            cells += [str(len(part)), rate, number(as_row(drop), "{:.2f}")]
+        lines.append([f"over {low:g}", *cells])
+    head = ["gain", *(f"{rule}: {of}" for rule in ("both", "plain alone") for of in _OF_SECOND)]
+    return table(head, lines)
+
+
+_OF_SECOND = ("number", "hold there", "surprisal drop there")
 
 
 def planted_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -347,6 +425,7 @@ def write_evidence(
         minutes=minutes,
         recipes=recipe_table(audited),
         verdicts="\n".join(verdict_lines(audited)),
+        selection=selection_words(audited),
         overlap=overlap_words(audited.pairs),
         pieces=pieces_words(audited),
         served=served_table(audited),

@@ -68,6 +68,7 @@ def shuffle_sentences(text: str, seed: int, name: str) -> str | None:
 def null_contexts(
     root: ScoredRoot,
     queries: Sequence[str],
+    stored: Sequence[str],
     contexts: Mapping[str, Sequence[int]],
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -76,7 +77,8 @@ def null_contexts(
 ) -> Iterator[NullContext]:
     """The held-out controls of one root.
 
-    queries: texts of its anchors. contexts: token ids of scored chunks, the separator's included.
+    queries: texts of its anchors. stored: chunks of its stored controls. contexts: token ids
+    of scored chunks, the separator's included.
     """
     nominated = sorted(set(root.pairs["chunk_id"].to_list()))
     lengths = sorted(len(contexts[c]) for c in nominated)
@@ -93,7 +95,7 @@ def null_contexts(
         tokenizer.encode,
         is_copy,
         root.root_id,
-        frozenset(nominated),
+        frozenset([*nominated, *stored]),
         length,
         count,
         settings.seed + 1,  # other draws than the stored controls

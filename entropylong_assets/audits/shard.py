@@ -38,6 +38,8 @@ def calibrate_null(
     queries = store.read("candidate_contexts", shard, "queries").sort("root_id", "anchor")
     asked = {k[0]: v["query"].to_list() for k, v in queries.group_by("root_id")}
     contexts = _token_ids(store, shard)
+    controls = store.read("verified_dependencies", shard, "control_contexts")
+    stored = {k[0]: v["chunk_ids"].explode().to_list() for k, v in controls.group_by("root_id")}
     planned = [
         (
             root,
@@ -45,6 +47,7 @@ def calibrate_null(
                 null_calibration.null_contexts(
                     root,
                     asked.get(root.root_id, []),
+                    stored.get(root.root_id, []),
                     contexts,
                     corpus,
                     tokenizer,
@@ -175,12 +178,25 @@ def _draw(pool: Pool, group: Group, wanted: int, skip: int = 64) -> list[Context
     return passages
 
 
+def _recipes(windows: Sequence[dict[str, Any]]) -> list[str]:
+    return sorted({window["recipe"] for window in windows})
+
+
 def measures(
     anchors: Sequence[dict[str, Any]],
     windows: Sequence[dict[str, Any]],
     dependencies: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Rows of `recipes`: means with 95% intervals over roots, of one shard or of many."""
+    """Rows of `recipes`: means with 95% intervals over roots, of one shard or of many.
+
+    Of the roots that every recipe has: a window that is too long is missing under its recipe alone.
+    """
+    every = [{w["root_id"] for w in windows if w["recipe"] == r} for r in _recipes(windows)]
+    shared = set.intersection(*every) if every else set()
+    anchors, windows, dependencies = (
+        [row for row in table if row["root_id"] in shared]
+        for table in (anchors, windows, dependencies)
+    )
     rows: list[dict[str, Any]] = []
 
     def row(recipe: str, measure: str, values: list[tuple[str, float]]) -> None:
@@ -197,7 +213,7 @@ def measures(
             }
         )
 
-    for recipe in sorted({w["recipe"] for w in windows}):
+    for recipe in _recipes(windows):
         here = [a for a in anchors if a["recipe"] == recipe]
         for name in ("entropy", "surprisal"):
             falls = [(a["root_id"], a[f"{name}_random"] - a[f"{name}_in_place"]) for a in here]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import dagster as dg
 
+from entropylong_assets.audits.cross_model import second_settings
 from entropylong_assets.automation.determinants import determinants
 from entropylong_assets.automation.jobs import AUDITS
 from entropylong_assets.automation.local_run import run_job
@@ -24,8 +25,9 @@ def audit_is_current(asset: str, shard: str, settings: Settings, store: TableSto
     if manifest is None or verified is None:
         return False
     inputs = {"verified_dependencies": verified.data_version}
-    model = {} if asset == "cross_model_audit" else {"model": model_identity(settings.scoring)}
-    wanted = determinants(asset, settings, inputs, **model)
+    model = second_settings(settings) if asset == "cross_model_audit" else settings.scoring
+    identity = model_identity(model) if model else None
+    wanted = determinants(asset, settings, inputs, model=identity)
     return bool(manifest.determinants == json.loads(json.dumps(wanted)))
 
 

@@ -24,12 +24,12 @@ _CODE = {
     "embedding_index": 2,
     "entropy_scores": 1,
     "candidate_contexts": 3,
-    "verified_dependencies": 3,
+    "verified_dependencies": 4,
     "long_context_samples": 1,
     "training_dataset": 1,
-    "null_calibration": 1,
+    "null_calibration": 2,
     "cross_model_audit": 2,
-    "long_range_audit": 1,
+    "long_range_audit": 2,
 }
 
 _ALONE = {"model", "bos"}

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import beta
+from scipy.stats import t as student
 
 from entropylong_assets.settings import VerificationSettings
 from entropylong_assets.verification.gain import judge
@@ -46,20 +47,24 @@ def clustered_rate(
 
     passed_C, total_C: per cluster. Anchors of one root behind one control are not independent:
     the interval is Clopper-Pearson's on an effective number of trials (Korn and Graubard, 1998),
-    the number divided by the design effect of the ratio estimator, never below 1. Where nothing
-    passed, or all trials are of one cluster, that effect can't be estimated; trials then count as
-    independent, and the interval is narrower than it should be.
+    the number divided by the design effect of the ratio estimator, never below 1, and the less the
+    fewer clusters that effect was estimated from. Where nothing passed, everything did, or all
+    trials are of one cluster, the effect can't be estimated; trials then count as independent, and
+    the interval is narrower than it should be.
     """
     passed, total = int(passed_C.sum()), int(total_C.sum())
     if total == 0:
         return Rate(0, 0, 0.0, 1.0)
     share, clusters = passed / total, len(total_C)
-    effective = float(total)
+    effective, tail = float(total), (1 - confidence) / 2
     if 0 < passed < total and clusters > 1:
         residual = passed_C - share * total_C
         variance = clusters / (clusters - 1) * float((residual**2).sum()) / total**2
-        effective = min(float(total), share * (1 - share) / variance) if variance > 0 else effective
-    tail, hits = (1 - confidence) / 2, share * effective
+        if variance > 0:
+            of_trials, of_clusters = student.ppf(1 - tail, [total - 1, clusters - 1])
+            estimate = share * (1 - share) / variance * (of_trials / of_clusters) ** 2
+            effective = min(effective, float(estimate))
+    hits = share * effective
     low = float(beta.ppf(tail, hits, effective - hits + 1)) if passed else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, effective - hits)) if passed < total else 1.0
     return Rate(passed, total, low, high)

@@ -8,7 +8,12 @@ import polars as pl
 import pytest
 
 from entropylong_assets.audits.audited import number
-from entropylong_assets.audits.evidence import overlap_words, roots_needed, shortfall_words
+from entropylong_assets.audits.evidence import (
+    equal_epsilon,
+    overlap_words,
+    roots_needed,
+    shortfall_words,
+)
 from entropylong_assets.audits.material import Mean
 
 
@@ -47,3 +52,17 @@ def test_words_name_the_side_of_the_threshold() -> None:
 def test_a_figure_without_trials_is_a_dash() -> None:
     assert number({"value": None, "low": 0.0, "high": 1.0}) == "–"
     assert number({"rate": 0.5, "low": 0.25, "high": 0.75}, "{:.0%}") == "50% (25% to 75%)"
+
+
+def test_the_plain_rule_is_held_against_ours_at_as_many_accepted_pairs() -> None:
+    """A stricter rule always looks better: the two are compared at the same number."""
+    pairs = pl.DataFrame(
+        {
+            "gain": [0.9, 0.3, 0.7, None, 0.5],
+            "accepted_calibrated": [True, False, True, False, False],
+        }
+    )
+    epsilon = equal_epsilon(pairs)
+    assert epsilon == 0.5
+    assert (pairs["gain"] > epsilon).sum() == 2
+    assert equal_epsilon(pairs.with_columns(accepted_calibrated=False)) is None

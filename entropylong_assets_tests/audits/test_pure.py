@@ -16,6 +16,7 @@ from entropylong_assets.audits.null_calibration import (
     rates,
     shuffle_sentences,
 )
+from entropylong_assets.audits.shard import measures
 from entropylong_assets.settings import make_settings
 
 PLAIN = make_settings(
@@ -149,3 +150,17 @@ def test_the_second_model_is_asked_where_the_rules_differ() -> None:
     assert [found[f"{g}_pairs"] for g in groups] == [4, 3, 4]
     assert [found[f"{g}_holds"] for g in groups] == [1.0, 0.0, 0.0]
     assert [found[f"{g}_surprisal_drop"] for g in groups] == [2.0, 2.0, 0.0]
+
+
+def test_recipes_are_compared_on_the_roots_that_all_of_them_have() -> None:
+    """A window too long for the model is missing under one recipe: its root would move the mean
+    of the others alone."""
+    window = {"context_tokens": 10, "root_tokens": 10, "dependency_score": None}
+    windows = [
+        {"recipe": recipe, "root_id": root, "key_tokens": 1 if root == "a" else 9} | window
+        for recipe, root in (("calibrated", "a"), ("calibrated", "b"), ("random", "a"))
+    ]
+    rows = {(r["recipe"], r["measure"]): r for r in measures([], windows, [])}
+    for recipe in ("calibrated", "random"):
+        assert rows[recipe, "key_token_density"]["value"] == 0.1
+        assert rows[recipe, "context_tokens"]["roots"] == 1

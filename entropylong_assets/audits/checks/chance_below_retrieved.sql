@@ -2,4 +2,4 @@
 SELECT random.rate AS random, retrieved.rate AS retrieved
 FROM rates AS random JOIN rates AS retrieved USING (rule)
 WHERE random.kind = 'random' AND retrieved.kind = 'retrieved' AND rule = $rule
-  AND retrieved.passed > 0 AND random.rate >= retrieved.rate
+  AND random.passed > 0 AND random.rate >= retrieved.rate

@@ -1,4 +1,4 @@
--- Recipes are compared on the same roots, and no window holds less than its root and contexts.
+-- No recipe has a root twice, and no window holds less than its root and contexts.
 WITH counted AS (
     SELECT recipe, count(*) AS roots, count(DISTINCT root_id) AS distinct_roots
     FROM windows GROUP BY recipe
