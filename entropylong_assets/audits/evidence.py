@@ -228,7 +228,7 @@ def pieces_words(audited: Audited) -> str:
     """What the layout of `nextlong` alone does to its figures."""
     length = audited.settings.samples.meta_chunk_tokens
     anchors = audited.anchors.select("root_id", "anchor").unique()
-    first = (anchors["anchor"] < length).mean() if len(anchors) else 0.0
+    first = int((anchors["anchor"] < length).sum()) / max(1, len(anchors))
     return (
         "`nextlong` puts its contexts behind the piece of the root that retrieved them, as its "
         f"paper does: {first:.0%} of the anchors lie in the first {length} tokens of their root "

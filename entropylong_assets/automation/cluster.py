@@ -127,8 +127,7 @@ def ray_nodes(address: str | None) -> list[Mapping[str, float]]:
     """
     from ray.util.state import list_nodes
 
-    alive = [("state", "=", "ALIVE")]
-    nodes = list_nodes(address, alive, limit=10_000, timeout=10, detail=True)
+    nodes = list_nodes(address, [("state", "=", "ALIVE")], limit=10_000, timeout=10, detail=True)
     return [dict(node.resources_total) for node in nodes]
 
 
