@@ -8,12 +8,13 @@
 # make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
 # make test-ray       real runs on a Ray cluster of two nodes, one of which is killed: 3 minutes
 # make test-e2e       all such days, in the browser and on PostgreSQL too: 25 minutes
-# make test-faults    kills, full disks, a clock set back, ...: 25 minutes; prints a report
+# make test-faults    kills, full disks, a clock set back, ...: 12 minutes; prints a report
 # make test-models    the pipeline on a second pair of models
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
 # make bench-scale    memory against shard size, search against table size, time against shards
 # make scaling        writes docs/scaling.md: the capacity plan at the paper's size
 # make bench-gpu      the engine on a CUDA device
+# make clean          removes environments and caches, never data
 PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
@@ -144,5 +145,8 @@ bench-gpu: .venv/demo
 	$(BIN)/python -m benchmarks.verification_gpu --model $(MODEL) --pairs data/quickstart \
 	  --out bench-verification-gpu.json
 
+# Environments and caches. Data is never removed: delete data/ and .dagster by hand, together.
 clean:
-	rm -rf .venv .venv-readers .dagster data
+	rm -rf .venv .venv-readers .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find benchmarks entropylong_assets entropylong_assets_tests -name __pycache__ -prune \
+	  -exec rm -rf {} +

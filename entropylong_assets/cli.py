@@ -66,7 +66,10 @@ def demo(settings_file: SettingsFile = None) -> None:
 
 @app.command()
 def run(settings_file: SettingsFile = None) -> None:
-    """Registers new shards and runs every stage that is not up to date, here and now."""
+    """Registers new shards and runs every stage that is not up to date, here and now.
+
+    Stops at the first shard that fails, with exit code 2. Needs no daemon.
+    """
     with _plain_errors():
         settings = _settings(settings_file)
         from entropylong_assets.automation.local_run import (
@@ -104,7 +107,7 @@ def run(settings_file: SettingsFile = None) -> None:
 
 @app.command()
 def scan(settings_file: SettingsFile = None) -> None:
-    """Looks at the sources and registers shards of new files as partitions."""
+    """Looks at the sources and registers the shards of all new files as partitions."""
     with _plain_errors():
         settings = _settings(settings_file)
         from entropylong_assets.automation.local_run import instance, register_shards
@@ -121,7 +124,10 @@ def scan(settings_file: SettingsFile = None) -> None:
 def plan(
     figures: Annotated[
         list[str] | None,
-        typer.Argument(help="Your own figures, e.g. chunks=50000000 roots=20000 embedder=minilm."),
+        typer.Argument(
+            help="Your own figures, e.g. chunks=50000000 roots=20000 sample_tokens=800000000 "
+            "embedder=minilm."
+        ),
     ] = None,
     gpu_hour_price: Annotated[
         float | None, typer.Option(min=0, help="What a GPU hour costs you, in any currency.")
@@ -172,7 +178,7 @@ def estimate(settings_file: SettingsFile = None) -> None:
     out.print(table)
     out.print(
         f"From {expected.sampled_documents:,} rows and {expected.sampled_roots} scored roots, "
-        f"timed here. Pairs share forward passes as they did on documentation (0.45 a pair)."
+        f"timed here. Pairs share forward passes as they did on documentation (0.54 a pair)."
     )
 
 

@@ -4,8 +4,8 @@ Settings are laid in three layers, the later winning: the defaults below, a name
 (`profiles.py`), and a YAML file of the user's. `load_settings` reads the last two. The same
 fields appear in the launchpad of the Dagster UI (`automation/resources.py`).
 
-"The paper" is Jia et al., EntropyLong, ICLR 2026 (arXiv 2510.02330); DESIGN names the
-measurements behind our own defaults.
+"The paper" is Jia et al., EntropyLong, ICLR 2026 (arXiv 2510.02330);
+docs/defaults.md names the measurements behind our own defaults.
 """
 
 from __future__ import annotations

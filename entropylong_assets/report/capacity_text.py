@@ -51,8 +51,9 @@ def limits(plan: Plan) -> list[Limit]:
         Limit(
             "`chunk_embeddings` embeds inside the pool `lancedb_writer` of one",
             f"at the second GPU: {_number(embedding)} GPU hours of embedding one after another",
-            "raise the pool: first writes of different shards append, and lose nothing (tested "
-            "with two processes); write one shard at a time again before shards are replaced",
+            "leave the pool at 1: in a folder a lock lets one shard write at a time anyway. "
+            "Several `data_uri`, each with a `DAGSTER_HOME` and a part of the corpus of its own, "
+            "embed side by side",
         ),
         Limit(
             "SQLite under Dagster",
@@ -64,13 +65,13 @@ def limits(plan: Plan) -> list[Limit]:
             f"{_number(plan.index_build_core_hours)} core hours for one build of {work.index}; a "
             "new shard is taken in without it, but an index of older centres finds less",
             "`embedding.search: exact` up to some 10 million chunks; beyond it several "
-            "`data_uri`, each with the pool of one part of the corpus",
+            "`data_uri` as above: each root is then searched in its own part of the corpus alone",
         ),
         Limit(
             "exact search",
             f"{_number(plan.exact_search_hours)} GPU hours for these queries over these chunks, "
             f"and {_bytes(plan.storage['vectors (LanceDB)'])} to read for every 32,768 of them",
-            "an index, or several tables as above",
+            "an index, or several `data_uri` as above",
         ),
         Limit(
             "a page of an asset's checks in the UI",
@@ -93,7 +94,7 @@ def limits(plan: Plan) -> list[Limit]:
             "the export's split",
             f"64 KiB of memory a sample (measured): {_bytes(plan.samples * 65_536)} for "
             f"{_number(plan.samples)} samples",
-            "exports of parts of the shards",
+            "several `data_uri`, each exported by itself",
         ),
     ]
 
@@ -120,10 +121,10 @@ def markdown(plan: Plan, gpu_hour_price: float | None = None) -> str:
         ("verified dependencies, calibrated rule", _number(ours)),
     ]
     hours = [(name, _number(value), cost(value)) for name, value in plan.gpu_hours.items()]
-    hours.append(("all", _number(plan.total_gpu_hours), cost(plan.total_gpu_hours)))
+    hours.append(("these three", _number(plan.total_gpu_hours), cost(plan.total_gpu_hours)))
     screened = plan.screened_gpu_hours
     hours.append(
-        ("all, candidates screened in FP8 (approximate)", _number(screened), cost(screened))
+        ("these three, candidates screened in FP8 (approximate)", _number(screened), cost(screened))
     )
     a_million = [
         (name, _number(plan.hours_a_million(n)), cost(plan.hours_a_million(n)))
@@ -153,17 +154,25 @@ def markdown(plan: Plan, gpu_hour_price: float | None = None) -> str:
         for name, value in work.model_dump().items()
     ]
     price = (
-        f"at {gpu_hour_price:g} a GPU hour, which is the asker's own assumption"
+        f"H100 hours, and their cost at {gpu_hour_price:g} a GPU hour (your own figure)."
         if gpu_hour_price is not None
-        else "name one with `--gpu-hour-price`"
+        else "H100 hours. To see their cost, name a price with `--gpu-hour-price`."
     )
+    share = plan.gpu_hours["verification"] / plan.total_gpu_hours
+    exact = _number(plan.exact_search_hours)
+    build, search = _number(plan.index_build_core_hours), _number(plan.index_search_core_hours)
     return f"""# What a run at scale takes
 
 Printed by `entropylong plan`; `make scaling` writes this page. Every figure follows by plain
 arithmetic (`report/capacity.py`) from the workload and the rates below. Nothing here was run at
-this size: the largest runs behind it are named in [RESULTS.md](../benchmarks/RESULTS.md). For your
-own figures: `entropylong plan chunks=50000000 roots=20000 --gpu-hour-price 3`, with any name of
-the table below; `entropylong estimate` samples your sources and times this machine instead.
+this size: the largest runs behind it are named in [RESULTS.md](../benchmarks/RESULTS.md).
+
+For your own figures give any names of the table below. `sample_tokens` does not follow `roots`:
+scale it too. `entropylong estimate` samples your sources and times this machine instead.
+
+```sh
+entropylong plan chunks=50000000 roots=20000 sample_tokens=800000000 --gpu-hour-price 3
+```
 
 ## The workload
 
@@ -175,32 +184,36 @@ It comes to:
 
 ## GPU hours and cost
 
-H100 hours, and their cost {price}.
+{price}
 
 {_table(("stage", "GPU hours", "cost"), hours)}
 
-For a million verified dependencies:
+Search and index are not in these. Exact search takes {exact} GPU hours more; or else an index
+({work.index}) takes {build} CPU core hours to build and {search} to search.
+
+For a million verified dependencies, by these three stages:
 
 {_table(("rule", "GPU hours", "cost"), a_million)}
 
-Where no GPU ever waits (assumed; what makes them wait is under *What breaks first*):
+Time for these three stages where no GPU ever waits (assumed; *What breaks first* says what makes
+them wait):
 
 {_table(("GPUs", "time"), wall)}
 
-Verification is nearly all of it. It goes with roots × anchors × K: fewer candidates or a budget
-(`scoring.max_contexts_per_root`) save in proportion.
+Verification is {share:.0%} of these hours. It grows with roots × anchors × K: fewer candidates or a
+budget (`scoring.max_contexts_per_root`) save in proportion.
 
 ## Search and index
 
 | | hours |
 | --- | --- |
-| exact search for all anchors, GPU | {_number(plan.exact_search_hours)} |
-| search by {work.index}, CPU core | {_number(plan.index_search_core_hours)} |
-| one build of {work.index}, CPU core | {_number(plan.index_build_core_hours)} |
+| exact search for all anchors, GPU | {exact} |
+| search by {work.index}, CPU core | {search} |
+| one build of {work.index}, CPU core | {build} |
 
 Measured with {index.rows:,} vectors of 384 dimensions on {capacity.MEASURED_CORES} cores:
 {index.build_seconds:g} s to build, {index.queries_per_second:,.0f} queries a second at a recall of
-0.95 or more. Carried over by n^1.5 for the build and √n for a query, as √n partitions want, by
+0.95 or more. Scaled by n^1.5 for the build and √n for a query, as √n partitions imply, by
 dimensions for the build, and by cores in proportion (all three assumed; between 100,000 and
 1,000,000 vectors the build of `ivf_flat` grew 17 times, not 32).
 
@@ -208,17 +221,17 @@ dimensions for the build, and by cores in proportion (all three assumed; between
 
 {_table(("", ""), stored)}
 
-Each table keeps its last generation while a new one is written.
+Each table keeps its last generation beside the present one.
 
 ## What breaks first
 
-What one does then was not tried at this size, unless it says so.
+The remedies were not tried at this size, unless it says so.
 
-{_table(("what", "when", "what one does then"), [(x.what, x.when, x.remedy) for x in limits(plan)])}
+{_table(("what", "when", "remedy"), [(x.what, x.when, x.remedy) for x in limits(plan)])}
 
 ## The rates
 
-“…” are words of RESULTS.md.
+Words in “…” are quoted from RESULTS.md.
 
 {_table(("", "", ""), [_rate(rate) for rate in rates])}
 """

@@ -245,8 +245,36 @@ def test_settings_and_instance_of_a_folder_are_valid(
     assert len(steps(settings)) == len(ASSETS) + len(CHECKS)
 
 
+def test_no_step_on_kubernetes_has_the_memory_of_a_run() -> None:
+    """Named failure: a step without `memory` inherits the 2 GiB that a run's pod gets."""
+    from dagster_k8s.container_context import K8sContainerContext
+    from dagster_k8s.job import UserDefinedDagsterK8sConfig
+
+    def context(config: Any) -> K8sContainerContext:
+        return K8sContainerContext(run_k8s_config=UserDefinedDagsterK8sConfig.from_dict(config))
+
+    launcher = yaml.safe_load((DEPLOY / "kubernetes" / "dagster.yaml").read_text())["run_launcher"]
+    of_run = launcher["config"]["run_k8s_config"]
+    of_run_memory = of_run["container_config"]["resources"]["limits"]["memory"]
+    values = yaml.safe_load((DEPLOY / "kubernetes" / "settings.yaml").read_text())
+    resources_of = make_settings(values.pop("profile"), values).cluster.resources
+
+    # How dagster-k8s makes the pod of a step.
+    unset = context(of_run).merge(context(kubernetes_config(StepResources()))).run_k8s_config
+    assert unset.container_config["resources"]["limits"]["memory"] == of_run_memory
+    for name in type(resources_of).model_fields:
+        own = kubernetes_config(getattr(resources_of, name))
+        pod = context(of_run).merge(context(own)).run_k8s_config
+        resources = pod.container_config["resources"]
+        assert int(resources["limits"]["memory"]) >= 8 * 2**30, name
+        assert resources["limits"]["memory"] == resources["requests"]["memory"], name
+        assert ("nvidia.com/gpu" in resources["limits"]) == (name in GPU_STEPS), name
+        (toleration,) = pod.pod_spec_config["tolerations"]
+        assert toleration["key"] == "nvidia.com/gpu"
+
+
 def test_every_step_fits_a_node_of_the_ray_cluster() -> None:
-    """A step that fits no node waits for ever. Ray keeps 30% of a node's memory for its objects."""
+    """A step that fits no node never starts. Ray keeps 30% of a node's memory for its objects."""
     (cluster,) = [d for d in documents("kuberay") if d.get("kind") == "RayCluster"]
     nodes: list[dict[str, float]] = []
     for group in cluster["spec"]["workerGroupSpecs"]:

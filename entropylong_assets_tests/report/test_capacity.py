@@ -138,8 +138,10 @@ def test_figures_of_ones_own_and_no_price() -> None:
     assert printed.exit_code == 0
     assert "| chunks | 5,000,000 |" in printed.stdout
     assert "| roots | 2,000 |" in printed.stdout
-    assert "name one with `--gpu-hour-price`" in printed.stdout
-    costs = re.findall(r"^\| (?:plain|calibrated|all) \| [\d,.]+ \| (.*) \|$", printed.stdout, re.M)
+    assert "H100 hours. To see their cost, name a price with `--gpu-hour-price`." in printed.stdout
+    costs = re.findall(
+        r"^\| (?:plain|calibrated|these three) \| [\d,.]+ \| (.*) \|$", printed.stdout, re.M
+    )
     assert costs == ["–"] * 3
 
 
