@@ -1,4 +1,4 @@
-"""DESIGN sections 2.1 to 2.4 once more, in NumPy and float64, sharing no code with the pipeline.
+"""The method of the paper once more, in NumPy and float64, sharing no code with the pipeline.
 
 One forward pass of the whole [C; D] for every pair, all logits, a Llama written out by hand.
 """

@@ -31,7 +31,7 @@ def executor(cluster: ClusterSettings) -> dg.ExecutorDefinition:
     if missing:
         raise SettingsError(
             f"cluster.engine: '{cluster.engine}' needs the package {missing[0].replace('_', '-')}; "
-            f"pip install 'entropylong-assets[{_EXTRA[cluster.engine]}]'"
+            f"pip install -c constraints.txt -e '.[{_EXTRA[cluster.engine]}]'"
         )
     if cluster.engine == "ray":
         from dagster_ray import ray_executor
@@ -132,7 +132,7 @@ def ray_nodes(address: str | None) -> list[Mapping[str, float]]:
 
 
 def without_a_node(cluster: ClusterSettings, nodes: Sequence[Mapping[str, float]]) -> list[str]:
-    """Steps that ask for more than any of these nodes has, and so would wait for ever."""
+    """Steps that ask for more than any of these nodes has, and so would never start."""
 
     def fits(asked: StepResources, node: Mapping[str, float]) -> bool:
         return (

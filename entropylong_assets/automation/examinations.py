@@ -87,8 +87,8 @@ def device(settings: Settings) -> Finding:
         return Finding(
             "device",
             "warning",
-            "there is an NVIDIA GPU but this torch is built for CPUs; change its line in "
-            "constraints.txt and run `make demo` again",
+            "there is an NVIDIA GPU but this torch is built for CPUs; install the build that "
+            "torch's site names for your CUDA (README, GPU)",
         )
     return Finding("device", "ok", f"{device}, {dtype}, {torch.get_num_threads()} threads")
 

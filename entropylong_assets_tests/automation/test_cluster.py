@@ -188,7 +188,7 @@ def test_a_missing_extra_is_one_line(engine: str, module: str, extra: str) -> No
     )
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"cluster.engine: '{engine}' needs the package ")
-    assert f"pip install 'entropylong-assets[{extra}]'" in line
+    assert f"pip install -c constraints.txt -e '.[{extra}]'" in line
 
 
 # What deploy/ holds.
