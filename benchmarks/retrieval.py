@@ -124,11 +124,11 @@ def search_by_index(
     table.build_index(kind)
     built = time.perf_counter() - start
     size = size_of(folder / "lancedb") - before
-    _, chosen_QE = sample_queries(table, 100, 0)
+    chosen, chosen_QE = sample_queries(table, 100, 0)
     start = time.perf_counter()
-    worst_Q = true_worst(table, chosen_QE, K, "cpu")
+    worst_Q = true_worst(table, chosen_QE, K + 1, "cpu")
     how, recall = steer(
-        lambda search: measure_recall(table, chosen_QE, K, search, worst_Q),
+        lambda search: measure_recall(table, chosen_QE, K, search, worst_Q, chosen),
         kind,
         0.95,
         partitions(count),

@@ -21,7 +21,7 @@ from entropylong_assets.storage.tables import WHOLE, TableStore
 _CODE = {
     "corpus_documents": 1,
     "chunk_embeddings": 3,
-    "embedding_index": 2,
+    "embedding_index": 3,
     "entropy_scores": 1,
     "candidate_contexts": 3,
     "verified_dependencies": 4,

@@ -49,9 +49,14 @@ def run_check(
     pipeline: Pipeline,
     parameters: Mapping[str, Any],
 ) -> tuple[int, pl.DataFrame]:
-    """Number of faulty rows, and the first of them."""
+    """Number of faulty rows, and the first of them.
+
+    Raises TableError where a table has gone or is damaged, ConnectionError where the store gives
+    no answer.
+    """
     sql = (folder / f"{check.name}.sql").read_text(encoding="utf-8")
-    with duck.connect(pipeline.store, views, only=sql) as session:
+    store = pipeline.store
+    with duck.telling(store, views), duck.connect(store, views, only=sql) as session:
         used = {name: value for name, value in parameters.items() if f"${name}" in sql}
         faults: pa.Table = session.sql(sql, params=used).to_arrow_table()
     examples = pl.from_arrow(faults.slice(0, EXAMPLES))

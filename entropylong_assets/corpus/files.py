@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import IO, Any, NamedTuple
 
-from fsspec.implementations.local import LocalFileSystem
-
 from entropylong_assets.corpus import python_docs
 from entropylong_assets.corpus.errors import CorpusError, one_line
 from entropylong_assets.settings import SourceSettings
-from entropylong_assets.storage.object_storage import open_uri
+from entropylong_assets.storage.object_storage import Local, open_uri
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
@@ -83,7 +81,7 @@ def version_of(info: Mapping[str, Any]) -> str:
 def _file_system(uri: str) -> tuple[Any, str]:
     # A plain path stays one, whatever its name holds ("::" would mean a chain of file systems).
     if "://" not in uri:
-        local = LocalFileSystem()
+        local = Local()
         return local, local._strip_protocol(uri)
     return open_uri(uri)
 
@@ -185,7 +183,14 @@ def list_files(source: SourceSettings) -> list[SourceFile]:
     # Remote file systems remember listings; a long-lived scanner would never see new files.
     fs.invalidate_cache()
     files = []
-    for entry, info in _entries(fs, path, source.kind):
+    try:
+        entries = list(_entries(fs, path, source.kind))
+    except PermissionError as error:
+        raise CorpusError(
+            f"{where}: no permission to list {source.uri} ({one_line(error)}); grant it, or "
+            "narrow the uri"
+        ) from None
+    for entry, info in entries:
         uri = cache + _name(entry, inner, fs)
         kind = source.kind if source.kind != "auto" else kind_of(plain_name(uri))
         if kind is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,19 @@ def find_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataF
     `positions`: place in the plan of each shard that is indexed. The owner is the shard that was
     registered first, so that it depends on nothing but the plan. Columns as in the table
     `duplicates`: doc_id, shard, owner, n_chunks.
+
+    Raises TableError where a table is not there or damaged, ConnectionError where the store gives
+    no answer.
     """
     if not positions:
         return pl.DataFrame(schema=["doc_id", "shard", "owner", "n_chunks"])
     files = [duck.file_name(store, "chunk_embeddings", shard, "chunks") for shard in positions]
     plan = {"file": files, "shard": list(positions), "position": list(positions.values())}
-    with duck.connect(store, {"plan": pl.DataFrame(plan)}) as session:
+    read: dict[str, duck.View] = {"chunks": ("chunk_embeddings", list(positions), "chunks")}
+    with (
+        duck.telling(store, read),
+        duck.connect(store, {"plan": pl.DataFrame(plan)}) as session,
+    ):
         query = _DUPLICATES.format(chunks=duck.parquet(files))
         found = pl.from_arrow(session.sql(query).to_arrow_table())
     assert isinstance(found, pl.DataFrame)
@@ -66,7 +73,11 @@ def drop_duplicates(table: ChunkTable, duplicates: pl.DataFrame) -> None:
 def sample_queries(
     table: ChunkTable, count: int, seed: int
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """`count` rows of the table chosen by hash: their ids, and their vectors, float32 [Q, E]."""
+    """`count` rows of the table chosen by hash: their ids, and their vectors, float32 [Q, E].
+
+    These are stored chunks, not the windows around anchors that the index is asked for later:
+    those are shorter, and what a search misses for them may be more.
+    """
 
     def rank(chunk_id: str) -> bytes:
         return hashlib.sha256(f"{seed}:recall:{chunk_id}".encode()).digest()
@@ -89,23 +100,33 @@ def measure_recall(
     k: int,
     how: Search,
     worst_Q: NDArray[np.float32],
+    own_ids: Sequence[str] = (),
 ) -> float:
     """Recall@K of a search: the share of true neighbours that it finds.
 
-    worst_Q: similarity of each query's true K-th neighbour, as `true_worst` gives it. A hit counts
-    when it is as near as that, so that ties don't count as loss.
+    worst_Q: similarity of each query's true K-th neighbour. A hit counts when it is as near as
+    that, so that ties don't count as loss. own_ids: the queries' own chunks, where they are rows
+    of the table [Q]; each finds itself with one probe, so K + 1 are asked for and it is left out.
     """
     if not len(vectors_QE):
         return 1.0
-    found = table.search(vectors_QE, k, how=how)
-    least = worst_Q[found["query"].to_numpy()] - 1e-5
-    return float((found["similarity"].to_numpy() >= least).sum() / (len(vectors_QE) * k))
+    found = table.search(vectors_QE, k + 1 if own_ids else k, how=how)
+    queries = found["query"].to_numpy()
+    near = found["similarity"].to_numpy() >= worst_Q[queries] - 1e-5
+    hits_Q = np.bincount(queries[near], minlength=len(vectors_QE))
+    if own_ids:
+        own = found["chunk_id"].to_numpy() == np.asarray(own_ids)[queries]
+        hits_Q -= np.bincount(queries[own], minlength=len(vectors_QE)) > 0
+    return float(np.minimum(hits_Q, k).sum() / (len(vectors_QE) * k))
 
 
 def true_worst(
     table: ChunkTable, vectors_QE: NDArray[np.float32], k: int, device: str
 ) -> NDArray[np.float32]:
-    """Similarity of the K-th nearest chunk of each query, float32 [Q], by plain products."""
+    """Similarity of the K-th nearest chunk of each query, float32 [Q], by plain products.
+
+    A query that is a row of the table is its own first: ask for K + 1 there.
+    """
     if not len(vectors_QE):
         return np.zeros(0, np.float32)
     return nearest(vectors_QE, table.vectors(), k, device)[1][:, -1]
@@ -117,11 +138,12 @@ _MOST_REFINED = 64
 def steer(
     measure: Callable[[Search], float], kind: str, target: float, partitions: int
 ) -> tuple[Search, float]:
-    """The cheapest search found whose measured recall reaches the target, and that recall.
+    """The first search whose measured recall reaches the target, and that recall.
 
-    Probes are doubled; where the index holds vectors in part only, so is the factor by which more
-    rows are taken and chosen from by the whole vectors: each time the one that helps more. Ends
-    where both are at their most: then the recall is what this index can give.
+    Begins with the cheapest. Probes are doubled; where the index holds vectors in part only, so is
+    the factor by which more rows are taken and chosen from by the whole vectors: each time the one
+    that helps more, whatever it costs. Ends where both are at their most: then the recall is what
+    this index can give.
     """
     partial = kind != "ivf_flat"
     search = Search(kind, 1)
@@ -188,15 +210,15 @@ def index_shards(
     table.optimise()
     n_rows = sum(row["n_chunks"] for row in shards)
     table.index_for_lookup()
-    k = min(settings.retrieval.top_k, max(n_rows, 1))
+    k = min(settings.retrieval.top_k, max(n_rows - 1, 1))
     search, recall, asked = EXACT, 1.0, 0
     if searched_by_index(embedding, n_rows):
         table.build_index(embedding.index)
         chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
         asked = len(chosen)
-        worst_Q = true_worst(table, vectors_QE, k, device_of(embedding.device))
+        worst_Q = true_worst(table, vectors_QE, k + 1, device_of(embedding.device))
         search, recall = steer(
-            lambda how: measure_recall(table, vectors_QE, k, how, worst_Q),
+            lambda how: measure_recall(table, vectors_QE, k, how, worst_Q, chosen),
             embedding.index,
             embedding.target_recall,
             partitions(n_rows),

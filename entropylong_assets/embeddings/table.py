@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from entropylong_assets.embeddings.connection import connect, is_missing
 from entropylong_assets.embeddings.exact import Block, cosines, device_of, in_blocks, nearest
-from entropylong_assets.storage.tables import TableError, TableStore, locked
+from entropylong_assets.storage.tables import WHOLE, TableError, TableStore, locked
 
 TABLE = "chunks"
 _KEY = ["chunk_id", "shard"]
@@ -100,6 +100,7 @@ class ChunkTable:
 
     def __init__(self, data_uri: str, dimension: int, embedder: str) -> None:
         self._uri = f"{data_uri}/lancedb"
+        self._assets = TableStore(data_uri)
         store = TableStore(self._uri)
         self._folder = store.root if store.is_local else None
         self._schema = chunk_schema(dimension, embedder)
@@ -190,6 +191,19 @@ class ChunkTable:
             for shard, count in batch["shard"].value_counts().iter_rows():
                 rows[shard] = rows.get(shard, 0) + count
         return rows
+
+    def indexed_rows(self) -> dict[str, int]:
+        """Rows of each indexed shard at the version that is read, and perhaps of others.
+
+        `embedding_index` knows them of its own version. Of any other they are counted, those of
+        shards that are not indexed too: that reads a column of the whole table.
+        """
+        index = self._assets.manifest("embedding_index")
+        if index and index.summary["table_version"] == self.version:
+            rows = self._assets.read("embedding_index", WHOLE, "shards", ["shard", "n_chunks"])
+            if self._assets.manifest("embedding_index") == index:  # none was made meanwhile
+                return dict(rows.iter_rows())
+        return self.rows_by_shard()
 
     def scan(self, columns: list[str], shard: str | None = None) -> Iterator[pl.DataFrame]:
         """Rows in batches, those of one shard or of all."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from entropylong_assets.corpus.documents import canonical_texts
 from entropylong_assets.corpus.rows import Row
@@ -19,6 +21,8 @@ from entropylong_assets.report.capacity import DISTINCT, verification_tokens
 from entropylong_assets.settings import Settings
 
 SAMPLED_SHARDS, SAMPLED_DOCUMENTS, SAMPLED_ROOTS = 8, 64, 6
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,20 @@ class Estimate:
         return self.forward_tokens / max(self.tokens_per_second, 1e-9) / 3600
 
 
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """All of them, or `most` of them at even distances, in their order."""
+    n = len(items)
+    return [items[i * n // most] for i in range(most)] if n > most else list(items)
+
+
 def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
     """Samples documents over the shards, scores a few roots, and scales both up."""
     corpus = settings.corpus
-    step = max(1, len(plan.shards) // SAMPLED_SHARDS)
     model = load_scoring_model(settings.scoring)
     embedder = load_embedder(settings.embedding)
     rows = sum(shard.n_rows for shard in plan.shards)
     read, texts, wanted_roots, candidates = 0, list[str](), 0.0, list[list[int]]()
-    for shard in plan.shards[::step][:SAMPLED_SHARDS]:
+    for shard in spread(plan.shards, SAMPLED_SHARDS):
         source = source_of(shard, corpus)
         fraction = corpus.root_fraction if source.root_fraction is None else source.root_fraction
         items = list(itertools.islice(read_shard(shard, source), SAMPLED_DOCUMENTS))
@@ -68,8 +77,7 @@ def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
                 wanted_roots += fraction
                 candidates.append(ids)
     scale = rows / max(read, 1)
-    spread = candidates[:: max(1, len(candidates) // SAMPLED_ROOTS)][:SAMPLED_ROOTS]
-    roots = [(str(i), ids) for i, ids in enumerate(spread)]
+    roots = [(str(i), ids) for i, ids in enumerate(spread(candidates, SAMPLED_ROOTS))]
 
     scorer = load_scorer(model)
     start = time.monotonic()
@@ -80,14 +88,16 @@ def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
     root_tokens = statistics.fmean(len(ids) for _, ids in roots) if roots else 0.0
 
     window, short = embedder.window_tokens, settings.embedding.min_chunk_chars
+    cut = spread(texts, SAMPLED_DOCUMENTS)
     chunks = [
         chunk.text
-        for text in texts[:SAMPLED_DOCUMENTS]
+        for text in cut
         for chunk in chunk_document(text, window, short, embedder.count_tokens)
     ]
+    timed = spread(chunks, SAMPLED_DOCUMENTS)
     start = time.monotonic()
-    embedder.embed(chunks[:SAMPLED_DOCUMENTS])
-    chunks_per_second = min(len(chunks), SAMPLED_DOCUMENTS) / max(time.monotonic() - start, 1e-9)
+    embedder.embed(timed)
+    chunks_per_second = len(timed) / max(time.monotonic() - start, 1e-9)
     context_tokens = statistics.fmean(model.tokenizer.count(chunks)) if chunks else 0.0
 
     n_roots = wanted_roots * scale
@@ -101,7 +111,7 @@ def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
     return Estimate(
         rows=rows,
         documents=round(documents),
-        chunks=round(documents * len(chunks) / max(min(len(texts), SAMPLED_DOCUMENTS), 1)),
+        chunks=round(documents * len(chunks) / max(len(cut), 1)),
         roots=round(n_roots),
         anchors=round(n_roots * anchors),
         pairs=round(pairs),

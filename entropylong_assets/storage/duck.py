@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entropylong_assets.storage.tables import TableError, TableStore
+from entropylong_assets.storage.tables import TableStore, own_folder, temporary_folder
 
 View = tuple[str, Sequence[str], str] | pl.DataFrame | Callable[[], pa.RecordBatchReader]
 """(asset, shards, table); or a frame in memory; or what gives rows as a stream, read once."""
@@ -37,20 +38,62 @@ def parquet(paths: Sequence[str]) -> str:
     return f"read_parquet([{literals}], filename = true)"
 
 
-def _look(store: TableStore, asset: str, shards: Sequence[str], table: str) -> None:
-    """Raises TableError if a file has gone or is damaged: DuckDB does not tell that from a fault
-    of the network."""
-    for shard in shards:
-        with store.telling(asset, shard, table), store.open(asset, shard, table) as file:
-            pq.read_metadata(file)
+def _look(store: TableStore, views: Mapping[str, View], *, whole: bool) -> None:
+    """Raises TableError if a file of a view has gone or is damaged. whole: every page is read."""
+    for view in views.values():
+        if not isinstance(view, tuple):
+            continue
+        asset, shards, table = view
+        for shard in shards:
+            with store.telling(asset, shard, table), store.open(asset, shard, table) as file:
+                pq.read_metadata(file)
+            if whole:
+                for _ in store.batches(asset, shard, table):
+                    pass
+
+
+# What DuckDB raises where a file is damaged or can't be read; all else is about the query.
+_OF_FILES = (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
+
+
+@contextmanager
+def telling(store: TableStore, views: Mapping[str, View]) -> Iterator[None]:
+    """Around a session and its queries: DuckDB has one error for a damaged file, one that has gone
+    and a fault of the network.
+
+    Raises TableError where a file of the views has gone or is damaged, and ConnectionError, which
+    is worth another try, where a store that is not local gave no answer. An error of the query
+    stays what it is.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        if type(error) not in _OF_FILES:
+            raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        # What a file of Python raised comes as its traceback; then the content is not in question.
+        from_python = lines[0].startswith("Traceback")
+        _look(store, views, whole=not from_python)
+        if store.is_local or isinstance(error, duckdb.InvalidInputException):
+            raise
+        reason = lines[-1 if from_python else 0]
+        raise ConnectionError(f"DuckDB can't read {store.uri}: {reason}") from None
 
 
 def connect(
     store: TableStore, views: Mapping[str, View], only: str | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """A session that has these views, or those of them that the query `only` names."""
-    session = duckdb.connect(":memory:", config={"threads": 2, "memory_limit": MEMORY})
-    session.execute(f"SET temp_directory = '{_quoted(tempfile.gettempdir())}/entropylong-duckdb'")
+    """A session that has these views, or those of them that the query `only` names.
+
+    What does not fit into its memory goes into a folder of its own, readable by this user alone,
+    that ends with the session or, after a kill, when the next one starts. Raises as `telling`.
+    """
+    stack = ExitStack()
+    folder = stack.enter_context(own_folder(temporary_folder(), "duckdb-"))
+    session = duckdb.connect(
+        ":memory:", config={"threads": 2, "memory_limit": MEMORY, "temp_directory": str(folder)}
+    )
+    weakref.finalize(session, stack.close)
     if not store.is_local:
         session.register_filesystem(store.known_files)
     for name, content in views.items():
@@ -63,19 +106,10 @@ def connect(
         else:
             asset, shards, table = content
             paths = [file_name(store, asset, shard, table) for shard in shards]
-            try:
+            with telling(store, {name: content}):
                 session.execute(
                     f'CREATE VIEW "{name}" AS SELECT * EXCLUDE filename FROM {parquet(paths)}'
                 )
-            except duckdb.Error as error:
-                reason = str(error).splitlines()[0]
-                if not store.is_local:
-                    _look(store, asset, shards, table)
-                    raise ConnectionError(f"{asset}: DuckDB can't read it: {reason}") from None
-                raise TableError(
-                    f"{asset}: a file has gone or is damaged ({reason}); "
-                    f"materialise {asset} for its shard again"
-                ) from None
     return session
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -64,4 +65,5 @@ class KeptBatches:
         fs = self._store.fs
         for path in fs.ls(self._partition, detail=False, refresh=True):
             if path.rstrip("/").rpartition("/")[2].startswith(PREFIX):
-                fs.rm(path, recursive=True)
+                with suppress(FileNotFoundError):  # another writer has just removed it
+                    fs.rm(path, recursive=True)

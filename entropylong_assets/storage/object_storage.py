@@ -5,17 +5,20 @@ tools read: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REG
 AWS_DEFAULT_REGION), AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) for a store that is not AWS.
 
 A fault that passes (500, 503, a slow answer, a lost connection, a body cut short) is tried again
-by the libraries themselves, within a minute or two. What lasts longer ends the step, which Dagster
-tries again.
+by the libraries themselves: for about a minute where the store answers or refuses at once, for a
+quarter of an hour where it takes connections and never answers (16 tries of `ANSWER_SECONDS`).
+What lasts longer ends the step, which Dagster tries again.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 ATTEMPTS = 8
 """Tries of one request, each after a longer pause."""
@@ -23,6 +26,29 @@ ATTEMPTS = 8
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 60
 """An answer that stands still for so long is given up and asked for again."""
+
+
+def unless_gone(error: OSError) -> None:
+    """What a walk does with a folder that it can't list: for fsspec, unless told, it is empty.
+
+    Raises the error, but for a folder that is not there.
+    """
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+class Local(LocalFileSystem):
+    """`file://` and plain paths, for which a folder that can't be listed is a fault."""
+
+    def walk(
+        self, path: str, *args: Any, on_error: Any = unless_gone, **kwargs: Any
+    ) -> Iterator[Any]:
+        # It comes by here at every level, and does not hand `on_error` down.
+        yield from super().walk(path, *args, on_error=on_error, **kwargs)
+
+
+for _protocol in ("file", "local"):
+    fsspec.register_implementation(_protocol, Local, clobber=True)
 
 # By name, so that s3fs is imported where such a URI is opened and nowhere else.
 for _protocol in ("s3", "s3a"):

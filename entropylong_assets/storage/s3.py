@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import s3fs
@@ -11,7 +11,7 @@ from botocore.exceptions import FlexibleChecksumError, NoCredentialsError
 from urllib3.exceptions import IncompleteRead
 
 from entropylong_assets.storage import object_storage
-from entropylong_assets.storage.object_storage import StorageError
+from entropylong_assets.storage.object_storage import StorageError, unless_gone
 
 # A whole object carries a checksum, which botocore verifies as it is read.
 s3fs.core.add_retryable_error(FlexibleChecksumError)
@@ -33,17 +33,22 @@ def _refuse_short_body(answer: Mapping[str, Any]) -> None:
         return
     expected = int(given[2]) - int(given[1]) + 1
     if answer["ContentLength"] != expected:
+        answer["Body"].close()  # the next try opens a connection of its own
         raise IncompleteRead(answer["ContentLength"], expected - answer["ContentLength"])
 
 
 class S3(s3fs.S3FileSystem):
     """`s3://` with credentials and endpoint from the environment, and patient with faults."""
 
+    # s3fs tries again what botocore has given up, and reading tries that again. Once more is
+    # enough for a body that was cut short; botocore does not look at bodies.
+    retries = 2
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         config: dict[str, Any] = {
             "connect_timeout": object_storage.CONNECT_SECONDS,
             "read_timeout": object_storage.ANSWER_SECONDS,
-            "retries": {"mode": "standard", "max_attempts": object_storage.ATTEMPTS},
+            "retries": {"mode": "standard", "total_max_attempts": object_storage.ATTEMPTS},
         }
         ours: dict[str, Any] = {
             # A remembered listing would hide what other processes have written meanwhile.
@@ -60,6 +65,15 @@ class S3(s3fs.S3FileSystem):
     async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
         try:
             answer = await super()._call_s3(method, *args, **kwargs)
+        except s3fs.core.S3_RETRYABLE_ERRORS as error:
+            # Under another name, so that a reader that tries again does not multiply the tries.
+            raise ConnectionError(f"s3://{kwargs.get('Bucket', '')}: {error}") from error
+        except PermissionError as error:
+            where = f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', kwargs.get('Prefix', ''))}"
+            raise PermissionError(
+                f"{where}: {error}; the credentials in the environment need the right to it, and "
+                "to be renewed where they have expired"
+            ) from None
         except NoCredentialsError:
             raise StorageError(
                 f"s3://{kwargs.get('Bucket', '')}: no credentials; set AWS_ACCESS_KEY_ID and "
@@ -75,6 +89,14 @@ class S3(s3fs.S3FileSystem):
         if method == "get_object":
             _refuse_short_body(answer)
         return answer
+
+    async def _walk(
+        self, path: str, *args: Any, on_error: Any = unless_gone, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """Raises what a listing raises. It comes by here at every level, and does not hand
+        `on_error` down."""
+        async for step in super()._walk(path, *args, on_error=on_error, **kwargs):
+            yield step
 
     async def _cat_file(
         self, path: str, *args: Any, max_concurrency: int = 1, **kwargs: Any

@@ -24,7 +24,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,26 @@ def remove_dead(folder: Path, pattern: str) -> None:
             continue
         finally:
             os.close(handle)
+
+
+def temporary_folder() -> Path:
+    """This user's folder for temporary ones, so that no one else holds a lock on it."""
+    folder = Path(tempfile.gettempdir()) / f"entropylong-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in a local one, which goes at the end; what killed processes left under this
+    prefix goes now."""
+    with ExitStack() as stack:
+        with locked(parent):
+            remove_dead(parent, f"{prefix}*")
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(locked(folder))
+        yield folder
 
 
 class TableStore:
@@ -184,17 +204,13 @@ class TableStore:
     @contextmanager
     def _staging(self, folder: str) -> Iterator[Path]:
         """A local folder for files in the making, on the disk of a local store."""
-        if not self.is_local:
-            with tempfile.TemporaryDirectory(prefix="staging-") as elsewhere:
-                yield Path(elsewhere)
-            return
-        with ExitStack() as stack:
+        if self.is_local:
             with locked(folder):
                 _remove_unfinished(Path(folder))
-                remove_dead(Path(folder), ".staging-*")
-                staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
-                stack.callback(shutil.rmtree, staging, ignore_errors=True)
-                stack.enter_context(locked(staging))
+            parent, prefix = Path(folder), ".staging-"
+        else:
+            parent, prefix = temporary_folder(), "staging-"
+        with own_folder(parent, prefix) as staging:
             yield staging
 
     def _publish(self, folder: str, manifest: Manifest, paths: list[Path]) -> None:
@@ -217,14 +233,15 @@ class TableStore:
         Without a lock a young file may be another writer's, whose manifest is about to name it.
         """
         kept = {table.file for manifest in keep for table in manifest.tables.values()}
+        # By the store's own clock: the manifest has just been put.
+        now = self.fs.modified(f"{folder}/{MANIFEST}")
         for path in self.fs.ls(folder, detail=False, refresh=True):
             name = path.rstrip("/").rpartition("/")[2]
             if not name.endswith(".parquet") or name in kept:
                 continue
-            # By the store's own clock: the manifest has just been put.
-            now = self.fs.modified(f"{folder}/{MANIFEST}")
-            if self.is_local or now - self.fs.modified(path) > UNLOCKED_FOR:
-                self.fs.rm(path)
+            with suppress(FileNotFoundError):  # another writer has just removed it
+                if self.is_local or now - self.fs.modified(path) > UNLOCKED_FOR:
+                    self.fs.rm(path)
 
     def manifest(self, asset: str, shard: str = WHOLE) -> Manifest | None:
         """The visible partition, or None where there is none yet.
@@ -254,14 +271,24 @@ class TableStore:
         return manifest
 
     def shards(self, asset: str) -> list[str]:
-        """Names of the visible partitions of an asset, sorted."""
+        """Names of the visible partitions of an asset, sorted. A listing that fails is raised.
+
+        On object storage all files of the asset are listed, one request for 1,000 of them (some
+        200 shards); folder by folder it would be one request a shard.
+        """
         # No glob: the URI itself may hold its special characters.
-        files = self.fs.find(f"{self.root}/{asset}", maxdepth=2)
-        return sorted(path.split("/")[-2] for path in files if path.endswith(f"/{MANIFEST}"))
+        folder = f"{self.root}/{asset}"
+        files = self.fs.find(folder, maxdepth=2 if self.is_local else None)
+        depth = folder.count("/") + 2
+        return sorted(
+            path.split("/")[-2]
+            for path in files
+            if path.endswith(f"/{MANIFEST}") and path.count("/") == depth
+        )
 
     @contextmanager
     def telling(self, asset: str, shard: str, table: str) -> Iterator[None]:
-        """Raises TableError where a table's file has gone or can't be read."""
+        """Raises TableError where a table's file has gone or is damaged; else what is raised."""
         try:
             yield
         except FileNotFoundError:
@@ -270,8 +297,12 @@ class TableStore:
                 f"{asset} for {shard} again"
             ) from None
         except (pa.ArrowInvalid, OSError) as error:
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:
-                raise  # EINVAL: object storage has no such range, as the object is shorter
+            # pyarrow tells damage (a checksum, a header) by an OSError without a number; what the
+            # system or s3fs raises has one, or a class of its own. EINVAL: object storage has no
+            # such range, as the object is shorter.
+            damage = type(error) is OSError and error.errno in (None, errno.EINVAL)
+            if isinstance(error, OSError) and not damage:
+                raise
             raise TableError(
                 f"{asset}, {shard}: {self.path(asset, shard, table)} is damaged "
                 f"({str(error).splitlines()[0]}); materialise {asset} for {shard} again"

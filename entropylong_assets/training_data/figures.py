@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from entropylong_assets.settings import Settings
-from entropylong_assets.storage.duck import View, connect
+from entropylong_assets.storage.duck import View, connect, telling
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets.verification.false_acceptance import clustered_rate, held_out_controls
 from entropylong_assets.verification.gain import judge
@@ -114,10 +114,11 @@ def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings
     """All figures, as JSON values: shares from 0 to 1, gains and distances as in the tables,
     entropies and surprisals in nats, distances in tokens.
 
-    Raises TableError where a table of a shard is not there.
+    Raises TableError where a table of a shard is not there or damaged, ConnectionError where the
+    store gives no answer.
     """
     views: dict[str, View] = {name: (a, shards, t) for name, (a, t) in _TABLES.items()}
-    with connect(store, views) as session:
+    with telling(store, views), connect(store, views) as session:
         session.execute("SET threads = 1")  # sums of floats in one order: the same figures again
 
         def rows(query: str) -> list[dict[str, Any]]:

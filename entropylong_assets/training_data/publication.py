@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,11 +104,15 @@ class Publication:
                 os.close(handle)
 
     def _remove_foreign(self) -> None:
-        """Removes what an older export under this name held beyond this one's files."""
+        """Removes what an older export under this name held beyond this one's files.
+
+        Without a depth, s3fs lists all files at once, and a listing that fails is raised.
+        """
         ours = {MANIFEST, *(file.path for file in self.files)}
         for path in self.fs.find(self._folder):
             if path.rpartition(f"/{self.name}/")[2] not in ours:
-                self.fs.rm(path)
+                with suppress(FileNotFoundError):  # another exporter has just removed it
+                    self.fs.rm(path)
 
     @contextmanager
     def file(self, path: str) -> Iterator[HashedFile]:

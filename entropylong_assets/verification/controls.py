@@ -1,6 +1,6 @@
 """Control contexts: random passages of other documents, as long as the candidates.
 
-What a control does for an anchor, any text would have done (DESIGN, calibrated verification).
+What a control does for an anchor, any text would have done (README.md, Why calibrated).
 """
 
 from __future__ import annotations

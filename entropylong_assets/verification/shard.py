@@ -52,7 +52,7 @@ def chunk_universe(
     last drawn from are kept, `most_ids` of them unless one shard has more.
     """
     sizes = sorted(
-        (shard, n) for shard, n in table.rows_by_shard().items() if shard not in excluded_shards
+        (shard, n) for shard, n in table.indexed_rows().items() if shard not in excluded_shards
     )
 
     kept: dict[str, pl.Series] = {}

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from entropylong_assets.audits.planted import measure, plant, shortfall, values_of, write_corpus
+from entropylong_assets.audits.planted import (
+    Fact,
+    measure,
+    plant,
+    shortfall,
+    values_of,
+    write_corpus,
+)
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.report.runs import byte_tokenizer, doc_id
 
@@ -31,8 +40,35 @@ def test_each_fact_is_stated_once_and_needed_elsewhere(tmp_path: Path) -> None:
         start, end = fact.span
         assert fact.needing[start:end] == fact.value
         assert fact.needing.count(fact.value) == 1
-        # The decoy about the same place names it and does not state the fact.
-        assert any(word in fact.decoys[0] for word in fact.stating.split() if word.istitle())
+        assert misses(fact, facts) == set()
+        assert not any(fact.value in decoy for decoy in fact.decoys)
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"\b[A-Z][a-z]+", text))
+
+
+def misses(fact: Fact, facts: list[Fact]) -> set[str]:
+    """What the needing and the stating document of this fact alone both name, its place, where
+    the decoy about that place does not."""
+    elsewhere = {
+        n for f in facts if f.value != fact.value for n in names_in(f.needing) | names_in(f.stating)
+    }
+    place = (names_in(fact.needing) & names_in(fact.stating)) - elsewhere - {fact.value}
+    assert len(place) == 1, "the two documents don't share one place"
+    return place - names_in(fact.decoys[0])
+
+
+def test_a_decoy_about_another_place_is_seen() -> None:
+    """Every template begins with a capital, so that any decoy shares a title-case word: decoys
+    that name no place would be no temptation, and the precision measured with them too good."""
+    facts = plant(12, 7)
+    for number, fact in enumerate(facts):
+        of_its_kind = facts[(number + 3) % len(facts)].decoys  # about another place
+        assert len(misses(replace(fact, decoys=of_its_kind), facts)) == 1
+        (place,) = misses(replace(fact, decoys=("",)), facts)
+        without = fact.decoys[0].replace(place, "Elsewhere")
+        assert misses(replace(fact, decoys=(without,)), facts) == {place}
 
 
 def test_a_corpus_that_is_there_is_not_written_again(tmp_path: Path) -> None:

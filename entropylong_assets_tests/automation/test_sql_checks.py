@@ -321,7 +321,8 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "gain missing": sets("audited", 0, second_gain=None),
             "verdict turned": sets("audited", 0, holds=False),
             "not a pair": sets("audited", 0, chunk_id="Q-00000"),
-            "another verdict of the first": sets("audited", 0, accepted=False),
+            "another plain verdict": sets("audited", 0, accepted_plain=False),
+            "another calibrated verdict": sets("audited", 0, accepted_calibrated=False),
         },
     },
     "long": {

@@ -296,8 +296,9 @@ _TABLES: dict[str, Tables] = {
     },
     "second": {
         "audited": [
-            {"root_id": "A", "anchor": 3, "chunk_id": "B-00000", "accepted": True, "gain": 0.75,
-             "surprisal_drop": 1.0, "second_entropy": 4.0, "second_entropy_context": 2.0,
+            {"root_id": "A", "anchor": 3, "chunk_id": "B-00000", "gain": 0.75,
+             "accepted_plain": True, "accepted_calibrated": True, "surprisal_drop": 1.0,
+             "second_entropy": 4.0, "second_entropy_context": 2.0,
              "second_surprisal": 3.0, "second_surprisal_context": 1.0, "second_gain": 0.5,
              "holds": True},
         ],

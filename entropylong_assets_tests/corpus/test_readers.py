@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import itertools
 import json
+import os
 import tarfile
 import tempfile
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -332,3 +335,29 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
             tracemalloc.stop()
     for ending in (".jsonl.gz", ".csv", ".parquet"):
         assert peaks[ending, 20_000] < peaks[ending, 8_000] + 1_000_000, peaks
+
+
+@pytest.mark.parametrize("pattern", ["in", "in/*/*.jsonl", "in/**"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.ENOENT])
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, code: int
+) -> None:
+    """Its files would count as gone from the source, without a word."""
+    for name in ("a", "b"):
+        write_rows(tmp_path / f"in/{name}/x.jsonl", [{"text": "t"}])
+    spec = source(tmp_path / pattern)
+    assert len(list_files(spec)) == 2
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("/b"):
+            raise OSError(code, os.strerror(code), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    if code == errno.ENOENT:  # removed since its parent was listed
+        assert len(list_files(spec)) == 1
+        return
+    with pytest.raises((CorpusError, OSError), match="/b") as caught:
+        list_files(spec)
+    assert isinstance(caught.value, CorpusError) == (code == errno.EACCES)

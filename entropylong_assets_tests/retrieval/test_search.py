@@ -16,9 +16,11 @@ class Brute:
     def __init__(self, vectors_NE: NDArray[np.float32], docs: list[str], ids: list[str]) -> None:
         self.vectors_NE, self.docs, self.ids = vectors_NE, docs, ids
         self.limits: list[int] = []
+        self.asked: list[int] = []
 
     def __call__(self, vectors_QE: NDArray[np.float32], limit: int) -> pl.DataFrame:
         self.limits.append(limit)
+        self.asked.append(len(vectors_QE))
         parts = []
         for query, vector in enumerate(vectors_QE):
             similarity = self.vectors_NE @ vector
@@ -92,6 +94,46 @@ def test_a_root_of_many_chunks_is_searched_deeper_until_others_are_found() -> No
     assert found["chunk_id"].to_list() == [f"c{i:04d}" for i in range(own, own + 4)]
     assert found["rank"].to_list() == [1, 2, 3, 4]
     assert brute.limits[-1] == n
+
+
+def test_no_search_asks_for_more_rows_than_memory_holds() -> None:
+    """Thousands of anchors whose text stands in thousands of documents are all tied: each goes on
+    to the depth of the table, and all of them at once were many GB."""
+    brute = world(7, 400, 40, few_values=True)
+    queries = np.random.default_rng(2).integers(0, 2, (60, 3)).astype(np.float32)
+    roots = [f"d{i % 41}" for i in range(60)]
+    found = nominate(brute, queries, roots, 4, 400, most_rows=900)
+    for query, root in enumerate(roots):
+        rows = found.filter(pl.col("query") == query).drop("query").rows()
+        assert rows == expected(brute, queries[query], root, 4)
+    assert max(n * limit for n, limit in zip(brute.asked, brute.limits, strict=True)) <= 900
+    assert brute.limits[-1] == 400
+    assert brute.asked.count(2) > 3, "the deepest searches were not cut into slices"
+    # A depth that alone is more than that is asked for one query at a time.
+    alone = world(7, 400, 40, few_values=True)
+    assert nominate(alone, queries, roots, 4, 400, most_rows=10).equals(found)
+    assert set(alone.asked) == {1}
+
+
+def test_a_search_that_has_no_more_rows_to_give_is_not_repeated_deeper() -> None:
+    """An index gives what its probes hold, however many rows the table has: queries short of
+    candidates were searched again up to a limit of the whole table."""
+    n = 40
+    vectors = np.zeros((n, 3), np.float32)
+    vectors[:, 0] = np.linspace(1, 0.5, n)
+    docs = ["root"] * (n - 3) + ["other"] * 3
+    brute = Brute(vectors, docs, [f"c{i:02d}" for i in range(n)])
+
+    def probed(vectors_QE: NDArray[np.float32], limit: int) -> pl.DataFrame:
+        # The third query's probes are empty.
+        return brute(vectors_QE, limit).filter(pl.lit(vectors_QE[:, 0]).gather("query") > 0)
+
+    queries = np.asarray([[1, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)
+    found = nominate(probed, queries, ["root", "other", "root"], 8, 10**9)
+    assert found.filter(query=0)["chunk_id"].to_list() == ["c37", "c38", "c39"]
+    assert found.filter(query=1)["chunk_id"].to_list() == [f"c{i:02d}" for i in range(8)]
+    assert found.filter(query=2).is_empty()
+    assert brute.limits == [24, 96]
 
 
 def test_fewer_than_k_others_are_all_given_and_none_is_no_rows() -> None:

@@ -221,7 +221,8 @@ class Proxy:
             await response.write(content[: len(content) // 2])
             request.transport.close()
             return response
-        if fault in (None, "slow"):
+        # Of an error the status tells enough: nobody asks again for the rest of its body.
+        if fault in (None, "slow") or (fault == "short" and status >= 400):
             self.unmet.pop(name, None)
         if request.method != "HEAD":
             await response.write(content)

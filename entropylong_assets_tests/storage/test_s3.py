@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import hashlib
 import io
 import json
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import duckdb
 import polars as pl
 import pyarrow as pa
 import pytest
+import s3fs
 
 from entropylong_assets.automation.faults import is_transient
 from entropylong_assets.automation.local_run import register_shards, run_export, run_pipeline
 from entropylong_assets.cli_output import count_checks
+from entropylong_assets.corpus.errors import CorpusError
+from entropylong_assets.corpus.files import list_files
 from entropylong_assets.embeddings.table import ChunkTable, chunk_schema, open_table
 from entropylong_assets.report.page import save_report
-from entropylong_assets.settings import Settings, make_settings
-from entropylong_assets.storage import object_storage, tables
+from entropylong_assets.settings import Settings, SourceSettings, make_settings
+from entropylong_assets.storage import duck, object_storage, tables
+from entropylong_assets.storage.kept_batches import Batch, KeptBatches
+from entropylong_assets.storage.known_files import KnownFiles
 from entropylong_assets.storage.object_storage import StorageError
 from entropylong_assets.storage.s3 import S3
-from entropylong_assets.storage.tables import MANIFEST, WHOLE, TableStore
+from entropylong_assets.storage.tables import MANIFEST, WHOLE, TableError, TableStore
+from entropylong_assets.training_data.publication import Publication
 from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.storage.faulty_s3 import KEY_ID, SECRET, Bucket, Proxy, environment
 
@@ -407,3 +418,192 @@ def test_no_bucket_and_no_credentials_are_one_line(
     S3.clear_instance_cache()
     with pytest.raises(StorageError, match=r"no credentials; set AWS_ACCESS_KEY_ID and"):
         TableStore(f"{bucket.uri}/x").manifest("embedding_index")
+
+
+def test_a_refusal_names_the_object_and_what_to_do(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Access Denied` alone does not say to what."""
+
+    async def refuse(self: S3, method: str, *args: Any, **kwargs: Any) -> Any:
+        raise PermissionError("Access Denied")
+
+    store = TableStore(f"{bucket.uri}/data")
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", refuse)
+    with pytest.raises(PermissionError) as caught:
+        store.manifest("embedding_index")
+    place = f"{bucket.uri}/data/embedding_index/all/manifest.json"
+    assert str(caught.value).startswith(f"{place}: Access Denied; the credentials ")
+    assert not is_transient(caught.value)
+
+
+# ------------------------------------------------------------------------------- faults that stay
+
+
+def expired(method: str) -> Any:
+    """`_call_s3` as it is when the token has expired, for one method of S3."""
+    call = S3._call_s3
+
+    async def refuse(self: S3, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == method:
+            raise PermissionError("The provided token has expired.")
+        return await call(self, name, *args, **kwargs)
+
+    return refuse
+
+
+def test_a_listing_that_fails_is_no_empty_folder(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec's walk takes a folder that can't be listed for an empty one: an index would be built
+    without a shard, a source would lose its files."""
+    bucket.put("data/embedding_index/one/manifest.json", b"{}")
+    bucket.put("corpus/a/x.jsonl", b"{}")
+    store = TableStore(f"{bucket.uri}/data")
+    uris = [f"{bucket.uri}/corpus", f"{bucket.uri}/corpus/*/*.jsonl", f"{bucket.uri}/corpus/**"]
+    sources = [SourceSettings(name="s", uri=uri, kind="jsonl") for uri in uris]
+    assert store.shards("embedding_index") == ["one"]
+    assert [len(list_files(source)) for source in sources] == [1, 1, 1]
+    with (
+        monkeypatch.context() as patch,
+        Publication(f"{bucket.uri}/out", "v1") as publication,
+    ):
+        patch.setattr(S3, "_call_s3", expired("list_objects_v2"))
+        with pytest.raises(PermissionError, match="token has expired"):
+            store.shards("embedding_index")
+        for source in sources:
+            with pytest.raises(CorpusError, match=r"^source 's': no permission .* has expired"):
+                list_files(source)
+        with pytest.raises(PermissionError, match="token has expired"):
+            publication.publish(b"{}")
+    assert store.shards("none_of_it") == []
+
+
+def test_the_shards_of_an_asset_are_one_request(
+    bucket: Bucket, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One a shard, and a plan of 10,000 shards takes minutes to look up."""
+    for number in range(30):
+        bucket.put(f"data/embedding_index/s-{number:02}/manifest.json", b"{}")
+        bucket.put(f"data/embedding_index/s-{number:02}/.batches-k/manifest.json", b"{}")
+    with Proxy(s3_server, 1, {"lancedb": 0, "tables": 0}, 0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        S3.clear_instance_cache()
+        store = TableStore(f"{bucket.uri}/data")
+        assert store.shards("embedding_index") == [f"s-{number:02}" for number in range(30)]
+        assert proxy.requests["tables"] == 1
+
+
+def told_query(store: TableStore, query: str, happens: Callable[[], object] = lambda: None) -> None:
+    """A query over `shards`; something happens once the view is made."""
+    views: dict[str, duck.View] = {"shards": ("embedding_index", [WHOLE], "shards")}
+    with duck.telling(store, views), duck.connect(store, views) as session:
+        happens()
+        session.sql(query).fetchall()
+
+
+def test_a_fault_in_the_middle_of_a_query_is_tried_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB wraps what a file raises into an error of its own, which looks like a lasting one."""
+    store = TableStore(f"{bucket.uri}/data")
+    with store.write("embedding_index", WHOLE, fingerprint="f") as writer:
+        writer.append("shards", shard_rows("v"))
+    count = "SELECT sum(n_chunks) FROM shards"
+    told_query(store, count)
+
+    def lose(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EBUSY, "Please reduce your request rate.")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ConnectionError, match=r"reduce your request rate") as caught,
+    ):
+        told_query(store, count, lambda: patch.setattr(KnownFiles, "_open", lose))
+    assert is_transient(caught.value)
+    assert "\n" not in str(caught.value)
+
+    for query, error in {
+        "SELECT nothing FROM shards": duckdb.Error,
+        "SELEC 1": duckdb.ParserException,
+        "SELECT * FROM nowhere": duckdb.CatalogException,
+        "SELECT error('x')": duckdb.InvalidInputException,
+        "SELECT data_version::INTEGER FROM shards": duckdb.ConversionException,
+    }.items():
+        with pytest.raises(error) as wrong:
+            told_query(store, query)
+        assert not is_transient(wrong.value), query
+
+    key = store.path("embedding_index", WHOLE, "shards").partition("/")[2]
+    with pytest.raises(TableError, match=r"gone; materialise"):
+        told_query(store, count, lambda: bucket.delete(key))
+
+
+def test_what_another_writer_has_removed_is_no_fault(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is published by then: an error would end a step whose work is done."""
+    store = TableStore(f"{bucket.uri}/data")
+    monkeypatch.setattr(tables, "UNLOCKED_FOR", timedelta(seconds=-1))
+    kept = KeptBatches(store, "embedding_index", WHOLE, "k")
+    kept.keep(0, Batch({}, {}))
+    remove, modified, gone = store.fs.rm, store.fs.modified, []
+
+    def removed_before(path: str, **kwargs: Any) -> None:
+        remove(path, **kwargs)
+        gone.append(path)
+        raise FileNotFoundError(path)
+
+    def modified_before(path: str) -> Any:
+        if path.endswith(MANIFEST):
+            return modified(path)
+        gone.append(path)
+        raise FileNotFoundError(path)
+
+    for number, changed in enumerate(["rm", "rm", "rm", "modified"]):
+        new = removed_before if changed == "rm" else modified_before
+        with monkeypatch.context() as patch:
+            patch.setattr(store.fs, changed, new)
+            with store.write("embedding_index", WHOLE, fingerprint=str(number)) as writer:
+                writer.append("shards", shard_rows(str(number)))
+            if changed == "rm":
+                kept.remove_all()
+    assert store.require("embedding_index").fingerprint == "3"
+    assert len(gone) == 3
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["closes", "silent"])
+@pytest.mark.parametrize("ask", ["cat_file", "ls", "open"])
+def test_a_server_that_gives_no_answer_is_given_up(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, ask: str, silent: bool
+) -> None:
+    """botocore, s3fs's call and s3fs's reading each try again: the product took hours of a
+    server that does not answer."""
+    tries = 0
+    held = []
+    monkeypatch.setattr(object_storage, "ANSWER_SECONDS", 0.1)
+    pause = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda *_: pause(0))
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+
+        def close_all() -> None:
+            nonlocal tries
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = closing.accept()
+                    connection.recv(2**16)
+                    tries += 1
+                    held.append(connection)
+                    if not silent:
+                        connection.close()
+
+        threading.Thread(target=close_all, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closing.getsockname()[1]}")
+        S3.clear_instance_cache()
+        fs, path = object_storage.open_uri(f"{bucket.uri}/x")
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            fs.open(path, size=9).read() if ask == "open" else getattr(fs, ask)(path)
+        closing.shutdown(socket.SHUT_RDWR)
+    assert is_transient(caught.value), repr(caught.value)
+    # aiohttp asks a second time, at once, where a connection was closed.
+    assert tries == 2 * object_storage.ATTEMPTS * (1 if silent else 2)

@@ -98,7 +98,7 @@ def test_names_to_draw_controls_from_are_kept_of_a_few_shards() -> None:
         names = [f"{shard}-{i:02d}" for i in range(sizes[shard])]
         yield pl.DataFrame({"chunk_id": names[::-1]})
 
-    table: Any = SimpleNamespace(rows_by_shard=lambda: sizes, scan=scan)
+    table: Any = SimpleNamespace(indexed_rows=lambda: sizes, scan=scan)
     universe = chunk_universe(table, ["s4"], most_ids=25)
     wanted = [f"{s}-{i:02d}" for s in ("s0", "s1", "s2", "s3") for i in range(sizes[s])]
     drawn = [universe.draw(0, f"r{i}", 0, 0) for i in range(600)]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pytest
 from scipy.stats import chisquare
 
-from entropylong_assets.embeddings.table import ChunkTable, chunk_schema
+from entropylong_assets.embeddings.table import ChunkTable, chunk_schema, open_table
 from entropylong_assets.verification.controls import ChunkUniverse, Control, draw_controls
 from entropylong_assets.verification.shard import chunk_universe
+from entropylong_assets_tests.embeddings.test_table import World
 
 SEPARATOR = (7, 8)
 SHARDS = {"a": 5, "b": 12, "c": 3}
@@ -139,6 +141,61 @@ def test_controls_come_from_the_version_that_the_candidates_came_from(tmp_path: 
     counts = Counter(drawn[0])
     assert set(counts) == {f"{shard}-{i}" for shard in ("s-0", "s-1") for i in range(3)}
     assert chisquare(list(counts.values())).pvalue > 0.001
+
+
+def counted(table: ChunkTable, excluded: list[str]) -> ChunkUniverse:
+    """The chunks as they lie in the table, each row of it looked at."""
+    rows = [row for part in table.scan(["shard", "chunk_id"]) for row in part.iter_rows()]
+    names: dict[str, list[str]] = {}
+    for shard, chunk_id in sorted(rows):
+        if shard not in excluded:
+            names.setdefault(shard, []).append(chunk_id)
+    return ChunkUniverse([(s, len(ids)) for s, ids in names.items()], names.__getitem__)
+
+
+def test_sizes_of_the_index_give_the_draws_that_counting_the_table_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every verified shard read a column of the whole table, 250 s of 10^9 rows, while it held the
+    GPU. A shard whose documents others own has no rows, one is not indexed, and shards are drawn
+    from by name, not in the order of the plan."""
+    world = World(tmp_path)
+    world.embed("s-1", [f"a{i}" for i in range(7)], 1)
+    world.embed("s-0", ["b0", "b1", "a1", "a2"], 2, chunks_a_doc=3)
+    world.embed("copies", ["a3", "a4"], 3)
+    world.embed("half", ["h0", "h1"], 4)
+    first = world.index({"s-1": 0, "s-0": 1, "copies": 2})
+    assert first["excluded_shards"] == ["half"]
+    table = open_table(str(tmp_path), "t")
+    table.tag("first")
+    # What the table holds now is not what the tag holds.
+    world.embed("later", ["l0"], 5)
+
+    def draws(universe: ChunkUniverse) -> list[str]:
+        return [universe.draw(3, f"r{i}", i % 2, 0) for i in range(400)]
+
+    wanted = counted(table, ["half"])
+    read: list[list[str]] = []
+    reader = ChunkTable.reader
+
+    def watched(self: ChunkTable, columns: list[str], shard: str | None = None) -> Any:
+        read.append([*columns, shard or "all"])
+        return reader(self, columns, shard)
+
+    monkeypatch.setattr(ChunkTable, "reader", watched)
+    universe = chunk_universe(table, ["half"])
+    assert universe.total == wanted.total == 13
+    assert draws(universe) == draws(wanted)
+    assert sorted(read) == [["chunk_id", "s-0"], ["chunk_id", "s-1"]]
+    assert len(set(draws(wanted))) == 13
+    # The index is of another version than the candidates: its sizes are not theirs.
+    world.embed("s-0", ["b0"], 6)
+    later = world.index({"s-1": 0, "s-0": 1, "copies": 2, "later": 3})
+    assert later["n_rows"] != first["n_rows"]
+    old = open_table(str(tmp_path), "first")
+    assert draws(chunk_universe(old, ["half"])) == draws(wanted)
+    newest = open_table(str(tmp_path))
+    assert draws(counted(newest, ["half"])) != draws(wanted)
 
 
 def write_chunks(table: ChunkTable, shard: str) -> None:
