@@ -8,12 +8,8 @@ import polars as pl
 import pytest
 
 from entropylong_assets.audits.audited import number
-from entropylong_assets.audits.evidence import (
-    equal_epsilon,
-    overlap_words,
-    roots_needed,
-    shortfall_words,
-)
+from entropylong_assets.audits.evidence import overlap_words, roots_needed
+from entropylong_assets.audits.evidence_pairs import equal_epsilon, shortfall_words
 from entropylong_assets.audits.material import Mean
 
 
