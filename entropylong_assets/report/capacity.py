@@ -151,7 +151,15 @@ INDEXES: dict[str, IndexRate] = {
 
 MEASURED_CORES = 2
 LOOKUP_BYTES = Rate(24, "bytes a chunk", "lookup index of chunk_id", "24 MB")
-PAIR_BYTES = Rate(32, "bytes a pair", "a row of `pairs` in Parquet", "32 bytes a pair")
+PAIR_BYTES = Rate(
+    60, "bytes a pair", "rows of `pairs` and `candidates` in Parquet", "60 bytes a pair"
+)
+CONTEXT_BYTES = Rate(
+    2.83,
+    "bytes a token",
+    "text and token ids of nominated chunks in Parquet",
+    "2.83 bytes a token",
+)
 EXPORT_BYTES = Rate(4, "bytes a token", "an export as MDS or Megatron", "token ids")
 
 
@@ -259,7 +267,12 @@ def plan_capacity(work: Workload) -> Plan:
             f"index ({work.index})": work.chunks
             * (index.bytes_more + index.bytes_a_dimension * encoder.dimension),
             "lookup index": work.chunks * LOOKUP_BYTES.value,
-            "pairs (Parquet)": pairs * PAIR_BYTES.value,
+            "pairs and candidates (Parquet)": pairs * PAIR_BYTES.value,
+            # At most: chunks that several roots of a shard nominate are kept once.
+            "nominated chunks (Parquet)": pairs
+            * DISTINCT.value
+            * work.chunk_tokens
+            * CONTEXT_BYTES.value,
             "samples and one export": 2 * work.sample_tokens * EXPORT_BYTES.value,
         },
         documents=documents,

@@ -141,6 +141,7 @@ def markdown(plan: Plan, gpu_hour_price: float | None = None) -> str:
         capacity.DISTINCT,
         capacity.CALIBRATED_SHARE,
         capacity.PAIR_BYTES,
+        capacity.CONTEXT_BYTES,
         capacity.LOOKUP_BYTES,
         capacity.EXPORT_BYTES,
         capacity.CUT,

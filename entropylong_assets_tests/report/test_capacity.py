@@ -42,6 +42,7 @@ def test_a_plan_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "EXACT_SEARCH", Rate(1e9, "FLOP/s", ""))
     monkeypatch.setattr(capacity, "CALIBRATED_SHARE", Rate(0.75, "", ""))
     monkeypatch.setattr(capacity, "PAIR_BYTES", Rate(10, "", ""))
+    monkeypatch.setattr(capacity, "CONTEXT_BYTES", Rate(3, "", ""))
     monkeypatch.setattr(capacity, "LOOKUP_BYTES", Rate(20, "", ""))
     monkeypatch.setitem(ENCODERS, "minilm", EncoderRate(Rate(100, "", ""), 500, 250))
     monkeypatch.setitem(INDEXES, "ivf_sq", IndexRate(1_000_000, 36, 1.0, 10, 50, ""))
@@ -89,6 +90,7 @@ def test_a_plan_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
             4e6 * 510,
             4e6 * 20,
             20_000 * 10,
+            10_000 * 500 * 3,
             2 * 131_072_000 * 4,
         ]
     )
@@ -120,9 +122,13 @@ def test_every_measured_rate_is_in_the_results() -> None:
         close = any(abs(a - b) <= 0.01 * b for a in known for b in {*numbers, *ratios} if b)
         assert close or not numbers, rate
     for index in INDEXES.values():
-        assert index.source in results
-        assert index.build_seconds > 0
-        assert index.queries_per_second > 0
+        (row,) = [line for line in results.splitlines() if line.startswith(index.source)]
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert float(cells[2]) == index.build_seconds
+        # Queries 1,024 a call; bytes a chunk of 384 dimensions.
+        assert float(cells[-1].split(", ")[2].replace(",", "")) == index.queries_per_second
+        bytes_a_chunk = index.bytes_more + 384 * index.bytes_a_dimension
+        assert float(cells[3].replace(",", "")) == pytest.approx(bytes_a_chunk, rel=0.01)
 
 
 def test_the_page_is_what_the_command_prints() -> None:
