@@ -7,7 +7,7 @@
 # make test-exports   the libraries of trainers read our exports, in an environment of their own
 # make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
 # make test-ray       real runs on a Ray cluster of two nodes, one of which is killed: 3 minutes
-# make test-e2e       all such days, in the browser and on PostgreSQL too: 25 minutes
+# make test-e2e       all such days, in the browser, on PostgreSQL and Ray too: 18 minutes
 # make test-faults    kills, full disks, a clock set back, ...: 12 minutes; prints a report
 # make test-models    the pipeline on a second pair of models
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`

@@ -6,14 +6,15 @@ nats, distances in tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
 import duckdb
 import numpy as np
 
-from entropylong_assets.storage.duck import View, connect
+from entropylong_assets.storage.duck import View, connect, telling
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets.verification.false_acceptance import clustered_rate
 
@@ -98,12 +99,13 @@ GROUP BY ALL ORDER BY ALL
 """
 
 
-def open_tables(store: TableStore, shards: Sequence[str]) -> duckdb.DuckDBPyConnection:
-    """A session with a view for each of `TABLES`, over all these shards."""
+@contextmanager
+def open_tables(store: TableStore, shards: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A session with a view for each of `TABLES`, over all these shards. Raises as `telling`."""
     views: dict[str, View] = {name: (a, list(shards), t) for name, (a, t) in TABLES.items()}
-    session = connect(store, views)
-    session.execute("SET threads = 1")  # sums of floats in one order: the same figures again
-    return session
+    with telling(store, views), connect(store, views) as session:
+        session.execute("SET threads = 1")  # sums of floats in one order: the same figures again
+        yield session
 
 
 def rows(session: duckdb.DuckDBPyConnection, query: str, *values: Any) -> Rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +102,7 @@ def open_run(
 
 def choose(source: RunSource) -> dict[str, str]:
     """Roots of this run that the report shows, and why each."""
-    with closing(open_tables(source.store, source.shards)) as session:
+    with open_tables(source.store, source.shards) as session:
         return choose_roots(session)
 
 
@@ -144,7 +143,7 @@ def gather_run(
     """
     tokenizer = tokenizer_for(source.settings.scoring)
     figures = dataset_figures(source.store, source.shards, source.settings)
-    with closing(open_tables(source.store, source.shards)) as session:
+    with open_tables(source.store, source.shards) as session:
         charts = distributions(session)
         steps = funnel(session)
         shown, passages = root_details(session, roots, tokenizer)

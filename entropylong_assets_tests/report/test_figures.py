@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def rows_of(store: TableStore, asset: str, table: str) -> list[dict[str, Any]]:
 
 
 def test_every_loss_has_its_reason_and_number(store: TableStore) -> None:
-    with closing(open_tables(store, SHARDS)) as session:
+    with open_tables(store, SHARDS) as session:
         steps = {(step.unit, step.name): step for step in funnel(session)}
     pairs = rows_of(store, "verified_dependencies", "pairs")
     roots = rows_of(store, "entropy_scores", "roots")
@@ -77,13 +76,13 @@ def test_what_disappears_without_a_reason_is_shown(tmp_path: Path) -> None:
         for name, frame in tables.items():
             lost = frame["anchor"].min() if name == "pairs" else None
             writer.append(name, frame if lost is None else frame.filter(frame["anchor"] != lost))
-    with closing(open_tables(store, SHARDS)) as session:
+    with open_tables(store, SHARDS) as session:
         unexplained = {(s.unit, s.name): s.unexplained for s in funnel(session) if s.unexplained}
     assert unexplained[("anchors", "with candidates")] == 1
 
 
 def test_histograms_count_every_value_once(store: TableStore) -> None:
-    with closing(open_tables(store, SHARDS)) as session:
+    with open_tables(store, SHARDS) as session:
         found = distributions(session)
     roots = rows_of(store, "entropy_scores", "roots")
     pairs = rows_of(store, "verified_dependencies", "pairs")
@@ -134,7 +133,7 @@ _GAINS = {"gain": "retrieved, ΔI", "calibrated_gain": "retrieved, ΔI*"}
 
 
 def test_roots_shown_are_those_with_most_contexts_and_a_draw(store: TableStore) -> None:
-    with closing(open_tables(store, SHARDS)) as session:
+    with open_tables(store, SHARDS) as session:
         chosen = choose_roots(session, 6)
     accepted = Counter(
         p["root_id"] for p in rows_of(store, "verified_dependencies", "pairs") if p["accepted"]
@@ -146,7 +145,7 @@ def test_roots_shown_are_those_with_most_contexts_and_a_draw(store: TableStore) 
 
 
 def test_a_root_is_shown_with_all_that_was_measured(store: TableStore) -> None:
-    with closing(open_tables(store, SHARDS)) as session:
+    with open_tables(store, SHARDS) as session:
         chosen = choose_roots(session) | {"0" * 32: "of another run"}
         shown, passages = root_details(session, chosen, byte_tokenizer())
     assert len(shown) == len(chosen) - 1
@@ -164,7 +163,7 @@ def test_a_root_is_shown_with_all_that_was_measured(store: TableStore) -> None:
 
 
 def test_a_sample_is_shown_with_all_its_segments(store: TableStore) -> None:
-    with closing(open_tables(store, SHARDS)) as session:
+    with open_tables(store, SHARDS) as session:
         chosen = choose_samples(session)
         samples = sample_details(session, store, chosen, byte_tokenizer())
     assert samples
@@ -184,7 +183,7 @@ def test_the_page_stays_small_however_many_roots_there_are(
     """Guards against a report that grows with the data."""
     monkeypatch.setattr(details, "ANCHORS", 2)
     store = write_run(run_settings(tmp_path), roots=30)
-    with closing(open_tables(store, SHARDS)) as session:
+    with open_tables(store, SHARDS) as session:
         chosen = choose_roots(session)
         shown, _ = root_details(session, chosen, byte_tokenizer())
         samples = choose_samples(session)
@@ -200,7 +199,7 @@ def test_charts_of_two_runs_share_their_scales(tmp_path: Path) -> None:
     charts = []
     for number, epsilon in enumerate((0.4, 0.05)):
         settings = run_settings(tmp_path / str(number), verification={"epsilon": epsilon})
-        with closing(open_tables(write_run(settings, seed=number), SHARDS)) as session:
+        with open_tables(write_run(settings, seed=number), SHARDS) as session:
             charts.append(distributions(session))
     drawn = all_charts(charts, [0.4, 0.05])
     assert len(drawn) == 6
