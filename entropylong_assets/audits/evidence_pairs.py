@@ -90,10 +90,7 @@ def second_words(audited: Audited, model: str) -> str:
             cells.append(number(row, form))
         rows.append([words, str(found[f"{name}_pairs"]), *cells])
     lines.append(table(("pairs", "number", "hold there", "surprisal drop there (nats)"), rows))
-    lines.append(
-        "What the plain rule alone accepts has smaller gains, and smaller gains hold less often. "
-        "At equal gains:\n"
-    )
+    lines.append("These groups differ in the size of their gains, too. At equal gains:\n")
     lines.append(equal_gains_table(audited.second, audited.settings.verification.epsilon))
     if "gain_rank_correlation" in found:
         lines.append(
