@@ -16,17 +16,26 @@ from entropylong_assets_tests.faults.summary import SEED, Tale
 
 
 def kill_once(
-    reference: Reference, stage: str, where: Path, draw: random.Random, mode: str
+    reference: Reference,
+    stage: str,
+    where: Path,
+    draw: random.Random,
+    mode: str,
+    part: int,
+    parts: int,
 ) -> bool:
     """Starts the stage and kills it; whether it was killed before its end.
 
     `moment`: at any time of its course. `act`: before one of its acts on files under the data
-    folder. `lance`: as one of its files appears in the LanceDB table.
+    folder, in that part of them: drawn from all, a handful may miss every write of a stage that
+    writes little. `lance`: as one of its files appears in the LanceDB table.
     """
     data, shard = where / "data", shard_of(stage)
     values = reference.values(data)
     if mode == "act":
-        die_at = draw.randint(1, reference.acts[stage])
+        acts = reference.acts[stage]
+        first = part * acts // parts + 1
+        die_at = draw.randint(first, max(first, (part + 1) * acts // parts))
         return Stage(values, where / "home", stage, shard, die_at).killed()
     if mode == "lance":
         there = lance_files(data)
@@ -45,8 +54,10 @@ def kill_and_rerun(reference: Reference, stage: str, kills: int, where: Path, te
     modes = ["moment", "act", *(["lance"] if reference.lance_files[stage] else [])]
     torn = 0
     with witnessed(data, reference.versions(stage), reference.rows(stage)) as seen:
+        parts = -(-kills // len(modes))
         for attempt in range(4 * kills):
-            if kill_once(reference, stage, where, draw, modes[attempt % len(modes)]):
+            turn, mode = divmod(attempt, len(modes))
+            if kill_once(reference, stage, where, draw, modes[mode], turn % parts, parts):
                 tell.kills[stage] += 1
                 torn += bool(witness.left_behind(data))
             if tell.kills[stage] == kills:
