@@ -11,13 +11,7 @@ import dagster as dg
 
 from entropylong_assets.audits.audited import Audited
 from entropylong_assets.audits.evidence import write_evidence
-from entropylong_assets.audits.planted import (
-    measure,
-    plant,
-    shortfall,
-    values_of,
-    write_corpus,
-)
+from entropylong_assets.audits.planted import measure, plant, shortfall, values_of, write_corpus
 from entropylong_assets.automation.audit_run import run_audits
 from entropylong_assets.automation.determinants import stays_current
 from entropylong_assets.automation.local_run import register_shards, run_pipeline

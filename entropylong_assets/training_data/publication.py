@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from entropylong_assets.storage.object_storage import open_uri
+from entropylong_assets.storage.tables import remove_dead
 
 MANIFEST = "manifest.json"
 
@@ -75,7 +76,7 @@ class Publication:
     def __enter__(self) -> Publication:
         if self.is_local:
             self.fs.makedirs(self.root, exist_ok=True)
-            self._sweep()
+            remove_dead(Path(self.root), ".tmp-*")
             self._folder = tempfile.mkdtemp(prefix=f".tmp-{self.name}-", dir=self.root)
             self._lock = os.open(self._folder, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -87,21 +88,6 @@ class Publication:
         if self.is_local:
             shutil.rmtree(self._folder, ignore_errors=True)
             os.close(self._lock)
-
-    def _sweep(self) -> None:
-        """Removes what killed exports left. A living one holds a lock on its folder."""
-        for path in Path(self.root).glob(".tmp-*"):
-            try:
-                handle = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(handle)
 
     def _remove_foreign(self) -> None:
         """Removes what an older export under this name held beyond this one's files.

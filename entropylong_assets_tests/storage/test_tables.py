@@ -378,14 +378,9 @@ def test_each_session_has_a_folder_of_its_own_that_goes_with_it(
     assert not folders[1].exists()
 
 
-def test_what_a_killed_writer_staged_for_object_storage_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else every killed step leaves up to a shard in the folder for temporary files."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store = TableStore(f"memory://{uuid.uuid4().hex}")
-    dead = temporary_folder() / "staging-dead"
-    dead.mkdir()
+def write_beside_another(store: TableStore, dead: Path) -> None:
+    """A slow writer while another writes the same partition; what a killed one staged goes."""
+    dead.mkdir(parents=True)
     with store.write(ASSET, SHARD, fingerprint="f1") as slow:
         assert not dead.exists()
         slow.append("shards", shard_rows(1))
@@ -393,6 +388,16 @@ def test_what_a_killed_writer_staged_for_object_storage_is_removed(
         slow.append("duplicates", copy_rows(1))
         slow.summary["generation"] = 1
     assert generation_of(store) == 1
+
+
+def test_what_a_killed_writer_staged_for_object_storage_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every killed step leaves up to a shard in the folder for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = TableStore(f"memory://{uuid.uuid4().hex}")
+    dead = temporary_folder() / "staging-dead"
+    write_beside_another(store, dead)
     assert not list(temporary_folder().iterdir())
 
 
@@ -473,14 +478,7 @@ def test_two_writers_of_one_partition_never_break_it(tmp_path: Path) -> None:
 def test_a_live_writer_s_staging_is_not_taken_for_a_dead_one_s(tmp_path: Path) -> None:
     store = TableStore(str(tmp_path))
     dead = Path(store.folder(ASSET)) / ".staging-dead"
-    dead.mkdir(parents=True)
-    with store.write(ASSET, SHARD, fingerprint="f1") as slow:
-        assert not dead.exists()
-        slow.append("shards", shard_rows(1))
-        write(store, 2)
-        slow.append("duplicates", copy_rows(1))
-        slow.summary["generation"] = 1
-    assert generation_of(store) == 1
+    write_beside_another(store, dead)
 
 
 def test_a_killed_put_leaves_nothing_once_another_is_made(tmp_path: Path) -> None:
