@@ -55,8 +55,7 @@ def run_check(
     no answer.
     """
     sql = (folder / f"{check.name}.sql").read_text(encoding="utf-8")
-    store = pipeline.store
-    with duck.telling(store, views), duck.connect(store, views, only=sql) as session:
+    with duck.querying(pipeline.store, views, only=sql) as session:
         used = {name: value for name, value in parameters.items() if f"${name}" in sql}
         faults: pa.Table = session.sql(sql, params=used).to_arrow_table()
     examples = pl.from_arrow(faults.slice(0, EXAMPLES))

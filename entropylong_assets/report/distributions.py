@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from entropylong_assets.storage.duck import View, connect, telling
+from entropylong_assets.storage.duck import View, querying
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets.verification.false_acceptance import clustered_rate
 
@@ -101,9 +101,9 @@ GROUP BY ALL ORDER BY ALL
 
 @contextmanager
 def open_tables(store: TableStore, shards: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A session with a view for each of `TABLES`, over all these shards. Raises as `telling`."""
+    """A session with a view for each of `TABLES`, over all these shards. Raises as `querying`."""
     views: dict[str, View] = {name: (a, list(shards), t) for name, (a, t) in TABLES.items()}
-    with telling(store, views), connect(store, views) as session:
+    with querying(store, views) as session:
         session.execute("SET threads = 1")  # sums of floats in one order: the same figures again
         yield session
 

@@ -66,8 +66,8 @@ class ShardTables:
 
 @contextmanager
 def open_tables(store: TableStore, views: Mapping[str, Any]) -> Iterator[ShardTables]:
-    """views: where `roots`, `pairs` and `contexts` are to be had. Raises as `duck.telling`."""
-    with duck.telling(store, views), duck.connect(store, views) as session:
+    """views: where `roots`, `pairs` and `contexts` are to be had. Raises as `duck.querying`."""
+    with duck.querying(store, views) as session:
         yield ShardTables(session)
 
 

@@ -113,6 +113,15 @@ def connect(
     return session
 
 
+@contextmanager
+def querying(
+    store: TableStore, views: Mapping[str, View], only: str | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A session as `connect` gives it, whose queries raise as `telling`."""
+    with telling(store, views), connect(store, views, only) as session:
+        yield session
+
+
 def summary(store: TableStore, asset: str, shard: str, figures: Sequence[str]) -> pl.DataFrame:
     """One row with these figures of a partition's manifest."""
     there = store.require(asset, shard).summary

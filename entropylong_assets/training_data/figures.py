@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from entropylong_assets.settings import Settings
-from entropylong_assets.storage.duck import View, connect, telling
+from entropylong_assets.storage.duck import View, querying
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets.verification.false_acceptance import clustered_rate, held_out_controls
 from entropylong_assets.verification.gain import judge
@@ -118,7 +118,7 @@ def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings
     store gives no answer.
     """
     views: dict[str, View] = {name: (a, shards, t) for name, (a, t) in _TABLES.items()}
-    with telling(store, views), connect(store, views) as session:
+    with querying(store, views) as session:
         session.execute("SET threads = 1")  # sums of floats in one order: the same figures again
 
         def rows(query: str) -> list[dict[str, Any]]:
