@@ -67,7 +67,7 @@ check test: lint
 
 test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
-	  $(BIN)/python -m pytest entropylong_assets_tests/training_data/test_real_readers.py
+	  $(BIN)/python -m pytest entropylong_assets_tests/stages/training_data/test_real_readers.py
 
 test-day: .venv/test
 	$(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ticks.py \
@@ -117,7 +117,7 @@ $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	$(PIP) --editable '.[demo,ray]'
 	@touch $@
 
-READERS := entropylong_assets_tests/training_data/readers/requirements.txt
+READERS := entropylong_assets_tests/stages/training_data/readers/requirements.txt
 .venv-readers/done: $(READERS)
 	$(PYTHON) -m venv .venv-readers
 	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check -r $(READERS)

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from benchmarks.claims import Claims
-from entropylong_assets.entropy import attention
-from entropylong_assets.entropy.engine import PackedScorer
-from entropylong_assets.entropy.model import load_scoring_model
-from entropylong_assets.entropy.scoring import ScoringRequest
-from entropylong_assets.settings import make_settings
+from entropylong_assets.settings.model import make_settings
+from entropylong_assets.stages.entropy import attention
+from entropylong_assets.stages.entropy.engine import PackedScorer
+from entropylong_assets.stages.entropy.model import load_scoring_model
+from entropylong_assets.stages.entropy.scoring import ScoringRequest
 
 ROUNDS = 5
 Pass = Callable[[], Any]

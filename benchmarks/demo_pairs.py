@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from entropylong_assets.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 
 
 class Passage(NamedTuple):

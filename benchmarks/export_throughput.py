@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from entropylong_assets.samples.shard import SAMPLES_A_WRITE
-from entropylong_assets.settings import make_settings
+from entropylong_assets.settings.model import make_settings
+from entropylong_assets.stages.samples.shard_packing import SAMPLES_A_WRITE
+from entropylong_assets.stages.training_data.export import export_training_data
 from entropylong_assets.storage.tables import TableStore
-from entropylong_assets.training_data.export import export_training_data
 
 TOKENS = 131_072
 CONTEXTS = 300

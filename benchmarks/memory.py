@@ -88,7 +88,7 @@ def write_corpus(folder: Path, documents: int) -> None:
 
 
 def settings_of(folder: Path, documents: int, roots: float) -> Any:
-    from entropylong_assets.settings import make_settings
+    from entropylong_assets.settings.model import make_settings
 
     return make_settings(
         "calibrated",
@@ -135,10 +135,10 @@ def run_stage(folder: Path, documents: int, roots: float, stage: str) -> None:
     Path(os.environ["DAGSTER_HOME"]).mkdir(exist_ok=True)
     import dagster as dg
 
-    from entropylong_assets.automation.local_run import instance, register_shards
     from entropylong_assets.definitions import build_definitions
-    from entropylong_assets.embeddings import embedder
-    from entropylong_assets.entropy.model import load_scoring_model
+    from entropylong_assets.orchestration.local_run import instance, register_shards
+    from entropylong_assets.stages.embeddings import embedder
+    from entropylong_assets.stages.entropy.model import load_scoring_model
 
     settings = settings_of(folder, documents, roots)
     synthetic = ClusteredEmbedder(64)

@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 
-from entropylong_assets.samples.groups import Context, Dependency, Group
-from entropylong_assets.samples.packing import Framing, lay_out, pack
-from entropylong_assets.settings import SampleSettings
+from entropylong_assets.settings.model import SampleSettings
+from entropylong_assets.stages.samples.groups import Context, Dependency, Group
+from entropylong_assets.stages.samples.packing import Framing, lay_out, pack
 
 FRAMING = Framing(bos_id=1, separator_ids=(2,), pad_id=0)
 DEPENDENCY = Dependency(

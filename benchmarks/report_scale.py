@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 
 from entropylong_assets.report.page import make_report
-from entropylong_assets.settings import make_settings
+from entropylong_assets.settings.model import make_settings
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.report.runs import byte_tokenizer
 

@@ -27,14 +27,14 @@ import pyarrow as pa
 
 from benchmarks.claims import Claims, median_seconds
 from benchmarks.vectors import Mixture
-from entropylong_assets.embeddings.exact import nearest
-from entropylong_assets.embeddings.index import (
+from entropylong_assets.stages.embeddings.exact import nearest
+from entropylong_assets.stages.embeddings.index import (
     measure_recall,
     sample_queries,
     steer,
     true_worst,
 )
-from entropylong_assets.embeddings.table import EXACT, ChunkTable, chunk_schema, partitions
+from entropylong_assets.stages.embeddings.table import EXACT, ChunkTable, chunk_schema, partitions
 
 E, K, DEEP, CHUNKS_A_DOCUMENT, BATCH = 384, 8, 24, 5, 20_000
 WORDS = "what stands between two anchors is text of some thousand characters, as chunks are. " * 12
@@ -165,9 +165,9 @@ def search_by_index(
 
 
 def embed_real(claims: Claims) -> None:
-    from entropylong_assets.embeddings.chunking import chunk_document
-    from entropylong_assets.embeddings.embedder import load_embedder
-    from entropylong_assets.settings import load_settings
+    from entropylong_assets.settings.model import load_settings
+    from entropylong_assets.stages.embeddings.chunking import chunk_document
+    from entropylong_assets.stages.embeddings.embedder import load_embedder
 
     embedder = load_embedder(load_settings().embedding)
     from pydoc_data.topics import topics

@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.claims import Claims, median_seconds
 from benchmarks.vectors import Mixture
-from entropylong_assets.embeddings.exact import Block, nearest
+from entropylong_assets.stages.embeddings.exact import Block, nearest
 
 BLOCK, K, E = 65_536, 24, 384
 

@@ -35,7 +35,7 @@ def write_sources(folder: Path, shards: int, documents: int) -> None:
 
 def run(folder: Path, shards: int, documents: int, models: tuple[str, str]) -> dict[str, float]:
     """Seconds of every job over all shards."""
-    from entropylong_assets.automation.local_run import (
+    from entropylong_assets.orchestration.local_run import (
         instance,
         register_shards,
         run_export,

@@ -29,11 +29,11 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 
-from entropylong_assets.automation.health import blocking_checks, unhealthy_shards
-from entropylong_assets.automation.partitions import PIPELINE, corpus_shard
-from entropylong_assets.automation.scanning import scan
 from entropylong_assets.definitions import CHECKS
-from entropylong_assets.settings import Settings, make_settings
+from entropylong_assets.orchestration.health import blocking_checks, unhealthy_shards
+from entropylong_assets.orchestration.partitions import PIPELINE, corpus_shard
+from entropylong_assets.orchestration.scanning import scan
+from entropylong_assets.settings.model import Settings, make_settings
 from entropylong_assets.storage.tables import Manifest, TableStore
 from entropylong_assets_tests.e2e.server import PROJECT, Server
 

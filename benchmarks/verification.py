@@ -22,12 +22,12 @@ import torch
 from benchmarks import demo_pairs
 from benchmarks.claims import Claims, median_seconds
 from benchmarks.demo_pairs import Passage
-from entropylong_assets.entropy.engine import PackedScorer, cpu_has_bfloat16
-from entropylong_assets.entropy.kernels import Head, entropy_and_surprisal
-from entropylong_assets.entropy.model import ScoringModel, load_scoring_model, score_plainly
-from entropylong_assets.entropy.scoring import PositionScores, ScoringRequest
-from entropylong_assets.profiles import PROFILES
-from entropylong_assets.settings import ScoringModelSettings
+from entropylong_assets.settings.model import ScoringModelSettings
+from entropylong_assets.settings.profiles import PROFILES
+from entropylong_assets.stages.entropy.engine import PackedScorer, cpu_has_bfloat16
+from entropylong_assets.stages.entropy.kernels import Head, entropy_and_surprisal
+from entropylong_assets.stages.entropy.model import ScoringModel, load_scoring_model, score_plainly
+from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 
 EPSILON = 0.4
 

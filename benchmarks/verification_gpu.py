@@ -22,12 +22,17 @@ import torch
 
 from benchmarks import demo_pairs
 from benchmarks.claims import Claims, median_seconds
-from entropylong_assets.entropy import attention
-from entropylong_assets.entropy.engine import PackedScorer
-from entropylong_assets.entropy.kernels import Head, _logits, entropy_and_surprisal, reduce_logits_
-from entropylong_assets.entropy.model import ScoringModel, score_plainly
-from entropylong_assets.entropy.scoring import ScoringRequest
-from entropylong_assets.entropy.usage import matmul_peak
+from entropylong_assets.stages.entropy import attention
+from entropylong_assets.stages.entropy.engine import PackedScorer
+from entropylong_assets.stages.entropy.kernels import (
+    Head,
+    _logits,
+    entropy_and_surprisal,
+    reduce_logits_,
+)
+from entropylong_assets.stages.entropy.model import ScoringModel, score_plainly
+from entropylong_assets.stages.entropy.scoring import ScoringRequest
+from entropylong_assets.stages.entropy.usage import matmul_peak
 
 HIDDEN, VOCABULARY = 4096, 128_256
 CONTEXT, ROOT, ANCHORS = 512, 2048, 100
@@ -288,9 +293,9 @@ def screen(claims: Claims, shared: Shared) -> None:
 
 def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | None) -> None:
     """Verdicts of a real model: bfloat16 against float32, and behind the screen."""
-    from entropylong_assets.entropy.model import load_scoring_model
-    from entropylong_assets.settings import ScoringModelSettings, VerificationSettings
-    from entropylong_assets.verification.screen import Deciding, doubtful, fit_margin
+    from entropylong_assets.settings.model import ScoringModelSettings, VerificationSettings
+    from entropylong_assets.stages.entropy.model import load_scoring_model
+    from entropylong_assets.stages.verification.screen import Deciding, doubtful, fit_margin
 
     torch.backends.cuda.matmul.allow_tf32 = False
     passages = demo_pairs.load(pairs)

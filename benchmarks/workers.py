@@ -24,10 +24,10 @@ import dagster as dg
 import yaml
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
-from entropylong_assets.automation.local_run import register_shards
-from entropylong_assets.corpus import python_docs
 from entropylong_assets.definitions import build_definitions
-from entropylong_assets.settings import Settings, load_settings, make_settings
+from entropylong_assets.orchestration.local_run import register_shards
+from entropylong_assets.settings.model import Settings, load_settings, make_settings
+from entropylong_assets.stages.corpus import python_docs
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.e2e.local_ray import LocalRay
 

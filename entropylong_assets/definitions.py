@@ -10,33 +10,33 @@ from entropylong_assets.audits.assets import (
     null_calibration,
 )
 from entropylong_assets.audits.checks import audit_checks
-from entropylong_assets.automation.cluster import executor, on_cluster
-from entropylong_assets.automation.conditions import conditions
-from entropylong_assets.automation.determinants import code_version
-from entropylong_assets.automation.jobs import jobs
-from entropylong_assets.automation.presentation import presented
-from entropylong_assets.automation.resources import pipeline_resource
-from entropylong_assets.automation.schedules import (
+from entropylong_assets.orchestration.cluster import executor, on_cluster
+from entropylong_assets.orchestration.conditions import conditions
+from entropylong_assets.orchestration.jobs import jobs
+from entropylong_assets.orchestration.presentation import presented
+from entropylong_assets.orchestration.resources import pipeline_resource
+from entropylong_assets.orchestration.schedules import (
     daily_scan,
     make_carrier,
     make_sweeps,
     new_files,
 )
-from entropylong_assets.corpus.assets import corpus_documents
-from entropylong_assets.corpus.checks import corpus_checks
-from entropylong_assets.embeddings.assets import chunk_embeddings, embedding_index
-from entropylong_assets.embeddings.checks import chunk_checks, index_checks
-from entropylong_assets.entropy.assets import entropy_scores
-from entropylong_assets.entropy.checks import entropy_checks
-from entropylong_assets.retrieval.assets import candidate_contexts
-from entropylong_assets.retrieval.checks import candidate_checks
-from entropylong_assets.samples.assets import long_context_samples
-from entropylong_assets.samples.checks import sample_checks
-from entropylong_assets.settings import Settings, load_settings
-from entropylong_assets.training_data.assets import training_dataset
-from entropylong_assets.training_data.checks import export_checks
-from entropylong_assets.verification.assets import verified_dependencies
-from entropylong_assets.verification.checks import verification_checks
+from entropylong_assets.orchestration.versioning import code_version
+from entropylong_assets.settings.model import Settings, load_settings
+from entropylong_assets.stages.corpus.assets import corpus_documents
+from entropylong_assets.stages.corpus.checks import corpus_checks
+from entropylong_assets.stages.embeddings.assets import chunk_embeddings, embedding_index
+from entropylong_assets.stages.embeddings.checks import chunk_checks, index_checks
+from entropylong_assets.stages.entropy.assets import entropy_scores
+from entropylong_assets.stages.entropy.checks import entropy_checks
+from entropylong_assets.stages.retrieval.assets import candidate_contexts
+from entropylong_assets.stages.retrieval.checks import candidate_checks
+from entropylong_assets.stages.samples.assets import long_context_samples
+from entropylong_assets.stages.samples.checks import sample_checks
+from entropylong_assets.stages.training_data.assets import training_dataset
+from entropylong_assets.stages.training_data.checks import export_checks
+from entropylong_assets.stages.verification.assets import verified_dependencies
+from entropylong_assets.stages.verification.checks import verification_checks
 
 ASSETS = [
     corpus_documents,

@@ -14,8 +14,8 @@ os.environ.pop("ENTROPYLONG_SETTINGS", None)
 import dagster as dg
 import pytest
 
-from entropylong_assets.automation.local_run import register_shards, run_pipeline
-from entropylong_assets.settings import Settings
+from entropylong_assets.orchestration.local_run import register_shards, run_pipeline
+from entropylong_assets.settings.model import Settings
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.faults.summary import pytest_terminal_summary  # noqa: F401
 from entropylong_assets_tests.tiny_world import tiny_settings, write_corpus, write_models

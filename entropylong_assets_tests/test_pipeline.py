@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from entropylong_assets.automation.determinants import stays_current
-from entropylong_assets.automation.local_run import STAGES, register_shards, run_pipeline
-from entropylong_assets.cli_output import count_checks
-from entropylong_assets.embeddings.embedder import load_embedder
-from entropylong_assets.embeddings.table import open_table
-from entropylong_assets.entropy.model import load_tokenizer
-from entropylong_assets.settings import Settings, make_settings
+from entropylong_assets.cli.output import count_checks
+from entropylong_assets.orchestration.local_run import STAGES, register_shards, run_pipeline
+from entropylong_assets.orchestration.versioning import stays_current
+from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.stages.embeddings.embedder import load_embedder
+from entropylong_assets.stages.embeddings.table import open_table
+from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.storage.tables import WHOLE, TableStore
 from entropylong_assets_tests import reference
 from entropylong_assets_tests.conftest import World

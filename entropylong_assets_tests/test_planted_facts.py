@@ -11,8 +11,8 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from entropylong_assets.automation.local_run import register_shards, run_pipeline
-from entropylong_assets.settings import make_settings
+from entropylong_assets.orchestration.local_run import register_shards, run_pipeline
+from entropylong_assets.settings.model import make_settings
 from entropylong_assets.storage.tables import TableStore
 
 STATES = (

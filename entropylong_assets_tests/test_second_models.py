@@ -14,10 +14,10 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from entropylong_assets.automation.local_run import register_shards, run_pipeline
-from entropylong_assets.cli_output import count_checks
-from entropylong_assets.entropy.model import load_tokenizer
-from entropylong_assets.settings import make_settings
+from entropylong_assets.cli.output import count_checks
+from entropylong_assets.orchestration.local_run import register_shards, run_pipeline
+from entropylong_assets.settings.model import make_settings
+from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.storage.tables import WHOLE, TableStore
 from entropylong_assets_tests.test_planted_facts import (
     NEEDS,

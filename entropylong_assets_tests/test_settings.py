@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from entropylong_assets.settings import (
+from entropylong_assets.settings.model import (
     PROFILES,
     Settings,
     SettingsError,

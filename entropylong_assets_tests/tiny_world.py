@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from entropylong_assets.settings import Settings, make_settings
+from entropylong_assets.settings.model import Settings, make_settings
 
 _TEXT = (
     "river stone lamp copper north engine garden signal winter thread paper harbour salt mirror "

@@ -14,12 +14,15 @@ from typing import Any
 
 import polars as pl
 
-from entropylong_assets.samples.packing import Framing, lay_out, pack
-from entropylong_assets.samples.recipes import choose_groups
-from entropylong_assets.settings import Settings, VerificationSettings
+from entropylong_assets.settings.model import Settings, VerificationSettings
+from entropylong_assets.stages.samples.packing import Framing, lay_out, pack
+from entropylong_assets.stages.samples.recipes import choose_groups
+from entropylong_assets.stages.verification.false_acceptance import (
+    acceptance_rate,
+    false_acceptance,
+)
+from entropylong_assets.stages.verification.gain import judge
 from entropylong_assets.storage.tables import TableStore
-from entropylong_assets.verification.false_acceptance import acceptance_rate, false_acceptance
-from entropylong_assets.verification.gain import judge
 
 ALPHAS = (1.5, 2.0, 2.5)
 EPSILONS = (0.2, 0.4, 0.6, 0.8)

@@ -4,12 +4,12 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from entropylong_assets.automation.determinants import determinants
-from entropylong_assets.automation.faults import RETRIES, plain_errors
-from entropylong_assets.automation.partitions import corpus_shard
-from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.results import Progress, materialised, preview
-from entropylong_assets.settings import fingerprint
+from entropylong_assets.orchestration.errors import RETRIES, plain_errors
+from entropylong_assets.orchestration.metadata import Progress, materialised, preview
+from entropylong_assets.orchestration.partitions import corpus_shard
+from entropylong_assets.orchestration.resources import Pipeline
+from entropylong_assets.orchestration.versioning import determinants
+from entropylong_assets.settings.model import fingerprint
 from entropylong_assets.storage.tables import PartitionWriter
 
 _NO_MODEL = "audit.model names no second model: name one of another family to have this audit"
@@ -45,7 +45,7 @@ def _audited(
 
 
 def _draw_rates(rows: pl.DataFrame) -> str:
-    from entropylong_assets.automation.pictures import intervals
+    from entropylong_assets.stages.charts import intervals
 
     named = rows.select(
         name=pl.col("kind") + ", " + pl.col("rule"), value="rate", low="low", high="high"
@@ -54,8 +54,8 @@ def _draw_rates(rows: pl.DataFrame) -> str:
 
 
 def _draw_recipes(rows: pl.DataFrame) -> str:
-    from entropylong_assets.audits.audited import RECIPE_ORDER
-    from entropylong_assets.automation.pictures import intervals
+    from entropylong_assets.audits.audit_tables import RECIPE_ORDER
+    from entropylong_assets.stages.charts import intervals
 
     falls = rows.filter(measure="surprisal_drop_over_random").rename({"recipe": "name"}).to_dicts()
     falls.sort(key=lambda row: RECIPE_ORDER.index(row["name"]))
@@ -77,10 +77,10 @@ def null_calibration(
     Random chunks, chunks on the same topic that no anchor retrieved, and accepted chunks with
     their sentences shuffled; the ε that holds a wished rate; the lift of retrieval over chance.
     """
-    from entropylong_assets.audits.open import open_corpus
-    from entropylong_assets.audits.shard import calibrate_null
-    from entropylong_assets.entropy.engine import load_scorer
-    from entropylong_assets.entropy.model import load_scoring_model
+    from entropylong_assets.audits.open_corpus import open_corpus
+    from entropylong_assets.audits.shard_audits import calibrate_null
+    from entropylong_assets.stages.entropy.engine import load_scorer
+    from entropylong_assets.stages.entropy.model import load_scoring_model
 
     shard, settings = context.partition_key, pipeline.settings
     with plain_errors():
@@ -121,10 +121,10 @@ def cross_model_audit(
     empty and says so.
     """
     from entropylong_assets.audits.cross_model import Second, second_settings
-    from entropylong_assets.audits.shard import audit_second_model
-    from entropylong_assets.automation.pictures import both_gains
-    from entropylong_assets.entropy.engine import load_scorer
-    from entropylong_assets.entropy.model import (
+    from entropylong_assets.audits.shard_audits import audit_second_model
+    from entropylong_assets.stages.charts import both_gains
+    from entropylong_assets.stages.entropy.engine import load_scorer
+    from entropylong_assets.stages.entropy.model import (
         load_scoring_model,
         load_tokenizer,
         model_identity,
@@ -177,10 +177,10 @@ def long_range_audit(
     Entropy and surprisal against random contexts, by distance; key-token density; dependency
     score; each with an interval over roots.
     """
-    from entropylong_assets.audits.shard import audit_long_range
-    from entropylong_assets.entropy.engine import load_scorer
-    from entropylong_assets.entropy.model import load_scoring_model
-    from entropylong_assets.samples.pool import open_pool
+    from entropylong_assets.audits.shard_audits import audit_long_range
+    from entropylong_assets.stages.entropy.engine import load_scorer
+    from entropylong_assets.stages.entropy.model import load_scoring_model
+    from entropylong_assets.stages.samples.pool import open_pool
 
     shard, settings = context.partition_key, pipeline.settings
     with plain_errors():

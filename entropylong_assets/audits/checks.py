@@ -5,8 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.sql_checks import SqlCheck, sql_checks
+from entropylong_assets.orchestration.checks import SqlCheck, sql_checks
+from entropylong_assets.orchestration.resources import Pipeline
 from entropylong_assets.storage import duck
 
 _FOLDER = Path(__file__).parent / "checks"

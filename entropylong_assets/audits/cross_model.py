@@ -16,12 +16,12 @@ import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
-from entropylong_assets.audits.material import ScoredRoot, clustered_mean
-from entropylong_assets.entropy.model import Tokenizer
-from entropylong_assets.entropy.scoring import Scorer, ScoringRequest
-from entropylong_assets.samples.ordering import hash_key
-from entropylong_assets.settings import ScoringModelSettings, Settings
-from entropylong_assets.verification.false_acceptance import acceptance_rate
+from entropylong_assets.audits.root_sample import ScoredRoot, clustered_mean
+from entropylong_assets.settings.model import ScoringModelSettings, Settings
+from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.entropy.scoring import Scorer, ScoringRequest
+from entropylong_assets.stages.samples.ordering import hash_key
+from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 
 GROUPS = {
     "both_rules": "accepted by both rules",

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.audits.ablation import PAPER, ablate
-from entropylong_assets.audits.audited import RECIPE_ORDER, Audited, as_row, number, table
+from entropylong_assets.audits.audit_tables import RECIPE_ORDER, Audited, as_row, number, table
 from entropylong_assets.audits.evidence_pairs import (
     null_table,
     null_words,
@@ -17,9 +17,9 @@ from entropylong_assets.audits.evidence_pairs import (
     second_words,
     shortfall_words,
 )
-from entropylong_assets.audits.material import Mean, clustered_mean
 from entropylong_assets.audits.movement import movement_table
 from entropylong_assets.audits.null_calibration import rates
+from entropylong_assets.audits.root_sample import Mean, clustered_mean
 
 _PAGE = """# Evidence
 

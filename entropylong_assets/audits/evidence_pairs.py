@@ -8,11 +8,11 @@ from typing import Any
 
 import polars as pl
 
-from entropylong_assets.audits.audited import Audited, as_row, number, rate_cell, table
+from entropylong_assets.audits.audit_tables import Audited, as_row, number, rate_cell, table
 from entropylong_assets.audits.cross_model import GROUPS, group_of, summarise
-from entropylong_assets.audits.material import clustered_mean
 from entropylong_assets.audits.null_calibration import KINDS, epsilon_for, lift, rates
-from entropylong_assets.verification.false_acceptance import acceptance_rate
+from entropylong_assets.audits.root_sample import clustered_mean
+from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 
 
 def null_table(audited: Audited) -> str:

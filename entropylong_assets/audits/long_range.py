@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.audits.material import ScoredRoot
-from entropylong_assets.entropy.scoring import PositionScores, Scorer, ScoringRequest
-from entropylong_assets.samples.groups import Context, Group
-from entropylong_assets.samples.ordering import hash_key
-from entropylong_assets.samples.packing import Framing, lay_out
-from entropylong_assets.settings import Settings
+from entropylong_assets.audits.root_sample import ScoredRoot
+from entropylong_assets.settings.model import Settings
+from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, ScoringRequest
+from entropylong_assets.stages.samples.groups import Context, Group
+from entropylong_assets.stages.samples.ordering import hash_key
+from entropylong_assets.stages.samples.packing import Framing, lay_out
 
 KEY_GAIN = KEY_LOSS = 2.0
 """Nats; the paper's values."""

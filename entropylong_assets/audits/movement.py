@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from entropylong_assets.audits.ablation import judged
-from entropylong_assets.audits.audited import Audited, rate_cell, table
-from entropylong_assets.verification.false_acceptance import acceptance_rate
-from entropylong_assets.verification.gain import judge
+from entropylong_assets.audits.audit_tables import Audited, rate_cell, table
+from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
+from entropylong_assets.stages.verification.gain import judge
 
 
 def _moves(

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from entropylong_assets.audits.material import ScoredRoot
-from entropylong_assets.entropy.model import Tokenizer
-from entropylong_assets.entropy.scoring import Scorer
-from entropylong_assets.retrieval.leak_guard import RootGuard
-from entropylong_assets.samples.ordering import hash_key
-from entropylong_assets.settings import Settings, VerificationSettings
-from entropylong_assets.verification.controls import ChunkUniverse, draw_controls
-from entropylong_assets.verification.false_acceptance import acceptance_rate
-from entropylong_assets.verification.gain import judge
-from entropylong_assets.verification.planning import context_request, fits
+from entropylong_assets.audits.root_sample import ScoredRoot
+from entropylong_assets.settings.model import Settings, VerificationSettings
+from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.entropy.scoring import Scorer
+from entropylong_assets.stages.retrieval.leak_check import RootGuard
+from entropylong_assets.stages.samples.ordering import hash_key
+from entropylong_assets.stages.verification.controls import ChunkUniverse, draw_controls
+from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
+from entropylong_assets.stages.verification.gain import judge
+from entropylong_assets.stages.verification.requests import context_request, fits
 
 KINDS = ("random", "topical", "shuffled")
 _BORDER = re.compile(r"(?<=[.!?])\s+|\n+")

@@ -18,10 +18,10 @@ from typing import Any
 
 import polars as pl
 
-from entropylong_assets.entropy.model import Tokenizer
+from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 from entropylong_assets.storage.object_storage import open_uri
 from entropylong_assets.storage.tables import TableStore
-from entropylong_assets.verification.false_acceptance import acceptance_rate
 
 _ONSETS, _MIDDLES, _ENDS = (
     syllables.split()

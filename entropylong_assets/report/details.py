@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.report.distributions import Rows, rows
 from entropylong_assets.report.text import excerpt, token_texts, visible
+from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.storage.tables import TableStore
 
 ROOTS = 12

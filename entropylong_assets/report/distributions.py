@@ -14,9 +14,9 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from entropylong_assets.stages.verification.false_acceptance import clustered_rate
 from entropylong_assets.storage.duck import View, querying
 from entropylong_assets.storage.tables import TableStore
-from entropylong_assets.verification.false_acceptance import clustered_rate
 
 Rows = list[dict[str, Any]]
 

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from entropylong_assets.corpus.documents import canonical_texts
-from entropylong_assets.corpus.rows import Row
-from entropylong_assets.corpus.shards import ShardPlan, read_shard, source_of
-from entropylong_assets.embeddings.chunking import chunk_document
-from entropylong_assets.embeddings.embedder import load_embedder
-from entropylong_assets.entropy.anchors import score_roots
-from entropylong_assets.entropy.engine import load_scorer
-from entropylong_assets.entropy.model import load_scoring_model
 from entropylong_assets.report.capacity import DISTINCT, verification_tokens
-from entropylong_assets.settings import Settings
+from entropylong_assets.settings.model import Settings
+from entropylong_assets.stages.corpus.documents import canonical_texts
+from entropylong_assets.stages.corpus.rows import Row
+from entropylong_assets.stages.corpus.shards import ShardPlan, read_shard, source_of
+from entropylong_assets.stages.embeddings.chunking import chunk_document
+from entropylong_assets.stages.embeddings.embedder import load_embedder
+from entropylong_assets.stages.entropy.anchors import score_roots
+from entropylong_assets.stages.entropy.engine import load_scorer
+from entropylong_assets.stages.entropy.model import load_scoring_model
 
 SAMPLED_SHARDS, SAMPLED_DOCUMENTS, SAMPLED_ROOTS = 8, 64, 6
 

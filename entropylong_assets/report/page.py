@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entropylong_assets.entropy.model import load_tokenizer
 from entropylong_assets.report.charts import all_charts
 from entropylong_assets.report.details import HOW_CHOSEN
 from entropylong_assets.report.proof_charts import proof_charts
 from entropylong_assets.report.run import RunSource, TokenizerFor, choose, gather_run, open_run
 from entropylong_assets.report.text import as_json
-from entropylong_assets.settings import Settings
+from entropylong_assets.settings.model import Settings
+from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.storage.tables import TableStore
 
 

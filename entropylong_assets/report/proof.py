@@ -9,9 +9,9 @@ import polars as pl
 
 from entropylong_assets.audits.cross_model import GROUPS, summarise
 from entropylong_assets.audits.null_calibration import epsilon_for, lift, rates
-from entropylong_assets.audits.shard import measures
+from entropylong_assets.audits.shard_audits import measures
 from entropylong_assets.report.distributions import Rows
-from entropylong_assets.settings import Settings
+from entropylong_assets.settings.model import Settings
 from entropylong_assets.storage.tables import TableStore
 
 

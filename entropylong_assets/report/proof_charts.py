@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from entropylong_assets.audits.audited import RECIPE_ORDER
+from entropylong_assets.audits.audit_tables import RECIPE_ORDER
 from entropylong_assets.report.charts import (
     BLUE,
     GREY,

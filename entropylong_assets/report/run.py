@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from entropylong_assets.entropy.model import Tokenizer
 from entropylong_assets.report.details import (
     choose_roots,
     choose_samples,
@@ -17,10 +16,11 @@ from entropylong_assets.report.distributions import Rows, distributions, open_ta
 from entropylong_assets.report.funnel import funnel
 from entropylong_assets.report.proof import gather_proof
 from entropylong_assets.report.text import visible
-from entropylong_assets.settings import ScoringModelSettings, Settings
+from entropylong_assets.settings.model import ScoringModelSettings, Settings
+from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.training_data.figures import dataset_figures
+from entropylong_assets.stages.training_data.manifest import without_secrets
 from entropylong_assets.storage.tables import TableError, TableStore
-from entropylong_assets.training_data.figures import dataset_figures
-from entropylong_assets.training_data.manifest import without_secrets
 
 TokenizerFor = Callable[[ScoringModelSettings], Tokenizer]
 

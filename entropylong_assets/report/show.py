@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from entropylong_assets.entropy.model import Tokenizer
+from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.storage.tables import TableError, TableStore
 
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

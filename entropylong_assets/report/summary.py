@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from entropylong_assets.settings import VerificationSettings
+from entropylong_assets.settings.model import VerificationSettings
+from entropylong_assets.stages.verification.false_acceptance import Rate, false_acceptance
 from entropylong_assets.storage.tables import TableStore
-from entropylong_assets.verification.false_acceptance import Rate, false_acceptance
 
 
 @dataclass(frozen=True)

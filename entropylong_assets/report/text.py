@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from entropylong_assets.entropy.model import Tokenizer
+from entropylong_assets.stages.entropy.model import Tokenizer
 
 # C0 and C1 controls but tab and newline; what is invisible; what turns the direction of text
 # (UAX 9); line separators; interlinear marks; tags and lone surrogates.

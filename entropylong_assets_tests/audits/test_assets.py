@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from entropylong_assets.automation.audit_run import run_audits
-from entropylong_assets.automation.jobs import AUDITS
-from entropylong_assets.entropy.model import load_tokenizer
-from entropylong_assets.samples.recipes import RECIPES
-from entropylong_assets.settings import make_settings
+from entropylong_assets.orchestration.audit_run import run_audits
+from entropylong_assets.orchestration.jobs import AUDITS
+from entropylong_assets.settings.model import make_settings
+from entropylong_assets.stages.entropy.model import load_tokenizer
+from entropylong_assets.stages.samples.recipes import RECIPES
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests import reference
 from entropylong_assets_tests.conftest import World
@@ -105,7 +105,7 @@ def test_random_controls_are_not_the_stored_ones(audited: World) -> None:
 
 def test_null_scores_are_the_reference_s(audited: World, tiny_models: tuple[str, str]) -> None:
     """A random control, scored again in NumPy from its text."""
-    from entropylong_assets.embeddings.table import open_table
+    from entropylong_assets.stages.embeddings.table import open_table
 
     trials = read(audited, "null_calibration", "trials").filter(kind="random")
     tokenizer, model = load_tokenizer(audited.settings.scoring), reference.Llama(tiny_models[0])

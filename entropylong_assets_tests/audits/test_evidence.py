@@ -7,10 +7,10 @@ import math
 import polars as pl
 import pytest
 
-from entropylong_assets.audits.audited import number
+from entropylong_assets.audits.audit_tables import number
 from entropylong_assets.audits.evidence import overlap_words, roots_needed
 from entropylong_assets.audits.evidence_pairs import equal_epsilon, shortfall_words
-from entropylong_assets.audits.material import Mean
+from entropylong_assets.audits.root_sample import Mean
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 
 from entropylong_assets.audits.cross_model import choose_pairs, summarise
 from entropylong_assets.audits.long_range import key_tokens
-from entropylong_assets.audits.material import ScoredRoot, clustered_mean
 from entropylong_assets.audits.null_calibration import (
     epsilon_for,
     holding_epsilon,
@@ -16,8 +15,9 @@ from entropylong_assets.audits.null_calibration import (
     rates,
     shuffle_sentences,
 )
-from entropylong_assets.audits.shard import measures
-from entropylong_assets.settings import make_settings
+from entropylong_assets.audits.root_sample import ScoredRoot, clustered_mean
+from entropylong_assets.audits.shard_audits import measures
+from entropylong_assets.settings.model import make_settings
 
 PLAIN = make_settings(
     overrides={"verification": {"rule": "plain", "controls": 0, "require_surprisal_drop": False}}

@@ -10,9 +10,9 @@ from typing import Any
 
 import dagster as dg
 
-from entropylong_assets.automation.local_run import register_shards, run_export, run_pipeline
-from entropylong_assets.automation.partitions import PIPELINE
-from entropylong_assets.settings import make_settings
+from entropylong_assets.orchestration.local_run import register_shards, run_export, run_pipeline
+from entropylong_assets.orchestration.partitions import PIPELINE
+from entropylong_assets.settings.model import make_settings
 from entropylong_assets_tests.e2e.server import PROJECT, Server
 from entropylong_assets_tests.tiny_world import document, tiny_settings, write_models
 

@@ -310,7 +310,7 @@ class Server:
 
     def failed_checks(self) -> dict[tuple[str, str], str]:
         """Description of the latest evaluation of every check that fails now, by check, shard."""
-        from entropylong_assets.automation.partitions import PIPELINE
+        from entropylong_assets.orchestration.partitions import PIPELINE
 
         failed: dict[tuple[str, str], str] = {}
         for asset in PIPELINE:
@@ -345,7 +345,7 @@ class Server:
 
     def stale(self) -> dict[str, dict[str, list[str]]]:
         """By asset and partition, why the UI marks it out of date; only what is marked."""
-        from entropylong_assets.automation.partitions import PIPELINE
+        from entropylong_assets.orchestration.partitions import PIPELINE
 
         result: dict[str, dict[str, list[str]]] = {}
         for asset in PIPELINE:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from entropylong_assets.automation.presentation import GROUPS
+from entropylong_assets.orchestration.presentation import GROUPS
 from entropylong_assets_tests.e2e.conftest import keep_picture
 from entropylong_assets_tests.e2e.day import Day
 

@@ -19,8 +19,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from entropylong_assets.automation.doctor import examine
-from entropylong_assets.automation.local_run import register_shards, run_pipeline
+from entropylong_assets.orchestration.doctor import examine
+from entropylong_assets.orchestration.local_run import register_shards, run_pipeline
 from entropylong_assets_tests.e2e.server import PROJECT, free_port
 from entropylong_assets_tests.tiny_world import tiny_settings, write_corpus
 

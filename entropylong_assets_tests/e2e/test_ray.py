@@ -17,9 +17,9 @@ import dagster as dg
 import psutil
 import pytest
 
-from entropylong_assets.automation.doctor import examine
-from entropylong_assets.automation.local_run import register_shards
-from entropylong_assets.settings import make_settings
+from entropylong_assets.orchestration.doctor import examine
+from entropylong_assets.orchestration.local_run import register_shards
+from entropylong_assets.settings.model import make_settings
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.e2e.local_ray import LocalRay, StepProcess

@@ -16,12 +16,12 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.partitions.context import partition_loading_context
 
-from entropylong_assets.automation.partitions import PIPELINE
-from entropylong_assets.automation.resources import Pipeline
-from entropylong_assets.automation.scanning import register, scan
-from entropylong_assets.automation.schedules import new_files
 from entropylong_assets.definitions import build_definitions
-from entropylong_assets.settings import Settings
+from entropylong_assets.orchestration.partitions import PIPELINE
+from entropylong_assets.orchestration.resources import Pipeline
+from entropylong_assets.orchestration.scanning import register, scan
+from entropylong_assets.orchestration.schedules import new_files
+from entropylong_assets.settings.model import Settings
 from entropylong_assets.storage.tables import WHOLE, TableStore
 from entropylong_assets_tests.tiny_world import document, tiny_settings
 

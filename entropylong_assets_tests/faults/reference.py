@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entropylong_assets.automation.partitions import PIPELINE
-from entropylong_assets.settings import Settings
+from entropylong_assets.orchestration.partitions import PIPELINE
+from entropylong_assets.settings.model import Settings
 from entropylong_assets.storage.tables import WHOLE, TableStore
 from entropylong_assets_tests.e2e.server import PROJECT
 from entropylong_assets_tests.faults import witness

@@ -48,11 +48,11 @@ def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
     """Materialises one asset with its checks. Raises RuntimeError where the run fails."""
     import dagster as dg
 
-    from entropylong_assets.automation.faults import plain_errors
-    from entropylong_assets.automation.launcher import process_tags
-    from entropylong_assets.automation.local_run import instance, register_shards
     from entropylong_assets.definitions import build_definitions
-    from entropylong_assets.settings import make_settings
+    from entropylong_assets.orchestration.errors import plain_errors
+    from entropylong_assets.orchestration.launcher import process_tags
+    from entropylong_assets.orchestration.local_run import instance, register_shards
+    from entropylong_assets.settings.model import make_settings
     from entropylong_assets.storage.tables import WHOLE
 
     settings, run_id = make_settings("calibrated", values), str(uuid.uuid4())
@@ -124,7 +124,7 @@ def run_stage(
     if not pauses:
         import dagster as dg
 
-        from entropylong_assets.automation import faults
+        from entropylong_assets.orchestration import faults
 
         faults.RETRIES = dg.RetryPolicy(max_retries=faults.RETRIES.max_retries)
     count = watch_files(str(values["data_uri"]), die_at)

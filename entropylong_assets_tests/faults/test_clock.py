@@ -13,8 +13,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from entropylong_assets.automation.local_run import export_is_current
-from entropylong_assets.settings import make_settings
+from entropylong_assets.orchestration.local_run import export_is_current
+from entropylong_assets.settings.model import make_settings
 from entropylong_assets_tests.e2e.server import PROJECT
 from entropylong_assets_tests.faults.comparing import rerun
 from entropylong_assets_tests.faults.reference import STAGES, Reference, shard_of

@@ -91,7 +91,14 @@ def test_a_killed_command_does_not_hold_up_the_next(
     reference.copy("scan", data, home)
     settings = tmp_path / "settings.yaml"
     settings.write_text(yaml.safe_dump(reference.values(data)), encoding="utf-8")
-    command = [sys.executable, "-m", "entropylong_assets.cli", "run", "--settings", str(settings)]
+    command = [
+        sys.executable,
+        "-m",
+        "entropylong_assets.cli",
+        "run",
+        "--settings",
+        str(settings),
+    ]
     environment = os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(PROJECT)}
     for table in ("chunk_embeddings", "entropy_scores"):
         process = subprocess.Popen(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from entropylong_assets.automation.faults import is_transient
-from entropylong_assets.embeddings.table import open_table
+from entropylong_assets.orchestration.errors import is_transient
+from entropylong_assets.stages.embeddings.table import open_table
 from entropylong_assets_tests.faults.comparing import rerun
 from entropylong_assets_tests.faults.processes import Stage, witnessed
 from entropylong_assets_tests.faults.reference import FIRST, STAGES, Reference, shard_of

@@ -21,7 +21,7 @@ LEFT_BEHIND = (".staging-", ".put-", ".batches-", ".tmp-", "staging-")
 def rows_of(data: str, shard: str | None = None, tag: str | None = None) -> dict[str, str]:
     """Hash over all columns of the rows of each shard of the LanceDB table, in order of their ids;
     empty where there is no table."""
-    from entropylong_assets.embeddings.table import open_table
+    from entropylong_assets.stages.embeddings.table import open_table
     from entropylong_assets.storage.tables import TableError
 
     columns = ["chunk_id", "doc_id", "shard", "source", "start", "end", "text", "vector"]
@@ -91,7 +91,7 @@ def _tables(data: str, whole: Mapping[str, str], counts: Counter[str]) -> list[s
 
 
 def _exports(data: str, counts: Counter[str]) -> list[str]:
-    from entropylong_assets.training_data.verify import verify_export
+    from entropylong_assets.stages.training_data.verify import verify_export
 
     faults, folder = [], Path(data) / "exports"
     for path in folder.iterdir() if folder.exists() else ():

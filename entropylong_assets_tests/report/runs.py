@@ -10,13 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from entropylong_assets.entropy.model import Tokenizer
-from entropylong_assets.samples.shard import pack_shard
-from entropylong_assets.samples.shard_tables import open_tables
-from entropylong_assets.settings import Settings, make_settings
+from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.samples.shard_inputs import open_tables
+from entropylong_assets.stages.samples.shard_packing import pack_shard
+from entropylong_assets.stages.verification.gain import judge
 from entropylong_assets.storage.schemas import TABLES
 from entropylong_assets.storage.tables import TableStore
-from entropylong_assets.verification.gain import judge
 
 SHARDS = ("books-00000", "web-00000")
 HOSTILE = (

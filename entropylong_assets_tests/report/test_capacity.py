@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from entropylong_assets.cli import app
+from entropylong_assets.cli.main import app
 from entropylong_assets.report import capacity
 from entropylong_assets.report.capacity import (
     ENCODERS,

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from entropylong_assets.corpus.shards import plan_shards
 from entropylong_assets.report import estimate as module
-from entropylong_assets.settings import make_settings
+from entropylong_assets.settings.model import make_settings
+from entropylong_assets.stages.corpus.shards import plan_shards
 
 SHARDS, DOCUMENTS = 8, 64
 

@@ -14,12 +14,12 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from entropylong_assets.automation.local_run import register_shards, run_export, run_pipeline
-from entropylong_assets.cli_output import count_checks
-from entropylong_assets.embeddings.table import open_table
-from entropylong_assets.entropy.model import load_tokenizer
+from entropylong_assets.cli.output import count_checks
+from entropylong_assets.orchestration.local_run import register_shards, run_export, run_pipeline
 from entropylong_assets.report.show import show_sample
-from entropylong_assets.settings import Settings, make_settings
+from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.stages.embeddings.table import open_table
+from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.storage.tables import WHOLE, TableStore
 from entropylong_assets_tests.tiny_world import document, tiny_settings
 

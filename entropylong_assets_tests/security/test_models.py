@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from entropylong_assets.embeddings.embedder import load_embedder
-from entropylong_assets.entropy.model import load_scoring_model, load_tokenizer
-from entropylong_assets.entropy.model_files import ModelError
-from entropylong_assets.profiles import PROFILES
-from entropylong_assets.settings import EmbeddingSettings, ScoringModelSettings
+from entropylong_assets.settings.model import EmbeddingSettings, ScoringModelSettings
+from entropylong_assets.settings.profiles import PROFILES
+from entropylong_assets.stages.embeddings.embedder import load_embedder
+from entropylong_assets.stages.entropy.model import load_scoring_model, load_tokenizer
+from entropylong_assets.stages.entropy.model_files import ModelError
 
 
 class Planted:

@@ -25,21 +25,21 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from entropylong_assets.automation.faults import is_transient
-from entropylong_assets.automation.local_run import register_shards, run_export, run_pipeline
-from entropylong_assets.cli_output import count_checks
-from entropylong_assets.corpus.errors import CorpusError
-from entropylong_assets.corpus.files import list_files
-from entropylong_assets.embeddings.table import ChunkTable, chunk_schema, open_table
+from entropylong_assets.cli.output import count_checks
+from entropylong_assets.orchestration.errors import is_transient
+from entropylong_assets.orchestration.local_run import register_shards, run_export, run_pipeline
 from entropylong_assets.report.page import save_report
-from entropylong_assets.settings import Settings, SourceSettings, make_settings
+from entropylong_assets.settings.model import Settings, SourceSettings, make_settings
+from entropylong_assets.stages.corpus.errors import CorpusError
+from entropylong_assets.stages.corpus.files import list_files
+from entropylong_assets.stages.embeddings.table import ChunkTable, chunk_schema, open_table
+from entropylong_assets.stages.training_data.publication import Publication
 from entropylong_assets.storage import duck, object_storage, tables
-from entropylong_assets.storage.kept_batches import Batch, KeptBatches
+from entropylong_assets.storage.checkpoints import Batch, KeptBatches
 from entropylong_assets.storage.known_files import KnownFiles
 from entropylong_assets.storage.object_storage import StorageError
 from entropylong_assets.storage.s3 import S3
 from entropylong_assets.storage.tables import MANIFEST, WHOLE, TableError, TableStore
-from entropylong_assets.training_data.publication import Publication
 from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.storage.faulty_s3 import KEY_ID, SECRET, Bucket, Proxy, environment
 

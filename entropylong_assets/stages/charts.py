@@ -1,0 +1,97 @@
+"""Small pictures for the metadata of a partition, drawn by matplotlib."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from entropylong_assets.stages.entropy.histogram import Histogram
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure() -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(6, 2.8), layout="constrained")
+
+
+def as_markdown(figure: Figure, description: str) -> str:
+    """The picture inside a Markdown text, so that it needs no file beside it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f"![{description}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+
+
+def entropy_histogram(entropies: Histogram, mean_threshold: float | None) -> str:
+    """Entropies of all tokens of the roots (nats), each root's own τ averaged as a line."""
+    figure = _figure()
+    axes = figure.subplots()
+    axes.stairs(entropies.counts, entropies.edges, fill=True, color="#4477aa")
+    if mean_threshold is not None:
+        axes.axvline(mean_threshold, color="#cc3311", linestyle="--")
+        axes.text(0.98, 0.92, "- - mean τ", color="#cc3311", ha="right", transform=axes.transAxes)
+    axes.set_yscale("log")
+    axes.set_xlabel("entropy (nats)")
+    axes.set_ylabel("tokens")
+    return as_markdown(figure, "histogram of entropies with the mean threshold")
+
+
+def gain_histogram(gains: Mapping[str, Histogram], epsilon: float) -> str:
+    """Plain and calibrated gains (`gain`, `calibrated_gain`) of all scored pairs, ε as a line."""
+    figure = _figure()
+    axes = figure.subplots()
+    for column, label, colour in (
+        ("gain", "ΔI", "#bbbbbb"),
+        ("calibrated_gain", "ΔI*", "#4477aa"),
+    ):
+        there = gains[column]
+        if there.counts.any():
+            axes.stairs(there.counts, there.edges, fill=True, color=colour, alpha=0.8, label=label)
+    axes.axvline(epsilon, color="#cc3311", linestyle="--", label=f"ε = {epsilon:g}")
+    axes.set_yscale("log")
+    axes.set_xlabel("gain (below -1 shown at -1)")
+    axes.set_ylabel("(anchor, chunk) pairs")
+    axes.legend(frameon=False)
+    return as_markdown(figure, "histogram of information gains with epsilon")
+
+
+def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Points with their 95% intervals, a line each. rows: name, value, low, high."""
+    figure = _figure()
+    axes = figure.subplots()
+    shown = [row for row in rows if row["value"] is not None][::-1]
+    for place, row in enumerate(shown):
+        if row["low"] is not None and row["high"] is not None:
+            axes.hlines(place, row["low"], row["high"], color="#4477aa")
+        axes.plot(row["value"], place, "o", color="#4477aa")
+    axes.axvline(0, color="#bbbbbb", linestyle="--")
+    axes.margins(y=0.1)
+    axes.set_yticks(range(len(shown)), [str(row["name"]) for row in shown])
+    axes.set_xlabel(label)
+    return as_markdown(figure, f"{label}, with 95% intervals")
+
+
+def both_gains(pairs: pl.DataFrame, epsilon: float) -> str:
+    """Gain of each pair in the scoring model and in the second one, by the rules' verdicts."""
+    from entropylong_assets.audits.cross_model import GROUPS, group_of
+
+    figure = _figure()
+    axes = figure.subplots()
+    groups = pairs.drop_nulls(["gain", "second_gain"]).with_columns(group=group_of())
+    for (name, label), colour in zip(
+        reversed(GROUPS.items()), ("#bbbbbb", "#ddaa33", "#cc3311"), strict=True
+    ):
+        part = groups.filter(group=name)
+        x, y = (part[name].clip(-1, 1).to_numpy() for name in ("gain", "second_gain"))
+        axes.scatter(x, y, s=12, color=colour, label=label)
+    axes.axhline(epsilon, color="#4477aa", linestyle="--", label=f"ε = {epsilon:g}")
+    axes.set_xlabel("gain (below -1 shown at -1)")
+    axes.set_ylabel("second model's gain")
+    axes.legend(frameon=False, fontsize="small")
+    return as_markdown(figure, "gains of both models, pair by pair")

@@ -1,0 +1,239 @@
+"""One owner for each document, an index over all chunks, and its measured recall.
+
+Legend: Q queries, E dimensions, K neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from entropylong_assets.settings.model import EmbeddingSettings, Settings
+from entropylong_assets.stages.embeddings.embedder import Embedder
+from entropylong_assets.stages.embeddings.exact import device_of, nearest
+from entropylong_assets.stages.embeddings.table import EXACT, ChunkTable, Search, partitions
+from entropylong_assets.storage import duck
+from entropylong_assets.storage.tables import PartitionWriter, TableError, TableStore
+
+# Of every document in several shards, the copies that don't count. DuckDB groups on disk what
+# does not fit into its memory.
+_DUPLICATES = """
+WITH copies AS (
+    SELECT doc_id, shard, position, count(*)::INTEGER AS n_chunks
+    FROM {chunks} AS chunks JOIN plan ON plan.file = chunks.filename
+    GROUP BY doc_id, shard, position
+),
+several AS (SELECT doc_id FROM copies GROUP BY doc_id HAVING count(*) > 1)
+SELECT doc_id, shard, first_value(shard) OVER (PARTITION BY doc_id ORDER BY position) AS owner,
+       n_chunks
+FROM copies SEMI JOIN several USING (doc_id)
+QUALIFY shard <> owner
+ORDER BY doc_id, shard
+"""
+
+
+def find_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataFrame:
+    """Documents that stand in several shards, and the shard whose copy counts.
+
+    `positions`: place in the plan of each shard that is indexed. The owner is the shard that was
+    registered first, so that it depends on nothing but the plan. Columns as in the table
+    `duplicates`: doc_id, shard, owner, n_chunks.
+
+    Raises TableError where a table is not there or damaged, ConnectionError where the store gives
+    no answer.
+    """
+    if not positions:
+        return pl.DataFrame(schema=["doc_id", "shard", "owner", "n_chunks"])
+    files = [duck.file_name(store, "chunk_embeddings", shard, "chunks") for shard in positions]
+    plan = {"file": files, "shard": list(positions), "position": list(positions.values())}
+    read: dict[str, duck.View] = {"chunks": ("chunk_embeddings", list(positions), "chunks")}
+    with (
+        duck.telling(store, read),
+        duck.connect(store, {"plan": pl.DataFrame(plan)}) as session,
+    ):
+        query = _DUPLICATES.format(chunks=duck.parquet(files))
+        found = pl.from_arrow(session.sql(query).to_arrow_table())
+    assert isinstance(found, pl.DataFrame)
+    return found
+
+
+def drop_duplicates(table: ChunkTable, duplicates: pl.DataFrame) -> None:
+    """Takes the copies that don't count out of the table."""
+    for (shard,), copies in duplicates.group_by("shard", maintain_order=True):
+        table.delete_documents(str(shard), copies["doc_id"].to_list())
+
+
+def sample_queries(
+    table: ChunkTable, count: int, seed: int
+) -> tuple[list[str], NDArray[np.float32]]:
+    """`count` rows of the table chosen by hash: their ids, and their vectors, float32 [Q, E].
+
+    These are stored chunks, not the windows around anchors that the index is asked for later:
+    those are shorter, and what a search misses for them may be more.
+    """
+
+    def rank(chunk_id: str) -> bytes:
+        return hashlib.sha256(f"{seed}:recall:{chunk_id}".encode()).digest()
+
+    kept: list[tuple[bytes, str]] = []
+    for batch in table.scan(["chunk_id"]):
+        drawn = ((rank(chunk_id), chunk_id) for chunk_id in batch["chunk_id"])
+        kept = heapq.nsmallest(count, itertools.chain(kept, drawn))
+    ids = list(dict.fromkeys(chunk_id for _, chunk_id in kept))
+    rows = table.fetch(ids, ["chunk_id", "vector"]) if ids else None
+    if rows is None:
+        return [], np.zeros((0, 1), np.float32)
+    vectors = dict(rows.select("chunk_id", "vector").iter_rows())
+    return ids, np.asarray([vectors[chunk_id] for chunk_id in ids], np.float32)
+
+
+def measure_recall(
+    table: ChunkTable,
+    vectors_QE: NDArray[np.float32],
+    k: int,
+    how: Search,
+    worst_Q: NDArray[np.float32],
+    own_ids: Sequence[str] = (),
+) -> float:
+    """Recall@K of a search: the share of true neighbours that it finds.
+
+    worst_Q: similarity of each query's true K-th neighbour. A hit counts when it is as near as
+    that, so that ties don't count as loss. own_ids: the queries' own chunks, where they are rows
+    of the table [Q]; each finds itself with one probe, so K + 1 are asked for and it is left out.
+    """
+    if not len(vectors_QE):
+        return 1.0
+    found = table.search(vectors_QE, k + 1 if own_ids else k, how=how)
+    queries = found["query"].to_numpy()
+    near = found["similarity"].to_numpy() >= worst_Q[queries] - 1e-5
+    hits_Q = np.bincount(queries[near], minlength=len(vectors_QE))
+    if own_ids:
+        own = found["chunk_id"].to_numpy() == np.asarray(own_ids)[queries]
+        hits_Q -= np.bincount(queries[own], minlength=len(vectors_QE)) > 0
+    return float(np.minimum(hits_Q, k).sum() / (len(vectors_QE) * k))
+
+
+def true_worst(
+    table: ChunkTable, vectors_QE: NDArray[np.float32], k: int, device: str
+) -> NDArray[np.float32]:
+    """Similarity of the K-th nearest chunk of each query, float32 [Q], by plain products.
+
+    A query that is a row of the table is its own first: ask for K + 1 there.
+    """
+    if not len(vectors_QE):
+        return np.zeros(0, np.float32)
+    return nearest(vectors_QE, table.vectors(), k, device)[1][:, -1]
+
+
+_MOST_REFINED = 64
+
+
+def steer(
+    measure: Callable[[Search], float], kind: str, target: float, partitions: int
+) -> tuple[Search, float]:
+    """The first search whose measured recall reaches the target, and that recall.
+
+    Begins with the cheapest. Probes are doubled; where the index holds vectors in part only, so is
+    the factor by which more rows are taken and chosen from by the whole vectors: each time the one
+    that helps more, whatever it costs. Ends where both are at their most: then the recall is what
+    this index can give.
+    """
+    partial = kind != "ivf_flat"
+    search = Search(kind, 1)
+    recall = measure(search)
+    while recall < target:
+        tried = []
+        if (search.nprobes or 0) < partitions:
+            tried.append(search._replace(nprobes=min(2 * (search.nprobes or 1), partitions)))
+        if partial and (search.refine_factor or 0) < _MOST_REFINED:
+            tried.append(search._replace(refine_factor=2 * (search.refine_factor or 1)))
+        if not tried:
+            break
+        measured = [(measure(other), other) for other in tried]
+        recall, search = max(measured, key=lambda found: found[0])
+    return search, recall
+
+
+def searched_by_index(settings: EmbeddingSettings, n_rows: int) -> bool:
+    """Whether a table of so many rows gets an index; no index can be trained on a few rows."""
+    if settings.search == "auto":
+        return n_rows >= settings.ann_min_rows
+    return settings.search == "index" and n_rows >= 256
+
+
+def index_shards(
+    store: TableStore,
+    settings: Settings,
+    embedder: Embedder,
+    positions: Mapping[str, int],
+    versions: Mapping[str, str],
+    tag: str,
+    writer: PartitionWriter,
+) -> dict[str, Any]:
+    """Brings the table in order, tags it, and measures its recall; returns the summary.
+
+    versions: data version of each shard to be indexed. Raises TableError where the table does
+    not hold the rows that a shard's manifest counts.
+    """
+    embedding = settings.embedding
+    table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
+    order = {shard: positions[shard] for shard in sorted(versions, key=positions.__getitem__)}
+    duplicates = find_duplicates(store, order)
+    drop_duplicates(table, duplicates)
+    there = table.rows_by_shard()
+    taken = dict(duplicates.group_by("shard").agg(pl.col("n_chunks").sum()).iter_rows())
+    shards = []
+    for shard, position in order.items():
+        rows = store.require("chunk_embeddings", shard).tables["chunks"].rows - taken.get(shard, 0)
+        if there.get(shard, 0) != rows:
+            raise TableError(
+                f"LanceDB table: it holds {there.get(shard, 0)} rows of shard {shard} where "
+                f"{rows} were written; materialise chunk_embeddings for {shard} again"
+            )
+        shards.append(
+            {
+                "shard": shard,
+                "position": position,
+                "data_version": versions[shard],
+                "n_chunks": rows,
+            }
+        )
+    writer.append("shards", shards)
+    writer.append("duplicates", duplicates)
+    table.optimise()
+    n_rows = sum(row["n_chunks"] for row in shards)
+    table.index_for_lookup()
+    k = min(settings.retrieval.top_k, max(n_rows - 1, 1))
+    search, recall, asked = EXACT, 1.0, 0
+    if searched_by_index(embedding, n_rows):
+        table.build_index(embedding.index)
+        chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
+        asked = len(chosen)
+        worst_Q = true_worst(table, vectors_QE, k + 1, device_of(embedding.device))
+        search, recall = steer(
+            lambda how: measure_recall(table, vectors_QE, k, how, worst_Q, chosen),
+            embedding.index,
+            embedding.target_recall,
+            partitions(n_rows),
+        )
+    return {
+        "tag": tag,
+        "table_version": table.tag(tag),
+        "n_rows": n_rows,
+        "n_shards": len(shards),
+        "duplicate_documents": len(duplicates),
+        "excluded_shards": sorted(set(there) - set(order)),
+        "search": search.search,
+        "nprobes": search.nprobes,
+        "refine_factor": search.refine_factor,
+        "recall": recall,
+        "recall_k": k,
+        "recall_queries": asked,  # none: an exact search finds all by definition
+    }

@@ -1,0 +1,228 @@
+"""The fused head for CUDA: matrix product and entropy in one kernel, logits never leave registers.
+
+Legend: N positions, V vocabulary, D hidden size, P tiles of the vocabulary; z logits.
+
+A persistent grid walks over tiles of [N, V], in groups whose rows and columns stay in the L2
+cache together. Of each tile, and for each of its rows, it writes three numbers:
+    m = max z,  s = Σ 2^(z-m),  u = Σ 2^(z-m)·(z-m)        z in units of ln 2
+A second kernel joins the P triples of each position. All sums are float32; the products of
+bfloat16 are exact in float32. Memory: 12·N·P bytes, in slices of N that keep it under 64 MiB.
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from entropylong_assets.stages.entropy.kernels import Head
+
+PARTIAL_BYTES = 64 << 20
+
+
+class Tiling(NamedTuple):
+    """Shape of the work of one program."""
+
+    rows: int = 128
+    columns: int = 256
+    depth: int = 64
+    group: int = 8
+    warps: int = 8
+    stages: int = 4
+    per_sm: int = 1
+    flatten: bool = True
+
+
+@triton.jit
+def _tiles(
+    hidden,
+    weight,
+    bias,
+    m_PN,
+    s_PN,
+    u_PN,
+    N,
+    V,
+    D,
+    cap,
+    stride,
+    HAS_BIAS: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    FLATTEN: tl.constexpr,
+):
+    log2e: tl.constexpr = 1.4426950408889634
+    tiles_n = tl.cdiv(N, ROWS)
+    tiles_v = tl.cdiv(V, COLUMNS)
+    in_group = GROUP * tiles_v
+    for tile in tl.range(tl.program_id(0), tiles_n * tiles_v, tl.num_programs(0), flatten=FLATTEN):
+        group = tile // in_group
+        height = tl.minimum(tiles_n - group * GROUP, GROUP)
+        at_n = group * GROUP + (tile % in_group) % height
+        at_v = (tile % in_group) // height
+        z = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for d in range(tl.cdiv(D, DEPTH)):
+            a = hidden.load([at_n * ROWS, d * DEPTH])
+            b = weight.load([at_v * COLUMNS, d * DEPTH])
+            z = tl.dot(a, b.T, z)
+        columns = at_v * COLUMNS + tl.arange(0, COLUMNS)
+        if HAS_BIAS:
+            z += tl.load(bias + columns, mask=columns < V, other=0.0).to(tl.float32)[None, :]
+        if HAS_CAP:
+            # c·tanh(z / c), by the one exponential that is at hand
+            z = cap - 2 * cap / (1 + tl.exp2(z * (2 * log2e / cap)))
+        z = z * log2e
+        if V % COLUMNS != 0:
+            z = tl.where(columns[None, :] < V, z, -1e30)
+        m = tl.max(z, 1)
+        z = z - m[:, None]
+        p = tl.exp2(z)
+        s = tl.sum(p, 1)
+        u = tl.sum(p * z, 1)
+        rows = at_n * ROWS + tl.arange(0, ROWS)
+        out = at_v * stride + rows
+        tl.store(m_PN + out, m, mask=rows < N)
+        tl.store(s_PN + out, s, mask=rows < N)
+        tl.store(u_PN + out, u, mask=rows < N)
+
+
+@triton.jit
+def _join(
+    hidden,
+    weight,
+    bias,
+    targets,
+    m_PN,
+    s_PN,
+    u_PN,
+    entropy,
+    surprisal,
+    N,
+    P,
+    D,
+    cap,
+    stride,
+    HAS_BIAS: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    log2e: tl.constexpr = 1.4426950408889634
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = rows < N
+    target = tl.load(targets + rows, mask=inside, other=0)
+    dots = tl.zeros((ROWS, DEPTH), dtype=tl.float32)
+    for d in range(0, D, DEPTH):
+        at = d + tl.arange(0, DEPTH)
+        both = inside[:, None] & (at < D)[None, :]
+        a = tl.load(hidden + rows.to(tl.int64)[:, None] * D + at[None, :], mask=both, other=0.0)
+        b = tl.load(weight + target[:, None] * D + at[None, :], mask=both, other=0.0)
+        dots += a.to(tl.float32) * b.to(tl.float32)
+    z = tl.sum(dots, 1)
+    if HAS_BIAS:
+        z += tl.load(bias + target, mask=inside, other=0.0).to(tl.float32)
+    if HAS_CAP:
+        z = cap - 2 * cap / (1 + tl.exp2(z * (2 * log2e / cap)))
+    z = z * log2e
+
+    m = tl.full((ROWS,), -1e30, dtype=tl.float32)
+    s = tl.zeros((ROWS,), dtype=tl.float32)
+    u = tl.zeros((ROWS,), dtype=tl.float32)
+    for p in range(P):
+        m_p = tl.load(m_PN + p * stride + rows, mask=inside, other=-1e30)
+        s_p = tl.load(s_PN + p * stride + rows, mask=inside, other=1.0)
+        u_p = tl.load(u_PN + p * stride + rows, mask=inside, other=0.0)
+        top = tl.maximum(m, m_p)
+        old, new = tl.exp2(m - top), tl.exp2(m_p - top)
+        u = old * (u + s * (m - top)) + new * (u_p + s_p * (m_p - top))
+        s = old * s + new * s_p
+        m = top
+    log_s = tl.log2(s)
+    tl.store(entropy + rows, (log_s - u / s) / log2e, mask=inside)
+    tl.store(surprisal + rows, (log_s + m - z) / log2e, mask=inside)
+
+
+def fits(hidden_ND: Tensor, head: Head) -> bool:
+    """Whether these are bfloat16 of a width that the tensor copies take, on Hopper or later."""
+    both = (hidden_ND, head.weight_VD)
+    return all(
+        x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0 for x in both
+    ) and torch.cuda.get_device_capability(hidden_ND.device) >= (9, 0)
+
+
+def entropy_and_surprisal(
+    hidden_ND: Tensor, targets_N: Tensor, head: Head, tiling: Tiling | None = None
+) -> tuple[Tensor, Tensor]:
+    """H and -ln p(target), float32 [N], nats; hidden_ND and the head's weight are bfloat16."""
+    tiling = tiling or Tiling()
+    hidden_ND = hidden_ND.contiguous()
+    weight_VD = head.weight_VD.contiguous()
+    n, v = len(hidden_ND), len(weight_VD)
+    tiles_v = triton.cdiv(v, tiling.columns)
+    entropy_N = torch.empty(n, device=hidden_ND.device, dtype=torch.float32)
+    surprisal_N = torch.empty_like(entropy_N)
+    # Whole waves of full groups, as many as the partial results' memory allows.
+    step = max(1, PARTIAL_BYTES // (12 * tiles_v) // tiling.rows) * tiling.rows
+    partial_3PN = torch.empty(
+        3, tiles_v, min(step, n), device=hidden_ND.device, dtype=torch.float32
+    )
+    programs = (
+        tiling.per_sm * torch.cuda.get_device_properties(hidden_ND.device).multi_processor_count
+    )
+    weight = TensorDescriptor.from_tensor(weight_VD, [tiling.columns, tiling.depth])
+    cap = float(head.softcap or 1.0)
+    flags = {"HAS_BIAS": head.bias_V is not None, "HAS_CAP": head.softcap is not None}
+    for start in range(0, n, step):
+        part = slice(start, min(n, start + step))
+        hidden = hidden_ND[part]
+        rows, depth = hidden.shape
+        tiles = triton.cdiv(rows, tiling.rows) * tiles_v
+        _tiles[(min(programs, tiles),)](
+            TensorDescriptor.from_tensor(hidden, [tiling.rows, tiling.depth]),
+            weight,
+            head.bias_V,
+            *partial_3PN,
+            rows,
+            v,
+            depth,
+            cap,
+            partial_3PN.shape[2],
+            **flags,
+            ROWS=tiling.rows,
+            COLUMNS=tiling.columns,
+            DEPTH=tiling.depth,
+            GROUP=tiling.group,
+            FLATTEN=tiling.flatten,
+            num_warps=tiling.warps,
+            num_stages=tiling.stages,
+        )
+        _join[(triton.cdiv(rows, 16),)](
+            hidden,
+            weight_VD,
+            head.bias_V,
+            targets_N[part],
+            *partial_3PN,
+            entropy_N[part],
+            surprisal_N[part],
+            rows,
+            tiles_v,
+            depth,
+            cap,
+            partial_3PN.shape[2],
+            **flags,
+            ROWS=16,
+            DEPTH=128,
+            num_warps=4,
+        )
+    return entropy_N, surprisal_N

@@ -1,0 +1,78 @@
+"""The cheaper scorer of the approximate screen, from a loaded model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from entropylong_assets.stages.entropy.engine import PackedScorer, cpu_has_bfloat16
+from entropylong_assets.stages.entropy.model import ScoringModel, Tokenizer
+from entropylong_assets.stages.entropy.model_files import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OFF = "set scoring.screen to 'off'"
+
+
+Kind = Literal["bfloat16", "fp8"]
+
+
+def load_screener(model: ScoringModel, kind: Kind, pack_tokens: int | None = None) -> PackedScorer:
+    """`make_screener`; a second call in the same process gives the same one."""
+    return _screener(
+        model.hf_model,
+        model.tokenizer,
+        model.identity,
+        model.max_forward_tokens,
+        kind,
+        pack_tokens,
+    )
+
+
+@lru_cache(maxsize=1)
+def _screener(
+    hf_model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    identity: str,
+    longest: int,
+    kind: Kind,
+    pack_tokens: int | None,
+) -> PackedScorer:
+    return make_screener(ScoringModel(hf_model, tokenizer, identity, longest), kind, pack_tokens)
+
+
+def make_screener(model: ScoringModel, kind: Kind, pack_tokens: int | None = None) -> PackedScorer:
+    """The engine in cheaper arithmetic.
+
+    Raises ModelError where it would not be cheaper than the exact pass, or is not to be had.
+    """
+    import torch
+
+    hf_model = model.hf_model
+    device = hf_model.device
+    if kind == "bfloat16":
+        if hf_model.dtype != torch.float32:
+            raise ModelError(
+                f"scoring.screen is 'bfloat16' but the exact pass is in it already; {OFF}"
+            )
+        if device.type == "cpu" and not cpu_has_bfloat16():
+            raise ModelError(
+                f"scoring.screen is 'bfloat16' but this CPU only emulates it, slower than the "
+                f"exact pass; {OFF}"
+            )
+        half = replace(model, hf_model=copy.deepcopy(hf_model).bfloat16())
+        return PackedScorer(half, pack_tokens=pack_tokens)
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise ModelError(
+            f"scoring.screen is 'fp8' but scoring runs on {device}, which does not multiply 8-bit "
+            f"floats (a CUDA device of compute capability 8.9 does); {OFF}"
+        )
+    if hf_model.dtype != torch.bfloat16:
+        raise ModelError("scoring.screen is 'fp8': set scoring.dtype to 'bfloat16' with it")
+    scorer = PackedScorer(model, pack_tokens=pack_tokens, float8=True)
+    if scorer.mode != "packed":
+        raise ModelError(f"scoring.screen is 'fp8' but this model can't be scored so; {OFF}")
+    return scorer

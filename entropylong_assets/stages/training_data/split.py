@@ -1,0 +1,100 @@
+"""Train and validation: no document stands on both sides.
+
+Samples that share a document, as root or context, hang together. What hangs together goes to one
+side whole. On a large corpus a few popular passages tie most samples into one such component;
+then a validation split is only to be had by leaving the samples between the two sides out, and
+`max_left_out` says how many that may cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from entropylong_assets.stages.samples.ordering import hash_key
+
+_TRIES_A_SAMPLE = 50
+"""Samples looked at for each that is still wanted, before we settle for fewer."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sample ids of `validation` and `left_out`; all others are train. components: sets of
+    samples that hang together."""
+
+    validation: frozenset[str]
+    left_out: frozenset[str]
+    samples: int
+    components: int
+    largest_component: int
+
+
+def _whole_components(names: list[str], labels: list[int], room: int, seed: int) -> set[int]:
+    """Samples of whole components, in an order by hash, each component that still fits."""
+    members: dict[int, list[int]] = {}
+    for sample, label in enumerate(labels):
+        members.setdefault(label, []).append(sample)
+
+    def key(samples: list[int]) -> bytes:
+        return hash_key(seed, "validation", names[samples[0]])
+
+    held: set[int] = set()
+    for samples in sorted(members.values(), key=key):
+        if len(held) + len(samples) <= room:
+            held.update(samples)
+    return held
+
+
+def split_samples(
+    documents: pl.DataFrame, fraction: float, seed: int, max_left_out: float = 0.0
+) -> Split:
+    """Holds out at most `fraction` of the samples.
+
+    documents: sample_id and doc_id (or its hash) of every root and context, verified or not.
+    Whole components come first. If they give too little, single samples follow, those with the
+    fewest links first, and the samples linked to them are left out of both sides, up to the share
+    `max_left_out`.
+    The same rows in any order give the same split.
+    """
+    from scipy.sparse import coo_array, csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    names = documents["sample_id"].unique().cast(pl.String).sort()
+    if names.is_empty():
+        return Split(frozenset(), frozenset(), 0, 0, 0)
+    n, ids = len(names), names.to_list()
+    sample_E = documents["sample_id"].cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
+    document_E = documents["doc_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    ones_E, n_documents = np.ones(len(sample_E), np.int64), int(document_E.max()) + 1
+    size = n + n_documents
+    edges = coo_array((ones_E, (sample_E, n + document_E)), shape=(size, size))
+    labels = connected_components(edges, directed=False)[1][:n].tolist()
+    wanted, budget = int(fraction * n), int(max_left_out * n)
+    held = _whole_components(ids, labels, wanted, seed)
+    left_out: set[int] = set()
+
+    if len(held) < wanted and budget:
+        documents_of = csr_array((ones_E, (sample_E, document_E)), shape=(n, n_documents))
+        samples_of = csr_array((ones_E, (document_E, sample_E)), shape=(n_documents, n))
+        links = documents_of @ np.diff(samples_of.indptr)  # counts a sample once a document
+        keys = [hash_key(seed, "validation", name) for name in ids]
+        order = sorted(range(n), key=lambda s: (links[s], keys[s]))
+        for sample in order[: _TRIES_A_SAMPLE * wanted]:
+            if len(held) == wanted:
+                break
+            mine = documents_of.indices[slice(*documents_of.indptr[sample : sample + 2])]
+            linked = set(samples_of[mine].indices.tolist())
+            cost = (left_out | linked) - held - {sample}
+            if sample not in held and len(cost) <= budget:
+                held.add(sample)
+                left_out = cost
+    sizes = np.bincount(labels)
+    return Split(
+        validation=frozenset(ids[s] for s in held),
+        left_out=frozenset(ids[s] for s in left_out),
+        samples=n,
+        components=len(sizes),
+        largest_component=int(sizes.max()),
+    )

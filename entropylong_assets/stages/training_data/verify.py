@@ -1,0 +1,68 @@
+"""Reads a whole export again and compares it with its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from entropylong_assets.stages.training_data.manifest import ExportError, decode_manifest
+from entropylong_assets.stages.training_data.publication import MANIFEST
+from entropylong_assets.storage.object_storage import open_uri
+
+_READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was read, and a line for each file that is not as it was written."""
+
+    files: int
+    bytes: int
+    faults: tuple[str, ...]
+
+
+def read_manifest(uri: str) -> dict[str, Any]:
+    """The manifest of the export at `uri`. Raises ExportError where it is missing or damaged."""
+    fs, folder = open_uri(uri)
+    try:
+        data = fs.cat_file(f"{folder.rstrip('/')}/{MANIFEST}")
+    except FileNotFoundError:
+        raise ExportError(
+            f"{uri}: no export here ({MANIFEST} is missing); name the folder of one export"
+        ) from None
+    return decode_manifest(data)
+
+
+def _fault(fs: Any, path: str, expected: dict[str, Any]) -> str | None:
+    digest, size = hashlib.sha256(), 0
+    try:
+        with fs.open(path, "rb") as stream:
+            while block := stream.read(_READ_BYTES):
+                digest.update(block)
+                size += len(block)
+    except FileNotFoundError:
+        return "missing"
+    if size != expected["bytes"]:
+        return f"{size} bytes, {expected['bytes']} were written"
+    return None if digest.hexdigest() == expected["sha256"] else "its bytes have changed"
+
+
+def verify_export(uri: str) -> Verification:
+    """Reads every file; finds changed, missing and foreign ones. Raises ExportError where the
+    manifest itself is missing or damaged."""
+    manifest = read_manifest(uri)
+    fs, folder = open_uri(uri)
+    folder = folder.rstrip("/")
+    faults = []
+    for file in manifest["files"]:
+        fault = _fault(fs, f"{folder}/{file['path']}", file)
+        if fault:
+            faults.append(f"{file['path']}: {fault}")
+    known = {file["path"] for file in manifest["files"]} | {MANIFEST}
+    for path in sorted(fs.find(folder)):
+        relative = path.removeprefix(folder).lstrip("/")
+        if relative not in known:
+            faults.append(f"{relative}: not part of the export")
+    files = manifest["files"]
+    return Verification(len(files), sum(file["bytes"] for file in files), tuple(faults))

@@ -1,0 +1,465 @@
+"""Every SQL check passes sound tables and fails on tables with one thing wrong.
+
+Guards against the check that is always green. Each case breaks one row of the tables in
+`valid_tables`, which the same check finds sound just before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import entropylong_assets
+from entropylong_assets.orchestration.checks import SqlCheck, run_check
+from entropylong_assets.orchestration.resources import Pipeline
+from entropylong_assets.settings.model import make_settings
+from entropylong_assets_tests.orchestration.valid_tables import PARAMETERS, Tables, valid, views
+
+PACKAGE = Path(entropylong_assets.__file__).parent
+NAN, INF = float("nan"), float("inf")
+Break = Callable[[Tables], Any]
+
+
+def sets(table: str, row: int, **values: Any) -> Break:
+    return lambda tables: tables[table][row].update(values)
+
+
+def loses(table: str, row: int) -> Break:
+    return lambda tables: tables[table].pop(row)
+
+
+def doubles(table: str, row: int, **values: Any) -> Break:
+    return lambda tables: tables[table].append({**tables[table][row], **values})
+
+
+def sets_item(table: str, row: int, column: str, position: int, value: Any) -> Break:
+    return lambda tables: tables[table][row][column].__setitem__(position, value)
+
+
+def shortens(table: str, row: int, column: str) -> Break:
+    return lambda tables: tables[table][row][column].pop()
+
+
+CASES: dict[str, dict[str, dict[str, Break]]] = {
+    "corpus": {
+        "unique_documents": {"id twice": doubles("documents", 0)},
+        "no_empty_text": {
+            "only spaces": sets("documents", 0, text="      ", n_chars=6),
+            "length of another text": sets("documents", 0, n_chars=11),
+            "below the limit": sets("documents", 0, text="abc", n_chars=3),
+            "above the limit": sets("documents", 0, text="x" * 51, n_chars=51),
+            "no tokens": sets("documents", 0, n_tokens=0),
+        },
+        "rows_reconcile": {
+            "a document vanished": loses("documents", 1),
+            "a drop was not recorded": loses("dropped", 0),
+            "a row counted twice": doubles("dropped", 0),
+        },
+        "roots_eligible": {
+            "root too short": sets("documents", 0, n_tokens=3),
+            "root too long": sets("documents", 0, n_tokens=100),
+        },
+        "bad_rows": {"a broken line": sets("dropped", 0, reason="not_json")},
+        "few_bad_rows": {"a broken line in few": sets("dropped", 0, reason="not_json")},
+    },
+    "embeddings": {
+        "one_vector_per_chunk": {
+            "vector lost": loses("vectors", 0),
+            "vector twice": doubles("vectors", 0),
+            "vector of no chunk": doubles("vectors", 0, chunk_id="A-00009"),
+        },
+        "vectors_unit_length": {
+            "too long": sets("vectors", 0, vector=[1.0, 0.5]),
+            "zero": sets("vectors", 0, vector=[0.0, 0.0]),
+            "not a number": sets("vectors", 0, vector=[NAN, 0.0]),
+            "infinite": sets("vectors", 0, vector=[INF, 0.0]),
+            "missing": sets("vectors", 0, vector=None),
+        },
+        "chunks_within_documents": {
+            "document without chunks": loses("chunks", 2),
+            "overlap": sets("chunks", 1, start=17),
+            "empty": sets("chunks", 1, end=19),
+            "beyond the text": sets("chunks", 1, end=30),
+            "before the text": sets("chunks", 0, start=-1),
+            "beyond the window": sets("chunks", 0, n_embedder_tokens=17),
+            "of no document": doubles("chunks", 0, doc_id="Q", chunk_id="Q-00000"),
+            "number left out": sets("chunks", 1, chunk_number=2, chunk_id="A-00002"),
+            "chunk twice": doubles("chunks", 2),
+        },
+    },
+    "index": {
+        "no_document_indexed_twice": {
+            "copy in another shard": doubles("indexed", 0, shard="s-1"),
+        },
+        "index_rows_reconcile": {
+            "row lost": loses("indexed", 0),
+            "row twice": doubles("indexed", 0),
+            "shard lost": loses("indexed", 2),
+        },
+        "recall_reached": {"too low": sets("summary", 0, recall=0.94)},
+    },
+    "entropy": {
+        "roots_reconcile": {
+            "root lost": loses("roots", 0),
+            "drop not recorded": loses("dropped", 0),
+            "root twice": doubles("roots", 0),
+            "scored and dropped": doubles("dropped", 0, root_id="A"),
+            "scored but not chosen": sets("documents", 0, is_root=False),
+            "no such document": doubles("roots", 0, root_id="Q"),
+        },
+        "one_entropy_per_token": {
+            "entropy missing": shortens("roots", 0, "entropies"),
+            "surprisal missing": shortens("roots", 0, "surprisals"),
+            "token missing": shortens("roots", 0, "token_ids"),
+        },
+        "entropies_in_range": {
+            "negative": sets_item("roots", 0, "entropies", 2, -0.01),
+            "above ln V": sets_item("roots", 0, "entropies", 2, 4.61),
+            "not a number": sets_item("roots", 0, "entropies", 2, NAN),
+            "infinite": sets_item("roots", 0, "entropies", 2, INF),
+            "missing behind a prefix": sets_item("roots", 0, "entropies", 2, None),
+            "surprisal negative": sets_item("roots", 0, "surprisals", 2, -0.01),
+            "surprisal not a number": sets_item("roots", 0, "surprisals", 2, NAN),
+            "surprisal infinite": sets_item("roots", 0, "surprisals", 2, INF),
+            "surprisal missing": sets_item("roots", 0, "surprisals", 2, None),
+        },
+        "anchors_recomputed": {
+            "another mean": lambda t: t["roots"][0].update(mean=t["roots"][0]["mean"] + 1e-5),
+            "another deviation": lambda t: t["roots"][0].update(std=t["roots"][0]["std"] - 1e-5),
+            "another threshold": sets("roots", 0, threshold=3.0),
+            "threshold not a number": sets("roots", 0, threshold=NAN),
+            "anchor lost": shortens("roots", 0, "anchors"),
+            "all anchors lost": sets("roots", 0, anchors=[]),
+            "anchor too many": sets("roots", 0, anchors=[3, 5, 7]),
+            "anchors out of order": sets("roots", 0, anchors=[7, 3]),
+            "entropy changed": sets_item("roots", 0, "entropies", 4, 3.9),
+        },
+    },
+    "retrieval": {
+        "anchors_reconcile": {
+            "query lost": loses("queries", 0),
+            "query twice": doubles("queries", 0),
+            "query of no anchor": doubles("queries", 2, anchor=2),
+            "drop not recorded": loses("dropped", 1),
+            "dropped root not recorded": loses("dropped", 0),
+            "candidates and dropped": doubles("dropped", 1, root_id="A"),
+            "candidate of no query": doubles("candidates", 0, anchor=5),
+            "dropped whole and answered": doubles("dropped", 0, root_id="A", n_anchors=2),
+        },
+        "ranks_without_gap": {
+            "first rank missing": loses("candidates", 0),
+            "gap": sets("candidates", 1, rank=3),
+            "rank twice": sets("candidates", 1, rank=1),
+            "chunk twice": sets("candidates", 1, chunk_id="B-00000"),
+            "more than K": doubles("candidates", 1, rank=3, chunk_id="G-00000"),
+        },
+        "no_own_chunk": {
+            "own chunk": sets("chunks", 0, doc_id="A"),
+            "passage not kept": loses("chunks", 1),
+        },
+        "guard_consistent": {
+            "copy let through": sets("candidates", 1, guard="passed"),
+            "refused without cause": sets("candidates", 0, guard="near_duplicate"),
+            "at the border": sets("candidates", 0, containment=0.25),
+            "unknown word": sets("candidates", 0, guard="maybe"),
+            "share above one": sets("candidates", 1, containment=1.5),
+            "share not a number": sets("candidates", 1, containment=NAN),
+        },
+        "similarities_ordered": {
+            "rises with the rank": sets("candidates", 1, similarity=0.875),
+            "above one": sets("candidates", 0, similarity=1.01),
+            "below minus one": sets("candidates", 1, similarity=-1.01),
+            "not a number": sets("candidates", 1, similarity=NAN),
+        },
+    },
+    "verification": {
+        "pairs_reconcile": {
+            "pair lost": loses("pairs", 3),
+            "pair twice": doubles("pairs", 0),
+            "pair of no candidate": doubles("pairs", 0, rank=3),
+            "another chunk": sets("pairs", 0, chunk_id="G-00000"),
+            "refused as a copy, but scored": sets("candidates", 0, guard="near_duplicate"),
+            "a copy to the pairs alone": sets("candidates", 1, guard="passed"),
+        },
+        "scores_match_roots": {
+            "another entropy": sets("pairs", 0, entropy=4.000001),
+            "another surprisal": sets("pairs", 0, surprisal=3.000001),
+            "position beyond the root": sets("pairs", 0, anchor=8),
+            "no such root": sets("pairs", 0, root_id="Q"),
+        },
+        "entropies_behind_in_range": {
+            "not a number": sets("pairs", 0, entropy_context=NAN),
+            "negative": sets("pairs", 0, entropy_context=-0.01),
+            "above ln V": sets("pairs", 0, entropy_context=4.61),
+            "surprisal negative": sets("pairs", 0, surprisal_context=-0.01),
+            "surprisal infinite": sets("pairs", 0, surprisal_context=INF),
+            "surprisal missing": sets("pairs", 0, surprisal_context=None),
+            "control not a number": sets("controls", 0, entropy=NAN),
+            "control's surprisal infinite": sets("controls", 0, surprisal=INF),
+        },
+        "verdicts_recomputed": {
+            "another gain": sets("pairs", 0, gain=0.7500001),
+            "gain missing": sets("pairs", 0, gain=None),
+            "gain not a number": sets("pairs", 0, gain=NAN),
+            "gain without a score": sets("pairs", 1, gain=0.5),
+            "another calibrated gain": sets("pairs", 0, calibrated_gain=0.75),
+            "plain verdict turned": sets("pairs", 3, accepted_plain=True),
+            "calibrated verdict turned": sets("pairs", 2, accepted_calibrated=True),
+            "verdict of the other rule": sets("pairs", 2, accepted=True),
+            "accepted, but not in words": sets("pairs", 0, verdict="gain_too_small"),
+            "in words alone": sets("pairs", 3, verdict="accepted"),
+            "the wrong reason": sets("pairs", 2, verdict="gain_too_small"),
+            "another wrong reason": sets("pairs", 3, verdict="surprisal_rose"),
+            "scored, but said not to be": sets("pairs", 3, verdict="not_tried"),
+            "unknown word": sets("pairs", 3, verdict="perhaps"),
+        },
+        "controls_averaged": {
+            "another mean": sets("pairs", 0, entropy_control=3.8),
+            "another surprisal": sets("pairs", 0, surprisal_control=2.5),
+            "mean missing": sets("pairs", 0, entropy_control=None),
+            "a control lost": loses("controls", 0),
+        },
+        "false_acceptance_low": {"too high": sets("summary", 0, false_acceptance=0.021)},
+    },
+    "samples": {
+        "exact_length": {
+            "one short": shortens("samples", 0, "input_ids"),
+            "one long": lambda t: t["samples"][0]["input_ids"].append(0),
+        },
+        "segments_tile": {
+            "gap": sets("segments", 1, end=3),
+            "overlap": sets("segments", 2, start=3),
+            "empty": sets("segments", 4, start=18),
+            "ends early": loses("segments", 4),
+            "begins late": loses("segments", 0),
+            "number left out": sets("segments", 4, segment=5),
+            "none at all": lambda t: t["segments"].clear(),
+            "of no sample": lambda t: [row.update(sample_id="q") for row in t["segments"]],
+            "more of no sample": doubles("segments", 4, sample_id="q", segment=0, start=0),
+        },
+        "roles_reconcile": {
+            "roots": sets("samples", 0, n_root=8),
+            "verified": sets("samples", 0, n_verified=2),
+            "negative": sets("samples", 0, n_negative=0),
+            "padding": sets("samples", 0, n_padding=4),
+            "another role": sets("segments", 2, role="verified"),
+            "unknown role": sets("segments", 0, role="filler"),
+        },
+        "contexts_before_anchors": {
+            "context behind the anchor": lambda t: (
+                t["segments"][1].update(start=15, end=18),
+                t["dependencies"][0].update(context_start=15, context_end=18, distance=-9),
+            ),
+            "not a segment": sets("dependencies", 0, context_end=5, distance=4),
+            "not verified": sets("segments", 1, role="hard_negative"),
+            "another root's": sets("segments", 1, root_id="Z"),
+            "another chunk": sets("dependencies", 0, chunk_id="G-00000"),
+            "anchor elsewhere": sets("dependencies", 0, anchor_position=10, distance=6),
+            "anchor beyond the root": sets(
+                "dependencies", 0, anchor=9, anchor_position=15, distance=11
+            ),
+            "another distance": sets("dependencies", 0, distance=6),
+            "no such sample": sets("dependencies", 0, sample_id="q"),
+        },
+        "tokens_as_verified": {
+            "root's token": sets_item("samples", 0, "input_ids", 9, 99),
+            "context's token": sets_item("samples", 0, "input_ids", 2, 99),
+            "negative's token": sets_item("samples", 0, "input_ids", 4, 99),
+            "separator": sets_item("samples", 0, "input_ids", 14, 99),
+            "context cut": sets("segments", 1, end=3),
+            "no such context": loses("contexts", 0),
+        },
+        "dependencies_reconcile": {
+            "lost": loses("dependencies", 0),
+            "twice": doubles("dependencies", 0),
+            "not accepted": doubles("dependencies", 0, chunk_id="G-00000"),
+            "drop not recorded": loses("dropped", 0),
+            "dropped root not recorded": loses("dropped", 1),
+            "dropped and packed": doubles("dropped", 0, root_id="A"),
+            "root dropped and packed": doubles("dropped", 1, root_id="A"),
+            "count of the dropped root": sets("dropped", 1, n_dependencies=2),
+            "at another anchor": sets("dependencies", 0, anchor=4),
+            "with another gain": sets("dependencies", 0, gain=0.5),
+        },
+        "no_root_used_twice": {
+            "in two shards": sets("all_segments", 5, root_id="A"),
+            "in one sample": doubles("all_segments", 3),
+        },
+    },
+    "training_data": {
+        "every_sample_exported": {
+            "one missing in a format": sets("found", 0, samples=0),
+            "one twice in a format": sets("found", 3, samples=2),
+            "a split missing": loses("found", 1),
+            "a sample never split": doubles("samples", 0, sample_id="s-3"),
+            "a drop not recorded": sets("summary", 0, left_out=0),
+        },
+        "no_document_in_both_splits": {"in both": sets("documents", 1, split="validation")},
+    },
+    "null": {
+        "null_gains_recomputed": {
+            "another gain": sets("trials", 0, gain=0.7500001),
+            "gain missing": sets("trials", 0, gain=None),
+            "plain verdict turned": sets("trials", 1, accepted_plain=True),
+            "calibrated below ε": sets("trials", 1, accepted_calibrated=True),
+            "not a number": sets("trials", 0, entropy_context=NAN),
+        },
+        "null_rates_recounted": {
+            "a trial lost": loses("trials", 1),
+            "passed too often": sets("rates", 1, passed=2),
+            "another rate": sets("rates", 1, rate=0.6),
+            "outside its interval": sets("rates", 1, low=0.6),
+        },
+        "chance_below_retrieved": {"chance as good": sets("rates", 0, rate=0.8)},
+    },
+    "second": {
+        "second_gains_recomputed": {
+            "another gain": sets("audited", 0, second_gain=0.6),
+            "gain missing": sets("audited", 0, second_gain=None),
+            "verdict turned": sets("audited", 0, holds=False),
+            "not a pair": sets("audited", 0, chunk_id="Q-00000"),
+            "another plain verdict": sets("audited", 0, accepted_plain=False),
+            "another calibrated verdict": sets("audited", 0, accepted_calibrated=False),
+        },
+    },
+    "long": {
+        "windows_within_budget": {
+            "window too short": sets("windows", 0, window_tokens=10),
+            "no context": sets("windows", 0, context_tokens=0),
+            "more key tokens than tokens": sets("windows", 0, key_tokens=9),
+            "root twice": doubles("windows", 0),
+        },
+        "in_place_scores_sound": {
+            "not a number": sets("anchors", 0, entropy_in_place=NAN),
+            "negative": sets("anchors", 0, surprisal_in_place=-0.1),
+            "control not a number": sets("anchors", 0, entropy_random=NAN),
+            "context behind its anchor": sets("dependencies", 0, distance=-1),
+            "replaced not a number": sets("dependencies", 0, surprisal_replaced=NAN),
+        },
+    },
+}
+
+FOLDERS = {"index": "embeddings", "null": "audits", "second": "audits", "long": "audits"}
+BROKEN = [
+    pytest.param(stage, check, change, id=f"{stage}-{check}-{name}".replace(" ", "_"))
+    for stage, checks in CASES.items()
+    for check, changes in checks.items()
+    for name, change in changes.items()
+]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    folder = tmp_path_factory.mktemp("data")
+    return Pipeline(make_settings(overrides={"data_uri": str(folder)}))
+
+
+def faults(pipeline: Pipeline, stage: str, check: str, tables: Tables, **over: Any) -> int:
+    folder = PACKAGE / FOLDERS.get(stage, stage) / "checks"
+    count, _ = run_check(
+        folder,
+        SqlCheck(check, ""),
+        views(stage, tables),
+        pipeline,
+        PARAMETERS[stage] | over,
+    )
+    return count
+
+
+@pytest.mark.parametrize(("stage", "check", "change"), BROKEN)
+def test_check_fails_on_what_it_guards_against(
+    pipeline: Pipeline, stage: str, check: str, change: Break
+) -> None:
+    assert faults(pipeline, stage, check, valid(stage)) == 0
+    tables = valid(stage)
+    change(tables)
+    assert tables != valid(stage), "the case changes nothing"
+    assert faults(pipeline, stage, check, tables) > 0
+
+
+def test_every_check_has_a_case() -> None:
+    files = {(p.parent.parent.name, p.stem) for p in PACKAGE.rglob("checks/*.sql")}
+    cases = {(FOLDERS.get(s, s), check) for s, checks in CASES.items() for check in checks}
+    assert len(files) >= 30
+    assert cases == files
+
+
+def test_every_check_file_is_run_by_an_asset() -> None:
+    """A file that no asset names would never run."""
+    from entropylong_assets.definitions import defs
+
+    named = {key.name for key in defs.resolve_asset_graph().asset_check_keys}
+    assert {p.stem for p in PACKAGE.rglob("checks/*.sql")} <= named
+
+
+def test_copies_owned_by_another_shard_need_no_vector(pipeline: Pipeline) -> None:
+    tables = valid("embeddings")
+    tables["vectors"].pop(2)
+    assert faults(pipeline, "embeddings", "one_vector_per_chunk", tables) == 1
+    tables["duplicates"].append({"doc_id": "B"})
+    assert faults(pipeline, "embeddings", "one_vector_per_chunk", tables) == 0
+
+
+def test_rows_of_a_shard_outside_the_index_are_no_fault_of_it(pipeline: Pipeline) -> None:
+    """A shard killed between the vectors and its manifest leaves rows that no search sees."""
+    tables = valid("index")
+    tables["indexed"].append({"chunk_id": "A-00000", "doc_id": "A", "shard": "killed"})
+    for check in ("no_document_indexed_twice", "index_rows_reconcile"):
+        assert faults(pipeline, "index", check, tables) == 0
+
+
+def test_the_plain_rule_is_recomputed_too(pipeline: Pipeline) -> None:
+    plain = {"rule": "plain", "controls": 0, "require_surprisal_drop": False}
+    tables = valid("verification")
+    tables["controls"].clear()
+    for row in tables["pairs"]:
+        row.update(entropy_control=None, surprisal_control=None, calibrated_gain=None)
+        row.update(accepted_calibrated=False, accepted=row["accepted_plain"])
+    tables["pairs"][2]["verdict"] = "accepted"
+    for check in ("verdicts_recomputed", "controls_averaged"):
+        assert faults(pipeline, "verification", check, tables, **plain) == 0
+    assert faults(pipeline, "verification", "verdicts_recomputed", tables) == 3
+    tables["pairs"][2]["accepted"] = False
+    assert faults(pipeline, "verification", "verdicts_recomputed", tables, **plain) == 1
+
+
+def test_a_root_without_anchors_or_of_one_token_is_sound(pipeline: Pipeline) -> None:
+    tables = valid("entropy")
+    flat = {"mean": 1.0, "std": 0.0, "threshold": 1.0, "anchors": []}
+    tables["roots"][1].update(entropies=[None, 1.0, 1.0, 1.0], surprisals=[None, 0.0, 0.0, 0.0])
+    tables["roots"][1].update(flat)
+    single = {"token_ids": [5], "entropies": [None], "surprisals": [None]}
+    tables["roots"][2].update(flat | single | {"mean": 0.0, "threshold": 0.0})
+    tables["documents"][4]["n_tokens"] = 1
+    for check in CASES["entropy"]:
+        assert faults(pipeline, "entropy", check, tables) == 0
+
+
+def test_a_root_in_pieces_is_sound_only_in_its_order(pipeline: Pipeline) -> None:
+    tables = valid("samples")
+    whole = tables["segments"].pop(3)
+    assert whole["role"] == "root"
+    middle = whole["start"] + 4
+    for number, (start, end) in enumerate(((whole["start"], middle), (middle, whole["end"]))):
+        tables["segments"].insert(
+            3 + number, {**whole, "segment": 3 + number, "start": start, "end": end}
+        )
+    tables["segments"][5]["segment"] = 5
+    tables["all_segments"] = [*tables["segments"], tables["all_segments"][-1]]
+    for check in ("tokens_as_verified", "no_root_used_twice", "segments_tile", "roles_reconcile"):
+        assert faults(pipeline, "samples", check, tables) == 0
+    ids = tables["samples"][0]["input_ids"]
+    ids[whole["start"]], ids[middle] = ids[middle], ids[whole["start"]]
+    assert faults(pipeline, "samples", "tokens_as_verified", tables) == 2
+
+
+def test_a_recipe_s_own_verdict_counts_its_dependencies(pipeline: Pipeline) -> None:
+    tables = valid("samples")
+    check = "dependencies_reconcile"
+    assert faults(pipeline, "samples", check, tables, verdict="accepted_calibrated") == 0
+    assert faults(pipeline, "samples", check, tables, verdict="none") > 0
+    tables["pairs"][2].update(accepted_plain=True, accepted=False)
+    assert faults(pipeline, "samples", check, tables, verdict="accepted_plain") > 0

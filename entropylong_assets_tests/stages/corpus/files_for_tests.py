@@ -1,0 +1,78 @@
+"""Writers of source files in every format, for the tests of this folder."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.stages.corpus.documents import ingest_shard
+from entropylong_assets.stages.corpus.shards import plan_shards
+from entropylong_assets.storage.tables import TableStore
+
+TABLE_ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".csv.gz", ".tsv")
+
+
+def compress(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gz":
+        content = gzip.compress(content, mtime=0)
+    elif path.suffix == ".zst":
+        content = zstandard.ZstdCompressor().compress(content)
+    path.write_bytes(content)
+    return path
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], row_group_size: int = 7) -> Path:
+    """Rows as a file of the format that the name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("other", pa.int64())])
+        table = pa.Table.from_pylist([{"other": 1} | row for row in rows], schema=schema)
+        pq.write_table(table, path, row_group_size=row_group_size)
+        return path
+    if ".jsonl" in path.name:
+        return compress(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    text = io.StringIO(newline="")
+    delimiter = "\t" if ".tsv" in path.name else ","
+    writer = csv.DictWriter(text, ["id", "text"], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return compress(path, text.getvalue().encode())
+
+
+def settings_for(uri: object, data: object = "data", **corpus: Any) -> Settings:
+    """Settings of one source named `s`; keys that a source has go there."""
+    source = {"name": "s", "uri": str(uri)}
+    for key in ("kind", "text_field", "id_field"):
+        if key in corpus:
+            source[key] = corpus.pop(key)
+    values = {"sources": [source], "min_chars": 1, **corpus}
+    return make_settings("calibrated", {"data_uri": str(data), "corpus": values})
+
+
+def words(texts: list[str]) -> list[int]:
+    """Stands for a tokenizer: one token a word."""
+    return [len(text.split()) for text in texts]
+
+
+def ingest(
+    settings: Settings, store: TableStore
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Documents, drops and summaries of all shards."""
+    documents, dropped, summaries = [], [], []
+    for shard in plan_shards(settings.corpus).shards:
+        with store.write("corpus_documents", shard.key, fingerprint="-") as writer:
+            writer.summary = ingest_shard(shard, settings, words, writer)
+            summaries.append(writer.summary)
+        documents += store.read("corpus_documents", shard.key, "documents").to_dicts()
+        dropped += store.read("corpus_documents", shard.key, "dropped").to_dicts()
+    return documents, dropped, summaries

@@ -1,0 +1,108 @@
+"""Anchors against float64 NumPy, and the rows that come of scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from entropylong_assets.settings.model import EntropySettings
+from entropylong_assets.stages.entropy.anchors import find_anchors, root_request, score_roots
+from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+
+
+def entropies(seed: int, n: int, undefined: int) -> NDArray[np.float32]:
+    values = np.random.default_rng(seed).gamma(2.0, 1.3, n).astype(np.float32)
+    values[:undefined] = np.nan
+    return values
+
+
+@pytest.mark.parametrize("undefined", [0, 1])
+@pytest.mark.parametrize("n", [2, 5, 300, 4000])
+@pytest.mark.parametrize(("alpha", "first"), [(2.0, 32), (0.0, 0), (1.5, 3), (-1.0, 1)])
+def test_threshold_and_positions_equal_the_plain_sums(
+    n: int, undefined: int, alpha: float, first: int
+) -> None:
+    values_T = entropies(n, n, undefined)
+    found = find_anchors(values_T, EntropySettings(alpha=alpha, min_anchor_position=first))
+    defined = [float(h) for h in values_T if not math.isnan(h)]
+    mean = math.fsum(defined) / len(defined)
+    std = math.sqrt(math.fsum((h - mean) ** 2 for h in defined) / len(defined))
+    assert found.mean == pytest.approx(mean, rel=1e-12)
+    assert found.std == pytest.approx(std, rel=1e-12)
+    assert found.threshold == pytest.approx(mean + alpha * std, rel=1e-12)
+    wanted = [t for t, h in enumerate(values_T) if float(h) > mean + alpha * std and t >= first]
+    assert list(found.positions) == wanted
+    assert wanted or n < 300
+
+
+def test_positions_before_the_first_count_in_the_mean_and_are_no_anchors() -> None:
+    values_T = np.array([np.nan, 9, 1, 1, 1, 9], np.float32)
+    found = find_anchors(values_T, EntropySettings(alpha=1.0, min_anchor_position=2))
+    assert found.positions == (5,)
+    assert found.mean == pytest.approx(21 / 5)
+
+
+@pytest.mark.parametrize("value", [0.1, 1.0, 3.3333333])
+def test_equal_entropies_have_no_anchor(value: float) -> None:
+    for n in (3, 7, 4095):
+        values_T = np.full(n, value, np.float32)
+        assert find_anchors(values_T, EntropySettings(min_anchor_position=0)).positions == ()
+
+
+@pytest.mark.parametrize("values", [[], [np.nan]])
+def test_a_root_without_a_defined_position_has_none(values: list[float]) -> None:
+    found = find_anchors(np.array(values, np.float32), EntropySettings())
+    assert (found.mean, found.std, found.threshold, found.positions) == (0, 0, 0, ())
+
+
+class Echo:
+    """Scores position t of a sequence by the token there: entropy id / 8, surprisal id / 4."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def score(
+        self,
+        requests: Sequence[ScoringRequest],
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> list[PositionScores]:
+        self.batches.append(len(requests))
+        scores = []
+        for request in requests:
+            ids_N = request.token_ids_T[request.positions_N].astype(np.float32)
+            scores.append(PositionScores(ids_N / 8, ids_N / 4))
+            on_progress(len(request.token_ids_T))
+        return scores
+
+
+@pytest.mark.parametrize("bos_ids", [(), (1,)])
+def test_each_token_gets_its_own_score_and_the_first_only_behind_a_bos(
+    bos_ids: tuple[int, ...],
+) -> None:
+    settings, scorer = EntropySettings(alpha=1.0, min_anchor_position=0), Echo()
+    roots = [(f"r{i}", [8 * (i + 1 + t % 3) for t in range(2 + i)]) for i in range(7)]
+    forward: list[int] = []
+    rows = list(score_roots(iter(roots), scorer, bos_ids, settings, 3, forward.append))
+    assert scorer.batches[:2] == [3, 3]
+    assert sum(scorer.batches) == 7
+    assert sum(forward) == sum(len(ids) + len(bos_ids) for _, ids in roots)
+    for row, (root_id, ids) in zip(rows, roots, strict=True):
+        assert (row["root_id"], row["token_ids"]) == (root_id, ids)
+        known = 0 if bos_ids else 1
+        assert row["entropies"] == [None] * known + [i / 8 for i in ids[known:]]
+        assert row["surprisals"] == [None] * known + [i / 4 for i in ids[known:]]
+        assert all(row["entropies"][t] > row["threshold"] for t in row["anchors"])
+
+
+@pytest.mark.parametrize("bos_ids", [(), (1,)])
+def test_a_root_of_one_token(bos_ids: tuple[int, ...]) -> None:
+    request = root_request([5], bos_ids)
+    assert list(request.token_ids_T) == [*bos_ids, 5]
+    assert list(request.positions_N) == ([1] if bos_ids else [])
+    (row,) = score_roots([("r", [5])], Echo(), bos_ids, EntropySettings())
+    assert len(row["entropies"]) == 1
+    assert row["anchors"] == []

@@ -1,0 +1,170 @@
+"""The engine against the plain definition on tiny models of both kinds, in float32."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from entropylong_assets.stages.entropy import attention, engine
+from entropylong_assets.stages.entropy.engine import PackedScorer
+from entropylong_assets.stages.entropy.model import ScoringModel, score_plainly
+from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets_tests.stages.entropy import tiny
+
+KINDS = {"llama": tiny.llama, "gemma3": tiny.gemma3}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: Any) -> ScoringModel:
+    return KINDS[request.param]()
+
+
+def largest_difference(a: list[PositionScores], b: list[PositionScores]) -> float:
+    assert len(a) == len(b) > 0
+    both = [(x.entropy_N, y.entropy_N) for x, y in zip(a, b, strict=True)]
+    both += [(x.surprisal_N, y.surprisal_N) for x, y in zip(a, b, strict=True)]
+    assert all(len(x) == len(y) for x, y in both)
+    return max(float(np.abs(x - y).max(initial=0)) for x, y in both)
+
+
+@pytest.mark.parametrize("mode", ["packed", "single"])
+@pytest.mark.parametrize("budget", [16, 128, 4096])
+def test_any_packing_gives_the_plain_scores(model: ScoringModel, mode: Any, budget: int) -> None:
+    """Guards against a wrong border, place, window, cap or row anywhere in the fast path."""
+    requests = tiny.requests(24, seed=budget)
+    plain = [score_plainly(model, r) for r in requests]
+    scorer = PackedScorer(model, pack_tokens=budget, mode=mode)
+    assert largest_difference(scorer.score(requests), plain) < 1e-5
+    spread = np.concatenate([p.entropy_N for p in plain]).std()
+    assert spread > 0.1, "the models must tell positions apart for this to mean anything"
+    assert max(len(r.token_ids_T) for r in requests) > 16, "longer than the window and a budget"
+
+
+def test_order_of_requests_does_not_matter(model: ScoringModel) -> None:
+    """Guards against scores handed back to the wrong request."""
+    requests = tiny.requests(17, seed=5)
+    order = np.random.default_rng(0).permutation(len(requests))
+    scorer = PackedScorer(model, pack_tokens=200)
+    straight = scorer.score(requests)
+    shuffled = scorer.score([requests[i] for i in order])
+    assert largest_difference([straight[i] for i in order], shuffled) < 1e-5
+    assert scorer.mode == "packed", "otherwise nothing shared a pass"
+
+
+def test_passes_side_by_side_keep_apart(model: ScoringModel) -> None:
+    """Guards against state that concurrent passes share, and a thread count left changed."""
+    requests = tiny.requests(40, seed=9)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        scorer = PackedScorer(model, pack_tokens=64, compile_layers=False)
+        scores = scorer.score(requests)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert largest_difference(scores, [score_plainly(model, r) for r in requests]) < 1e-5
+    assert scorer.usage.passes > 8
+
+
+def test_the_model_is_left_as_it_was(model: ScoringModel) -> None:
+    """Guards against a swapped attention that outlives the engine's own passes."""
+    probe = tiny.requests(1, seed=1)[0]
+    before = score_plainly(model, probe)
+    implementation = model.hf_model.config._attn_implementation
+    PackedScorer(model, compile_layers=False).score(tiny.requests(3, seed=2))
+    assert model.hf_model.config._attn_implementation == implementation != attention.PACKED
+    assert largest_difference([before], [score_plainly(model, probe)]) == 0
+
+
+def test_a_leak_between_sequences_is_caught(
+    model: ScoringModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The border taken away: neighbours' scores move, and the engine refuses to pack."""
+    honest = attention._one_by_one
+    requests = tiny.requests(2, seed=3, longest=40)
+    changed = [ScoringRequest(requests[0].token_ids_T[::-1].copy(), requests[0].positions_N)]
+
+    def second(scorer: PackedScorer, first: ScoringRequest) -> list[PositionScores]:
+        return [scorer._score_pack([first, requests[1]], "packed")[1]]
+
+    scorer = PackedScorer(model, mode="packed")
+    assert largest_difference(second(scorer, requests[0]), second(scorer, changed[0])) < 1e-6
+
+    def leaking(q: Any, k: Any, v: Any, borders: Any, *rest: Any) -> Any:
+        return honest(q, k, v, torch.tensor([0, int(borders[-1])]), *rest)
+
+    monkeypatch.setattr(attention, "_one_by_one", leaking)
+    assert largest_difference(second(scorer, requests[0]), second(scorer, changed[0])) > 1e-3
+    assert PackedScorer(model).mode == "single"
+
+
+def test_a_model_off_the_plain_definition_is_scored_plainly() -> None:
+    """Guards against silently wrong scores of models that scale their logits after the head."""
+    model = tiny.llama()
+    honest = model.hf_model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        result = honest(*args, **kwargs)
+        result.logits = result.logits * 0.5
+        return result
+
+    model.hf_model.forward = scaled
+    scorer = PackedScorer(model)
+    requests = tiny.requests(3, seed=8)
+    assert scorer.mode == "plain"
+    assert (
+        largest_difference(scorer.score(requests), [score_plainly(model, r) for r in requests]) == 0
+    )
+
+
+def test_compiled_layers_give_the_plain_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a compiled layer that keeps the first layer's weights or shapes."""
+    model = tiny.llama(tie_word_embeddings=True)
+    requests = tiny.requests(12, seed=11)
+    plain = [score_plainly(model, r) for r in requests]
+    # The C++ of the full compiler takes a minute here; what can go wrong is in the capture.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    scorer = PackedScorer(model, compile_layers=True, mode="packed", pack_tokens=150)
+    assert largest_difference(scorer.score(requests), plain) < 1e-5
+
+
+def test_requests_without_positions_and_no_requests(model: ScoringModel) -> None:
+    scorer = PackedScorer(model, mode="packed")
+    nothing = ScoringRequest(np.array([1, 5, 6]), np.zeros(0, np.int64))
+    one = ScoringRequest(np.array([1, 5, 6]), np.array([1]))
+    assert scorer.score([]) == []
+    scores = scorer.score([nothing, one, nothing])
+    assert [len(s.entropy_N) for s in scores] == [0, 1, 0]
+
+
+def test_tokens_are_counted_up_to_the_last_scored_position() -> None:
+    """Guards against paying for the tail of a root that no anchor needs."""
+    scorer = PackedScorer(tiny.llama(), mode="packed", pack_tokens=64)
+    requests = [ScoringRequest(np.arange(3, 53), np.array([4, 20])) for _ in range(5)]
+    seen: list[int] = []
+    before = scorer.usage.snapshot()
+    scorer.score(requests, seen.append)
+    took = scorer.usage.since(before)
+    assert seen == [60, 40]
+    assert (took["forward_passes"], took["forward_tokens"], took["scored_positions"]) == (
+        2,
+        100,
+        10,
+    )
+    assert took["tflop_per_second"] >= 0  # rounded: next to nothing on a busy machine
+
+
+def test_bfloat16_on_a_cpu_without_its_units_is_computed_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny.llama()
+    model.hf_model.to(torch.bfloat16)
+    monkeypatch.setattr(engine, "cpu_has_bfloat16", lambda: False)
+    scorer = PackedScorer(model)
+    assert scorer.hf_model.dtype == torch.float32
+    assert model.hf_model.dtype == torch.bfloat16, "others may hold the model"
+    assert scorer.mode == "packed"

