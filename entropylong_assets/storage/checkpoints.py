@@ -1,9 +1,9 @@
-"""Finished batches of a partition in the making, so that a killed run loses one at most.
+"""Checkpoints: finished batches of a partition, so that an interrupted run loses one at most.
 
-Beside the partition's own files, and read by nobody but the next run of the same work:
+They lie beside the partition's own files, and only the next run of the same work reads them:
 
-    <data_uri>/<asset>/<shard>/.batches-<key>/<number>-<table>.parquet
-                                              <number>.json               put last: it is whole
+    <corpus or dataset>/<stage>/<shard>/.batches-<key>/<number>-<table>.parquet
+                                              <number>.json               put last
 
 The key is a fingerprint of everything that determines the batches. Another model, setting, input
 or version of the code has another key, and so finds nothing.
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import TableStore
 
 PREFIX = ".batches-"
@@ -31,15 +32,15 @@ class Batch(NamedTuple):
     figures: Mapping[str, Any]
 
 
-class KeptBatches:
-    """The batches of one partition under one key."""
+class Checkpoints:
+    """The finished batches of one partition under one key."""
 
-    def __init__(self, store: TableStore, asset: str, shard: str, key: str) -> None:
+    def __init__(self, store: TableStore, tables: TableSet[Any], shard: str, key: str) -> None:
         self._store = store
-        self._partition = store.folder(asset, shard)
+        self._partition = store.folder(tables, shard)
         self._folder = f"{self._partition}/{PREFIX}{key}"
 
-    def keep(self, number: int, batch: Batch) -> None:
+    def save(self, number: int, batch: Batch) -> None:
         for table, rows in batch.tables.items():
             stream = io.BytesIO()
             rows.write_parquet(stream, compression="zstd")
@@ -60,10 +61,11 @@ class KeptBatches:
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError):
             return None
 
-    def remove_all(self) -> None:
-        """Of this partition, whatever their key: it is published."""
-        fs = self._store.fs
-        for path in fs.ls(self._partition, detail=False, refresh=True):
-            if path.rstrip("/").rpartition("/")[2].startswith(PREFIX):
-                with suppress(FileNotFoundError):  # another writer has just removed it
-                    fs.rm(path, recursive=True)
+
+def remove_checkpoints(store: TableStore, tables: TableSet[Any], shard: str) -> None:
+    """Remove the checkpoints of a published partition, whatever their key."""
+    folder = store.folder(tables, shard)
+    for path in store.fs.ls(folder, detail=False, refresh=True):
+        if path.rstrip("/").rpartition("/")[2].startswith(PREFIX):
+            with suppress(FileNotFoundError):  # another writer has just removed it
+                store.fs.rm(path, recursive=True)

@@ -5,16 +5,26 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entropylong_assets.storage.tables import TableStore, own_folder, temporary_folder
+from entropylong_assets.storage.folders import own_folder, temporary_folder
+from entropylong_assets.storage.schemas import TableSet
+from entropylong_assets.storage.tables import TableStore
 
-View = tuple[str, Sequence[str], str] | pl.DataFrame | Callable[[], pa.RecordBatchReader]
-"""(asset, shards, table); or a frame in memory; or what gives rows as a stream, read once."""
+View = (
+    tuple[TableSet[Any], Sequence[str], str]
+    | pl.DataFrame
+    | Callable[[], "pa.RecordBatchReader | pa.Table | pl.DataFrame"]
+)
+"""(tables, shards, table); or a frame in memory; or a function that gives rows, called only if the
+query names the view. A stream of rows can be read once."""
+
+Views = Mapping[str, View]
 
 
 MEMORY = "1GB"
@@ -25,10 +35,10 @@ def _quoted(text: str) -> str:
     return text.replace("'", "''")
 
 
-def file_name(store: TableStore, asset: str, shard: str, table: str) -> str:
+def file_name(store: TableStore, tables: TableSet[Any], shard: str, table: str) -> str:
     """A table's file as DuckDB reads it."""
-    file = store.require(asset, shard).tables[table]
-    path = f"{store.folder(asset, shard)}/{file.file}"
+    file = store.require(tables, shard).tables[table]
+    path = f"{store.folder(tables, shard)}/{file.file}"
     return path if store.is_local else store.known_files.add(path, file.bytes)
 
 
@@ -38,17 +48,20 @@ def parquet(paths: Sequence[str]) -> str:
     return f"read_parquet([{literals}], filename = true)"
 
 
-def _look(store: TableStore, views: Mapping[str, View], *, whole: bool) -> None:
+def _look(store: TableStore, views: Views, *, whole: bool) -> None:
     """Raises TableError if a file of a view has gone or is damaged. whole: every page is read."""
     for view in views.values():
         if not isinstance(view, tuple):
             continue
-        asset, shards, table = view
+        tables, shards, table = view
         for shard in shards:
-            with store.telling(asset, shard, table), store.open(asset, shard, table) as file:
+            with (
+                store.reporting_damage(tables, shard, table),
+                store.open(tables, shard, table) as file,
+            ):
                 pq.read_metadata(file)
             if whole:
-                for _ in store.batches(asset, shard, table):
+                for _ in store.batches(tables, shard, table):
                     pass
 
 
@@ -57,7 +70,7 @@ _OF_FILES = (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
 
 
 @contextmanager
-def telling(store: TableStore, views: Mapping[str, View]) -> Iterator[None]:
+def reporting_damage(store: TableStore, views: Views) -> Iterator[None]:
     """Around a session and its queries: DuckDB has one error for a damaged file, one that has gone
     and a fault of the network.
 
@@ -80,13 +93,12 @@ def telling(store: TableStore, views: Mapping[str, View]) -> Iterator[None]:
         raise ConnectionError(f"DuckDB can't read {store.uri}: {reason}") from None
 
 
-def connect(
-    store: TableStore, views: Mapping[str, View], only: str | None = None
-) -> duckdb.DuckDBPyConnection:
+def connect(store: TableStore, views: Views, only: str | None = None) -> duckdb.DuckDBPyConnection:
     """A session that has these views, or those of them that the query `only` names.
 
     What does not fit into its memory goes into a folder of its own, readable by this user alone,
-    that ends with the session or, after a kill, when the next one starts. Raises as `telling`.
+    that ends with the session or, after a kill, when the next one starts. Raises as
+    `reporting_damage`.
     """
     stack = ExitStack()
     folder = stack.enter_context(own_folder(temporary_folder(), "duckdb-"))
@@ -102,11 +114,12 @@ def connect(
         if isinstance(content, pl.DataFrame):
             session.register(name, content.to_arrow())
         elif callable(content):
-            session.register(name, content())
+            rows = content()
+            session.register(name, rows.to_arrow() if isinstance(rows, pl.DataFrame) else rows)
         else:
-            asset, shards, table = content
-            paths = [file_name(store, asset, shard, table) for shard in shards]
-            with telling(store, {name: content}):
+            tables, shards, table = content
+            paths = [file_name(store, tables, shard, table) for shard in shards]
+            with reporting_damage(store, {name: content}):
                 session.execute(
                     f'CREATE VIEW "{name}" AS SELECT * EXCLUDE filename FROM {parquet(paths)}'
                 )
@@ -115,14 +128,16 @@ def connect(
 
 @contextmanager
 def querying(
-    store: TableStore, views: Mapping[str, View], only: str | None = None
+    store: TableStore, views: Views, only: str | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A session as `connect` gives it, whose queries raise as `telling`."""
-    with telling(store, views), connect(store, views, only) as session:
+    """A session as `connect` gives it, whose queries raise as `reporting_damage`."""
+    with reporting_damage(store, views), connect(store, views, only) as session:
         yield session
 
 
-def summary(store: TableStore, asset: str, shard: str, figures: Sequence[str]) -> pl.DataFrame:
-    """One row with these figures of a partition's manifest."""
-    there = store.require(asset, shard).summary
-    return pl.DataFrame([{name: there[name] for name in figures}], infer_schema_length=None)
+def summary(
+    store: TableStore, tables: TableSet[Any], shard: str, figures: Sequence[str]
+) -> pl.DataFrame:
+    """One row with these figures of a partition's summary."""
+    found = store.require(tables, shard).summary
+    return pl.DataFrame([{name: found[name] for name in figures}], infer_schema_length=None)

@@ -13,12 +13,13 @@ What lasts longer ends the step, which Dagster tries again.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from entropylong_assets.settings.credentials import CREDENTIALS, holds_credentials
 
 ATTEMPTS = 8
 """Tries of one request, each after a longer pause."""
@@ -47,38 +48,38 @@ class Local(LocalFileSystem):
         yield from super().walk(path, *args, on_error=on_error, **kwargs)
 
 
-for _protocol in ("file", "local"):
-    fsspec.register_implementation(_protocol, Local, clobber=True)
-
-# By name, so that s3fs is imported where such a URI is opened and nowhere else.
-for _protocol in ("s3", "s3a"):
-    fsspec.register_implementation(
-        _protocol,
-        "entropylong_assets.storage.s3.S3",
-        clobber=True,
-        errtxt="s3:// needs the package s3fs: pip install '.[s3]'",
-    )
-
-
 class StorageError(ValueError):
     """A store can't be used as it is set up. One line that says what to do."""
 
 
-CREDENTIALS = (
-    "the URI holds credentials; take them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-    "(or what your store reads) in the environment"
-)
-
-
 def open_uri(uri: str) -> tuple[Any, str]:
-    """The file system of a folder, a URI or a chain of URIs, and the path on it.
+    """Return the file system of a folder, a URI or a chain of URIs, and the path on it.
 
-    Raises StorageError where the URI holds credentials.
+    Local paths and `s3://` get our own file systems; fsspec's registry stays as it is. Raises
+    StorageError if the URI holds credentials or needs a package that is not installed.
     """
     if holds_credentials(uri):
         raise StorageError(CREDENTIALS)
-    fs, path = fsspec.core.url_to_fs(uri)
-    return fs, path
+    own = None if "::" in uri else _own_file_system(uri.partition("://")[0] if "://" in uri else "")
+    if own is None:
+        fs, path = fsspec.core.url_to_fs(uri)
+        return fs, path
+    return own(), str(own._strip_protocol(uri))
+
+
+def _own_file_system(scheme: str) -> Any:
+    """Our class for a scheme, or None if fsspec's own serves."""
+    if scheme in ("", "file", "local"):
+        return Local
+    if scheme not in ("s3", "s3a"):
+        return None
+    try:
+        from entropylong_assets.storage.s3 import S3
+    except ModuleNotFoundError as error:
+        if error.name not in ("s3fs", "botocore", "aiobotocore"):
+            raise
+        raise StorageError("s3:// needs the package s3fs: pip install '.[s3]'") from None
+    return S3
 
 
 def endpoint() -> str | None:
@@ -106,41 +107,3 @@ def lance_options(uri: str) -> dict[str, str]:
         options["endpoint"] = url
         options["allow_http"] = str(url.startswith("http://")).lower()
     return options
-
-
-# On these what stands before an @ can only be a key; elsewhere a name alone is fine (sftp, abfs).
-_NO_USERS = ("s3", "s3a", "gs", "gcs")
-
-
-def holds_credentials(uri: str) -> bool:
-    """Whether a URI, or one of a chain, names a password or a key."""
-    for part in uri.split("::"):
-        scheme, _, rest = part.partition("://")
-        authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-        user, at, _ = authority.rpartition("@")
-        if at and (":" in user or scheme in _NO_USERS):
-            return True
-        # A secret key may itself hold a slash, which ends what the rules take for the authority.
-        if scheme in _NO_USERS and re.match(r"[^/@]*:[^@]*@", rest):
-            return True
-    return False
-
-
-_SECRETS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "HF_TOKEN",
-    "DAGSTER_PG_PASSWORD",
-)
-_SHORTEST_SECRET = 6
-"""Shorter ones ("test", as stores for trials have it) stand in any path or sentence."""
-
-
-def without_credentials(text: str) -> str:
-    """A message without the credentials that stand in the environment."""
-    for name in _SECRETS:
-        secret = os.environ.get(name, "")
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, f"<{name}>")
-    return text

@@ -10,24 +10,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
-from entropylong_assets.storage.schemas import OPTIONAL, TABLES
-
-
-class TableError(ValueError):
-    """A table is missing, stale or damaged. The message is one line and says what to do."""
-
-
-class TableFile(BaseModel):
-    """One Parquet file of a partition."""
-
-    model_config = ConfigDict(frozen=True)
-
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
+from entropylong_assets.storage.manifest import TableError, TableFile
+from entropylong_assets.storage.schemas import TableSet
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
@@ -69,8 +54,9 @@ def _fitted(rows: pl.DataFrame | list[dict[str, Any]], field: pa.Field) -> pa.Ch
 class PartitionWriter:
     """Writes the tables of one partition, batch by batch. Made by `TableStore.write`."""
 
-    def __init__(self, asset: str, folder: Path) -> None:
-        self._schemas = TABLES[asset]
+    def __init__(self, tables: TableSet[Any], folder: Path) -> None:
+        self._schemas = tables.schemas
+        self._optional = tables.optional
         self._folder = folder
         self._writers: dict[str, pq.ParquetWriter] = {}
         self.rows = dict.fromkeys(self._schemas, 0)
@@ -108,7 +94,7 @@ class PartitionWriter:
         """Ends all files; empty tables get a file too, unless optional. Returns them by table."""
         files = {}
         for table in self._schemas:
-            if table in OPTIONAL and not self.rows[table]:
+            if table in self._optional and not self.rows[table]:
                 continue
             self._writer(table).close()
             path = self._folder / table

@@ -1,30 +1,26 @@
-"""Parquet tables of the assets, on any fsspec URI.
+"""Parquet tables of the stages, on any fsspec URI.
 
-Layout, for a pipeline whose data is kept under `<data_uri>`:
+Layout under a `data_uri`:
 
-    <data_uri>/<asset>/<shard>/manifest.json                  what is visible
-    <data_uri>/<asset>/<shard>/<table>-<hash of bytes>.parquet
+    <corpus or dataset>/<stage>/<shard>/manifest.json                  what is visible
+    <corpus or dataset>/<stage>/<shard>/checks.json                    outcomes of its checks
+    <corpus or dataset>/<stage>/<shard>/<table>-<hash of bytes>.parquet
 
 A partition appears whole or not at all: its files are written first, under names taken from
 their bytes, and become visible with one put of the manifest. Readers go by the manifest alone, so
-that a killed writer leaves nothing but files which nobody reads and a later writer removes. On a
+a killed writer leaves nothing but files that nobody reads and that a later writer removes. On a
 local disk two writers of one partition publish one after the other, under a lock. On object
-storage there is none: the last manifest holds, and files are left alone for an hour.
-An asset over all shards has the one partition `WHOLE`.
+storage there is no lock: the last manifest wins, and files are left alone for an hour.
+A stage over all shards has the one partition `WHOLE`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
-import hashlib
-import json
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,103 +28,47 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from entropylong_assets.storage.folders import locked, own_folder, temporary_folder
 from entropylong_assets.storage.known_files import KnownFiles
+from entropylong_assets.storage.manifest import (
+    CheckOutcome,
+    CheckRecord,
+    Manifest,
+    TableError,
+)
 from entropylong_assets.storage.object_storage import open_uri
-from entropylong_assets.storage.partition_writer import PartitionWriter, TableError, TableFile
-from entropylong_assets.storage.schemas import FORMAT_VERSION, OPTIONAL, TABLES
+from entropylong_assets.storage.partition_writer import PartitionWriter
+from entropylong_assets.storage.schemas import S, TableSet
 
 WHOLE = "all"
-"""Name of the only partition of an asset over all shards."""
+"""Name of the only partition of a stage over all shards."""
 
-MANIFEST = "manifest.json"
+MANIFEST, CHECKS = "manifest.json", "checks.json"
+
+DEFAULT_CORPUS, DEFAULT_DATASET = "corpus", "dataset"
+"""Names of the corpus and the dataset of a settings file that names none."""
 
 UNLOCKED_FOR = timedelta(hours=1)
 """Time that a writer on object storage has from its first file to the manifest that names it."""
 
 
-class Manifest(BaseModel):
-    """What a partition holds, and what it was made from."""
-
-    model_config = ConfigDict(frozen=True)
-
-    asset: str
-    shard: str
-    format_version: int = FORMAT_VERSION
-    fingerprint: str
-    """Of all that determines the content: settings, code version, upstream data versions."""
-    determinants: dict[str, Any]
-    tables: dict[str, TableFile]
-    summary: dict[str, Any]
-    """Counts and figures of the partition; every drop under its reason."""
-
-    @property
-    def data_version(self) -> str:
-        """16 hex digits of the content: equal for equal bytes, whoever made them."""
-        parts = sorted((name, table.sha256) for name, table in self.tables.items())
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Holds a local folder's lock, which ends with the process at the latest."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _remove_unfinished(folder: Path) -> None:
-    """Removes what killed puts left in a locked folder."""
+    """Remove what killed puts left in a locked folder."""
     for path in folder.glob(".put-*"):
         path.unlink(missing_ok=True)
 
 
-def remove_dead(folder: Path, pattern: str) -> None:
-    """Removes the folders that killed processes left in a locked one; a live one holds its own."""
-    for path in folder.glob(pattern):
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:  # its writer has just ended
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(handle)
-
-
-def temporary_folder() -> Path:
-    """This user's folder for temporary ones, so that no one else holds a lock on it."""
-    folder = Path(tempfile.gettempdir()) / f"entropylong-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in a local one, which goes at the end; what killed processes left under this
-    prefix goes now."""
-    with ExitStack() as stack:
-        with locked(parent):
-            remove_dead(parent, f"{prefix}*")
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            stack.enter_context(locked(folder))
-        yield folder
-
-
 class TableStore:
-    """All tables under one URI."""
+    """The tables of one corpus, and of one dataset over it."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(
+        self, uri: str, corpus: str = DEFAULT_CORPUS, dataset: str = DEFAULT_DATASET
+    ) -> None:
         self.fs, self.root = open_uri(uri)
         self.uri = uri
+        self.corpus, self.dataset = corpus, dataset
 
     @functools.cached_property
     def known_files(self) -> KnownFiles:
@@ -139,8 +79,22 @@ class TableStore:
         protocol = self.fs.protocol
         return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
-    def folder(self, asset: str, shard: str = WHOLE) -> str:
-        return f"{self.root}/{asset}/{shard}"
+    def home(self, tables: TableSet[Any]) -> str:
+        """Folder of the corpus or dataset that the tables belong to, on `self.fs`."""
+        return f"{self.root}/{self.corpus if tables.scope == 'corpus' else self.dataset}"
+
+    @property
+    def corpus_uri(self) -> str:
+        """URI of the corpus' folder."""
+        return f"{self.uri}/{self.corpus}"
+
+    @property
+    def dataset_uri(self) -> str:
+        """URI of the dataset's folder."""
+        return f"{self.uri}/{self.dataset}"
+
+    def folder(self, tables: TableSet[Any], shard: str = WHOLE) -> str:
+        return f"{self.home(tables)}/{tables.name}/{shard}"
 
     def put(self, path: str, content: bytes) -> None:
         """Writes a small file so that it appears whole or not at all."""
@@ -170,7 +124,7 @@ class TableStore:
     @contextmanager
     def write(
         self,
-        asset: str,
+        tables: TableSet[Any],
         shard: str,
         *,
         fingerprint: str,
@@ -180,10 +134,10 @@ class TableStore:
 
         An exception inside leaves the old partition as it was.
         """
-        folder = self.folder(asset, shard)
+        folder = self.folder(tables, shard)
         self.fs.makedirs(folder, exist_ok=True)
         with self._staging(folder) as staging:
-            writer = PartitionWriter(asset, staging)
+            writer = PartitionWriter(tables, staging)
             try:
                 yield writer
             except BaseException:
@@ -191,15 +145,16 @@ class TableStore:
                 raise
             files = writer.close()
             manifest = Manifest(
-                asset=asset,
+                asset=tables.name,
                 shard=shard,
+                format_version=tables.format_version,
                 fingerprint=fingerprint,
                 determinants=dict(determinants),
-                tables={name: table for name, (_, table) in files.items()},
+                tables={name: file for name, (_, file) in files.items()},
                 summary=writer.summary,
             )
             with locked(folder) if self.is_local else nullcontext():
-                self._publish(folder, manifest, [path for path, _ in files.values()])
+                self._publish(folder, tables, manifest, [path for path, _ in files.values()])
 
     @contextmanager
     def _staging(self, folder: str) -> Iterator[Path]:
@@ -213,7 +168,9 @@ class TableStore:
         with own_folder(parent, prefix) as staging:
             yield staging
 
-    def _publish(self, folder: str, manifest: Manifest, paths: list[Path]) -> None:
+    def _publish(
+        self, folder: str, tables: TableSet[Any], manifest: Manifest, paths: list[Path]
+    ) -> None:
         for path, table in zip(paths, manifest.tables.values(), strict=True):
             target = f"{folder}/{table.file}"
             if self.is_local:
@@ -221,7 +178,7 @@ class TableStore:
             else:
                 self.fs.put_file(str(path), target)
         try:
-            before = self.manifest(manifest.asset, manifest.shard)
+            before = self.manifest(tables, manifest.shard)
         except TableError:  # damaged: what it named can't be read anyway
             before = None
         self._put(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
@@ -243,41 +200,76 @@ class TableStore:
                 if self.is_local or now - self.fs.modified(path) > UNLOCKED_FOR:
                     self.fs.rm(path)
 
-    def manifest(self, asset: str, shard: str = WHOLE) -> Manifest | None:
+    def manifest(self, tables: TableSet[Any], shard: str = WHOLE) -> Manifest | None:
         """The visible partition, or None where there is none yet.
 
         Raises TableError where its manifest is damaged.
         """
-        path = f"{self.folder(asset, shard)}/{MANIFEST}"
+        path = f"{self.folder(tables, shard)}/{MANIFEST}"
         try:
             return Manifest.model_validate_json(self.fs.cat_file(path))
         except FileNotFoundError:
             return None
         except ValidationError:
             raise TableError(
-                f"{asset}, {shard}: {path} is damaged or of another version; materialise it again"
+                f"{tables.name}, {shard}: {path} is damaged or of another version; materialize it "
+                "again"
             ) from None
 
-    def require(self, asset: str, shard: str = WHOLE) -> Manifest:
+    def require(self, tables: TableSet[Any], shard: str = WHOLE) -> Manifest:
         """The visible partition. Raises TableError where it is not there."""
-        manifest = self.manifest(asset, shard)
+        manifest = self.manifest(tables, shard)
         if manifest is None:
-            raise TableError(f"{asset}, {shard}: not materialised yet; materialise it first")
-        if manifest.format_version != FORMAT_VERSION:
+            raise TableError(f"{tables.name}, {shard}: not materialized yet; materialize it first")
+        if manifest.format_version != tables.format_version:
             raise TableError(
-                f"{asset}, {shard}: written in format {manifest.format_version}, this version "
-                f"reads {FORMAT_VERSION}; materialise it again"
+                f"{tables.name}, {shard}: written in format {manifest.format_version}, but this "
+                f"version reads {tables.format_version}; materialize it again"
             )
         return manifest
 
-    def shards(self, asset: str) -> list[str]:
+    def summary(self, tables: TableSet[S], shard: str = WHOLE) -> S:
+        """Counts and figures of a visible partition. Raises TableError if there is none."""
+        return tables.summary.model_validate(self.require(tables, shard).summary)
+
+    # Outcomes of checks
+
+    def check_outcomes(self, tables: TableSet[Any], shard: str = WHOLE) -> dict[str, CheckOutcome]:
+        """Outcomes of the checks that ran on the partition as it is now, by name of the check."""
+        manifest, record = self.manifest(tables, shard), self._check_record(tables, shard)
+        return record.outcomes if manifest and record and record.belongs_to(manifest) else {}
+
+    def record_checks(
+        self, tables: TableSet[Any], shard: str, outcomes: Mapping[str, CheckOutcome]
+    ) -> None:
+        """Store outcomes beside the manifest; others of the same manifest are kept."""
+        folder = self.folder(tables, shard)
+        with locked(folder) if self.is_local else nullcontext():
+            manifest = self.require(tables, shard)
+            known = self.check_outcomes(tables, shard)
+            record = CheckRecord(
+                fingerprint=manifest.fingerprint,
+                data_version=manifest.data_version,
+                outcomes=dict(sorted({**known, **outcomes}.items())),
+            )
+            self._put(f"{folder}/{CHECKS}", record.model_dump_json(indent=2).encode())
+
+    def _check_record(self, tables: TableSet[Any], shard: str) -> CheckRecord | None:
+        """The stored record. A damaged one counts as none: the checks then run again."""
+        try:
+            path = f"{self.folder(tables, shard)}/{CHECKS}"
+            return CheckRecord.model_validate_json(self.fs.cat_file(path))
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def shards(self, tables: TableSet[Any]) -> list[str]:
         """Names of the visible partitions of an asset, sorted. A listing that fails is raised.
 
         On object storage all files of the asset are listed, one request for 1,000 of them (some
         200 shards); folder by folder it would be one request a shard.
         """
         # No glob: the URI itself may hold its special characters.
-        folder = f"{self.root}/{asset}"
+        folder = f"{self.home(tables)}/{tables.name}"
         files = self.fs.find(folder, maxdepth=2 if self.is_local else None)
         depth = folder.count("/") + 2
         return sorted(
@@ -287,14 +279,14 @@ class TableStore:
         )
 
     @contextmanager
-    def telling(self, asset: str, shard: str, table: str) -> Iterator[None]:
+    def reporting_damage(self, tables: TableSet[Any], shard: str, table: str) -> Iterator[None]:
         """Raises TableError where a table's file has gone or is damaged; else what is raised."""
         try:
             yield
         except FileNotFoundError:
             raise TableError(
-                f"{asset}, {shard}: {self.path(asset, shard, table)} has gone; materialise "
-                f"{asset} for {shard} again"
+                f"{tables.name}, {shard}: {self.path(tables, shard, table)} has gone; materialize "
+                f"{tables.name} for {shard} again"
             ) from None
         except (pa.ArrowInvalid, OSError) as error:
             # pyarrow tells damage (a checksum, a header) by an OSError without a number; what the
@@ -304,30 +296,30 @@ class TableStore:
             if isinstance(error, OSError) and not damage:
                 raise
             raise TableError(
-                f"{asset}, {shard}: {self.path(asset, shard, table)} is damaged "
-                f"({str(error).splitlines()[0]}); materialise {asset} for {shard} again"
+                f"{tables.name}, {shard}: {self.path(tables, shard, table)} is damaged "
+                f"({str(error).splitlines()[0]}); materialize {tables.name} for {shard} again"
             ) from None
 
-    def open(self, asset: str, shard: str, table: str) -> Any:
+    def open(self, tables: TableSet[Any], shard: str, table: str) -> Any:
         """A table's file."""
-        file = self.require(asset, shard).tables[table]
-        path = f"{self.folder(asset, shard)}/{file.file}"
+        file = self.require(tables, shard).tables[table]
+        path = f"{self.folder(tables, shard)}/{file.file}"
         # Parquet asks for the ranges that it needs: no look at the size before, no reading ahead.
         exact = {} if self.is_local else {"size": file.bytes, "cache_type": "none"}
         return self.fs.open(path, "rb", **exact)
 
-    def path(self, asset: str, shard: str, table: str) -> str:
+    def path(self, tables: TableSet[Any], shard: str, table: str) -> str:
         """Path of a table's file on `self.fs`."""
-        return f"{self.folder(asset, shard)}/{self.require(asset, shard).tables[table].file}"
+        return f"{self.folder(tables, shard)}/{self.require(tables, shard).tables[table].file}"
 
     def read(
-        self, asset: str, shard: str, table: str, columns: list[str] | None = None
+        self, tables: TableSet[Any], shard: str, table: str, columns: list[str] | None = None
     ) -> pl.DataFrame:
         """A table, or some of its columns, in memory; an optional one may be empty."""
-        if table in OPTIONAL and table not in self.require(asset, shard).tables:
-            empty = pl.DataFrame(schema=pl.Schema(TABLES[asset][table]))
+        if table in tables.optional and table not in self.require(tables, shard).tables:
+            empty = pl.DataFrame(schema=pl.Schema(tables.schemas[table]))
             return empty.select(columns) if columns else empty
-        with self.telling(asset, shard, table), self.open(asset, shard, table) as file:
+        with self.reporting_damage(tables, shard, table), self.open(tables, shard, table) as file:
             frame = pl.from_arrow(
                 pq.read_table(file, columns=columns, page_checksum_verification=True)
             )
@@ -335,16 +327,25 @@ class TableStore:
         return frame
 
     def read_all(
-        self, asset: str, shards: Iterable[str], table: str, columns: list[str] | None = None
+        self,
+        tables: TableSet[Any],
+        shards: Iterable[str],
+        table: str,
+        columns: list[str] | None = None,
     ) -> pl.DataFrame:
         """A table of several shards, one below the other, in memory."""
-        return pl.concat(self.read(asset, shard, table, columns) for shard in shards)
+        return pl.concat(self.read(tables, shard, table, columns) for shard in shards)
 
     def batches(
-        self, asset: str, shard: str, table: str, columns: list[str] | None = None, rows: int = 1024
+        self,
+        tables: TableSet[Any],
+        shard: str,
+        table: str,
+        columns: list[str] | None = None,
+        rows: int = 1024,
     ) -> Iterator[pl.DataFrame]:
         """A table in batches of at most `rows` rows, so that memory stays bounded."""
-        with self.telling(asset, shard, table), self.open(asset, shard, table) as file:
+        with self.reporting_damage(tables, shard, table), self.open(tables, shard, table) as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             for batch in parquet.iter_batches(batch_size=rows, columns=columns):
                 frame = pl.from_arrow(batch)
@@ -352,9 +353,14 @@ class TableStore:
                 yield frame
 
     def head(
-        self, asset: str, shard: str, table: str, columns: list[str] | None = None, rows: int = 5
+        self,
+        tables: TableSet[Any],
+        shard: str,
+        table: str,
+        columns: list[str] | None = None,
+        rows: int = 5,
     ) -> pl.DataFrame:
         """The first rows of a table, as the UI shows them."""
-        empty = pl.DataFrame(schema=pl.Schema(TABLES[asset][table]))
-        first = next(self.batches(asset, shard, table, columns, rows), empty)
+        empty = pl.DataFrame(schema=pl.Schema(tables.schemas[table]))
+        first = next(self.batches(tables, shard, table, columns, rows), empty)
         return first.select(columns) if columns else first

@@ -1,0 +1,93 @@
+"""Base classes of all settings, and how a wrong value is reported.
+
+A *section* is a group of settings that one stage owns (`verification`, `samples`, ...). A
+`Settings` object holds the sections of one corpus or one dataset; which sections there are follows
+from the list of stages (`pipeline.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from entropylong_assets.settings.credentials import CREDENTIALS, holds_credentials
+
+NAME_PATTERN = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
+"""Names of corpora and datasets: they become asset keys, job names and folders. No two
+underscores in a row, so that `<name>__<job>` is unambiguous."""
+
+
+class SettingsError(ValueError):
+    """A setting written by a user is wrong. The message is one line and names the field."""
+
+
+class Section(BaseModel):
+    """A group of settings; immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Settings(Section):
+    """All settings of one corpus or one dataset; its sections are attributes."""
+
+    name: str = Field(pattern=NAME_PATTERN, max_length=40)
+    """Name of the corpus or dataset: lower-case letters, digits and single underscores."""
+    data_uri: str = "data"
+    """Folder or fsspec URI that contains the tables of all corpora and datasets."""
+    seed: int = Field(20251002, ge=0)
+    """Seed of every random choice: roots, controls, order."""
+
+    @field_validator("data_uri")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must name a folder or URI")
+        return refuse_credentials(value).rstrip("/")
+
+    if TYPE_CHECKING:
+        # The sections follow from the list of stages, which no stage may import.
+        def __getattr__(self, section: str) -> Any: ...
+
+
+def refuse_credentials(uri: str) -> str:
+    """Return the URI. Raises PydanticCustomError if it contains credentials."""
+    if holds_credentials(uri):
+        # An error type of its own: `one_line` must not repeat the value.
+        raise PydanticCustomError("credentials", CREDENTIALS)
+    return uri
+
+
+def one_line(error: ValidationError, prefix: str = "") -> str:
+    """Describe the first fault of a validation error: field, what is wrong, value given."""
+    fault = error.errors(include_url=False)[0]
+    path = ".".join([*filter(None, [prefix]), *(str(part) for part in fault["loc"])])
+    where = path or "settings"
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: no such setting"
+    message = re.sub(r"^Value error, ", "", fault["msg"])
+    given = fault["input"]
+    can_show = isinstance(given, str | int | float | bool) and fault["type"] != "credentials"
+    shown = f" (got {given!r})" if can_show else ""
+    more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+    return f"{where}: {message}{shown}{more}"
+
+
+def printable(text: str, limit: int = 500) -> str:
+    """Return one line of at most `limit` characters, whatever keys and values it quotes."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
+def fingerprint(*values: Any) -> str:
+    """Return 16 hex digits that change with any of the values (JSON values or settings)."""
+    plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in values]
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

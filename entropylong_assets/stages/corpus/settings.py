@@ -1,0 +1,61 @@
+"""Settings of a corpus: sources and documents."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from entropylong_assets.settings.section import Section, Settings, refuse_credentials
+
+
+class SourceSettings(Section):
+    """One source of documents."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
+    """Prefix of the shard keys, `<name>-<nnnnn>`: lower-case letters, digits, `_`, `.`, `-`."""
+    kind: Literal["auto", "parquet", "jsonl", "csv", "text", "python_docs"] = "auto"
+    """Format of the files; `auto` goes by their names."""
+    uri: str = ""
+    """Glob on any fsspec URI, e.g. `corpus/*.jsonl.zst` or `hf://datasets/<id>/**/*.parquet`;
+    for `python_docs` a comma-separated list of package names."""
+    text_field: str = "text"
+    """Column or key that holds the text."""
+    id_field: str | None = None
+    """Column or key that holds the source's own id; none: the row number."""
+    license: str = "unknown"
+    """Licence of the texts, as the source gives it. Written to the data card."""
+
+    _uri_without_credentials = field_validator("uri")(refuse_credentials)
+
+    @model_validator(mode="after")
+    def _has_uri(self) -> SourceSettings:
+        if not self.uri:
+            raise ValueError(f"source '{self.name}' needs a uri")
+        return self
+
+
+class CorpusSettings(Settings):
+    """A corpus: its sources, and which of their texts become documents."""
+
+    sources: tuple[SourceSettings, ...] = ()
+    """The sources, in the order in which their shards are registered."""
+    shard_rows: int = Field(200_000, ge=1)
+    """Most rows of a source file in one shard (one partition)."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """`fail`: the first bad row ends the shard; `skip`: bad rows are listed, good ones go on."""
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    """Under `skip`: a shard with a larger share of bad rows is held back by its check."""
+    min_chars: int = Field(200, ge=1)
+    """Shorter documents are dropped (characters)."""
+    max_chars: int = Field(2_000_000, ge=1)
+    """Longer documents are dropped (characters)."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> CorpusSettings:
+        if self.min_chars > self.max_chars:
+            raise ValueError("min_chars must not exceed max_chars")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError("two sources have the same name")
+        return self

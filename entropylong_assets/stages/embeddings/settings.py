@@ -1,0 +1,42 @@
+"""Settings of the embedder, the table of chunks and its index."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from entropylong_assets.settings.section import Section
+
+
+class EmbeddingSettings(Section):
+    """`chunk_embeddings` and `embedding_index`."""
+
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Sentence transformer: hub id, folder, or `pkg://<package>/<folder>`."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository ships. Off: a model that needs it is refused."""
+    chunk_tokens: int | None = Field(None, ge=16)
+    """Longest chunk (tokens of the embedder, special tokens included); none: its whole window."""
+    min_chunk_chars: int = Field(64, ge=1)
+    """A shorter last piece of a document joins the piece before it where that fits."""
+    batch_size: int = Field(64, ge=1)
+    """Texts embedded at once."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    search: Literal["auto", "index", "exact"] = "auto"
+    """`exact`: every vector is compared, in blocks, on `device`; practical up to some 10 million
+    chunks. `index`: an index nominates. `auto`: exact below `ann_min_rows`, else by index."""
+    ann_min_rows: int = Field(100_000, ge=256)
+    """Chunks from which on `auto` builds an index."""
+    index: Literal["ivf_flat", "ivf_sq", "ivf_rq"] = "ivf_flat"
+    """What the index holds of each vector: all of it, a byte a dimension, or about a bit a
+    dimension: for tables of which no more fits. The vectors themselves stay in the table."""
+    target_recall: float = Field(0.95, gt=0, le=1)
+    """Recall@K against exact search that probes and refine factor of the index are raised to
+    reach."""
+    recall_queries: int = Field(100, ge=1)
+    """Rows of the table used as queries to measure recall@K."""
+    recall_k: int = Field(8, ge=1)
+    """K of the measured recall@K (chunks): the largest `retrieval.top_k` that datasets over this
+    corpus use."""

@@ -1,0 +1,62 @@
+"""Settings of the roots, the scoring model and the anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from entropylong_assets.settings.section import Section
+
+
+class RootSettings(Section):
+    """Which documents of the corpus become roots."""
+
+    fraction: float = Field(0.0001, ge=0, le=1)
+    """Share of eligible documents that become roots. The paper: 100K of over 1B."""
+    fraction_by_source: Mapping[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """The same for single sources, by name; the others take `fraction`."""
+    min_tokens: int = Field(256, ge=2)
+    """Shortest root (tokens of the scoring model)."""
+    max_tokens: int = Field(4096, ge=2)
+    """Longest root (tokens). Longer documents stay in the pool of contexts but are no roots."""
+
+    @model_validator(mode="after")
+    def _range(self) -> RootSettings:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError("min_tokens must not exceed max_tokens")
+        return self
+
+
+class ScoringModelSettings(Section):
+    """The causal language model M whose uncertainty is measured."""
+
+    model: str = "HuggingFaceTB/SmolLM2-135M"
+    """Hub id, folder, GGUF file, or `pkg://<package>/<file or folder>`."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository ships. Off: a model that needs it is refused."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and activations; `auto`: bfloat16 on CUDA, float32 elsewhere. Entropies are
+    always reduced in float32."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Begin every scored sequence and every sample with the BOS token; `auto`: as the model's
+    tokenizer does."""
+    separator: str = "\n\n"
+    """Text put after every context and every root, when scored and when packed."""
+    max_forward_tokens: int = Field(8192, ge=16)
+    """Longest sequence that is scored (tokens), where the model takes as many."""
+    pack_tokens: int | None = Field(None, ge=16)
+    """Tokens of all sequences that share a forward pass; none: by the device. More fills a larger
+    device better and takes more of its memory."""
+
+
+class EntropySettings(Section):
+    """`entropy_scores`: high-entropy positions (paper, section 3.1)."""
+
+    alpha: float = Field(2.0, allow_inf_nan=False)
+    """τ = μ + α·σ of the root's entropies. The paper: 2.0."""
+    min_anchor_position: int = Field(32, ge=0)
+    """Positions before this are no anchors: there any prefix helps a cold model (tokens)."""

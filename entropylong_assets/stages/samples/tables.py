@@ -1,0 +1,100 @@
+"""Tables of this stage, and the summary of a partition."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from entropylong_assets.storage.schemas import (
+    ANCHOR,
+    CHUNK_ID,
+    DOC_ID,
+    END,
+    FLOAT,
+    IDS,
+    INT,
+    REASON,
+    ROOT_ID,
+    SHARD,
+    SOURCE,
+    START,
+    Summary,
+    TEXT,
+    TableSet,
+    column,
+)
+
+
+class LongContextSamplesSummary(Summary):
+    """Counts and figures of one partition of `long_context_samples`."""
+
+
+LONG_CONTEXT_SAMPLES = TableSet(
+    name="long_context_samples",
+    scope="dataset",
+    main="samples",
+    summary=LongContextSamplesSummary,
+    optional=frozenset({"passages"}),
+    format_version=2,
+    schemas={
+        # Passages that no anchor nominated: only where a recipe takes such (`OPTIONAL`).
+        "passages": pa.schema(
+            [
+                CHUNK_ID,
+                DOC_ID,
+                SHARD,
+                SOURCE,
+                START,
+                END,
+                column("token_ids", IDS, "tokens as packed, the separator's included"),
+            ]
+        ),
+        "samples": pa.schema(
+            [
+                column("sample_id", TEXT, "shard, a dash, number in the shard"),
+                column("input_ids", IDS, "tokens of the sample"),
+                column("n_root", INT, "tokens in roots", "token"),
+                column("n_verified", INT, "tokens in verified contexts", "token"),
+                column("n_negative", INT, "tokens in hard negatives and unverified", "token"),
+                column("n_padding", INT, "tokens of padding, masked from the loss", "token"),
+            ]
+        ),
+        "segments": pa.schema(
+            [
+                column("sample_id", TEXT, "sample that holds it"),
+                column("segment", INT, "number in the sample, from 0"),
+                column("role", TEXT, "`bos`, `root`, `padding`, or a context's"),
+                column("start", INT, "first position in the sample", "token"),
+                column("end", INT, "one past the last position", "token"),
+                column("root_id", TEXT, "root that it belongs to", null=True),
+                column("doc_id", TEXT, "document that it was cut from", null=True),
+                column("chunk_id", TEXT, "passage, where it is a context", null=True),
+                column("source", TEXT, "name of the source", null=True),
+            ]
+        ),
+        "dependencies": pa.schema(
+            [
+                column("sample_id", TEXT, "sample that holds it"),
+                ROOT_ID,
+                ANCHOR,
+                CHUNK_ID,
+                column("rank", INT, "of the candidate, from 1"),
+                column("anchor_position", INT, "of the anchor, in the sample", "token"),
+                column("context_start", INT, "of the context, in the sample", "token"),
+                column("context_end", INT, "one past the context's end", "token"),
+                column("distance", INT, "from the context's end to the anchor", "token"),
+                column("gain", pa.float64(), "ΔI"),
+                column("calibrated_gain", pa.float64(), "ΔI*", null=True),
+                column("entropy", FLOAT, "H_t of the root alone", "nat"),
+                column("entropy_context", FLOAT, "H'_t behind the context", "nat"),
+            ]
+        ),
+        "dropped": pa.schema(
+            [
+                ROOT_ID,
+                column("chunk_id", TEXT, "context; null: the whole root", null=True),
+                REASON,
+                column("n_dependencies", INT, "verified dependencies lost with it"),
+            ]
+        ),
+    },
+)

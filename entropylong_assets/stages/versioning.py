@@ -1,0 +1,181 @@
+"""What determines a partition's content, whether it is up to date, and which shards may be used.
+
+A partition is determined by the code version of its stage, the settings that the stage declares,
+the data versions of its inputs, and what the stage identifies beside them (models, source files).
+All of it is recorded in the manifest, so every question is answered from the data alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+from pydantic import BaseModel
+
+from entropylong_assets.settings.section import Settings, fingerprint
+from entropylong_assets.stages.stage import Partition, Stage
+from entropylong_assets.storage.tables import WHOLE
+
+THREADS = 16
+"""Manifests read at once."""
+
+
+def determining_settings(stage: Stage, settings: Settings) -> dict[str, Any]:
+    """The settings that determine the stage's content, by dotted path, as JSON values."""
+
+    def value(path: str) -> Any:
+        found = reduce(getattr, path.split("."), settings)
+        return found.model_dump(mode="json") if isinstance(found, BaseModel) else found
+
+    return _as_json({path: value(path) for path in sorted(stage.determined_by(settings))})
+
+
+def code_version(stage: Stage, settings: Settings) -> str:
+    """Version that changes with the stage's code or one of its determining settings."""
+    return fingerprint(stage.code_version, determining_settings(stage, settings))
+
+
+def determinants(stage: Stage, partition: Partition) -> dict[str, Any]:
+    """All that determines a partition, as JSON values: code, settings, inputs, models, files.
+
+    Raises TableError if an input is missing.
+    """
+    return _as_json(
+        {
+            "code": stage.code_version,
+            "settings": determining_settings(stage, partition.settings),
+            "inputs": _input_versions(stage, partition),
+            **stage.identify(partition),
+        }
+    )
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as a manifest gives them back: tuples become lists."""
+    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+
+
+def _input_versions(stage: Stage, partition: Partition) -> dict[str, Any]:
+    """Data version of each input by name; of the eligible shards, for a stage over all of them."""
+    versions: dict[str, Any] = {}
+    for source in stage.inputs:
+        if source.partitioned and not stage.partitioned:
+            shards = eligible_shards(stage, partition).shards
+            versions[source.name] = shard_versions(source, partition, shards)
+        else:
+            shard = partition.shard if source.partitioned else WHOLE
+            versions[source.name] = partition.store.require(source.tables, shard).data_version
+    return versions
+
+
+def shard_versions(stage: Stage, partition: Partition, shards: tuple[str, ...]) -> dict[str, str]:
+    """Data version of each of these shards."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        manifests = pool.map(lambda shard: partition.store.require(stage.tables, shard), shards)
+        return {m.shard: m.data_version for m in manifests}
+
+
+def stale_reason(stage: Stage, partition: Partition) -> str | None:
+    """Why the partition is not up to date, or None if making it again would change nothing.
+
+    The reason names what differs: a setting, an input, the code, a model or a source file.
+    """
+    manifest = partition.store.manifest(stage.tables, partition.shard)
+    if manifest is None:
+        return "not materialized"
+    if manifest.format_version != stage.tables.format_version:
+        return f"written in format {manifest.format_version}"
+    return _difference(manifest.determinants, determinants(stage, partition))
+
+
+def is_up_to_date(stage: Stage, partition: Partition) -> bool:
+    return stale_reason(stage, partition) is None
+
+
+def _difference(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    if made.get("code") != wanted["code"]:
+        return "made by other code"
+    for kind, what in (("settings", "setting"), ("inputs", "input")):
+        before, now = made.get(kind, {}), wanted[kind]
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                return f"{what} {name} has changed"
+    for name in sorted(wanted.keys() - {"code", "settings", "inputs"}):
+        if made.get(name) != wanted[name]:
+            return f"{name} has changed"
+    return None
+
+
+@dataclass(frozen=True)
+class Eligibility:
+    """Shards that a stage over all shards uses, and why each of the others is left out."""
+
+    shards: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+def eligible_shards(stage: Stage, partition: Partition) -> Eligibility:
+    """Look at every shard of the stage's inputs.
+
+    A shard is eligible if every stage that its input is made from, shard by shard, is materialized,
+    made from what the others are now, and has passed its blocking checks; with
+    `requires_up_to_date_inputs` also under the present settings and code.
+    """
+    shards = sorted({s for i in stage.inputs if i.partitioned for s in _shards(i, partition)})
+    with ThreadPoolExecutor(THREADS) as pool:
+        faults = list(pool.map(lambda s: shard_fault(stage, replace(partition, shard=s)), shards))
+    return Eligibility(
+        shards=tuple(s for s, fault in zip(shards, faults, strict=True) if fault is None),
+        left_out={s: fault for s, fault in zip(shards, faults, strict=True) if fault is not None},
+    )
+
+
+def _shards(stage: Stage, partition: Partition) -> list[str]:
+    return partition.store.shards(stage.tables)
+
+
+def shard_fault(stage: Stage, partition: Partition) -> str | None:
+    """Why a shard may not be used by a stage over all shards, or None."""
+    store, shard = partition.store, partition.shard
+    versions: dict[str, str] = {}
+    for source in stage.chain():
+        manifest = store.manifest(source.tables, shard)
+        if manifest is None:
+            return f"{source.name} is not materialized"
+        if manifest.format_version != source.tables.format_version:
+            return f"{source.name} was written in format {manifest.format_version}"
+        made = manifest.determinants
+        for name in (i.name for i in source.inputs if i.partitioned):
+            if made.get("inputs", {}).get(name) != versions[name]:
+                return f"{source.name} was made from an older {name}; materialize it again"
+        if stage.requires_up_to_date_inputs:
+            wanted = determining_settings(source, _settings_of(source, partition))
+            if made.get("code") != source.code_version or made.get("settings") != wanted:
+                what = _difference(made, {**made, "code": source.code_version, "settings": wanted})
+                return f"{source.name} is stale ({what}); materialize it again"
+        versions[source.name] = manifest.data_version
+        fault = failed_check(source, partition)
+        if fault:
+            return fault
+    return None
+
+
+def failed_check(stage: Stage, partition: Partition) -> str | None:
+    """The first blocking check that the partition has not passed as it is now, or None."""
+    outcomes = partition.store.check_outcomes(stage.tables, partition.shard)
+    for name in stage.blocking_checks:
+        outcome = outcomes.get(name)
+        if outcome is None:
+            return f"check {name} of {stage.name} has not run on the present data"
+        if not outcome.passed:
+            return f"check {name} of {stage.name} failed"
+    return None
+
+
+def _settings_of(stage: Stage, partition: Partition) -> Settings:
+    """Settings that a stage reads: those of the corpus for a corpus stage."""
+    return partition.corpus if stage.scope == "corpus" else partition.settings
