@@ -58,6 +58,7 @@ ray-ui: .venv/ray
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 check test: lint

@@ -1,6 +1,19 @@
-"""EntropyLong: verified long-context training data from a corpus of short documents."""
+"""EntropyLong: verified long-context training data from short documents, as Dagster assets."""
 
-import warnings
+from __future__ import annotations
 
-# Dagster's notes to developers on what it may change; our pins decide when that reaches users.
-warnings.filterwarnings("ignore", message=r".* is currently in (preview|beta), and may have")
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entropylong_assets.component import EntropyLong
+
+__all__ = ["EntropyLong"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the component only when it is asked for: it brings Dagster."""
+    if name == "EntropyLong":
+        from entropylong_assets.component import EntropyLong
+
+        return EntropyLong
+    raise AttributeError(name)

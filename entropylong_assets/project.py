@@ -21,13 +21,12 @@ Which settings there are follows from the stages, each of which owns its section
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, ValidationError, create_model, model_validator
+from pydantic import InstanceOf, ValidationError
 
 from entropylong_assets.pipeline import STAGES
 from entropylong_assets.settings.cluster import ClusterSettings, StepResources
@@ -40,7 +39,12 @@ from entropylong_assets.settings.section import (
     one_line,
     printable,
 )
-from entropylong_assets.stages.corpus.settings import CorpusSettings
+from entropylong_assets.stages.settings_models import (
+    cluster_model,
+    corpus_model,
+    dataset_model,
+    sections,
+)
 from entropylong_assets.stages.stage import Stage
 from entropylong_assets.storage.tables import DEFAULT_CORPUS, DEFAULT_DATASET, TableStore
 
@@ -55,9 +59,7 @@ def open_store(settings: Settings) -> TableStore:
 class Project(Section):
     """All corpora and datasets of one settings file, and where their steps run."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[InstanceOf[Stage], ...] = STAGES
     data_uri: str = "data"
     cluster: ClusterSettings = ClusterSettings()
     corpora: Mapping[str, Settings]
@@ -108,59 +110,7 @@ def _find(kind: str, known: Mapping[str, Settings], name: str | None) -> Setting
     return known[name]
 
 
-@functools.cache
-def corpus_model(stages: tuple[Stage, ...] = STAGES) -> type[CorpusSettings]:
-    """Class of a corpus' settings: its own fields and the sections of the corpus stages."""
-    return create_model("Corpus", __base__=CorpusSettings, **_sections(stages, "corpus"))
-
-
-@functools.cache
-def dataset_model(stages: tuple[Stage, ...] = STAGES) -> type[Settings]:
-    """Class of a dataset's settings: its corpus and the sections of the dataset stages."""
-
-    class Dataset(Settings):
-        """Settings of one dataset: a construction over a corpus."""
-
-        @model_validator(mode="after")
-        def _sections_agree(self) -> Dataset:
-            for stage in stages:
-                if stage.scope == "dataset":
-                    stage.validate(self)
-            return self
-
-    fields: dict[str, Any] = {"corpus": (corpus_model(stages), ...)}
-    return create_model("Dataset", __base__=Dataset, **fields, **_sections(stages, "dataset"))
-
-
-@functools.cache
-def cluster_model(stages: tuple[Stage, ...] = STAGES) -> type[ClusterSettings]:
-    """Class of the cluster settings: `resources` has an entry per stage, and one for checks."""
-    entries: dict[str, Any] = {s.name: (_resources(s.resources), s.resources) for s in stages}
-    entries["checks"] = (StepResources, StepResources())
-    resources = create_model("ClusterResources", __base__=Section, **entries)
-    return create_model("Cluster", __base__=ClusterSettings, resources=(resources, resources()))
-
-
-@functools.cache
-def _resources(default: StepResources) -> type[StepResources]:
-    """StepResources whose defaults are these: a part that a user leaves out stays as declared."""
-    fields: dict[str, Any] = {
-        name: (info.annotation, getattr(default, name))
-        for name, info in StepResources.model_fields.items()
-    }
-    return create_model("StepResources", __base__=StepResources, **fields)
-
-
-def _sections(stages: tuple[Stage, ...], scope: str) -> dict[str, Any]:
-    """Fields for the sections that the stages of a scope own."""
-    found: dict[str, type[Section]] = {}
-    for stage in stages:
-        for name, section in stage.sections.items() if stage.scope == scope else ():
-            assert found.setdefault(name, section) is section, f"two sections named {name}"
-    return {name: (section, section()) for name, section in found.items()}
-
-
-# Settings that have moved, and where to.
+# Settings of earlier versions that have moved, and where to.
 _MOVED = {
     "corpus.root_fraction": "roots.fraction",
     "corpus.root_min_tokens": "roots.min_tokens",
@@ -168,6 +118,7 @@ _MOVED = {
     "scoring.max_contexts_per_root": "verification.max_contexts_per_root",
     "scoring.max_forward_tokens_per_root": "verification.max_forward_tokens_per_root",
     "scoring.screen": "verification.screen",
+    "sources.root_fraction": "roots.fraction_by_source",
 }
 
 
@@ -185,11 +136,11 @@ def make_project(
     that names the field and what is allowed.
     """
     content = dict(values)
-    base = _profile(content.pop("profile", None) or profile or DEFAULT_PROFILE)
-    places = ("corpora.{}", "datasets.{}")
+    base = _profile(content.pop("profile", profile or DEFAULT_PROFILE))
+    places = ("corpora.{}.", "datasets.{}.")
     if not {"corpora", "datasets"} & content.keys():
         content = _named(merge(base, content), stages, *default_names)
-        base, places = {}, ("", "")
+        base, places = {}, ("corpus.", "")
     top = {"data_uri", "seed", "cluster", "corpora", "datasets"}
     for key in content.keys() - top:
         raise SettingsError(
@@ -221,17 +172,16 @@ def _named(
 ) -> dict[str, Any]:
     """The content of a file with one corpus and one dataset, with their names written out."""
     of_corpus, of_dataset = dict(_mapping(content, "corpus")), dict[str, Any]()
-    for old, new in _MOVED.items():
-        section, _, name = old.partition(".")
-        if isinstance(content.get(section), Mapping) and name in content[section]:
-            raise SettingsError(f"{old}: no such setting; it is now {new}")
     for key, value in content.items():
-        if key in _sections(stages, "corpus"):
+        if key in sections(stages, "corpus"):
             of_corpus[key] = value
         elif key not in ("corpus", "data_uri", "seed", "cluster"):
             of_dataset[key] = value
     corpus = of_corpus.pop("name", corpus)
     dataset = of_dataset.pop("name", dataset)
+    for place, name in (("corpus.name", corpus), ("name", dataset)):
+        if not isinstance(name, str):
+            raise SettingsError(f"{place}: expected a name, not {type(name).__name__}")
     named = {key: content[key] for key in ("data_uri", "seed", "cluster") if key in content}
     return named | {
         "corpora": {corpus: of_corpus},
@@ -239,11 +189,29 @@ def _named(
     }
 
 
-def _mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = content.get(key) or {}
+def _mapping(content: Mapping[Any, Any], key: Any, place: str = "") -> Mapping[Any, Any]:
+    found = content.get(key, {})
     if not isinstance(found, Mapping):
-        raise SettingsError(f"{key}: expected names and settings, not {printable(repr(found), 60)}")
+        place = printable(place.rstrip(".") or str(key), 60)
+        raise SettingsError(f"{place}: expected keys and values, not {type(found).__name__}")
     return found
+
+
+def _entry(written: Mapping[Any, Any], name: Any, place: str) -> dict[Any, Any]:
+    """The settings written under the name of a corpus or dataset; none if only the name is."""
+    own = {} if written[name] is None else dict(_mapping(written, name, place))
+    for key in ("name", "data_uri"):
+        if key in own:
+            remedy = "the name is the key above" if key == "name" else "put it at the top level"
+            raise SettingsError(f"{printable(place, 60)}{key}: not here; {remedy}")
+    return own
+
+
+def _refuse_moved(section: str, content: object, place: str) -> None:
+    for old, new in _MOVED.items():
+        its_section, _, name = old.partition(".")
+        if section == its_section and isinstance(content, Mapping) and name in content:
+            raise SettingsError(f"{printable(place, 80)}{name}: no such setting; it is now {new}")
 
 
 def _profile(name: object) -> Mapping[str, Any]:
@@ -255,57 +223,73 @@ def _profile(name: object) -> Mapping[str, Any]:
 
 
 def _make_corpora(
-    written: Mapping[str, Any],
+    written: Mapping[Any, Any],
     base: Mapping[str, Any],
     shared: Mapping[str, Any],
     stages: tuple[Stage, ...],
     place: str,
 ) -> dict[str, Settings]:
+    owned = sections(stages, "corpus").keys()
     corpora: dict[str, Settings] = {}
     for name in written:
-        own = dict(_mapping(written, name))
+        where = place.format(name)
+        own = _entry(written, name, where)
+        _refuse_moved("corpus", own, where)
+        sources = own.get("sources")
+        for number, source in enumerate(sources if isinstance(sources, list | tuple) else ()):
+            _refuse_moved("sources", source, f"{where}sources.{number}.")
         profile = _profile(own.pop("profile")) if "profile" in own else base
-        values = {k: v for k, v in profile.items() if k in _sections(stages, "corpus")}
+        values = {k: v for k, v in profile.items() if k in owned}
         values = merge({**values, **profile.get("corpus", {})}, own)
+        # With one corpus only its own fields are written under `corpus`.
+        at_top = {*(shared.keys() - own.keys()), *(owned if "{}" not in place else ())}
         corpora[name] = _validated(
-            corpus_model(stages), {**shared, **values, "name": name}, place.format(name)
+            corpus_model(stages), {**shared, **values, "name": name}, where, at_top
         )
     return corpora
 
 
 def _make_datasets(
-    written: Mapping[str, Any],
+    written: Mapping[Any, Any],
     base: Mapping[str, Any],
     shared: Mapping[str, Any],
     corpora: Mapping[str, Settings],
     stages: tuple[Stage, ...],
     place: str,
 ) -> dict[str, Settings]:
+    owned = sections(stages, "dataset").keys()
     datasets: dict[str, Settings] = {}
     for name in written:
-        own, where = dict(_mapping(written, name)), place.format(name)
-        corpus = own.pop("corpus", None) or (next(iter(corpora)) if len(corpora) == 1 else None)
+        where = place.format(name)
+        own = _entry(written, name, where)
+        corpus = own.pop("corpus", None)
+        if corpus is None and len(corpora) == 1:
+            corpus = next(iter(corpora))
         if not isinstance(corpus, str) or corpus not in corpora:
             raise SettingsError(
-                f"{where}.corpus: no corpus '{printable(str(corpus), 60)}'; there are "
-                f"{', '.join(corpora) or 'none'}"
+                f"{printable(where, 60)}corpus: no corpus '{printable(str(corpus), 60)}'; there "
+                f"are {', '.join(corpora) or 'none'}"
             )
+        for section, content in own.items():
+            _refuse_moved(section, content, f"{where}{section}.")
         profile = _profile(own.pop("profile")) if "profile" in own else base
-        values = {k: v for k, v in profile.items() if k in _sections(stages, "dataset")}
-        values = merge(values, own)
-        datasets[name] = _validated(
-            dataset_model(stages),
-            {**shared, **values, "name": name, "corpus": corpora[corpus]},
-            where,
-        )
+        values = merge({k: v for k, v in profile.items() if k in owned}, own)
+        values = {**shared, **values, "name": name, "corpus": corpora[corpus]}
+        at_top = shared.keys() - own.keys()
+        datasets[name] = _validated(dataset_model(stages), values, where, at_top)
     return datasets
 
 
-def _validated(model: type[Any], values: Mapping[str, Any], where: str) -> Any:
+def _validated(
+    model: type[Any], values: Mapping[Any, Any], place: str, at_top: Collection[str] = ()
+) -> Any:
+    """An object of the settings. place: where its fields are written, except those `at_top`."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(printable(one_line(error, where))) from None
+        first = error.errors(include_url=False)[0]["loc"]
+        prefix = "" if first and first[0] in at_top else place.rstrip(".")
+        raise SettingsError(printable(one_line(error, prefix))) from None
     except RecursionError:
         raise SettingsError("settings: values are nested too deeply; write them out") from None
 

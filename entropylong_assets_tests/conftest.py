@@ -14,11 +14,12 @@ os.environ.pop("ENTROPYLONG_SETTINGS", None)
 import dagster as dg
 import pytest
 
-from entropylong_assets.orchestration.local_run import register_shards, run_pipeline
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.orchestration.local_run import register_shards, run_project
+from entropylong_assets.project import Project, open_store
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.faults.summary import pytest_terminal_summary  # noqa: F401
-from entropylong_assets_tests.tiny_world import tiny_settings, write_corpus, write_models
+from entropylong_assets_tests.tiny_world import tiny_project, write_corpus, write_models
 
 if TYPE_CHECKING:
     from entropylong_assets_tests.storage.faulty_s3 import Bucket
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class World:
-    """A pipeline that ran whole, with the instance that knows its runs."""
+    """A corpus and a dataset of which everything was run, with the instance that knows the runs."""
 
+    project: Project
     settings: Settings
+    """Of the dataset."""
     store: TableStore
     instance: dg.DagsterInstance
     shards: tuple[str, ...]
     corpus: Path
+    """Folder of the source files."""
 
 
 @pytest.fixture(scope="session")
@@ -51,14 +55,15 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(
     tmp_path_factory: pytest.TempPathFactory, tiny_models: tuple[str, str], tiny_corpus: Path
 ) -> Iterator[World]:
-    """All assets and checks of two shards, through real Dagster runs. Read only."""
-    settings = tiny_settings(tiny_corpus, tmp_path_factory.mktemp("data"), tiny_models)
+    """All stages and checks of two shards, audits aside, through real Dagster runs. Read only."""
+    project = tiny_project(tiny_corpus, tmp_path_factory.mktemp("data"), tiny_models)
     with dg.DagsterInstance.ephemeral() as instance:
-        plan = register_shards(settings, instance)
-        run_pipeline(settings, plan, instance)
+        plan = register_shards(project.corpus, instance)
+        run_project(project, instance)
         yield World(
-            settings,
-            TableStore(settings.data_uri),
+            project,
+            project.dataset,
+            open_store(project.dataset),
             instance,
             tuple(shard.key for shard in plan.shards),
             tiny_corpus,

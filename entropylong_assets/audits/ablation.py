@@ -3,31 +3,36 @@ pass.
 
 Entropies of all tokens are stored, so anchors can be counted at any α. Pairs were scored for the
 anchors of the α, w and K in force: dependencies at a lower α, another w or a larger K are not in
-the tables. Such rows say so and hold no figure.
+the tables. Such rows have a note and no figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from entropylong_assets.settings.model import Settings, VerificationSettings
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.packing import Framing, lay_out, pack
-from entropylong_assets.stages.samples.recipes import choose_groups
+from entropylong_assets.stages.samples.selection import choose_groups
 from entropylong_assets.stages.verification.false_acceptance import (
     acceptance_rate,
     false_acceptance,
 )
 from entropylong_assets.stages.verification.gain import judge
+from entropylong_assets.stages.verification.registry import evaluated_rules
+from entropylong_assets.stages.verification.settings import VerificationSettings
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import TableStore
 
 ALPHAS = (1.5, 2.0, 2.5)
 EPSILONS = (0.2, 0.4, 0.6, 0.8)
-RULES = ("plain", "calibrated")
+CANDIDATES = (1, 2, 4, 8, 16, 32)
 
+PAPER_RULE = "plain"
 PAPER = {
     ("alpha", "1.5"): 913.0,
     ("alpha", "2"): 292.0,
@@ -37,7 +42,8 @@ PAPER = {
     ("epsilon", "0.6"): 29.0,
     ("epsilon", "0.8"): 13.0,
 }
-"""The paper's figures: anchors a root by α, dependencies a root by ε (Llama-3-8B, K unknown)."""
+"""The paper's figures under its rule: anchors per root by α, dependencies per root by ε
+(Llama-3-8B)."""
 
 SCHEMA = pl.Schema(
     {
@@ -64,7 +70,7 @@ SCHEMA = pl.Schema(
 
 @dataclass(frozen=True)
 class Scores:
-    """Stored scores of some shards: the tables' rows, one below the other."""
+    """Stored scores of some shards, as one table each."""
 
     roots: pl.DataFrame
     pairs: pl.DataFrame
@@ -77,24 +83,24 @@ class Scores:
 
 
 def read_scores(store: TableStore, shards: Sequence[str]) -> Scores:
-    """All that an ablation reads. Raises TableError where a table is missing."""
-
-    def read(asset: str, table: str, columns: list[str] | None = None) -> pl.DataFrame:
-        return store.read_all(asset, shards, table, columns)
-
+    """Read all that an ablation needs. Raises TableError if a table is missing."""
     columns = ["root_id", "token_ids", "entropies", "mean", "std"]
-    contexts = read("verified_dependencies", "contexts")
+    roots = store.read_all(ENTROPY_SCORES, shards, "roots", columns)
+    contexts = store.read_all(VERIFIED_DEPENDENCIES, shards, "contexts")
     return Scores(
-        # A document in two shards is a root of its owner alone, with the same scores.
-        roots=read("entropy_scores", "roots", columns).unique("root_id", maintain_order=True),
-        pairs=read("verified_dependencies", "pairs"),
+        # A document that occurs in two shards is a root of one of them, with the same scores.
+        roots=roots.unique("root_id", maintain_order=True),
+        pairs=store.read_all(VERIFIED_DEPENDENCIES, shards, "pairs"),
         contexts=contexts.unique("chunk_id", keep="first", maintain_order=True),
-        controls=read("verified_dependencies", "controls"),
+        controls=store.read_all(VERIFIED_DEPENDENCIES, shards, "controls"),
     )
 
 
 def anchors_per_root(roots: pl.DataFrame, alpha: float, first_position: int) -> float | None:
-    """Positions with H > μ + α·σ from `first_position` on, a root. roots: entropies, mean, std."""
+    """Positions per root with H > μ + α·σ, from `first_position` on; None without roots.
+
+    roots: entropies, mean, std.
+    """
     if not len(roots):
         return None
     counted = roots.select(
@@ -108,8 +114,22 @@ def anchors_per_root(roots: pl.DataFrame, alpha: float, first_position: int) -> 
     return len(above) / len(roots)
 
 
+def judge_again(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
+    """Judge stored pairs by other settings. Pairs that were not scored keep their verdict."""
+    refused = pl.when(pl.col("entropy_context").is_null()).then(pl.col("verdict"))
+    return judge(pairs.with_columns(refused.alias("refusal")), settings)
+
+
+def under_rule(settings: VerificationSettings, rule: str) -> VerificationSettings:
+    """The settings with another rule in force, the only one evaluated.
+
+    Not validated: stored scores are judged, so no controls are drawn.
+    """
+    return settings.model_copy(update={"rule": rule, "compared_rules": ()})
+
+
 def _cut(scores: Scores, alpha: float, top_k: int | None) -> Scores:
-    """The pairs and controls of anchors above a higher τ, and of the first K candidates."""
+    """The pairs and controls of anchors above the threshold of α, and of the first K candidates."""
     tau = scores.roots.select("root_id", (pl.col("mean") + alpha * pl.col("std")).alias("tau"))
     pairs = scores.pairs.join(tau, on="root_id", maintain_order="left").filter(
         pl.col("entropy").cast(pl.Float64) > pl.col("tau")
@@ -121,15 +141,9 @@ def _cut(scores: Scores, alpha: float, top_k: int | None) -> Scores:
     return Scores(scores.roots, pairs.drop("tau"), scores.contexts, controls)
 
 
-def judged(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
-    """Stored pairs judged anew by these settings."""
-    refused = pl.when(pl.col("entropy_context").is_null()).then(pl.col("verdict"))
-    return judge(pairs.with_columns(refused.alias("refusal")), settings)
-
-
-def _verdicts(scores: Scores, settings: VerificationSettings) -> dict[str, Any]:
-    """Figures of the pairs under one rule and ε."""
-    verdicts = judged(scores.pairs, settings)
+def _verdict_figures(scores: Scores, settings: VerificationSettings) -> dict[str, Any]:
+    """Figures of the pairs under the rule in force and its ε."""
+    verdicts = judge_again(scores.pairs, settings)
     scored = verdicts.filter(pl.col("entropy_context").is_not_null())
     accepted = scored.filter("accepted")
     rate = acceptance_rate(scored)
@@ -143,112 +157,135 @@ def _verdicts(scores: Scores, settings: VerificationSettings) -> dict[str, Any]:
     }
     if len(scores.controls):
         anchors = scores.pairs.select("root_id", "anchor", "entropy", "surprisal").unique()
-        chance = false_acceptance(anchors, scores.controls, settings)[settings.rule]
+        random = false_acceptance(anchors, scores.controls, settings)[settings.rule]
         figures |= {
-            "false_acceptance": chance.value if chance.total else None,
-            "false_acceptance_low": chance.low,
-            "false_acceptance_high": chance.high,
+            "false_acceptance": random.value if random.total else None,
+            "false_acceptance_low": random.low,
+            "false_acceptance_high": random.high,
         }
     return figures
 
 
-def _rules(scores: Scores, settings: Settings) -> Iterator[tuple[str, VerificationSettings, str]]:
-    """Each rule with its settings; the third is why it can't be had, or nothing."""
-    can_calibrate = scores.pairs["entropy_control"].null_count() < max(1, len(scores.pairs))
-    for rule in RULES:
-        # Controls only as the model wants them: nothing is drawn here.
-        changed = settings.verification.model_copy(update={"rule": rule})
-        missing = "" if rule == "plain" or can_calibrate else "scored without controls"
-        yield rule, changed, missing
-
-
 def _distance(scores: Scores, settings: Settings) -> float | None:
-    """Median tokens from context to anchor in samples packed anew, in memory."""
+    """Median distance from context to anchor (tokens), in samples packed again in memory."""
     roots = scores.roots.select("root_id", "token_ids")
     groups, _ = choose_groups(roots, scores.pairs, scores.contexts, settings)
     framing = Framing(bos_id=None, separator_ids=(), pad_id=0)
     distances: list[int] = []
     for members in pack(groups, framing, settings.samples, settings.seed)[0]:
-        position, ends = 0, {}
-        waiting = []
+        position = 0
+        root_starts: dict[str, int] = {}
+        contexts = []
         for segment in lay_out(members, framing, settings.samples, settings.seed):
             end = position + len(segment.token_ids)
             if segment.role == "verified" and segment.context is not None:
-                waiting.append((segment.context, end))
+                contexts.append((segment.context, end))
             elif segment.role == "root" and segment.group is not None:
-                ends[segment.group.root_id] = position
+                root_starts[segment.group.root_id] = position
             position = end
         distances += [
-            ends[context.root_id] + dependency.anchor - end
-            for context, end in waiting
+            root_starts[context.root_id] + dependency.anchor - end
+            for context, end in contexts
             for dependency in context.dependencies
         ]
     return float(pl.Series(distances).median()) if distances else None  # type: ignore[arg-type]
 
 
+Row = dict[str, Any]
+
+
+class _Ablation:
+    """The rows of an ablation, knob by knob."""
+
+    def __init__(self, scores: Scores, settings: Settings) -> None:
+        self._scores = scores
+        self._settings = settings
+        self._verification: VerificationSettings = settings.verification
+        self._rules: dict[str, VerificationSettings] = {}
+        self._missing: dict[str, str] = {}
+        """Why a rule can't be applied."""
+        has_controls = scores.pairs["entropy_control"].count() > 0 or not len(scores.pairs)
+        for name, rule in evaluated_rules(self._verification).items():
+            self._rules[name] = under_rule(self._verification, name)
+            if rule.needs_controls and not has_controls:
+                self._missing[name] = "scored without controls"
+
+    def rows(self) -> Iterator[Row]:
+        yield from self._alpha()
+        yield from self._epsilon()
+        yield from self._top_k()
+        yield from self._verification_off()
+        yield from self._order()
+        yield from self._window()
+
+    def _row(self, knob: str, value: object, rule: str, figures: Mapping[str, Any]) -> Row:
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        paper = PAPER.get((knob, shown)) if rule == PAPER_RULE else None
+        row = {"knob": knob, "value": shown, "rule": rule, "paper": paper}
+        return {"roots": self._scores.n_roots, **row, **figures}
+
+    def _figures(self, rule: str, scores: Scores, **changes: Any) -> dict[str, Any]:
+        """Figures under a rule with changed settings, or the note why there are none."""
+        if rule in self._missing:
+            return {"note": self._missing[rule]}
+        return _verdict_figures(scores, self._rules[rule].model_copy(update=changes))
+
+    def _alpha(self) -> Iterator[Row]:
+        alpha, first = self._settings.entropy.alpha, self._settings.entropy.min_anchor_position
+        for value in sorted({*ALPHAS, alpha}):
+            count = {"anchors_per_root": anchors_per_root(self._scores.roots, value, first)}
+            for rule in self._rules:
+                if value < alpha:
+                    note = {"note": f"anchors only: pairs were scored for α = {alpha:g}"}
+                    yield self._row("alpha", value, rule, count | note)
+                else:
+                    figures = self._figures(rule, _cut(self._scores, value, None))
+                    yield self._row("alpha", value, rule, count | figures)
+
+    def _epsilon(self) -> Iterator[Row]:
+        for value in sorted({*EPSILONS, self._verification.epsilon}):
+            for rule in self._rules:
+                figures = self._figures(rule, self._scores, epsilon=value)
+                yield self._row("epsilon", value, rule, figures)
+
+    def _top_k(self) -> Iterator[Row]:
+        top_k = self._settings.retrieval.top_k
+        for count in [*(k for k in CANDIDATES if k < top_k), top_k, 2 * top_k]:
+            for rule in self._rules:
+                if count > top_k:
+                    figures: dict[str, Any] = {
+                        "note": f"not retrieved: K was {top_k}; raise retrieval.top_k"
+                    }
+                else:
+                    figures = self._figures(rule, _cut(self._scores, -float("inf"), count))
+                yield self._row("K", count, rule, figures)
+
+    def _verification_off(self) -> Iterator[Row]:
+        for rule in self._rules:
+            yield self._row("verification", "on", rule, self._figures(rule, self._scores))
+            off = self._figures(rule, self._scores, epsilon=-1e9, require_surprisal_drop=False)
+            yield self._row("verification", "off", rule, off)
+
+    def _order(self) -> Iterator[Row]:
+        for order in ("shuffle", "sequence"):
+            samples = self._settings.samples.model_copy(update={"order": order})
+            changed = self._settings.model_copy(update={"samples": samples})
+            figures = {
+                "median_distance": _distance(self._scores, changed),
+                "note": "verdicts don't depend on it",
+            }
+            yield self._row("order", order, self._verification.rule, figures)
+
+    def _window(self) -> Iterator[Row]:
+        rule, width = self._verification.rule, self._settings.retrieval.half_window
+        yield self._row("w", width, rule, self._figures(rule, self._scores))
+        note = "another w makes other queries: retrieve and verify again"
+        yield self._row("w", "others", "", {"note": note})
+
+
 def ablate(scores: Scores, settings: Settings) -> pl.DataFrame:
-    """One row for each knob, value and rule, with the columns of `SCHEMA`.
+    """Make one row per knob, value and evaluated rule, with the columns of `SCHEMA`.
 
     settings: those that the scores were made with.
     """
-    alpha, top_k = settings.entropy.alpha, settings.retrieval.top_k
-    base = {"roots": scores.n_roots}
-    rows: list[dict[str, Any]] = []
-
-    def row(knob: str, value: object, rule: str, **figures: Any) -> None:
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-        paper = PAPER.get((knob, shown)) if rule == "plain" else None
-        rows.append(base | {"knob": knob, "value": shown, "rule": rule, "paper": paper} | figures)
-
-    rules = list(_rules(scores, settings))
-    for value in sorted({*ALPHAS, alpha}):
-        found = anchors_per_root(scores.roots, value, settings.entropy.min_anchor_position)
-        for rule, changed, missing in rules:
-            if value < alpha:
-                note = f"anchors alone: pairs were scored for α = {alpha:g}"
-                row("alpha", value, rule, anchors_per_root=found, note=note)
-            elif missing:
-                row("alpha", value, rule, anchors_per_root=found, note=missing)
-            else:
-                figures = _verdicts(_cut(scores, value, None), changed)
-                row("alpha", value, rule, anchors_per_root=found, **figures)
-    for value in sorted({*EPSILONS, settings.verification.epsilon}):
-        for rule, changed, missing in rules:
-            at = changed.model_copy(update={"epsilon": value})
-            row("epsilon", value, rule, **({"note": missing} if missing else _verdicts(scores, at)))
-    for count in [k for k in (1, 2, 4, 8, 16, 32) if k < top_k] + [top_k, 2 * top_k]:
-        for rule, changed, missing in rules:
-            if count > top_k:
-                row("K", count, rule, note=f"not retrieved: K was {top_k}; raise retrieval.top_k")
-            elif missing:
-                row("K", count, rule, note=missing)
-            else:
-                row("K", count, rule, **_verdicts(_cut(scores, -float("inf"), count), changed))
-    for rule, changed, missing in rules:
-        off = changed.model_copy(update={"epsilon": -1e9, "require_surprisal_drop": False})
-        row(
-            "verification",
-            "on",
-            rule,
-            **({"note": missing} if missing else _verdicts(scores, changed)),
-        )
-        row(
-            "verification",
-            "off",
-            rule,
-            **({"note": missing} if missing else _verdicts(scores, off)),
-        )
-    for order in ("shuffle", "sequence"):
-        samples = settings.samples.model_copy(update={"order": order})
-        changed_all = settings.model_copy(update={"samples": samples})
-        row(
-            "order",
-            order,
-            settings.verification.rule,
-            median_distance=_distance(scores, changed_all),
-            note="verdicts don't depend on it",
-        )
-    width = settings.retrieval.half_window
-    row("w", width, settings.verification.rule, **_verdicts(scores, settings.verification))
-    row("w", "others", "", note="another w asks other queries: retrieve and verify again")
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(list(_Ablation(scores, settings).rows()), schema=SCHEMA)

@@ -1,4 +1,4 @@
-"""The ablation as Parquet, table and picture."""
+"""The ablation as Parquet, chart and table in the terminal."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from entropylong_assets.report.charts import BLUE, ORANGE
 from entropylong_assets.storage.tables import TableStore
 
 FOLDER = "ablation"
+"""Folder of the files in that of the dataset."""
+
+_CONTEXTS = {"retrieved": ("acceptance", "#0072B2"), "random": ("false_acceptance", "#E69F00")}
+"""Columns and colours of the chart (Okabe and Ito) by kind of context."""
 
 
 def chart(table: pl.DataFrame) -> dict[str, Any]:
-    """Vega-Lite: acceptance of retrieved and of random contexts as ε moves, a panel a rule."""
+    """Vega-Lite chart: acceptance of retrieved and of random contexts by ε, one panel per rule."""
     import altair as alt
 
-    wanted = table.filter(knob="epsilon")
     rows = []
-    for kind, column in (("retrieved", "acceptance"), ("random", "false_acceptance")):
-        for row in wanted.drop_nulls(column).iter_rows(named=True):
+    for kind, (column, _) in _CONTEXTS.items():
+        for row in table.filter(knob="epsilon").drop_nulls(column).iter_rows(named=True):
             rows.append(
                 {
                     "epsilon": float(row["value"]),
@@ -35,10 +37,9 @@ def chart(table: pl.DataFrame) -> dict[str, Any]:
                 }
             )
     base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("epsilon:Q", title="ε"))
+    colours = [colour for _, colour in _CONTEXTS.values()]
     colour = alt.Color(
-        "contexts:N",
-        title=None,
-        scale=alt.Scale(domain=["retrieved", "random"], range=[BLUE, ORANGE]),
+        "contexts:N", title=None, scale=alt.Scale(domain=list(_CONTEXTS), range=colours)
     )
     line = base.mark_line(point=True).encode(
         y=alt.Y("share:Q", title="share of pairs that pass", axis=alt.Axis(format="%")),
@@ -47,22 +48,22 @@ def chart(table: pl.DataFrame) -> dict[str, Any]:
     )
     band = base.mark_area(opacity=0.15).encode(y="low:Q", y2="high:Q", color=colour)
     panel = alt.layer(band, line).properties(width=320, height=200)
-    drawn: dict[str, Any] = panel.facet("rule:N", columns=2).to_dict()
-    return drawn
+    spec: dict[str, Any] = panel.facet("rule:N", columns=2).to_dict()
+    return spec
 
 
 def save(store: TableStore, table: pl.DataFrame) -> list[str]:
-    """Writes ablation.parquet and ablation.svg under the data; returns where they are."""
+    """Write ablation.parquet and ablation.svg to the dataset's folder; returns their URIs."""
     import vl_convert
 
     buffer = io.BytesIO()
     table.write_parquet(buffer)
     picture = vl_convert.vegalite_to_svg(chart(table))
     written = []
-    for name, content in (("parquet", buffer.getvalue()), ("svg", picture.encode())):
-        path = f"{FOLDER}/ablation.{name}"
-        store.put(f"{store.root}/{path}", content)
-        written.append(f"{store.uri}/{path}")
+    for suffix, content in (("parquet", buffer.getvalue()), ("svg", picture.encode())):
+        path = f"{FOLDER}/ablation.{suffix}"
+        store.put(f"{store.root}/{store.dataset}/{path}", content)
+        written.append(f"{store.dataset_uri}/{path}")
     return written
 
 
@@ -75,14 +76,14 @@ _FIGURES = (
     ("ΔI", "mean_gain", "{:.2f}"),
     ("I drop", "mean_surprisal_drop", "{:.2f}"),
 )
-_LEGEND = """anchors, deps: a root; paper: the same by α and by ε, of Llama-3-8B on its corpus
+_LEGEND = """anchors, deps: per root; paper: the same by α and by ε, of Llama-3-8B on its corpus
 accepted, random: shares of retrieved and of random contexts that pass the rule
-ΔI, I drop: accepted pairs' mean gain, and mean fall of surprisal in nats
-The files hold the 95% intervals too."""
+ΔI, I drop: mean gain and mean surprisal drop of accepted pairs (drop in nats)
+The files also contain the 95% intervals."""
 
 
 def print_ablation(console: Console, table: pl.DataFrame) -> None:
-    """The table in 80 columns, a line a knob, value and rule; what lacks figures says why below."""
+    """Print the table in 80 columns, one line per knob, value and rule; then the notes."""
     shown = Table(title="Ablations over stored scores", title_justify="left", box=SIMPLE, padding=0)
     shown.add_column("setting")
     shown.add_column("rule")

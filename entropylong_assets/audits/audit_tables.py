@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from entropylong_assets.audits.ablation import Scores
+from entropylong_assets.audits.recipe_measures import measures
 from entropylong_assets.audits.root_sample import Mean, clustered_mean
-from entropylong_assets.audits.shard_audits import measures
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT, NULL_CALIBRATION
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.verification.false_acceptance import Rate
+from entropylong_assets.stages.verification.registry import evaluated_rules
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import TableStore
 
-RECIPE_ORDER = (
-    "calibrated",
-    "entropylong",
-    "policylong",
-    "no_verify",
-    "quest",
-    "nextlong",
-    "random",
-)
-"""Ours first, then from the most to the least of the method."""
+OURS = "calibrated"
+"""The platform's own recipe, with which the others are compared."""
+
+_ORDER = (OURS, "entropylong", "policylong", "no_verify", "quest", "nextlong", "random")
+
+
+def recipe_order(recipes: Iterable[str]) -> list[str]:
+    """Sort recipes for tables and charts: ours, then from the most to the least of the method,
+    then those of other packages by name."""
+    known = {recipe: place for place, recipe in enumerate(_ORDER)}
+    return sorted(recipes, key=lambda recipe: (known.get(recipe, len(known)), recipe))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [list(head), ["---"] * len(head), *[list(row) for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def number(row: Mapping[str, Any] | None, form: str = "{:.3f}") -> str:
-    """Value and interval of a row with value (or rate), low and high."""
+    """Value and interval of a row with value (or rate), low and high; a dash without a value."""
     if row is None:
         return "–"
     value = row.get("value", row.get("rate"))
@@ -55,41 +62,53 @@ def as_row(mean: Mean) -> dict[str, Any]:
 
 
 class Audited:
-    """All audit tables of some shards, one below the other."""
+    """All audit tables of some shards of a dataset, as one table each."""
 
     def __init__(self, store: TableStore, shards: Sequence[str], settings: Settings) -> None:
-        def read(asset: str, name: str) -> pl.DataFrame:
-            return store.read_all(asset, shards, name)
+        """settings: those that the tables were made with."""
+
+        def read(tables: TableSet[Any], table: str) -> pl.DataFrame:
+            return store.read_all(tables, shards, table)
 
         self.settings = settings
-        self.trials = read("null_calibration", "trials")
-        self.anchors = read("long_range_audit", "anchors")
-        self.windows = read("long_range_audit", "windows")
-        self.dependencies = read("long_range_audit", "dependencies")
-        self.second = read("cross_model_audit", "pairs")
+        self.rules = tuple(evaluated_rules(settings.verification))
+        self.trials = read(NULL_CALIBRATION, "trials")
+        self.anchors = read(LONG_RANGE_AUDIT, "anchors")
+        self.windows = read(LONG_RANGE_AUDIT, "windows")
+        self.dependencies = read(LONG_RANGE_AUDIT, "dependencies")
+        self.second = read(CROSS_MODEL_AUDIT, "pairs")
         sampled = self.trials["root_id"].unique().to_list()
-        pairs = read("verified_dependencies", "pairs")
+        pairs = read(VERIFIED_DEPENDENCIES, "pairs")
         scored = pairs.filter(pl.col("entropy_context").is_not_null())
         self.pairs = scored.filter(pl.col("root_id").is_in(sampled))
-        self.contexts = read("verified_dependencies", "contexts").unique("chunk_id")
-        self.roots = read("entropy_scores", "roots").unique("root_id")
-        self.controls = read("verified_dependencies", "controls")
+        self.contexts = read(VERIFIED_DEPENDENCIES, "contexts").unique("chunk_id")
+        self.roots = read(ENTROPY_SCORES, "roots").unique("root_id")
+        self.controls = read(VERIFIED_DEPENDENCIES, "controls")
         self.scores = Scores(self.roots, pairs, self.contexts, self.controls)
 
+    @property
+    def recipes(self) -> list[str]:
+        """The audited recipes, in their order for tables."""
+        return recipe_order(self.windows["recipe"].unique().to_list())
+
     def recipe_rows(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Measures of the recipes, by recipe and measure."""
         rows = measures(
             self.anchors.to_dicts(), self.windows.to_dicts(), self.dependencies.to_dicts()
         )
         return {(row["recipe"], row["measure"]): row for row in rows}
 
-    def difference(self, ours: str, theirs: str, score: str) -> Mean:
-        """Mean of ours minus theirs in the fall of a score, anchor by anchor. Both are held against
-        the same random passages, as many of them as their contexts are long."""
+    def difference(self, recipe: str, rival: str, score: str) -> Mean:
+        """Mean of the recipe's drop of a score minus the rival's, anchor by anchor.
+
+        Both are compared with the same random passages, as many tokens of them as their contexts
+        have.
+        """
         keys = ["root_id", "anchor"]
-        falls = self.anchors.select(
-            "recipe", *keys, (pl.col(f"{score}_random") - pl.col(f"{score}_in_place")).alias("fall")
+        drops = self.anchors.select(
+            "recipe", *keys, (pl.col(f"{score}_random") - pl.col(f"{score}_in_place")).alias("drop")
         )
-        both = falls.filter(recipe=ours).join(falls.filter(recipe=theirs), on=keys, suffix="_b")
+        both = drops.filter(recipe=recipe).join(drops.filter(recipe=rival), on=keys, suffix="_b")
         both = both.sort(keys)
-        values = (both["fall"] - both["fall_b"]).cast(pl.Float64).to_list()
+        values = (both["drop"] - both["drop_b"]).cast(pl.Float64).to_list()
         return clustered_mean(values, both["root_id"].to_list())

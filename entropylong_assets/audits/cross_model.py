@@ -1,14 +1,13 @@
-"""Pairs that both rules, the plain one alone, or neither accepts, scored again by a model of
-another family, which had no part in the choice.
+"""Scored pairs, scored again by a model of another family, which had no part in the choice.
 
-The second model has its own tokens: text is what both share. Its position for an anchor is the
-token that holds the anchor's first character. A pair holds where the second model's own ΔI
-exceeds ε there.
+The second model has its own tokens: the two models share text only. Its position for an anchor is
+the token that contains the anchor's first character. A pair holds if the second model's own ΔI
+exceeds ε there. Pairs are grouped by the compared rules that accept them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,166 +15,192 @@ import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
+from entropylong_assets.audits.audit_model import AuditModel
 from entropylong_assets.audits.root_sample import ScoredRoot, clustered_mean
-from entropylong_assets.settings.model import ScoringModelSettings, Settings
 from entropylong_assets.stages.entropy.model import Tokenizer
-from entropylong_assets.stages.entropy.scoring import Scorer, ScoringRequest
+from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.stages.samples.ordering import hash_key
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 
-GROUPS = {
-    "both_rules": "accepted by both rules",
-    "plain_rule_alone": "accepted by the plain rule alone",
-    "neither_rule": "accepted by neither rule",
-}
-"""Name and words; the calibrated rule accepts nothing that the plain one does not."""
+NO_RULE = "none"
+"""Name of the group of pairs that no compared rule accepts."""
 
 INSIDE_CHARACTER, TOO_LONG, NO_PREFIX = "inside_a_character", "too_long_for_model", "no_prefix"
 
 
-@dataclass(frozen=True)
-class Second:
-    """The second model, as this audit uses it."""
+def group_rows(pairs: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """Split pairs by the compared rules that accept them; those of most rules first.
 
-    tokenizer: Tokenizer
-    scorer: Scorer
-    max_positions: int
-
-
-def second_settings(settings: Settings) -> ScoringModelSettings | None:
-    """The second model's settings: the first one's under its name; None where none is named."""
-    name = settings.audit.model
-    return settings.scoring.model_copy(update={"model": name}) if name else None
-
-
-def group_of() -> pl.Expr:
-    """A key of GROUPS, from accepted_plain and accepted_calibrated."""
-    both, plain, neither = (pl.lit(name) for name in GROUPS)
-    plain_alone = pl.when("accepted_plain").then(plain).otherwise(neither)
-    return pl.when("accepted_calibrated").then(both).otherwise(plain_alone)
+    A group has the names of its rules, joined by commas, or `none`. pairs: accepted_by.
+    """
+    rules = pl.col("accepted_by").list
+    named = pairs.with_columns(group=pl.when(rules.len() > 0).then(rules.join(", ")))
+    groups = {
+        name: rows.drop("group")
+        for (name,), rows in named.with_columns(pl.col("group").fill_null(NO_RULE))
+        .group_by("group", maintain_order=True)
+    }  # fmt: skip
+    return {name: groups[name] for name in sorted(groups, key=_by_size)}
 
 
-def choose_pairs(roots: Sequence[ScoredRoot], most: int, seed: int) -> list[dict[str, Any]]:
-    """At most `most` pairs of each group, by hash, in the order of the tables."""
-    rows = [
-        row
-        for root in roots
-        for row in root.pairs.with_columns(group=group_of()).iter_rows(named=True)
-    ]
+def _by_size(group: str) -> tuple[int, str]:
+    return (0 if group == NO_RULE else -len(group.split(", ")), group)
 
-    def key(row: dict[str, Any]) -> bytes:
+
+def group_label(group: str) -> str:
+    """The group in words, after "pairs"."""
+    if group == NO_RULE:
+        return "accepted by no rule"
+    rules = group.split(", ")
+    return f"accepted by {' and '.join(rules)}" + (" alone" if len(rules) == 1 else "")
+
+
+def choose_pairs(
+    roots: Sequence[ScoredRoot], max_per_group: int, seed: int
+) -> list[dict[str, Any]]:
+    """Choose pairs of each group by hash; in the order of root, anchor and chunk."""
+
+    def key(row: Mapping[str, Any]) -> bytes:
         return hash_key(seed, "pair", row["root_id"], str(row["anchor"]), row["chunk_id"])
 
-    chosen = []
-    for group in GROUPS:
-        chosen += sorted((r for r in rows if r["group"] == group), key=key)[:most]
+    chosen: list[dict[str, Any]] = []
+    if roots:
+        for rows in group_rows(pl.concat(root.pairs for root in roots)).values():
+            chosen += sorted(rows.iter_rows(named=True), key=key)[:max_per_group]
     return sorted(chosen, key=lambda r: (r["root_id"], r["anchor"], r["chunk_id"]))
 
 
 def offsets(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids of a text without special ones, and the characters that each stands for."""
-    made = tokenizer.hf_tokenizer(
+    encoded = tokenizer.hf_tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )
-    return list(made["input_ids"]), [tuple(pair) for pair in made["offset_mapping"]]
+    return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
 
 
 def position_of(character: int, spans: Sequence[tuple[int, int]]) -> int | None:
-    """The token that holds this character."""
+    """The token that contains this character."""
     return next((i for i, (start, end) in enumerate(spans) if start <= character < end), None)
 
 
-def audit(
-    roots: Sequence[ScoredRoot],
-    pairs: Sequence[dict[str, Any]],
-    context_text: Callable[[str], str],
-    first: Tokenizer,
-    second: Second,
-    separator: str,
-    epsilon: float,
-    on_progress: Callable[[int], None] = lambda _: None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of `pairs` and of `dropped`. context_text: text of a chunk."""
-    by_id = {root.root_id: root for root in roots}
-    texts = {root_id: first.decode(root.token_ids) for root_id, root in by_id.items()}
-    encoded = {root_id: offsets(second.tokenizer, text) for root_id, text in texts.items()}
-    bos = list(second.tokenizer.bos_ids)
-    dropped: list[dict[str, Any]] = []
-    planned: list[tuple[dict[str, Any], int, int]] = []
-    requests: list[ScoringRequest] = []
+@dataclass(frozen=True)
+class _Planned:
+    """A pair and the numbers of its two requests: the root alone, and given the context."""
 
-    def ask(context: Sequence[int], root_ids: Sequence[int], position: int) -> int:
-        tokens = [*bos, *context, *root_ids[: position + 1]]
-        requests.append(
-            ScoringRequest(np.array(tokens, np.int64), np.array([len(tokens) - 1], np.int64))
+    pair: Mapping[str, Any]
+    alone: int
+    given: int
+
+
+class SecondAudit:
+    """Scores pairs with a second model; `rows` and `dropped` are those of the tables."""
+
+    def __init__(
+        self, roots: Sequence[ScoredRoot], first: Tokenizer, second: AuditModel, separator: str
+    ) -> None:
+        """first: tokenizer of the model that scored the roots. separator: text after a context."""
+        self._first, self._second, self._separator = first, second, separator
+        self._roots = {root.root_id: root for root in roots}
+        self._texts = {i: first.decode(root.token_ids) for i, root in self._roots.items()}
+        self._encoded = {i: offsets(second.tokenizer, text) for i, text in self._texts.items()}
+        self._planned: list[_Planned] = []
+        self._requests: list[ScoringRequest] = []
+        self.rows: list[dict[str, Any]] = []
+        self.dropped: list[dict[str, Any]] = []
+
+    def add(self, pair: Mapping[str, Any], context_text: str) -> None:
+        """Plan the requests of a pair, or drop it. context_text: text of its chunk."""
+        reason = self._plan(pair, context_text)
+        if reason:
+            names = ("root_id", "anchor", "chunk_id")
+            self.dropped.append({name: pair[name] for name in names} | {"reason": reason})
+
+    def _plan(self, pair: Mapping[str, Any], context_text: str) -> str | None:
+        """Plan the requests of a pair; returns why it can't be scored, or None."""
+        root_id, tokenizer = pair["root_id"], self._second.tokenizer
+        before = self._first.decode(self._roots[root_id].token_ids[: pair["anchor"]])
+        is_whole = not before.endswith("\N{REPLACEMENT CHARACTER}")
+        if not is_whole or not self._texts[root_id].startswith(before):
+            return INSIDE_CHARACTER
+        ids, spans = self._encoded[root_id]
+        position, n_bos = position_of(len(before), spans), len(tokenizer.bos_ids)
+        if position is None or position + n_bos < 1:
+            return NO_PREFIX
+        context = tokenizer.encode([context_text + self._separator])[0]
+        if n_bos + len(context) + position + 1 > self._second.max_positions:
+            return TOO_LONG
+        root = ids[: position + 1]
+        self._planned.append(_Planned(pair, self._request(root), self._request([*context, *root])))
+        return None
+
+    def _request(self, token_ids: Sequence[int]) -> int:
+        """Request the scores of the last token; returns the number of the request."""
+        tokens = [*self._second.tokenizer.bos_ids, *token_ids]
+        last = np.array([len(tokens) - 1], np.int64)
+        self._requests.append(ScoringRequest(np.array(tokens, np.int64), last))
+        return len(self._requests) - 1
+
+    def run(self, epsilon: float, on_progress: Callable[[int], None] = lambda _: None) -> None:
+        """Score all planned pairs. on_progress: called with the tokens of each forward pass."""
+        scores = self._second.scorer.score(self._requests, on_progress)
+        for planned in self._planned:
+            alone, given = scores[planned.alone], scores[planned.given]
+            self.rows.append(_row(planned.pair, alone, given, epsilon))
+
+
+def _row(
+    pair: Mapping[str, Any], alone: PositionScores, given: PositionScores, epsilon: float
+) -> dict[str, Any]:
+    entropy, lowered = float(alone.entropy_N[0]), float(given.entropy_N[0])
+    gain = (entropy - lowered) / entropy if entropy > 0 else None
+    return {
+        "root_id": pair["root_id"],
+        "anchor": pair["anchor"],
+        "chunk_id": pair["chunk_id"],
+        "accepted_by": pair["accepted_by"],
+        "gain": pair["gain"],
+        "surprisal_drop": pair["surprisal"] - pair["surprisal_context"],
+        "second_entropy": entropy,
+        "second_entropy_context": lowered,
+        "second_surprisal": float(alone.surprisal_N[0]),
+        "second_surprisal_context": float(given.surprisal_N[0]),
+        "second_gain": gain,
+        "holds": gain is not None and gain > epsilon,
+    }
+
+
+def summarize(rows: pl.DataFrame) -> dict[str, Any]:
+    """Figures of `CrossModelAuditSummary` that follow from the audited pairs, by name.
+
+    Intervals are over roots; the rank correlation is None if there are fewer than three gains.
+    """
+    groups = group_rows(rows)
+    holds = {name: acceptance_rate(part, "holds") for name, part in groups.items()}
+    drops = {
+        name: clustered_mean(
+            (part["second_surprisal"] - part["second_surprisal_context"]).to_list(),
+            part["root_id"].to_list(),
         )
-        return len(requests) - 1
-
-    for pair in pairs:
-        root = by_id[pair["root_id"]]
-        before = first.decode(root.token_ids[: pair["anchor"]])
-        where = {name: pair[name] for name in ("root_id", "anchor", "chunk_id")}
-        if not texts[root.root_id].startswith(before) or before.endswith(
-            "\N{REPLACEMENT CHARACTER}"
-        ):
-            dropped.append(where | {"reason": INSIDE_CHARACTER})
-            continue
-        ids, spans = encoded[root.root_id]
-        position = position_of(len(before), spans)
-        context = second.tokenizer.encode([context_text(pair["chunk_id"]) + separator])[0]
-        if position is None or position + len(bos) < 1:
-            dropped.append(where | {"reason": NO_PREFIX})
-        elif len(bos) + len(context) + position + 1 > second.max_positions:
-            dropped.append(where | {"reason": TOO_LONG})
-        else:
-            planned.append((pair, ask([], ids, position), ask(context, ids, position)))
-    scores = second.scorer.score(requests, on_progress)
-    rows = []
-    for pair, alone, behind in planned:
-        entropy, after = float(scores[alone].entropy_N[0]), float(scores[behind].entropy_N[0])
-        gain = (entropy - after) / entropy if entropy > 0 else None
-        rows.append(
-            {
-                "root_id": pair["root_id"],
-                "anchor": pair["anchor"],
-                "chunk_id": pair["chunk_id"],
-                "accepted_plain": pair["accepted_plain"],
-                "accepted_calibrated": pair["accepted_calibrated"],
-                "gain": pair["gain"],
-                "surprisal_drop": pair["surprisal"] - pair["surprisal_context"],
-                "second_entropy": entropy,
-                "second_entropy_context": after,
-                "second_surprisal": float(scores[alone].surprisal_N[0]),
-                "second_surprisal_context": float(scores[behind].surprisal_N[0]),
-                "second_gain": gain,
-                "holds": gain is not None and gain > epsilon,
-            }
-        )
-    return rows, dropped
+        for name, part in groups.items()
+    }
+    return {
+        "pairs": len(rows),
+        "pairs_by_group": {name: len(part) for name, part in groups.items()},
+        "holds": {name: rate.value for name, rate in holds.items()},
+        "holds_low": {name: rate.low for name, rate in holds.items()},
+        "holds_high": {name: rate.high for name, rate in holds.items()},
+        "surprisal_drop": _known({name: mean.value for name, mean in drops.items()}),
+        "surprisal_drop_low": _known({name: mean.low for name, mean in drops.items()}),
+        "surprisal_drop_high": _known({name: mean.high for name, mean in drops.items()}),
+        "gain_rank_correlation": _rank_correlation(rows.drop_nulls(["gain", "second_gain"])),
+    }
 
 
-def summarise(rows: pl.DataFrame) -> dict[str, Any]:
-    """Share that holds, and mean fall of surprisal, by group, with 95% intervals over roots; rank
-    correlation of both models' gains."""
-    figures: dict[str, Any] = {"pairs": len(rows)}
-    for name in GROUPS:
-        part = rows.filter(group_of() == name)
-        holds = acceptance_rate(part, "holds")
-        figures |= {
-            f"{name}_holds": holds.value if holds.total else None,
-            f"{name}_holds_low": holds.low if holds.total else None,
-            f"{name}_holds_high": holds.high if holds.total else None,
-        }
-        fall = (part["second_surprisal"] - part["second_surprisal_context"]).to_list()
-        mean = clustered_mean(fall, part["root_id"].to_list())
-        figures |= {
-            f"{name}_surprisal_drop": mean.value,
-            f"{name}_surprisal_drop_low": mean.low,
-            f"{name}_surprisal_drop_high": mean.high,
-        }
-        figures[f"{name}_pairs"] = len(part)
-    both = rows.drop_nulls(["gain", "second_gain"])
-    if len(both) > 2 and both["gain"].n_unique() > 1 and both["second_gain"].n_unique() > 1:
-        found = spearmanr(both["gain"].to_numpy(), both["second_gain"].to_numpy())
-        figures["gain_rank_correlation"] = float(found.statistic)
-    return figures
+def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _rank_correlation(rows: pl.DataFrame) -> float | None:
+    if len(rows) < 3 or rows["gain"].n_unique() < 2 or rows["second_gain"].n_unique() < 2:
+        return None
+    return float(spearmanr(rows["gain"].to_numpy(), rows["second_gain"].to_numpy()).statistic)

@@ -1,271 +1,233 @@
-"""What contexts do where they lie: anchors of finished layouts, under every recipe.
+"""What contexts do in their place in a sample, for the anchors of their root, under every recipe.
 
-A window is `[BOS?, contexts, root]` as the recipe's samples hold it, without filler, from the
-first context to the end of the root. Each is scored whole; with all contexts replaced by random
-passages of the same total length; and without any (stored). For verified contexts also with the
-one context replaced in its place, and with everything between it and its root removed (stored).
-Windows longer than the model takes are left out and counted.
+Each window (`windows.py`) is scored whole, and with all contexts replaced by random passages of the
+same total length; without contexts the root's scores are stored. For the verified context of
+highest priority, the window is also scored with that context alone replaced in its place; with the
+context directly before the root its scores are stored. Windows longer than the model takes are left
+out and counted.
 
-LongPPL's key tokens (Fang et al., 2024): gain over 2 nats from the short to the long window, and
-a loss under 2 nats in the long one. Dependency score (after ProLong, Chen et al., 2024): relative
-fall of a root segment's mean loss when a segment of a context stands before it.
+LongPPL's key tokens (Fang et al., 2024): gain over 2 nats from the short to the long window, and a
+loss under 2 nats in the long one. Dependency score (after ProLong, Chen et al., 2024): relative
+drop of the mean loss of a root segment given a segment of a context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from entropylong_assets.audits.root_sample import ScoredRoot
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.audits.windows import (
+    Span,
+    Window,
+    key_tokens,
+    make_window,
+    random_tokens,
+    replace_contexts,
+    root_request,
+    segment_pairs,
+)
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, ScoringRequest
 from entropylong_assets.stages.samples.groups import Context, Group
-from entropylong_assets.stages.samples.ordering import hash_key
-from entropylong_assets.stages.samples.packing import Framing, lay_out
+from entropylong_assets.stages.samples.packing import Framing
 
-KEY_GAIN = KEY_LOSS = 2.0
-"""Nats; the paper's values."""
+Scores = Sequence[PositionScores]
 
 
-@dataclass
-class Window:
-    """A root with its contexts. places: position in token_ids of each token of the root, [T].
-    spans: (context, start, end) of each context."""
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A window with the numbers of its requests."""
 
-    recipe: str
-    group: Group
-    token_ids: NDArray[np.int64]
-    places: NDArray[np.int64]
-    spans: list[tuple[Context, int, int]] = field(default_factory=list)
+    window: Window
+    root: ScoredRoot
+    whole: int
+    random: int
+    """With random passages in place of the contexts."""
+    short: int | None
+    """In the short window, if that begins within the contexts."""
+    short_has_all: bool
+    """Whether the short window contains the whole window."""
+    segments: list[tuple[int, int]]
+    """Root segments alone and given a context segment."""
+    single: tuple[Span, int] | None
+    """The verified context of highest priority, and the request with it replaced."""
 
     @property
-    def context_tokens(self) -> int:
-        return sum(end - start for _, start, end in self.spans)
-
-
-def make_window(recipe: str, group: Group, framing: Framing, settings: Settings) -> Window:
-    """The group as its sample lays it out, without padding and filler."""
-    total = len(framing.root_ids(group)) + framing.bos_tokens
-    total += sum(len(context.token_ids) for context in group.chosen)
-    samples = settings.samples.model_copy(update={"tokens": total, "fill": "verified_only"})
-    token_ids: list[int] = []
-    places: list[int] = []
-    window = Window(recipe, group, np.array([]), np.array([]))
-    for segment in lay_out([group], framing, samples, settings.seed):
-        start = len(token_ids)
-        token_ids.extend(int(i) for i in segment.token_ids)
-        if segment.role == "root":
-            places.extend(range(start, len(token_ids)))
-        elif segment.context is not None:
-            window.spans.append((segment.context, start, len(token_ids)))
-    window.token_ids = np.array(token_ids, np.int64)
-    window.places = np.array(places[: len(group.token_ids)], np.int64)
-    return window
-
-
-def random_tokens(contexts: Sequence[Context], length: int) -> NDArray[np.int64] | None:
-    """The first `length` tokens of random passages one behind the other; None: too few."""
-    joined = [int(i) for context in contexts for i in context.token_ids]
-    return np.array(joined[:length], np.int64) if len(joined) >= length else None
-
-
-def replaced(window: Window, filling: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The window's tokens with every context overwritten, piece by piece, by `filling`."""
-    token_ids, used = window.token_ids.copy(), 0
-    for _, start, end in window.spans:
-        token_ids[start:end] = filling[used : used + end - start]
-        used += end - start
-    return token_ids
-
-
-def whole_root(window: Window, token_ids: NDArray[np.int64]) -> ScoringRequest:
-    """Every token of the root that has a prefix, up to the root's last."""
-    positions = window.places[window.places >= 1]
-    return ScoringRequest(token_ids[: positions[-1] + 1], positions)
-
-
-def key_tokens(short_T: NDArray[np.float32], long_T: NDArray[np.float32]) -> int:
-    """Tokens whose surprisal falls by more than 2 nats, to less than 2. NaN counts as none."""
-    return int(((short_T - long_T > KEY_GAIN) & (long_T < KEY_LOSS)).sum())
-
-
-def segment_pairs(
-    window: Window, length: int, count: int, seed: int
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Sampled (context segment, root segment) of `length` tokens each, contexts before roots."""
-    root = window.token_ids[window.places]
-    starts = [s for _, a, b in window.spans for s in range(a, b - length + 1, length)]
-    ends = list(range(0, len(root) - length + 1, length))
-    pairs = [(s, e) for s in starts for e in ends if window.places[e] > s]
-    ranked = sorted(
-        pairs, key=lambda p: hash_key(seed, window.group.root_id, window.recipe, str(p))
-    )
-    return [(window.token_ids[s : s + length], root[e : e + length]) for s, e in ranked[:count]]
-
-
-def _segment_request(
-    bos: Sequence[int], before: NDArray[np.int64], segment: NDArray[np.int64]
-) -> ScoringRequest:
-    tokens = np.concatenate([np.array(bos, np.int64), before, segment])
-    first = len(tokens) - len(segment)
-    return ScoringRequest(tokens, np.arange(max(1, first), len(tokens), dtype=np.int64))
+    def skipped(self) -> int:
+        """Tokens of the root without a prefix, which have no score."""
+        return int((self.window.places < 1).sum())
 
 
 class LongRange:
-    """Windows of some roots under some recipes, their requests, and the rows made of the scores."""
+    """Windows of some roots under some recipes, their requests, and the rows of the tables."""
 
-    def __init__(
-        self, settings: Settings, framing: Framing, max_positions: int, short_tokens: int
-    ) -> None:
+    def __init__(self, settings: Settings, framing: Framing, max_positions: int) -> None:
         self._settings = settings
         self._framing = framing
         self._max_positions = max_positions
-        self._short_tokens = short_tokens
+        self._short_tokens: int = settings.audit.short_tokens
+        self._bos = [] if framing.bos_id is None else [framing.bos_id]
+        self._numbers: dict[bytes, int] = {}
+        self._jobs: list[_Job] = []
         self.requests: list[ScoringRequest] = []
-        self._keys: dict[bytes, int] = {}
-        self._jobs: list[Callable[[Sequence[PositionScores]], None]] = []
         self.anchors: list[dict[str, Any]] = []
         self.windows: list[dict[str, Any]] = []
         self.dependencies: list[dict[str, Any]] = []
         self.left_out = 0
 
-    def _ask(self, request: ScoringRequest) -> int:
-        """Number of the request; the same one is asked once."""
-        key = request.token_ids_T.tobytes() + b"|" + request.positions_N.tobytes()
-        if key not in self._keys:
-            self._keys[key] = len(self.requests)
-            self.requests.append(request)
-        return self._keys[key]
-
     def add(self, recipe: str, root: ScoredRoot, group: Group, drawn: Sequence[Context]) -> None:
-        """One root under one recipe. drawn: random passages, at least as long as the contexts."""
+        """Plan one root under one recipe, or leave it out.
+
+        drawn: random passages, at least as many tokens as the contexts.
+        """
         window = make_window(recipe, group, self._framing, self._settings)
         filling = random_tokens(drawn, window.context_tokens)
         if len(window.token_ids) > self._max_positions or filling is None:
             self.left_out += 1
             return
-        control_ids = replaced(window, filling)
-        here = self._ask(whole_root(window, window.token_ids))
-        control = self._ask(whole_root(window, control_ids))
+        self._jobs.append(
+            _Job(
+                window,
+                root,
+                whole=self._request(root_request(window, window.token_ids)),
+                random=self._request(root_request(window, replace_contexts(window, filling))),
+                short=self._request_short(window),
+                short_has_all=len(window.token_ids) <= self._short_tokens,
+                segments=list(self._request_segments(window)),
+                single=self._request_single(window, filling),
+            )
+        )
+
+    def _request(self, request: ScoringRequest) -> int:
+        """Number of the request; equal requests are scored once."""
+        key = request.token_ids_T.tobytes() + b"|" + request.positions_N.tobytes()
+        if key not in self._numbers:
+            self._numbers[key] = len(self.requests)
+            self.requests.append(request)
+        return self._numbers[key]
+
+    def _request_short(self, window: Window) -> int | None:
         cut = len(window.token_ids) - self._short_tokens
-        bos = [] if self._framing.bos_id is None else [self._framing.bos_id]
-        short = None
-        if 0 < cut < int(window.places[0]) - len(bos):
-            tokens = np.concatenate([np.array(bos, np.int64), window.token_ids[cut:]])
-            places = window.places - cut + len(bos)
-            short = self._ask(ScoringRequest(tokens[: places[-1] + 1], places))
-        length, count = self._settings.audit.segment_tokens, self._settings.audit.segment_pairs
-        pairs = []
-        for before, segment in segment_pairs(window, length, count, self._settings.seed):
-            alone = self._ask(_segment_request(bos, np.array([], np.int64), segment))
-            pairs.append((alone, self._ask(_segment_request(bos, before, segment))))
-        single = self._one_replaced(window, filling)
+        if not 0 < cut < int(window.places[0]) - len(self._bos):
+            return None
+        tokens = np.concatenate([np.array(self._bos, np.int64), window.token_ids[cut:]])
+        places = window.places - cut + len(self._bos)
+        return self._request(ScoringRequest(tokens[: places[-1] + 1], places))
 
-        def rows(scores: Sequence[PositionScores]) -> None:
-            skip = int((window.places < 1).sum())
-            inside, random_ = scores[here], scores[control]
-            for anchor in root.anchors:
-                at = anchor - skip
-                self.anchors.append(
-                    {
-                        "recipe": recipe,
-                        "root_id": root.root_id,
-                        "anchor": anchor,
-                        "entropy": float(root.entropies[anchor]),
-                        "surprisal": float(root.surprisals[anchor]),
-                        "entropy_in_place": float(inside.entropy_N[at]),
-                        "surprisal_in_place": float(inside.surprisal_N[at]),
-                        "entropy_random": float(random_.entropy_N[at]),
-                        "surprisal_random": float(random_.surprisal_N[at]),
-                    }
-                )
-            long_T = np.full(len(root.token_ids), np.nan, np.float32)
-            long_T[skip:] = inside.surprisal_N
-            short_T = root.surprisals
-            if short is not None:
-                short_T = scores[short].surprisal_N
-            elif cut <= 0:
-                short_T = long_T  # the short window holds all
-            scored = [
-                (float(np.mean(scores[a].surprisal_N)), float(np.mean(scores[b].surprisal_N[-n:])))
-                for a, b in pairs
-                for n in [len(scores[a].surprisal_N)]
-            ]
-            falls = [(alone - behind) / alone for alone, behind in scored if alone > 0]
-            self.windows.append(
-                {
-                    "recipe": recipe,
-                    "root_id": root.root_id,
-                    "window_tokens": len(window.token_ids),
-                    "context_tokens": window.context_tokens,
-                    "root_tokens": len(root.token_ids),
-                    "short_tokens": min(self._short_tokens, len(window.token_ids)),
-                    "key_tokens": key_tokens(short_T, long_T),
-                    "segment_pairs": len(falls),
-                    "dependency_score": float(np.mean(falls)) if falls else None,
-                }
-            )
-            for context, end, number in single:
-                self._dependency_rows(window, root, context, end, inside, scores[number], skip)
+    def _request_segments(self, window: Window) -> Iterator[tuple[int, int]]:
+        audit, seed = self._settings.audit, self._settings.seed
+        nothing = np.array([], np.int64)
+        for before, segment in segment_pairs(
+            window, audit.segment_tokens, audit.segment_pairs, seed
+        ):
+            alone = self._request(self._segment_request(nothing, segment))
+            yield alone, self._request(self._segment_request(before, segment))
 
-        self._jobs.append(rows)
+    def _segment_request(
+        self, before: NDArray[np.int64], segment: NDArray[np.int64]
+    ) -> ScoringRequest:
+        tokens = np.concatenate([np.array(self._bos, np.int64), before, segment])
+        first = len(tokens) - len(segment)
+        return ScoringRequest(tokens, np.arange(max(1, first), len(tokens), dtype=np.int64))
 
-    def _one_replaced(
+    def _request_single(
         self, window: Window, filling: NDArray[np.int64]
-    ) -> list[tuple[Context, int, int]]:
-        """(context, its end, request) of the verified context worth most, replaced in place."""
-        verified = [span for span in window.spans if span[0].dependencies]
-        best = sorted(verified, key=lambda span: (-span[0].worth, span[0].chunk_id))[:1]
-        asked = []
-        for context, start, end in best:
-            token_ids = window.token_ids.copy()
-            token_ids[start:end] = filling[: end - start]
-            asked.append((context, end, self._ask(whole_root(window, token_ids))))
-        return asked
-
-    def _dependency_rows(
-        self,
-        window: Window,
-        root: ScoredRoot,
-        context: Context,
-        end: int,
-        inside: PositionScores,
-        without: PositionScores,
-        skip: int,
-    ) -> None:
-        behind = {
-            (c, a): (h, s)
-            for c, a, h, s in root.pairs.select(
-                "chunk_id", "anchor", "entropy_context", "surprisal_context"
-            ).iter_rows()
-        }
-        for dependency in context.dependencies:
-            at = dependency.anchor - skip
-            near = behind[context.chunk_id, dependency.anchor]
-            self.dependencies.append(
-                {
-                    "recipe": window.recipe,
-                    "root_id": root.root_id,
-                    "anchor": dependency.anchor,
-                    "chunk_id": context.chunk_id,
-                    "distance": int(window.places[dependency.anchor]) - end,
-                    "entropy": float(root.entropies[dependency.anchor]),
-                    "surprisal": float(root.surprisals[dependency.anchor]),
-                    "entropy_near": near[0],
-                    "surprisal_near": near[1],
-                    "entropy_in_place": float(inside.entropy_N[at]),
-                    "surprisal_in_place": float(inside.surprisal_N[at]),
-                    "entropy_replaced": float(without.entropy_N[at]),
-                    "surprisal_replaced": float(without.surprisal_N[at]),
-                }
-            )
+    ) -> tuple[Span, int] | None:
+        verified = [span for span in window.spans if span.context.dependencies]
+        if not verified:
+            return None
+        best = min(verified, key=lambda span: (-span.context.priority, span.context.chunk_id))
+        token_ids = window.token_ids.copy()
+        token_ids[best.start : best.end] = filling[: best.end - best.start]
+        return best, self._request(root_request(window, token_ids))
 
     def run(self, scorer: Scorer, on_progress: Callable[[int], None] = lambda _: None) -> None:
-        """Scores all requests and makes the rows."""
+        """Score all requests and make the rows.
+
+        on_progress: called with the tokens of each forward pass.
+        """
         scores = scorer.score(self.requests, on_progress)
         for job in self._jobs:
-            job(scores)
+            self.anchors += _anchor_rows(job, scores)
+            self.windows.append(self._window_row(job, scores))
+            self.dependencies += _dependency_rows(job, scores)
+
+    def _window_row(self, job: _Job, scores: Scores) -> dict[str, Any]:
+        window, root = job.window, job.root
+        long_T = np.full(len(root.token_ids), np.nan, np.float32)
+        long_T[job.skipped :] = scores[job.whole].surprisal_N
+        short_T = long_T if job.short_has_all else root.surprisals
+        if job.short is not None:
+            short_T = scores[job.short].surprisal_N
+        drops = list(_segment_drops(job, scores))
+        return {
+            "recipe": window.recipe,
+            "root_id": root.root_id,
+            "window_tokens": len(window.token_ids),
+            "context_tokens": window.context_tokens,
+            "root_tokens": len(root.token_ids),
+            "short_tokens": min(self._short_tokens, len(window.token_ids)),
+            "key_tokens": key_tokens(short_T, long_T),
+            "segment_pairs": len(drops),
+            "dependency_score": float(np.mean(drops)) if drops else None,
+        }
+
+
+def _segment_drops(job: _Job, scores: Scores) -> Iterator[float]:
+    """Relative drop of the mean loss of each root segment given its context segment."""
+    for alone, given in job.segments:
+        losses = scores[alone].surprisal_N
+        before = float(np.mean(losses))
+        after = float(np.mean(scores[given].surprisal_N[-len(losses) :]))
+        if before > 0:
+            yield (before - after) / before
+
+
+def _anchor_rows(job: _Job, scores: Scores) -> Iterator[dict[str, Any]]:
+    root, in_place, random = job.root, scores[job.whole], scores[job.random]
+    for anchor in root.anchors:
+        at = anchor - job.skipped
+        yield {
+            "recipe": job.window.recipe,
+            "root_id": root.root_id,
+            "anchor": anchor,
+            "entropy": float(root.entropies[anchor]),
+            "surprisal": float(root.surprisals[anchor]),
+            "entropy_in_place": float(in_place.entropy_N[at]),
+            "surprisal_in_place": float(in_place.surprisal_N[at]),
+            "entropy_random": float(random.entropy_N[at]),
+            "surprisal_random": float(random.surprisal_N[at]),
+        }
+
+
+def _dependency_rows(job: _Job, scores: Scores) -> Iterator[dict[str, Any]]:
+    if job.single is None:
+        return
+    span, number = job.single
+    root, in_place, replaced = job.root, scores[job.whole], scores[number]
+    columns = ("chunk_id", "anchor", "entropy_context", "surprisal_context")
+    near = {row[:2]: row[2:] for row in root.pairs.select(columns).iter_rows()}
+    for dependency in span.context.dependencies:
+        anchor = dependency.anchor
+        at = anchor - job.skipped
+        entropy_near, surprisal_near = near[span.context.chunk_id, anchor]
+        yield {
+            "recipe": job.window.recipe,
+            "root_id": root.root_id,
+            "anchor": anchor,
+            "chunk_id": span.context.chunk_id,
+            "distance": int(job.window.places[anchor]) - span.end,
+            "entropy": float(root.entropies[anchor]),
+            "surprisal": float(root.surprisals[anchor]),
+            "entropy_near": entropy_near,
+            "surprisal_near": surprisal_near,
+            "entropy_in_place": float(in_place.entropy_N[at]),
+            "surprisal_in_place": float(in_place.surprisal_N[at]),
+            "entropy_replaced": float(replaced.entropy_N[at]),
+            "surprisal_replaced": float(replaced.surprisal_N[at]),
+        }

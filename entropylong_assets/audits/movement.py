@@ -1,4 +1,4 @@
-"""How acceptance and chance move with the settings, over stored scores."""
+"""How acceptance of retrieved and of random contexts moves with the settings, over stored scores."""
 
 from __future__ import annotations
 
@@ -6,84 +6,82 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from entropylong_assets.audits.ablation import judged
+from entropylong_assets.audits.ablation import judge_again, under_rule
 from entropylong_assets.audits.audit_tables import Audited, rate_cell, table
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
-from entropylong_assets.stages.verification.gain import judge
+from entropylong_assets.stages.verification.gain import accepted_by, judge
 
+EPSILONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+POSITIONS = (64, 128, 256)
+ROOT_LENGTHS = (256, 384)
+CONTEXT_LENGTHS = (96, 160)
 
-def _moves(
-    audited: Audited, name: str, bins: pl.Expr, trial_bins: pl.Expr | None
-) -> list[list[str]]:
-    """A line a bin: acceptance of retrieved and of random contexts, both rules."""
-    pairs = audited.pairs.with_columns(bins.alias("bin"))
-    trials = audited.trials.filter(kind="random")
-    trials = trials.with_columns((bins if trial_bins is None else trial_bins).alias("bin"))
-    lines = []
-    for value in sorted(pairs["bin"].drop_nulls().unique().to_list()):
-        cells = []
-        for rule in ("plain", "calibrated"):
-            for frame in (pairs, trials):
-                part = frame.filter(bin=value)
-                cells.append(rate_cell(acceptance_rate(part, f"accepted_{rule}")))
-        lines.append([name, str(value), *cells])
-    return lines
+_NOT_REFUSED = pl.lit(None, pl.String).alias("refusal")
 
 
 def movement_table(audited: Audited) -> str:
-    """How acceptance and chance move with ε, position, root length, chunk length."""
+    """Acceptance by ε, anchor position, root length, context length and number of controls."""
+    lengths = dict(audited.roots.select("root_id", _n_tokens()).iter_rows())
+    root_length = pl.col("root_id").replace_strict(lengths, return_dtype=pl.Int32)
+    sizes = dict(audited.contexts.select("chunk_id", _n_tokens()).iter_rows())
+    chunk_length = pl.col("chunk_id").replace_strict(sizes, return_dtype=pl.Int32)
+    lines = _by_epsilon(audited)
+    for name, edges, of_pair, of_trial in (
+        ("anchor's position", POSITIONS, pl.col("anchor"), pl.col("anchor")),
+        ("root length (tokens)", ROOT_LENGTHS, root_length, root_length),
+        ("context length (tokens)", CONTEXT_LENGTHS, chunk_length, pl.col("n_tokens")),
+    ):
+        lines += _by_bin(audited, name, edges, (of_pair, of_trial))
+    for count in range(audited.settings.verification.controls + 1):
+        lines.append(["controls", str(count), *_by_controls(audited, count)])
+    head = [f"{rule}: {kind}" for rule in audited.rules for kind in ("retrieved", "random")]
+    return table(("knob", "value", *head), lines)
+
+
+def _n_tokens() -> pl.Expr:
+    return pl.col("token_ids").list.len().cast(pl.Int32)
+
+
+def _by_epsilon(audited: Audited) -> list[list[str]]:
+    random = audited.trials.filter(kind="random").with_columns(_NOT_REFUSED)
     lines = []
-    for epsilon in (0.2, 0.3, 0.4, 0.5, 0.6, 0.8):
+    for epsilon in EPSILONS:
         cells = []
-        for rule in ("plain", "calibrated"):
-            at = audited.settings.verification.model_copy(update={"epsilon": epsilon, "rule": rule})
-            refused = pl.lit(None, pl.String).alias("refusal")
-            random_trials = audited.trials.filter(kind="random").with_columns(refused)
-            for frame in (judged(audited.pairs, at), judge(random_trials, at)):
+        for rule in audited.rules:
+            settings = under_rule(audited.settings.verification, rule)
+            settings = settings.model_copy(update={"epsilon": epsilon})
+            for frame in (judge_again(audited.pairs, settings), judge(random, settings)):
                 cells.append(rate_cell(acceptance_rate(frame)))
         lines.append(["ε", f"{epsilon:g}", *cells])
-
-    def binned(column: pl.Expr, edges: Sequence[int]) -> pl.Expr:
-        labels = [f"below {edges[0]:05d}"]
-        labels += [f"from {edge:05d}" for edge in edges]
-        return column.cut(list(edges), labels=labels, left_closed=True).cast(pl.String)
-
-    lines += _moves(audited, "anchor's position", binned(pl.col("anchor"), (64, 128, 256)), None)
-    lengths = dict(
-        audited.roots.select("root_id", pl.col("token_ids").list.len().cast(pl.Int32)).iter_rows()
-    )
-    root_length = pl.col("root_id").replace_strict(lengths, return_dtype=pl.Int32)
-    lines += _moves(audited, "root length (tokens)", binned(root_length, (256, 384)), None)
-    sizes = dict(
-        audited.contexts.select(
-            "chunk_id", pl.col("token_ids").list.len().cast(pl.Int32)
-        ).iter_rows()
-    )
-    chunk = pl.col("chunk_id").replace_strict(sizes, return_dtype=pl.Int32)
-    lines += _moves(
-        audited,
-        "context length (tokens)",
-        binned(chunk, (96, 160)),
-        binned(pl.col("n_tokens"), (96, 160)),
-    )
-    for count in range(audited.settings.verification.controls + 1):
-        lines.append(["controls", str(count), *_controls(audited, count)])
-    head = (
-        "knob",
-        "value",
-        "plain: retrieved",
-        "plain: random",
-        "calibrated: retrieved",
-        "calibrated: random",
-    )
-    text = table(head, lines)
-    for edge in ("00064", "00128", "00256", "00384", "00096", "00160"):
-        text = text.replace(edge, str(int(edge)))
-    return text
+    return lines
 
 
-def _controls(audited: Audited, count: int) -> list[str]:
-    """Rates when the calibrated rule knows the first `count` stored controls alone."""
+def _by_bin(
+    audited: Audited, name: str, edges: Sequence[int], binned: tuple[pl.Expr, pl.Expr]
+) -> list[list[str]]:
+    """One line per bin. binned: the binned value of a pair, and of a trial."""
+    labels = [f"below {edges[0]}", *(f"from {edge}" for edge in edges)]
+    frames = [
+        frame.with_columns(bin=value.cut(list(edges), labels=labels, left_closed=True))
+        for frame, value in zip(
+            (audited.pairs, audited.trials.filter(kind="random")), binned, strict=True
+        )
+    ]
+    lines = []
+    for label in labels:
+        parts = [frame.filter(pl.col("bin").cast(pl.String) == label) for frame in frames]
+        if len(parts[0]):
+            cells = [
+                rate_cell(acceptance_rate(part, accepted_by(rule)))
+                for rule in audited.rules
+                for part in parts
+            ]
+            lines.append([name, label, *cells])
+    return lines
+
+
+def _by_controls(audited: Audited, count: int) -> list[str]:
+    """Rates if only the first `count` stored controls are known."""
     means = (
         audited.controls.filter(pl.col("control") < count)
         .group_by("root_id", "anchor")
@@ -93,16 +91,16 @@ def _controls(audited: Audited, count: int) -> list[str]:
         )
     )
     cells = []
-    for rule in ("plain", "calibrated"):
-        at = audited.settings.verification.model_copy(update={"rule": rule})
+    for rule in audited.rules:
+        settings = under_rule(audited.settings.verification, rule)
         for frame in (audited.pairs, audited.trials.filter(kind="random")):
             known = frame.drop("entropy_control", "surprisal_control")
             known = known.join(means, on=["root_id", "anchor"], how="left", maintain_order="left")
             if not count:
-                # Without controls the calibrated rule measures against the root alone.
+                # Without controls, a rule that needs them compares with the root alone.
                 known = known.with_columns(
                     entropy_control=pl.col("entropy"), surprisal_control=pl.col("surprisal")
                 )
-            known = known.with_columns(pl.lit(None, pl.String).alias("refusal"))
-            cells.append(rate_cell(acceptance_rate(judge(known, at))))
+            judged = judge(known.with_columns(_NOT_REFUSED), settings)
+            cells.append(rate_cell(acceptance_rate(judged)))
     return cells

@@ -1,28 +1,28 @@
-"""The indexed corpus, as `null_calibration` draws from it."""
+"""The indexed corpus, as `null_calibration` draws held-out controls from it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from entropylong_assets.audits.null_calibration import Corpus
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.audits.null_contexts import Corpus
 from entropylong_assets.stages.retrieval.search import nominate
-from entropylong_assets.stages.verification.searched_index import open_searched_index
+from entropylong_assets.stages.retrieval.searched_index import open_searched_index
+from entropylong_assets.stages.stage import Partition
 
 
-def open_corpus(settings: Settings, shard: str) -> Corpus:
-    """The index that the shard's candidates were searched in.
+def open_corpus(partition: Partition) -> Corpus:
+    """Open the index that the shard's candidates were searched in.
 
-    Raises TableError where the shard has no candidates or its index is gone.
+    Raises TableError if the shard has no candidates or its index no longer exists.
     """
-    index = open_searched_index(settings, shard)
+    index = open_searched_index(partition)
 
-    def nearest(queries: Sequence[str], root_id: str, most: int) -> list[list[str]]:
+    def nearest(queries: Sequence[str], root_id: str, limit: int) -> list[list[str]]:
         found = nominate(
             index.search,
             index.embedder.embed(queries),
             [root_id] * len(queries),
-            most,
+            limit,
             index.universe.total,
         )
         by_query = {k[0]: v["chunk_id"].to_list() for k, v in found.group_by("query")}

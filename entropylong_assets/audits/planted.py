@@ -1,25 +1,29 @@
-"""Planted truth: a generated corpus of invented facts, whose dependencies are known.
+"""Planted facts: a generated corpus of invented facts, whose dependencies are known.
 
 Each fact is stated in one short document and needed in another, whose other sentences are plain
 prose. Decoys look alike: statements of the same kind about other names, and documents about the
-same place that don't state the fact. A pair is true where the anchor lies in the fact's value and
-the chunk is of the stating document. At other anchors nothing is known to be true or false, since
-the facts share their wording: pairs there are counted apart.
+same place that don't state the fact. A pair is true if the anchor lies in the fact's value and the
+chunk is of the stating document. At other anchors nothing is known to be true or false, since the
+facts share their wording: pairs there are counted apart.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
+from entropylong_assets.stages.verification.gain import accepted_by
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.object_storage import open_uri
 from entropylong_assets.storage.tables import TableStore
 
@@ -63,8 +67,8 @@ _KINDS = (
 
 _PROSE_FILE = Path(__file__).with_name("planted_prose.txt")
 _SENTENCES = 6
-"""Sentences of plain prose around each fact. No two documents share one: what is said twice is a
-dependency too, and it would not be counted as planted."""
+"""Sentences of plain prose around each fact. No two documents share one: a repeated sentence is a
+dependency too, and would not be counted as planted."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +88,24 @@ class Fact:
 
 
 def plant(count: int, seed: int) -> list[Fact]:
-    """`count` facts with names and prose that no other has.
+    """Make `count` facts; no two share names or prose.
 
-    Raises ValueError where there is too little prose for so many.
+    Raises ValueError if there is not enough prose.
     """
     rng = random.Random(seed)  # noqa: S311
     sentences = _PROSE_FILE.read_text("utf-8").splitlines()
     if count * _SENTENCES > len(sentences):
         most = len(sentences) // _SENTENCES
-        raise ValueError(f"{count} facts were asked for; {_PROSE_FILE.name} has prose for {most}")
+        raise ValueError(f"no prose for {count} facts; {_PROSE_FILE.name} is enough for {most}")
     rng.shuffle(sentences)
     used: set[str] = set()
 
     def name() -> str:
         while True:
-            made = rng.choice(_ONSETS) + rng.choice(_MIDDLES) + rng.choice(_ENDS)
-            if made not in used:
-                used.add(made)
-                return made.capitalize()
+            drawn = rng.choice(_ONSETS) + rng.choice(_MIDDLES) + rng.choice(_ENDS)
+            if drawn not in used:
+                used.add(drawn)
+                return drawn.capitalize()
 
     facts = []
     for number in range(count):
@@ -124,8 +128,10 @@ def plant(count: int, seed: int) -> list[Fact]:
 
 
 def write_corpus(facts: Sequence[Fact], uri: str) -> None:
-    """JSON Lines, in an order that says nothing. A file that holds them already stays: one that is
-    written anew would make stale what was made of it."""
+    """Write the documents as JSON Lines, shuffled.
+
+    A file with this content is left as it is: writing it again would make its shards stale.
+    """
     texts = [t for fact in facts for t in (fact.needing, fact.stating, *fact.decoys)]
     random.Random(1).shuffle(texts)  # noqa: S311
     content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
@@ -145,11 +151,13 @@ def _is_in_value(tokenizer: Tokenizer, token_ids: Sequence[int], anchor: int, fa
 def values_of(
     store: TableStore, shards: Sequence[str], tokenizer: Tokenizer, facts: Sequence[Fact]
 ) -> pl.DataFrame:
-    """Every token of every fact's value: root_id, anchor (its position), entropy, mean, std, and
-    the id of the document that states the fact (stating)."""
-    documents = store.read_all("corpus_documents", shards, "documents")
-    ids = dict(documents.select("text", "doc_id").iter_rows())
-    roots = store.read_all("entropy_scores", shards, "roots")
+    """Return every token of every fact's value, for facts whose needing document is a root.
+
+    Columns: root_id, anchor (its position), entropy, mean, std, and stating: doc_id of the document
+    that states the fact.
+    """
+    ids = _document_ids(store, shards)
+    roots = store.read_all(ENTROPY_SCORES, shards, "roots")
     by_id = {row["root_id"]: row for row in roots.iter_rows(named=True)}
     rows = []
     for fact in facts:
@@ -166,10 +174,16 @@ def values_of(
     return pl.DataFrame(rows, schema=schema | {"std": pl.Float64, "stating": pl.String})
 
 
-def shortfall(values: pl.DataFrame, alpha: float) -> float | None:
-    """Median over facts of τ less the highest entropy in the fact's value (nats).
+def _document_ids(store: TableStore, shards: Sequence[str]) -> dict[str, str]:
+    """Text to doc_id."""
+    documents = store.read_all(CORPUS_DOCUMENTS, shards, "documents", ["text", "doc_id"])
+    return dict(documents.select("text", "doc_id").iter_rows())
 
-    values: as `values_of` gives them.
+
+def shortfall(values: pl.DataFrame, alpha: float) -> float | None:
+    """Median over facts of τ minus the highest entropy in the fact's value (nats).
+
+    values: from `values_of`.
     """
     short = (pl.col("mean") + alpha * pl.col("std") - pl.col("entropy")).alias("short")
     return values.group_by("root_id").agg(short.min())["short"].median()  # type: ignore[return-value]
@@ -181,55 +195,60 @@ def measure(
     facts: Sequence[Fact],
     values: pl.DataFrame,
     alpha: float,
+    rules: Iterable[str],
 ) -> list[dict[str, Any]]:
-    """Rows of measure, alpha, rule, passed, total, rate, low and high.
+    """Measure the recall of every stage, precision, accepted decoys, and pairs accepted elsewhere.
 
-    Recall of every stage, precision, decoys accepted, and what was accepted elsewhere. values: as
-    `values_of` gives them. alpha: not
-    below the one that the tables were made with; anchors above τ = μ + α·σ alone are counted.
+    Returns rows of measure, alpha, rule, passed, total, rate, low and high. values: from
+    `values_of`. alpha: at least the one that the tables were made with; only anchors above
+    τ = μ + α·σ are counted. rules: names of evaluated rules.
     """
     needs = values["root_id"].unique().sort().to_list()
     above = pl.col("entropy") > pl.col("mean") + alpha * pl.col("std")
-    found = values.filter(above)
-    roots = store.read_all("entropy_scores", shards, "roots").select("root_id", "mean", "std")
-    documents = store.read_all("corpus_documents", shards, "documents")
-    ids = dict(documents.select("text", "doc_id").iter_rows())
+    anchors = values.filter(above)
+    ids = _document_ids(store, shards)
     decoys = [ids[text] for fact in facts for text in fact.decoys if text in ids]
+    roots = store.read_all(ENTROPY_SCORES, shards, "roots").select("root_id", "mean", "std")
     pairs = (
-        store.read_all("verified_dependencies", shards, "pairs")
+        store.read_all(VERIFIED_DEPENDENCIES, shards, "pairs")
         .filter(pl.col("root_id").is_in(needs))
         .with_columns(doc_id=pl.col("chunk_id").str.replace(r"-[^-]*$", ""))
         .join(roots, on="root_id")
         .filter(above)
-        .join(found.select("root_id", "anchor", "stating"), on=["root_id", "anchor"], how="left")
+        .join(anchors.select("root_id", "anchor", "stating"), on=["root_id", "anchor"], how="left")
     )
     at_value = pairs.filter(pl.col("stating").is_not_null())
     at_value = at_value.with_columns(
         true=pl.col("doc_id") == pl.col("stating"), decoy=pl.col("doc_id").is_in(decoys)
     )
     elsewhere = pairs.filter(pl.col("stating").is_null())
-    rows: list[dict[str, Any]] = []
 
-    def row(measure: str, rule: str, trials: pl.DataFrame, hit: str) -> None:
+    def row(measure: str, rule: str, trials: pl.DataFrame, hit: pl.Expr) -> dict[str, Any]:
         rate = acceptance_rate(trials, hit)
-        rows.append(
+        return (
             {"measure": measure, "alpha": alpha, "rule": rule}
             | {"passed": rate.passed, "total": rate.total}
             | {"rate": rate.value if rate.total else None, "low": rate.low, "high": rate.high}
         )
 
-    def share_of_facts(measure: str, rule: str, hits: pl.DataFrame) -> None:
+    def share_of_facts(measure: str, rule: str, hits: pl.DataFrame) -> dict[str, Any]:
         trials = pl.DataFrame({"root_id": needs}, schema={"root_id": pl.String})
         hit = pl.col("root_id").is_in(hits["root_id"].unique().to_list())
-        row(measure, rule, trials.with_columns(hit=hit), "hit")
+        return row(measure, rule, trials, hit)
 
-    share_of_facts("facts whose value holds an anchor", "", found)
-    share_of_facts("facts whose statement was retrieved for it", "", at_value.filter("true"))
-    for rule in ("plain", "calibrated"):
-        accepted = at_value.filter(f"accepted_{rule}")
-        share_of_facts("recall: facts with an accepted true pair", rule, accepted.filter("true"))
-        row("precision: accepted pairs at a value that are true", rule, accepted, "true")
+    true = pl.col("true")
+    rows = [
+        share_of_facts("facts whose value contains an anchor", "", anchors),
+        share_of_facts("facts whose statement was retrieved for it", "", at_value.filter(true)),
+    ]
+    for rule in rules:
+        accepts = accepted_by(rule)
+        accepted = at_value.filter(accepts)
         tried = at_value.filter("decoy")
-        row("decoys accepted at a value", rule, tried, f"accepted_{rule}")
-        row("pairs accepted at other anchors", rule, elsewhere, f"accepted_{rule}")
+        rows += [
+            share_of_facts("recall: facts with an accepted true pair", rule, accepted.filter(true)),
+            row("precision: accepted pairs at a value that are true", rule, accepted, true),
+            row("decoys accepted at a value", rule, tried, accepts),
+            row("pairs accepted at other anchors", rule, elsewhere, accepts),
+        ]
     return rows

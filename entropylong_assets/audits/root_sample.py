@@ -1,4 +1,4 @@
-"""What every audit starts from: a shard's scored roots, sampled by hash, with their contexts."""
+"""What every audit starts from: a shard's scored roots, sampled by hash, and means over roots."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.ordering import hash_key
-from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 
 
 @dataclass(frozen=True)
 class ScoredRoot:
-    """A root and its scored pairs. entropies, surprisals: by position, nats; NaN: undefined."""
+    """A root and its scored pairs.
+
+    entropies, surprisals: by position, in nats; NaN where undefined (a position without a prefix).
+    """
 
     root_id: str
     token_ids: list[int]
@@ -26,19 +31,20 @@ class ScoredRoot:
 
     @property
     def anchors(self) -> list[int]:
-        """Positions for which any pair was scored."""
+        """Positions with a scored pair, ascending."""
         return sorted(set(self.pairs["anchor"].to_list()))
 
 
-def sample_roots(store: TableStore, shard: str, most: int, seed: int) -> list[ScoredRoot]:
-    """At most `most` roots that have scored pairs, chosen by hash, in the order of their ids."""
-    pairs = store.read("verified_dependencies", shard, "pairs").filter(
+def sample_roots(partition: Partition) -> list[ScoredRoot]:
+    """Choose at most `audit.roots` roots with scored pairs by hash; in the order of their ids."""
+    settings, store, shard = partition.settings, partition.store, partition.shard
+    pairs = store.read(VERIFIED_DEPENDENCIES, shard, "pairs").filter(
         pl.col("entropy_context").is_not_null()
     )
     by_root = {k[0]: v for k, v in pairs.partition_by("root_id", as_dict=True).items()}
-    chosen = sorted(sorted(by_root, key=lambda r: hash_key(seed, "audit", r))[:most])
+    ranked = sorted(by_root, key=lambda r: hash_key(settings.seed, "audit", r))
     columns = ["root_id", "token_ids", "entropies", "surprisals"]
-    roots = store.read("entropy_scores", shard, "roots", columns)
+    roots = store.read(ENTROPY_SCORES, shard, "roots", columns)
     rows = {row["root_id"]: row for row in roots.iter_rows(named=True)}
 
     def floats(values: Sequence[float | None]) -> NDArray[np.float32]:
@@ -52,13 +58,16 @@ def sample_roots(store: TableStore, shard: str, most: int, seed: int) -> list[Sc
             floats(rows[root_id]["surprisals"]),
             by_root[root_id].sort("anchor", "rank", "chunk_id"),
         )
-        for root_id in chosen
+        for root_id in sorted(ranked[: settings.audit.roots])
     ]
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over trials that come in clusters, with its 95% interval; None without any."""
+    """A mean over trials in clusters, with its 95% interval.
+
+    value is None without trials; low and high are None with fewer than two clusters.
+    """
 
     value: float | None
     low: float | None
@@ -70,10 +79,10 @@ class Mean:
 def clustered_mean(
     values: Sequence[float], clusters: Sequence[str], confidence: float = 0.95
 ) -> Mean:
-    """Mean of values whose clusters (roots) are independent, values within one are not.
+    """Mean of values whose clusters (roots) are independent, while values of one cluster are not.
 
-    The variance is the ratio estimator's over clusters; the interval Student's with one degree of
-    freedom less than clusters. No interval with less than two of them.
+    The variance is the ratio estimator's over clusters; the interval is Student's with one degree
+    of freedom fewer than clusters.
     """
     if not len(values):
         return Mean(None, None, None, 0, 0)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from entropylong_assets.settings.section import Section
+from entropylong_assets.stages.samples.registry import RECIPES
+from entropylong_assets.stages.samples.settings import BUILT_IN_RECIPES
 
 
 class AuditSettings(Section):
     """`null_calibration`, `cross_model_audit` and `long_range_audit`: proof on a sample."""
 
     roots: int = Field(16, ge=1)
-    """Most roots of a shard that are audited, chosen by hash."""
+    """Maximum number of roots per shard that are audited, chosen by hash."""
     controls: int = Field(2, ge=1, le=32)
-    """Held-out controls of each kind a root."""
+    """Held-out controls of each kind per root."""
     wished_false_acceptance: float = Field(0.05, ge=0, lt=1)
-    """Rate of random contexts for which `null_calibration` gives the ε that holds it."""
+    """Share of random contexts that may pass the rule: `null_calibration` reports the least ε at
+    which no more do."""
     pairs: int = Field(64, ge=1)
-    """Most pairs of a shard that `cross_model_audit` scores of each kind: accepted by both rules,
-    by the plain one alone, by neither."""
+    """Maximum number of pairs per shard that `cross_model_audit` scores for each combination of
+    compared rules that accepts pairs (with the default rules: both, one, none)."""
     model: str = ""
-    """Second scoring model, of another family, of `cross_model_audit`; empty: no such audit."""
-    recipes: tuple[str, ...] = BUILT_IN_RECIPES
+    """Second scoring model, of another family, for `cross_model_audit`; empty: no such audit."""
+    recipes: Annotated[tuple[str, ...], AfterValidator(RECIPES.check_all)] = BUILT_IN_RECIPES
     """Recipes that `long_range_audit` compares."""
     short_tokens: int = Field(4096, ge=16)
-    """Short window of LongPPL's key tokens, never less than the root (tokens)."""
+    """Short window for LongPPL's key tokens, at least the root (tokens)."""
     segment_tokens: int = Field(64, ge=2)
     """Length of the segments of the dependency score (tokens)."""
     segment_pairs: int = Field(4, ge=0)
-    """Pairs of segments a window for the dependency score."""
+    """Pairs of segments per window for the dependency score."""

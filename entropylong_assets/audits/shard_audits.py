@@ -1,236 +1,190 @@
-"""One shard's audits: from the tables of the pipeline to those of the audits."""
+"""One shard's audits: from the tables of the stages to those of the audits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import polars as pl
 
-from entropylong_assets.audits import cross_model, null_calibration
+from entropylong_assets.audits import null_calibration
+from entropylong_assets.audits.audit_model import AuditModel
+from entropylong_assets.audits.cross_model import SecondAudit, choose_pairs, summarize
 from entropylong_assets.audits.long_range import LongRange
-from entropylong_assets.audits.root_sample import clustered_mean, sample_roots
-from entropylong_assets.settings.model import Settings
-from entropylong_assets.stages.entropy.model import Tokenizer
-from entropylong_assets.stages.entropy.scoring import Scorer
-from entropylong_assets.stages.samples.groups import Context, Group
+from entropylong_assets.audits.null_contexts import Corpus, NullContexts, RootTexts
+from entropylong_assets.audits.recipe_measures import measures
+from entropylong_assets.audits.root_sample import ScoredRoot, sample_roots
+from entropylong_assets.audits.tables import (
+    CROSS_MODEL_AUDIT,
+    LONG_RANGE_AUDIT,
+    NULL_CALIBRATION,
+    CrossModelAuditSummary,
+    LongRangeAuditSummary,
+    NullCalibrationSummary,
+)
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.entropy.model import load_tokenizer
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.groups import Context, Group, SampleError
 from entropylong_assets.stages.samples.packing import Framing
-from entropylong_assets.stages.samples.recipes import Pool, choose_groups
-from entropylong_assets.storage.tables import PartitionWriter, TableStore
+from entropylong_assets.stages.samples.registry import IN_FORCE, RECIPES, Pool
+from entropylong_assets.stages.samples.selection import choose_groups
+from entropylong_assets.stages.stage import Partition, Step
+from entropylong_assets.stages.verification.registry import evaluated_rules
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.schemas import TableSet
 
-Progress = Callable[[int], None]
+SKIPPED_DRAWS = 64
+"""Draws of the control passages that are skipped: recipe `random` takes the first ones."""
 
 
 def calibrate_null(
-    store: TableStore,
-    shard: str,
-    settings: Settings,
-    corpus: null_calibration.Corpus,
-    tokenizer: Tokenizer,
-    scorer: Scorer,
-    max_positions: int,
-    writer: PartitionWriter,
-    on_progress: Progress = lambda _: None,
-) -> dict[str, Any]:
-    """Writes trials and rates; returns the figures."""
-    roots = sample_roots(store, shard, settings.audit.roots, settings.seed)
-    queries = store.read("candidate_contexts", shard, "queries").sort("root_id", "anchor")
-    asked = {k[0]: v["query"].to_list() for k, v in queries.group_by("root_id")}
-    contexts = _token_ids(store, shard)
-    controls = store.read("verified_dependencies", shard, "control_contexts")
-    stored = {k[0]: v["chunk_ids"].explode().to_list() for k, v in controls.group_by("root_id")}
+    step: Step, corpus: Corpus, model: AuditModel
+) -> tuple[NullCalibrationSummary, pl.DataFrame]:
+    """Write `trials` and `rates`; returns the summary and the rates."""
+    settings, verification = step.settings, step.settings.verification
+    roots = sample_roots(step)
+    contexts = NullContexts(corpus, model.tokenizer, settings)
     planned = [
-        (
-            root,
-            list(
-                null_calibration.null_contexts(
-                    root,
-                    asked.get(root.root_id, []),
-                    stored.get(root.root_id, []),
-                    contexts,
-                    corpus,
-                    tokenizer,
-                    settings,
-                    settings.audit.controls,
-                )
-            ),
-        )
-        for root in roots
+        (root, list(contexts.of_root(root, texts)))
+        for root, texts in zip(roots, _texts_of(roots, step), strict=True)
     ]
-    rule = settings.verification
-    trials = null_calibration.score_null(
-        planned, tokenizer, scorer, max_positions, rule, on_progress
+    trials = null_calibration.score_null(planned, model, verification, step.progress)
+    pairs = pl.concat([_no_pairs(step), *(root.pairs for root in roots)])
+    rows = null_calibration.rates(trials, pairs, evaluated_rules(verification))
+    step.writer.append("trials", trials)
+    step.writer.append("rates", rows)
+    in_force = [r for r in rows if r["rule"] == verification.rule and r["total"]]
+    wished = settings.audit.wished_false_acceptance
+    summary = NullCalibrationSummary(
+        roots=len(roots),
+        trials=len(trials),
+        forward_tokens=step.progress.done,
+        accepted={row["kind"]: row["rate"] for row in in_force},
+        accepted_low={row["kind"]: row["low"] for row in in_force},
+        accepted_high={row["kind"]: row["high"] for row in in_force},
+        **null_calibration.lift(trials, pairs, verification.rule),
+        **null_calibration.epsilon_for(trials, verification, wished, settings.seed),
     )
-    empty = store.read("verified_dependencies", shard, "pairs").clear()
-    pairs = pl.concat([empty, *(root.pairs for root in roots)])
-    rows = null_calibration.rates(trials, pairs)
-    writer.append("trials", trials)
-    writer.append("rates", rows)
-    figures: dict[str, Any] = {"roots": len(roots), "trials": len(trials)}
-    for row in rows:
-        if row["rule"] == rule.rule and row["total"]:
-            for name in ("rate", "low", "high"):
-                suffix = "" if name == "rate" else f"_{name}"
-                figures[f"{row['kind']}_accepted{suffix}"] = row[name]
-    figures |= null_calibration.lift(trials, pairs, rule.rule)
-    return figures | null_calibration.epsilon_for(
-        trials, rule, settings.audit.wished_false_acceptance, settings.seed
-    )
+    return summary, _frame(rows, NULL_CALIBRATION, "rates")
 
 
-def _token_ids(store: TableStore, shard: str) -> dict[str, list[int]]:
-    contexts = store.read("verified_dependencies", shard, "contexts", ["chunk_id", "token_ids"])
-    return dict(contexts.iter_rows())
+def _texts_of(roots: Sequence[ScoredRoot], partition: Partition) -> Iterator[RootTexts]:
+    """What is stored of each root beside its pairs."""
+    store, shard = partition.store, partition.shard
+    queries = store.read(CANDIDATE_CONTEXTS, shard, "queries").sort("root_id", "anchor")
+    controls = store.read(VERIFIED_DEPENDENCIES, shard, "control_contexts")
+    columns = ["chunk_id", "token_ids"]
+    contexts = dict(store.read(VERIFIED_DEPENDENCIES, shard, "contexts", columns).iter_rows())
+    for root in roots:
+        yield RootTexts(
+            queries.filter(root_id=root.root_id)["query"].to_list(),
+            controls.filter(root_id=root.root_id)["chunk_ids"].explode().to_list(),
+            contexts,
+        )
+
+
+def _no_pairs(partition: Partition) -> pl.DataFrame:
+    return partition.store.read(VERIFIED_DEPENDENCIES, partition.shard, "pairs").clear()
+
+
+def _frame(rows: list[dict[str, Any]], tables: TableSet[Any], table: str) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=pl.Schema(tables.schemas[table]))
 
 
 def audit_second_model(
-    store: TableStore,
-    shard: str,
-    settings: Settings,
-    first: Tokenizer,
-    second: cross_model.Second,
-    writer: PartitionWriter,
-    on_progress: Progress = lambda _: None,
-) -> dict[str, Any]:
-    """Writes pairs and dropped; returns the figures."""
-    roots = sample_roots(store, shard, settings.audit.roots, settings.seed)
-    pairs = cross_model.choose_pairs(roots, settings.audit.pairs, settings.seed)
-    texts = dict(
-        store.read("candidate_contexts", shard, "chunks", ["chunk_id", "text"]).iter_rows()
+    step: Step, second: AuditModel
+) -> tuple[CrossModelAuditSummary, pl.DataFrame]:
+    """Write `pairs` and `dropped`; returns the summary and the pairs."""
+    settings = step.settings
+    roots = sample_roots(step)
+    columns = ["chunk_id", "text"]
+    texts = dict(step.store.read(CANDIDATE_CONTEXTS, step.shard, "chunks", columns).iter_rows())
+    first = load_tokenizer(settings.scoring)
+    audit = SecondAudit(roots, first, second, settings.scoring.separator)
+    for pair in choose_pairs(roots, settings.audit.pairs, settings.seed):
+        audit.add(pair, texts[pair["chunk_id"]])
+    audit.run(settings.verification.epsilon, step.progress)
+    step.writer.append("pairs", audit.rows)
+    step.writer.append("dropped", audit.dropped)
+    pairs = _frame(audit.rows, CROSS_MODEL_AUDIT, "pairs")
+    summary = CrossModelAuditSummary(
+        second_model=second.identity,
+        dropped=len(audit.dropped),
+        forward_tokens=step.progress.done,
+        **summarize(pairs),
     )
-    rows, dropped = cross_model.audit(
-        roots,
-        pairs,
-        texts.__getitem__,
-        first,
-        second,
-        settings.scoring.separator,
-        settings.verification.epsilon,
-        on_progress,
-    )
-    writer.append("pairs", rows)
-    writer.append("dropped", dropped)
-    figures = cross_model.summarise(pl.DataFrame(rows)) if rows else {"pairs": 0}
-    return figures | {"dropped": len(dropped)}
+    return summary, pairs
 
 
 def audit_long_range(
-    store: TableStore,
-    shard: str,
-    settings: Settings,
-    pool: Pool,
-    tokenizer: Tokenizer,
-    scorer: Scorer,
-    max_positions: int,
-    writer: PartitionWriter,
-    on_progress: Progress = lambda _: None,
-) -> dict[str, Any]:
-    """Writes anchors, windows, dependencies and recipes; returns the counts."""
-    sampled = {
-        root.root_id: root
-        for root in sample_roots(store, shard, settings.audit.roots, settings.seed)
-    }
+    step: Step, pool: Pool, model: AuditModel
+) -> tuple[LongRangeAuditSummary, pl.DataFrame]:
+    """Write all tables of the audit; returns the summary and the measures of the recipes."""
+    settings, store, shard = step.settings, step.store, step.shard
+    _require_verdicts(settings)
+    sampled = {root.root_id: root for root in sample_roots(step)}
+    tokenizer = model.tokenizer
     bos = tokenizer.bos_ids[0] if tokenizer.bos_ids else None
     framing = Framing(bos_id=bos, separator_ids=tokenizer.separator_ids, pad_id=tokenizer.pad_id)
-    audit = LongRange(settings, framing, max_positions, settings.audit.short_tokens)
-    drawn: dict[str, list[Context]] = {}
+    audit = LongRange(settings, framing, model.max_positions)
     tables = (
-        store.read("entropy_scores", shard, "roots", ["root_id", "token_ids"]),
-        store.read("verified_dependencies", shard, "pairs"),
-        store.read("verified_dependencies", shard, "contexts"),
+        store.read(ENTROPY_SCORES, shard, "roots", ["root_id", "token_ids"]),
+        store.read(VERIFIED_DEPENDENCIES, shard, "pairs"),
+        store.read(VERIFIED_DEPENDENCIES, shard, "contexts"),
     )
+    drawn: dict[str, list[Context]] = {}
     for recipe in settings.audit.recipes:
         samples = settings.samples.model_copy(update={"recipe": recipe})
         groups, _ = choose_groups(*tables, settings.model_copy(update={"samples": samples}), pool)
         for group in groups:
             if group.root_id not in sampled:
                 continue
-            wanted = sum(len(context.token_ids) for context in group.chosen)
-            known = drawn.get(group.root_id, [])
-            if sum(len(c.token_ids) for c in known) < wanted:
-                drawn[group.root_id] = known = _draw(pool, group, wanted)
-            audit.add(recipe, sampled[group.root_id], group, known)
-    audit.run(scorer, on_progress)
-    writer.append("anchors", audit.anchors)
-    writer.append("windows", audit.windows)
-    writer.append("dependencies", audit.dependencies)
-    writer.append("recipes", measures(audit.anchors, audit.windows, audit.dependencies))
-    return {
-        "roots": len({row["root_id"] for row in audit.windows}),
-        "windows": len(audit.windows),
-        "windows_too_long": audit.left_out,
-        "sequences": len(audit.requests),
-    }
-
-
-def _draw(pool: Pool, group: Group, wanted: int, skip: int = 64) -> list[Context]:
-    """Random passages for the control: other draws than those that recipe `random` takes."""
-    passages: list[Context] = []
-    total = 0
-    for context in islice(pool.at_random(group), skip, None):
-        passages.append(context)
-        total += len(context.token_ids)
-        if total >= wanted:
-            break
-    if total < wanted:  # a small corpus: what is there, from the end
-        passages = list(pool.at_random(group))[::-1]
-    return passages
-
-
-def _recipes(windows: Sequence[dict[str, Any]]) -> list[str]:
-    return sorted({window["recipe"] for window in windows})
-
-
-def measures(
-    anchors: Sequence[dict[str, Any]],
-    windows: Sequence[dict[str, Any]],
-    dependencies: Sequence[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Rows of `recipes`: means with 95% intervals over roots, of one shard or of many.
-
-    Of the roots that every recipe has: a window that is too long is missing under its recipe alone.
-    """
-    every = [{w["root_id"] for w in windows if w["recipe"] == r} for r in _recipes(windows)]
-    shared = set.intersection(*every) if every else set()
-    anchors, windows, dependencies = (
-        [row for row in table if row["root_id"] in shared]
-        for table in (anchors, windows, dependencies)
+            wanted = _n_tokens(group.chosen)
+            if _n_tokens(drawn.get(group.root_id, [])) < wanted:
+                drawn[group.root_id] = _draw_passages(pool, group, wanted)
+            audit.add(recipe, sampled[group.root_id], group, drawn.get(group.root_id, []))
+    audit.run(model.scorer, step.progress)
+    rows = measures(audit.anchors, audit.windows, audit.dependencies)
+    step.writer.append("anchors", audit.anchors)
+    step.writer.append("windows", audit.windows)
+    step.writer.append("dependencies", audit.dependencies)
+    step.writer.append("recipes", rows)
+    summary = LongRangeAuditSummary(
+        roots=len({window["root_id"] for window in audit.windows}),
+        windows=len(audit.windows),
+        windows_too_long=audit.left_out,
+        sequences=len(audit.requests),
+        forward_tokens=step.progress.done,
     )
-    rows: list[dict[str, Any]] = []
+    return summary, _frame(rows, LONG_RANGE_AUDIT, "recipes")
 
-    def row(recipe: str, measure: str, values: list[tuple[str, float]]) -> None:
-        mean = clustered_mean([v for _, v in values], [r for r, _ in values])
-        rows.append(
-            {
-                "recipe": recipe,
-                "measure": measure,
-                "value": mean.value,
-                "low": mean.low,
-                "high": mean.high,
-                "trials": mean.trials,
-                "roots": mean.clusters,
-            }
-        )
 
-    for recipe in _recipes(windows):
-        here = [a for a in anchors if a["recipe"] == recipe]
-        for name in ("entropy", "surprisal"):
-            falls = [(a["root_id"], a[f"{name}_random"] - a[f"{name}_in_place"]) for a in here]
-            row(recipe, f"{name}_drop_over_random", falls)
-        mine = [w for w in windows if w["recipe"] == recipe]
-        row(
-            recipe,
-            "key_token_density",
-            [(w["root_id"], w["key_tokens"] / w["root_tokens"]) for w in mine],
-        )
-        scored = [w for w in mine if w["dependency_score"] is not None]
-        row(recipe, "dependency_score", [(w["root_id"], w["dependency_score"]) for w in scored])
-        row(recipe, "context_tokens", [(w["root_id"], float(w["context_tokens"])) for w in mine])
-        served = [d for d in dependencies if d["recipe"] == recipe]
-        for where in ("near", "in_place"):
-            falls = [(d["root_id"], d["surprisal"] - d[f"surprisal_{where}"]) for d in served]
-            row(recipe, f"served_surprisal_drop_{where}", falls)
-        falls = [(d["root_id"], d["surprisal_replaced"] - d["surprisal_in_place"]) for d in served]
-        row(recipe, "served_surprisal_drop_over_replaced", falls)
-    return rows
+def _require_verdicts(settings: Settings) -> None:
+    """Raises SampleError if a recipe verifies by a rule whose verdicts are not stored."""
+    for recipe in settings.audit.recipes:
+        rule = RECIPES[recipe].rule
+        if rule not in (None, IN_FORCE, *evaluated_rules(settings.verification)):
+            raise SampleError(
+                f"audit.recipes: '{recipe}' verifies by the rule '{rule}', whose verdicts are not "
+                "stored; add the rule to verification.compared_rules, or leave the recipe out"
+            )
+
+
+def _n_tokens(contexts: Sequence[Context]) -> int:
+    return sum(len(context.token_ids) for context in contexts)
+
+
+def _draw_passages(pool: Pool, group: Group, wanted: int) -> list[Context]:
+    """Draw random passages of `wanted` tokens for the control of a window.
+
+    They are other draws than those of recipe `random`, unless the corpus is too small.
+    """
+    passages: list[Context] = []
+    for context in islice(pool.at_random(group), SKIPPED_DRAWS, None):
+        passages.append(context)
+        if _n_tokens(passages) >= wanted:
+            return passages
+    return list(pool.at_random(group))[::-1]

@@ -1,11 +1,9 @@
-"""What the command line draws: bars while a pipeline runs, and its figures at the end."""
+"""What the command line draws: bars while stages run, and their figures at the end."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
 
-import dagster as dg
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
@@ -21,36 +19,39 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from entropylong_assets.orchestration import metadata
-from entropylong_assets.orchestration.local_run import STAGES
+from entropylong_assets.orchestration import assets
+from entropylong_assets.orchestration.local_run import Watcher
+from entropylong_assets.project import Project, open_store
 from entropylong_assets.report.summary import gather
-from entropylong_assets.settings.model import Settings
-from entropylong_assets.stages.corpus.shards import ShardPlan
-from entropylong_assets.storage.tables import WHOLE, TableStore
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.shards import load_plan
+from entropylong_assets.stages.stage import Job
+from entropylong_assets.stages.training_data.stage import TRAINING_DATASET
+from entropylong_assets.storage.tables import WHOLE
 
 
 class RunBars:
-    """One bar a job over its shards, with the rate of the step that runs."""
+    """One bar per job over its shards, with the rate of the step that runs."""
 
-    def __init__(self, console: Console, n_shards: int) -> None:
-        self._n_shards = n_shards
-        self._tasks: dict[str, TaskID] = {}
-        self._job = ""
-        self._began = (0.0, 0)
+    def __init__(self, console: Console, project: Project) -> None:
+        self._project = project
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._current: TaskID | None = None
         self._bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[doing]}"),
             console=console,
         )
+        self.watcher = Watcher(self._start, self._end)
 
     def __enter__(self) -> RunBars:
         self._bars.start()
-        metadata.observers.append(self._observe)
+        assets.observers.append(self._observe)
         return self
 
     def __exit__(
@@ -59,89 +60,98 @@ class RunBars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        metadata.observers.remove(self._observe)
+        assets.observers.remove(self._observe)
         self._bars.stop()
 
-    def start(self, job: str, shard: str) -> None:
-        if job not in self._tasks:
-            total = 1 if shard == WHOLE else self._n_shards
-            self._tasks[job] = self._bars.add_task(job, total=total, doing="")
-        self._job = job
-        self._bars.update(self._tasks[job], doing=shard if shard != WHOLE else "")
+    def _start(self, settings: Settings, job: Job, shard: str) -> None:
+        key = (settings.name, job.name)
+        if key not in self._tasks:
+            total = 1 if shard == WHOLE else len(load_plan(open_store(settings)).shards)
+            name = f"{settings.name} {job.name}"
+            self._tasks[key] = self._bars.add_task(name, total=total, doing="")
+        self._current = self._tasks[key]
+        self._bars.update(self._current, doing=shard if shard != WHOLE else "")
 
-    def end(self, job: str, shard: str, was_run: bool) -> None:  # noqa: ARG002
-        self._bars.update(
-            self._tasks[job], advance=1, doing="" if was_run else "[dim]up to date[/]"
-        )
+    def _end(self, settings: Settings, job: Job, shard: str, was_run: bool) -> None:  # noqa: ARG002
+        task = self._tasks[settings.name, job.name]
+        self._bars.update(task, advance=1, doing="" if was_run else "[dim]up to date[/]")
 
     def _observe(self, unit: str, done: int, total: int | None, rate: float) -> None:
-        of = f" of {total:,}" if total else ""
-        self._bars.update(self._tasks[self._job], doing=f"{done:,}{of} {unit}, {rate:,.0f}/s")
+        if self._current is not None:
+            of = f" of {total:,}" if total else ""
+            self._bars.update(self._current, doing=f"{done:,}{of} {unit}, {rate:,.0f}/s")
 
 
-def print_figures(
-    console: Console, settings: Settings, plan: ShardPlan, there: dg.DagsterInstance
-) -> None:
-    """The funnel, the samples, the checks and the seconds of each stage."""
-    store, shards = TableStore(settings.data_uri), [shard.key for shard in plan.shards]
-    figures = gather(store, shards, settings.verification)
-    table = Table(show_header=False, title="What came of it", title_justify="left")
+def print_corpus(console: Console, project: Project, corpus: Settings) -> None:
+    """Counts of a corpus, and its checks."""
+    store = open_store(corpus)
+    shards = [shard.key for shard in load_plan(store).shards]
+    table = Table(show_header=False, title=f"Corpus {corpus.name}", title_justify="left")
+    table.add_row("shards", f"{len(shards):,}")
+    for stage in project.stages_of(corpus):
+        rows = sum(
+            store.require(stage.tables, shard).tables[stage.tables.main].rows
+            for shard in store.shards(stage.tables)
+        )
+        table.add_row(f"{stage.name}: {stage.tables.main}", f"{rows:,}")
+    table.add_row("checks", _checks(project, corpus))
+    console.print(table)
+
+
+def print_dataset(console: Console, project: Project, settings: Settings) -> None:
+    """The funnel, the samples and the checks of a dataset, and its export."""
+    store = open_store(settings)
+    figures = gather(store, settings)
+    table = Table(show_header=False, title=f"Dataset {settings.name}", title_justify="left")
     rows: list[tuple[str, str]] = [
-        ("shards", f"{figures.shards:,}"),
-        ("documents", f"{figures.documents:,} in {figures.chunks:,} chunks"),
         ("roots", f"{figures.roots:,}"),
         ("anchors", f"{figures.anchors:,}"),
         ("pairs (anchor, chunk)", f"{figures.pairs:,}, scored {figures.pairs_scored:,}"),
     ]
     scored = max(figures.pairs_scored, 1)
-    for rule, count in (
-        ("plain", figures.accepted_plain),
-        ("calibrated", figures.accepted_calibrated),
-    ):
+    for rule, count in figures.accepted_by.items():
         rate = figures.false_acceptance.get(rule)
-        chance = (
-            f"; random contexts pass in {rate.value:.2%} ({rate.low:.2%} to {rate.high:.2%})"
+        shown = (
+            f"; random contexts: {rate.value:.2%} ({rate.low:.2%} to {rate.high:.2%})"
             if rate and rate.total
             else ""
         )
-        rows.append((f"accepted, {rule} rule", f"{count:,} ({count / scored:.2%}){chance}"))
+        rows.append((f"accepted by {rule}", f"{count:,} ({count / scored:.2%}){shown}"))
     if figures.mean_gain is not None:
         calibrated = figures.mean_calibrated_gain
         starred = "" if calibrated is None else f", mean ΔI* {calibrated:.2f}"
-        rows.append(("of those in samples", f"mean ΔI {figures.mean_gain:.2f}{starred}"))
-    passed, evaluated = count_checks(there, [*shards, WHOLE])
-    rows.append(("checks", f"{passed} of {evaluated} passed"))
+        rows.append(("accepted pairs", f"mean ΔI {figures.mean_gain:.2f}{starred}"))
+    rows.append(("checks", _checks(project, settings)))
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
     console.print(_sample_table(figures.samples, settings.samples.tokens))
-    seconds = Table(show_header=False, title="Seconds, summed over shards", title_justify="left")
-    seconds.add_column()
-    seconds.add_column(justify="right")
-    for asset in [*(asset for asset, _ in STAGES), "training_dataset"]:
-        seconds.add_row(asset, f"{stage_seconds(there, asset):,.1f}")
-    console.print(seconds)
+    print_export(console, settings)
 
 
-def print_export(console: Console, made: dict[str, Any]) -> None:
-    """What an export holds, where it is, and which shards it leaves out."""
+def print_export(console: Console, settings: Settings) -> None:
+    """What the export of a dataset holds, where it is, and which shards it leaves out."""
+    store = open_store(settings)
+    if store.manifest(TRAINING_DATASET) is None:
+        return
+    made = store.summary(TRAINING_DATASET)
     table = Table(show_header=False, title="Exported", title_justify="left")
-    splits = ", ".join(f"{name} {n:,}" for name, n in made["splits"].items())
+    splits = ", ".join(f"{name} {n:,}" for name, n in made.splits.items())
     for name, value in (
-        ("formats", made["formats"]),
-        ("samples", f"{splits}; {made['tokens']:,} tokens, {made['bytes']:,} bytes"),
+        ("formats", ", ".join(made.formats)),
+        ("samples", f"{splits}; {made.tokens:,} tokens, {made.bytes:,} bytes"),
         (
             "dependencies",
-            f"{made['dependencies']:,} at {made['anchors']:,} anchors of {made['roots']:,} roots",
+            f"{made.dependencies:,} at {made.anchors:,} anchors of {made.roots:,} roots",
         ),
-        ("shards", f"{made['shards exported']:,}, left out {made['shards left out']:,}"),
+        ("shards", f"{made.shards:,}, left out {made.shards_left_out:,}"),
     ):
         table.add_row(name, escape(str(value)))
     console.print(table)
-    for name in ("uri", "report"):
-        console.print(f"{name}: {escape(str(made[name]))}", soft_wrap=True)
-    for shard, fault in made["why left out"].items():
-        console.print(f"left out: {escape(shard)}: {escape(fault)}", soft_wrap=True)
+    destination = settings.export.destination or f"{store.dataset_uri}/exports"
+    console.print(f"uri: {escape(f'{destination}/{made.version}')}", soft_wrap=True)
+    for row in store.read(TRAINING_DATASET, WHOLE, "left_out").iter_rows(named=True):
+        console.print(f"left out: {escape(row['shard'])}: {escape(row['reason'])}", soft_wrap=True)
 
 
 def _sample_table(samples: pl.DataFrame, n_tokens: int) -> Table:
@@ -161,28 +171,18 @@ def _sample_table(samples: pl.DataFrame, n_tokens: int) -> Table:
     return table
 
 
-def count_checks(there: dg.DagsterInstance, shards: list[str]) -> tuple[int, int]:
-    """Checks passed, and checks evaluated, by the latest evaluation of each check and shard."""
-    latest: dict[tuple[dg.AssetKey, str, str], bool] = {}
-    records = there.get_event_records(
-        dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-    )
-    for record in records:  # newest first
-        event = record.event_log_entry.dagster_event
-        assert event is not None
-        check = event.asset_check_evaluation_data
-        shard = check.partition or WHOLE
-        if shard in shards:
-            latest.setdefault((check.asset_key, check.check_name, shard), check.passed)
-    return sum(latest.values()), len(latest)
+def _checks(project: Project, settings: Settings) -> str:
+    passed, evaluated = count_checks(project, settings)
+    return f"{passed} of {evaluated} passed"
 
 
-def stage_seconds(there: dg.DagsterInstance, asset: str) -> float:
-    """Seconds of the latest materialisation of each partition, summed."""
-    latest: dict[str | None, float] = {}
-    records = there.fetch_materializations(dg.AssetKey(asset), limit=10_000).records
-    for record in records:  # newest first
-        event = record.asset_materialization
-        if event is not None and record.partition_key not in latest:
-            latest[record.partition_key] = float(str(event.metadata["seconds"].value))
-    return sum(latest.values())
+def count_checks(project: Project, settings: Settings) -> tuple[int, int]:
+    """Checks passed and checks that ran, over all partitions of a corpus or dataset."""
+    store = open_store(settings)
+    outcomes = [
+        outcome
+        for stage in project.stages_of(settings)
+        for shard in store.shards(stage.tables)
+        for outcome in store.check_outcomes(stage.tables, shard).values()
+    ]
+    return sum(outcome.passed for outcome in outcomes), len(outcomes)

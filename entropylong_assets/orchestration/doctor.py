@@ -1,7 +1,7 @@
-"""What stands in the way of a run on this machine, and what to do about it: `entropylong doctor`.
+"""What would stop a run on this machine, and what to do about it: `entropylong doctor`.
 
-Each examination gives one finding. It reads and probes; it changes nothing, except that a small
-file is put into the data folder and taken away again.
+Each check gives one finding. It reads and probes; it changes nothing, except that it writes a small
+file into the data folder and removes it again.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from collections.abc import Callable, Iterator
 import dagster as dg
 
 from entropylong_assets.orchestration import doctor_checks
-from entropylong_assets.orchestration.cluster import ray_nodes, without_a_node
+from entropylong_assets.orchestration.cluster import ray_nodes, unplaceable_steps
 from entropylong_assets.orchestration.doctor_checks import Finding, few
 from entropylong_assets.orchestration.errors import line
 from entropylong_assets.orchestration.local_run import dagster_home
-from entropylong_assets.orchestration.partitions import PIPELINE, corpus_shard
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.orchestration.naming import asset_key, partition_set, pool_of
+from entropylong_assets.project import Project, open_store
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.shards import load_plan
-from entropylong_assets.storage.tables import TableStore
+
+Question = tuple[str, Callable[[], Finding]]
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """All findings, one an examination, in the order in which one would mend them.
+def examine(project: Project) -> Iterator[Finding]:
+    """All findings, one per check, in the order in which one would mend them.
 
-    A fault in one examination ends neither the others nor the doctor.
+    An error in one check ends neither the others nor the doctor.
     """
-    there: dg.DagsterInstance | None = None
+    instance: dg.DagsterInstance | None = None
     try:
-        there = _open_instance()
+        instance = _open_instance()
     except Exception as error:  # a broken dagster.yaml or storage raises whatever it likes
         yield Finding(
             "instance",
@@ -38,31 +40,45 @@ def examine(settings: Settings) -> Iterator[Finding]:
             f"DAGSTER_HOME={os.environ.get('DAGSTER_HOME', '')}: {line(error)}; mend its "
             "dagster.yaml, or start its database and set the DAGSTER_PG names",
         )
-    if there is not None:
-        with there:
-            yield from _each(
-                ("instance", lambda: _instance(there)),
-                ("daemon", lambda: _daemon(there)),
-                ("pools", lambda: _pools(there)),
-                ("partitions", lambda: _partitions(settings, there)),
-            )
-            if settings.cluster.engine == "ray":
-                yield from _each(("ray", lambda: _ray(settings, there)))
-    yield from _each(
-        ("disk", lambda: doctor_checks.disk(settings)),
-        ("device", lambda: doctor_checks.device(settings)),
-        ("scoring model", lambda: doctor_checks.scoring_model(settings)),
-        ("embedding model", lambda: doctor_checks.embedding_model(settings)),
-        ("sources", lambda: doctor_checks.sources(settings)),
-        ("tables", lambda: doctor_checks.tables(settings)),
-        ("LanceDB table", lambda: doctor_checks.lancedb(settings)),
-    )
+    if instance is not None:
+        with instance:
+            yield from _answers(_of_the_instance(project, instance))
+    yield from _answers(_of_the_machine(project))
 
 
-def _each(*questions: tuple[str, Callable[[], Finding]]) -> Iterator[Finding]:
-    for subject, examination in questions:
+def _of_the_instance(project: Project, instance: dg.DagsterInstance) -> Iterator[Question]:
+    yield "instance", lambda: _instance(instance)
+    yield "daemon", lambda: _daemon(instance)
+    yield "pools", lambda: _pools(project, instance)
+    for settings in (*project.corpora.values(), *project.datasets.values()):
+        yield (
+            f"{settings.name} partitions",
+            lambda settings=settings: _partitions(project, settings, instance),
+        )
+    if project.cluster.engine == "ray":
+        yield "ray", lambda: _ray(project, instance)
+
+
+def _of_the_machine(project: Project) -> Iterator[Question]:
+    yield "disk", lambda: doctor_checks.disk(project.data_uri)
+    for corpus in project.corpora.values():
+        for name, check in doctor_checks.OF_A_CORPUS.items():
+            yield f"{corpus.name} {name}", lambda corpus=corpus, check=check: check(corpus)
+    for dataset in project.datasets.values():
+        for name, check in doctor_checks.OF_A_DATASET.items():
+            yield f"{dataset.name} {name}", lambda dataset=dataset, check=check: check(dataset)
+    for settings in (*project.corpora.values(), *project.datasets.values()):
+        yield (
+            f"{settings.name} tables",
+            lambda settings=settings: doctor_checks.tables(settings, project.stages_of(settings)),
+        )
+
+
+def _answers(questions: Iterator[Question]) -> Iterator[Finding]:
+    for subject, check in questions:
         try:
-            yield examination()
+            found = check()
+            yield Finding(subject, found.verdict, found.message)
         except Exception as error:
             yield Finding(subject, "fault", line(error))
 
@@ -74,13 +90,10 @@ def _open_instance() -> dg.DagsterInstance:
     return dg.DagsterInstance.get()
 
 
-# ---------------------------------------------------------------------------------- the instance
-
-
-def _instance(there: dg.DagsterInstance) -> Finding:
-    runs = there.get_runs_count()
-    storages = (there.run_storage, there.event_log_storage, there.schedule_storage)
-    kind = type(there.run_storage).__name__
+def _instance(instance: dg.DagsterInstance) -> Finding:
+    runs = instance.get_runs_count()
+    storages = (instance.run_storage, instance.event_log_storage, instance.schedule_storage)
+    kind = type(instance.run_storage).__name__
     for storage in storages:
         version = storage.alembic_version() if storage else None
         if version and version[0] and version[0] != version[1]:
@@ -90,30 +103,30 @@ def _instance(there: dg.DagsterInstance) -> Finding:
                 "its storage was made by an older Dagster; stop all processes, back it up, and "
                 "run `dagster instance migrate`",
             )
-    told = f"{there.root_directory}, {runs:,} runs in {_STORAGES.get(kind, kind)}"
-    launcher = type(there.run_launcher).__name__
+    message = f"{instance.root_directory}, {runs:,} runs in {_STORAGES.get(kind, kind)}"
+    launcher = type(instance.run_launcher).__name__
     if launcher == "DefaultRunLauncher":
         return Finding(
             "instance",
             "warning",
-            f"{told}; a run whose process dies would stay `started`: copy `run_launcher` from "
+            f"{message}; a run whose process dies would stay `started`: copy `run_launcher` from "
             "the project's dagster.yaml",
         )
-    if not there.run_monitoring_enabled:
+    if not instance.run_monitoring_enabled:
         return Finding(
             "instance",
             "warning",
-            f"{told}; dead runs are not noticed: copy `run_monitoring` from the project's "
+            f"{message}; dead runs are not noticed: copy `run_monitoring` from the project's "
             "dagster.yaml",
         )
-    return Finding("instance", "ok", told)
+    return Finding("instance", "ok", message)
 
 
 _STORAGES = {"SqliteRunStorage": "SQLite", "PostgresRunStorage": "PostgreSQL"}
 
 
-def _daemon(there: dg.DagsterInstance) -> Finding:
-    statuses = [status for status in there.get_daemon_statuses().values() if status.required]
+def _daemon(instance: dg.DagsterInstance) -> Finding:
+    statuses = [status for status in instance.get_daemon_statuses().values() if status.required]
     beats = [s.last_heartbeat for s in statuses if s.last_heartbeat]
     if not beats:
         return Finding(
@@ -139,67 +152,73 @@ def _daemon(there: dg.DagsterInstance) -> Finding:
     return Finding("daemon", "ok", f"{len(statuses)} daemons alive, heard {age:,.0f} s ago")
 
 
-def _pools(there: dg.DagsterInstance) -> Finding:
-    limits = {limit.name: limit.limit for limit in there.event_log_storage.get_pool_limits()}
-    config = there.get_concurrency_config().pool_config
-    writers = limits.get("lancedb_writer", config.default_pool_limit)
-    gpu = limits.get("gpu", config.default_pool_limit)
-    if writers != 1:
-        return Finding(
-            "pools",
-            "fault",
-            f"lancedb_writer lets {'any number of' if writers is None else writers} writers at "
-            "one table at once; run `dagster instance concurrency set lancedb_writer 1`",
-        )
-    if gpu is None:
-        return Finding(
-            "pools",
-            "warning",
-            "gpu has no limit: each run brings its own copy of the model; run "
-            "`dagster instance concurrency set gpu 1`",
-        )
-    return Finding("pools", "ok", f"lancedb_writer {writers}, gpu {gpu}")
+def _pools(project: Project, instance: dg.DagsterInstance) -> Finding:
+    limits = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}
+    default = instance.get_concurrency_config().pool_config.default_pool_limit
+    pools: dict[str, int | None] = {}
+    for settings in (*project.corpora.values(), *project.datasets.values()):
+        for stage in project.stages_of(settings):
+            name = pool_of(settings, stage)
+            if name is None:
+                continue
+            pools[name] = limits.get(name, default)
+            # A pool that bears the corpus' name protects its table.
+            if name != stage.pool and pools[name] != 1:
+                return Finding(
+                    "pools",
+                    "fault",
+                    f"{name} allows {'any number of' if pools[name] is None else pools[name]} "
+                    "writers of one table at once; run `dagster instance concurrency set "
+                    f"{name} 1`",
+                )
+    for name, limit in pools.items():
+        if limit is None:
+            return Finding(
+                "pools",
+                "warning",
+                f"{name} has no limit: each run loads its own copy of the model; run "
+                f"`dagster instance concurrency set {name} 1`",
+            )
+    return Finding("pools", "ok", ", ".join(f"{n} {limit}" for n, limit in sorted(pools.items())))
 
 
-def _partitions(settings: Settings, there: dg.DagsterInstance) -> Finding:
-    store = TableStore(settings.data_uri)
-    registered = set(there.get_dynamic_partitions(str(corpus_shard.name)))
+def _partitions(project: Project, settings: Settings, instance: dg.DagsterInstance) -> Finding:
+    subject, store = settings.name, open_store(settings)
+    registered = set(instance.get_dynamic_partitions(partition_set(settings)))
     planned = {shard.key for shard in load_plan(store).shards}
     lost = []
-    for asset in PIPELINE:
-        if asset == "embedding_index":
-            continue
-        known = there.get_materialized_partitions(dg.AssetKey(asset))
-        lost += [f"{asset} of {s}" for s in sorted(known & registered - set(store.shards(asset)))]
+    for stage in project.stages_of(settings):
+        if stage.partitioned:
+            known = instance.get_materialized_partitions(asset_key(settings, stage))
+            missing = known & registered - set(store.shards(stage.tables))
+            lost += [f"{stage.name} of {shard}" for shard in sorted(missing)]
     if lost:
         return Finding(
-            "partitions",
+            subject,
             "fault",
-            f"Dagster knows {few(lost)}, but {settings.data_uri} does not hold it; materialise "
+            f"Dagster knows {few(lost)}, but {settings.data_uri} does not hold it; materialize "
             "it again, or name the data_uri that it was made under",
         )
     if registered - planned:
-        names = sorted(registered - planned)
         return Finding(
-            "partitions",
+            subject,
             "warning",
-            f"{few(names)} registered but in no plan of {settings.data_uri}; delete the "
-            "partition, or name the data_uri that it belongs to",
+            f"{few(sorted(registered - planned))} registered but in no plan of "
+            f"{settings.data_uri}; delete the partition, or name the data_uri that it belongs to",
         )
     if planned - registered:
-        names = sorted(planned - registered)
         return Finding(
-            "partitions",
+            subject,
             "warning",
-            f"{few(names)} planned but not registered; run `entropylong scan` or switch on the "
-            "sensor `new_files`",
+            f"{few(sorted(planned - registered))} planned but not registered; run `entropylong "
+            "scan` or switch on the sensor `new_files`",
         )
-    return Finding("partitions", "ok", f"{len(registered):,} shards registered")
+    return Finding(subject, "ok", f"{len(registered):,} shards registered")
 
 
-def _ray(settings: Settings, there: dg.DagsterInstance) -> Finding:
-    launched = getattr(there.run_launcher, "address", None)  # of dagster-ray's launcher alone
-    address = settings.cluster.address or launched or os.environ.get("RAY_ADDRESS")
+def _ray(project: Project, instance: dg.DagsterInstance) -> Finding:
+    launched = getattr(instance.run_launcher, "address", None)  # of dagster-ray's launcher only
+    address = project.cluster.address or launched or os.environ.get("RAY_ADDRESS")
     try:
         nodes = ray_nodes(address)
     except Exception as error:
@@ -209,13 +228,13 @@ def _ray(settings: Settings, there: dg.DagsterInstance) -> Finding:
             f"{address}: {line(error)}; start the cluster, name its job server in "
             "cluster.address, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH if it asks for a token",
         )
-    alone = without_a_node(settings.cluster, nodes)
-    if alone:
+    unplaceable = unplaceable_steps(project, nodes)
+    if unplaceable:
         return Finding(
             "ray",
             "warning",
-            f"{few(alone)}: none of {len(nodes)} nodes has what they ask for, and they wait until "
-            "one has; lower it under cluster.resources (num_gpus: 0 where there is no GPU)",
+            f"{few(unplaceable)}: none of {len(nodes)} nodes has what they ask for, and they wait "
+            "until one has; lower it under cluster.resources (num_gpus: 0 where there is no GPU)",
         )
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     return Finding("ray", "ok", f"{address}, {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs")

@@ -1,4 +1,4 @@
-"""Examinations of the machine, the models and the data, one finding each: see `doctor.py`."""
+"""Checks of the machine, the models and the data, one finding each: see `doctor.py`."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from pathlib import Path
 from typing import Literal
 
 from entropylong_assets.orchestration.errors import line
-from entropylong_assets.orchestration.partitions import PIPELINE
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.project import open_store
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.files import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow
 from entropylong_assets.stages.corpus.shards import load_plan, plan_shards
-from entropylong_assets.storage.schemas import FORMAT_VERSION
-from entropylong_assets.storage.tables import WHOLE, TableError, TableStore
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
+from entropylong_assets.stages.stage import Stage
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.tables import TableStore
 
-LEAST_FREE_BYTES = 2 << 30
-"""Below it a run is likely to end for want of disk."""
+MIN_FREE_BYTES = 2 << 30
+"""With less free, a run is likely to run out of disk space."""
 
-ROWS_LOOKED_AT = 20
-"""Of the first file of each source."""
+ROWS_READ = 20
+"""Rows read from the first file of each source."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's."""
+    """One line of the doctor."""
 
     subject: str
     verdict: Literal["ok", "warning", "fault"]
-    told: str
+    message: str
     """What was found and, unless all is well, what to do."""
 
 
@@ -42,8 +44,8 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
-def disk(settings: Settings) -> Finding:
-    store = TableStore(settings.data_uri)
+def disk(data_uri: str) -> Finding:
+    store = TableStore(data_uri)
     probe = f"{store.root}/.doctor"
     try:
         store.put(probe, b"probe")
@@ -52,21 +54,21 @@ def disk(settings: Settings) -> Finding:
         return Finding(
             "disk",
             "fault",
-            f"{settings.data_uri} can't be written to ({line(error)}); correct data_uri, its "
+            f"{data_uri} can't be written to ({line(error)}); correct data_uri, its "
             "rights or its credentials",
         )
     home = os.environ.get("DAGSTER_HOME") or str(Path.home())
     places = [home, *([store.root] if store.is_local else [])]
     free = {place: shutil.disk_usage(place).free for place in places}
     place, least = min(free.items(), key=lambda item: item[1])
-    told = f"{least / 2**30:,.1f} GiB free at {place}"
-    if least < LEAST_FREE_BYTES:
+    message = f"{least / 2**30:,.1f} GiB free at {place}"
+    if least < MIN_FREE_BYTES:
         return Finding(
             "disk",
             "fault",
-            f"{told}; free at least {LEAST_FREE_BYTES >> 30} GiB: docs/operating.md, Prune",
+            f"{message}; free at least {MIN_FREE_BYTES >> 30} GiB: docs/operating.md, Prune",
         )
-    return Finding("disk", "ok", f"{settings.data_uri} can be written to; {told}")
+    return Finding("disk", "ok", f"{data_uri} can be written to; {message}")
 
 
 def device(settings: Settings) -> Finding:
@@ -77,12 +79,12 @@ def device(settings: Settings) -> Finding:
     device, dtype = resolve_device(settings.scoring)
     if device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info()
-        told = f"{torch.cuda.get_device_name()}, {dtype}, {free >> 30} of {total >> 30} GiB free"
+        message = f"{torch.cuda.get_device_name()}, {dtype}, {free >> 30} of {total >> 30} GiB free"
         if free < total / 2:
             return Finding(
-                "device", "warning", f"{told}; another process holds it: see `nvidia-smi`"
+                "device", "warning", f"{message}; another process holds it: see `nvidia-smi`"
             )
-        return Finding("device", "ok", told)
+        return Finding("device", "ok", message)
     if shutil.which("nvidia-smi") and not torch.version.cuda:
         return Finding(
             "device",
@@ -97,7 +99,7 @@ def scoring_model(settings: Settings) -> Finding:
     from transformers import AutoConfig
 
     from entropylong_assets.stages.entropy.model import load_tokenizer, model_folder
-    from entropylong_assets.stages.entropy.model_files import ModelError
+    from entropylong_assets.stages.model_files import ModelError
 
     scoring = settings.scoring
     tokenizer = load_tokenizer(scoring)
@@ -109,35 +111,35 @@ def scoring_model(settings: Settings) -> Finding:
         )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=scoring.trust_remote_code)
     positions = min(config.get_text_config().max_position_embeddings, scoring.max_forward_tokens)
-    if positions <= settings.corpus.root_max_tokens:
+    if positions <= settings.roots.max_tokens:
         raise ModelError(
             f"model {scoring.model}: it takes {positions:,} tokens at once, which leaves no room "
-            f"for a context before roots of {settings.corpus.root_max_tokens:,}; lower "
-            "corpus.root_max_tokens"
+            f"for a context before roots of {settings.roots.max_tokens:,}; lower "
+            "roots.max_tokens"
         )
     assert tokenizer.count(["a"])
     return Finding("scoring model", "ok", f"{scoring.model}, {positions:,} positions")
 
 
-def embedding_model(settings: Settings) -> Finding:
+def embedding_model(corpus: Settings) -> Finding:
     from entropylong_assets.stages.embeddings.embedder import load_embedder
 
-    embedder = load_embedder(settings.embedding)
+    embedder = load_embedder(corpus.embedding)
     return Finding(
         "embedding model",
         "ok",
-        f"{settings.embedding.model}, {embedder.dimension} dimensions, windows of "
+        f"{corpus.embedding.model}, {embedder.dimension} dimensions, windows of "
         f"{embedder.window_tokens} tokens",
     )
 
 
-def sources(settings: Settings) -> Finding:
-    if not settings.corpus.sources:
+def sources(corpus: Settings) -> Finding:
+    if not corpus.sources:
         return Finding(
             "sources", "fault", "corpus.sources names none; name one in the settings file"
         )
     files = 0
-    for source in settings.corpus.sources:
+    for source in corpus.sources:
         found = list_files(source)
         if not found:
             raise CorpusError(
@@ -145,48 +147,47 @@ def sources(settings: Settings) -> Finding:
                 "the source's uri"
             )
         files += len(found)
-        for row in islice(read_rows(found[0].uri, found[0].kind, source), ROWS_LOOKED_AT):
+        for row in islice(read_rows(found[0].uri, found[0].kind, source), ROWS_READ):
             if isinstance(row, BadRow):
                 where = f"{row.file}, row {row.row}: {row.detail}; {REMEDIES[row.reason]}"
-                skips = settings.corpus.on_bad_row == "skip"
+                skips = corpus.on_bad_row == "skip"
                 return Finding("sources", "warning" if skips else "fault", where)
-    known = load_plan(TableStore(settings.data_uri)).shards
+    known = load_plan(open_store(corpus)).shards
     planned = {file for shard in known for file in shard.files}
     # Only the files that are known are compared: rows of new ones would have to be counted.
-    plan = plan_shards(settings.corpus, known, max_new_files=0)
-    told = f"{len(settings.corpus.sources)} sources, {files:,} files, {len(planned):,} planned"
+    plan = plan_shards(corpus, known, max_new_files=0)
+    message = f"{len(corpus.sources)} sources, {files:,} files, {len(planned):,} planned"
     for what, names, remedy in (
         ("changed", plan.changed, "switch on the sensor `new_files`, or run `ingest` for them"),
-        ("gone", plan.gone, "put them back, or leave their shards as they are"),
+        ("missing", plan.gone, "put them back, or leave their shards as they are"),
     ):
         if names:
-            return Finding("sources", "warning", f"{told}; {what}: {few(names)}; {remedy}")
-    return Finding("sources", "ok", told)
+            return Finding("sources", "warning", f"{message}; {what}: {few(names)}; {remedy}")
+    return Finding("sources", "ok", message)
 
 
-def tables(settings: Settings) -> Finding:
-    store = TableStore(settings.data_uri)
-    partitions, stale, damaged = 0, [], []
-    for asset in PIPELINE:
-        for shard in store.shards(asset):
+def tables(settings: Settings, stages: Sequence[Stage]) -> Finding:
+    """Whether every visible partition of a corpus or dataset can be read."""
+    store = open_store(settings)
+    partitions, missing, damaged = 0, [], []
+    for stage in stages:
+        for shard in store.shards(stage.tables):
             partitions += 1
             try:
-                manifest = store.require(asset, shard)
+                manifest = store.require(stage.tables, shard)
             except TableError as error:
                 damaged.append(str(error))
                 continue
-            missing = [
-                table.file
+            missing += [
+                f"{stage.name}, {shard}: {table.file} is missing"
                 for table in manifest.tables.values()
-                if not store.fs.exists(f"{store.folder(asset, shard)}/{table.file}")
-            ]
-            if missing:
-                stale.append(f"{asset}, {shard}: {missing[0]} is gone")
+                if not store.fs.exists(f"{store.folder(stage.tables, shard)}/{table.file}")
+            ][:1]
     if damaged:
-        return Finding("tables", "fault", f"{_first(damaged)}")
-    if stale:
-        return Finding("tables", "fault", f"{_first(stale)}; materialise it again")
-    return Finding("tables", "ok", f"{partitions:,} partitions in format {FORMAT_VERSION}")
+        return Finding("tables", "fault", _first(damaged))
+    if missing:
+        return Finding("tables", "fault", f"{_first(missing)}; materialize it again")
+    return Finding("tables", "ok", f"{partitions:,} partitions")
 
 
 def _first(faults: Sequence[str]) -> str:
@@ -194,21 +195,29 @@ def _first(faults: Sequence[str]) -> str:
     return f"{faults[0]}{more}"
 
 
-def lancedb(settings: Settings) -> Finding:
-    store = TableStore(settings.data_uri)
-    if not store.shards("chunk_embeddings"):
+def vector_table(corpus: Settings) -> Finding:
+    """Whether the LanceDB table can be opened with this embedder, and its indexed version."""
+    store = open_store(corpus)
+    if not store.shards(CHUNK_EMBEDDINGS):
         return Finding("LanceDB table", "ok", "not made yet")
-    from entropylong_assets.stages.embeddings.embedder import load_embedder
-    from entropylong_assets.stages.embeddings.table import ChunkTable, open_table
+    from entropylong_assets.stages.embeddings.embedder import embedder_identity
+    from entropylong_assets.stages.embeddings.table import open_table
 
-    embedder = load_embedder(settings.embedding)
-    open_table(settings.data_uri)  # raises where it is not there; ChunkTable would make it
-    table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
+    table = open_table(store)  # raises TableError if it is missing
+    table.require_embedder(embedder_identity(corpus.embedding))
     version = table.version
-    index = store.manifest("embedding_index")
-    if index is None:
+    if store.manifest(EMBEDDING_INDEX) is None:
         return Finding("LanceDB table", "ok", f"version {version}, no index yet")
-    tag = str(index.summary["tag"])
-    table.checkout(tag)
-    shards = store.read("embedding_index", WHOLE, "shards", ["shard"])["shard"]
-    return Finding("LanceDB table", "ok", f"version {version}; {tag} holds {len(shards):,} shards")
+    index = store.summary(EMBEDDING_INDEX)
+    table.checkout(index.tag)
+    return Finding(
+        "LanceDB table", "ok", f"version {version}; {index.tag} holds {index.n_shards:,} shards"
+    )
+
+
+OF_A_CORPUS = {
+    "embedding model": embedding_model,
+    "sources": sources,
+    "LanceDB table": vector_table,
+}
+OF_A_DATASET = {"device": device, "scoring model": scoring_model}

@@ -1,7 +1,7 @@
-"""What ends a step at once, and what is tried again.
+"""Which errors end a step at once, and which are retried.
 
 A transient fault (network, a full device, a conflict of two writers) is retried with growing
-pauses. Bad input, a wrong setting or a fault in our code would fail the same way again.
+pauses. Bad input, a wrong setting or a bug in our code would fail the same way again.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from entropylong_assets.storage.object_storage import without_credentials
+from entropylong_assets.settings.credentials import without_credentials
 
 RETRIES = dg.RetryPolicy(
     max_retries=3, delay=15, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
 )
-"""Tries again after about 15, 45 and 105 seconds; only what `plain_errors` lets through."""
+"""Retries after about 15, 45 and 105 seconds; only errors that `plain_errors` allows."""
 
 # Errors of the operating system that say something about the request, not about the moment.
 _LASTING = (
@@ -46,7 +46,7 @@ _TRANSIENT_NAMES = frozenset(
     }
 )
 
-# LanceDB reports a lost race of two writers, and faults of the store under it, as plain
+# LanceDB reports a lost race of two writers, and faults of its store, as plain
 # RuntimeError, OSError or ValueError.
 _TRANSIENT_WORDS = (
     "no space left",
@@ -78,23 +78,23 @@ def is_ours(error: BaseException) -> bool:
 def line(error: BaseException) -> str:
     """One line for people, without the credentials of the environment."""
     if is_ours(error):
-        told = str(error)
+        message = str(error)
     else:
-        told = disk_trouble(error) or f"{type(error).__name__}: {error}"
-    return without_credentials(" ".join(told.split()))
+        message = disk_trouble(error) or f"{type(error).__name__}: {error}"
+    return without_credentials(" ".join(message.split()))
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Ends a step with one line: for good where a person has to act, to be tried again where the
-    fault is transient. What is not our own has its traceback as the cause."""
+    """End a step with one line: for good if a user has to act, to be retried if the fault is
+    transient. An error that is not our own has its traceback as the cause."""
     try:
         yield
     except Exception as error:
         # The traceback repeats the messages.
-        told = "".join(str(link) for link in _chain(error))
-        tells_credentials = without_credentials(told) != told
-        cause = None if is_ours(error) or tells_credentials else error
+        messages = "".join(str(link) for link in _chain(error))
+        shows_credentials = without_credentials(messages) != messages
+        cause = None if is_ours(error) or shows_credentials else error
         again = not is_ours(error) and is_transient(error)
         raise dg.Failure(line(error), allow_retries=again) from cause
 
@@ -112,7 +112,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """What to do where the system has no room or refuses; LanceDB tells of it in words alone."""
+    """What to do about a full disk or missing permission; LanceDB reports both in words only."""
     line = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in line:

@@ -1,78 +1,69 @@
-"""Named jobs for the usual acts. Assets over all shards have jobs of their own: in a partitioned
-job they would run once a partition."""
+"""Named jobs of each corpus and dataset, derived from the stages.
+
+Stages over all shards have jobs of their own: in a partitioned job they would run once per
+partition.
+"""
 
 from __future__ import annotations
 
-import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from collections.abc import Sequence
+from typing import Any
 
-from entropylong_assets.orchestration.partitions import PIPELINE, corpus_shard
+import dagster as dg
+
+from entropylong_assets.orchestration.cluster import executor
+from entropylong_assets.orchestration.naming import asset_key, prefixed, shard_partitions
+from entropylong_assets.project import Project
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.stage import Job, Stage, is_corpus
 
 _HOUR = 3600
 
-AUDITS = ("null_calibration", "cross_model_audit", "long_range_audit")
-
-
-def _job(
-    name: str, description: str, assets: tuple[str, ...], hours: int, *, partitioned: bool = True
-) -> UnresolvedAssetJobDefinition:
-    """`hours`: a run that takes longer is ended and its partition failed."""
-    return dg.define_asset_job(
-        name,
-        selection=dg.AssetSelection.assets(*assets),
-        description=description,
-        partitions_def=corpus_shard if partitioned else None,
-        tags={"dagster/max_runtime": str(hours * _HOUR)},
-    )
-
-
-ingest = _job(
-    "ingest",
-    "Reads shards of the corpus and embeds their chunks.",
-    ("corpus_documents", "chunk_embeddings"),
-    12,
-)
-index = _job(
-    "index",
-    "Takes all healthy embedded shards into the index, once for a batch of shards.",
-    ("embedding_index",),
-    12,
-    partitioned=False,
-)
-score = _job("score", "Scores roots and finds their anchors.", ("entropy_scores",), 24)
-verify = _job(
-    "verify",
-    "Nominates contexts for all anchors and verifies them. Needs embedding_index.",
-    ("candidate_contexts", "verified_dependencies"),
-    48,
-)
-assemble = _job("assemble", "Packs samples.", ("long_context_samples",), 6)
-build_samples = _job(
+BUILD_SAMPLES = Job(
     "build_samples",
-    "From scores to samples: all that follows embedding_index.",
-    ("entropy_scores", "candidate_contexts", "verified_dependencies", "long_context_samples"),
+    "Makes the samples of shards whose chunks are in the index: all stages of the dataset that "
+    "run shard by shard.",
     72,
 )
-export = _job(
-    "export",
-    "Exports the samples of all healthy shards for trainers, and writes the report.",
-    ("training_dataset",),
-    12,
-    partitioned=False,
-)
-everything = _job(
+EVERYTHING = Job(
     "everything",
-    "One shard from its file to samples, the index included. For many shards rather backfill "
-    "`ingest`, run `index` once, and backfill `build_samples`: here the index is made for each.",
-    PIPELINE,
+    "Takes one shard from its file to samples, the index included. For many shards, rather "
+    "backfill the corpus' `ingest`, run `index` once and backfill `build_samples`: here the index "
+    "is made once per shard.",
     72,
 )
 
-audit = _job(
-    "audit",
-    "Proof on a sample of each shard: chance of acceptance, a second model, every recipe.",
-    AUDITS,
-    24,
-)
 
-jobs = [ingest, score, verify, assemble, build_samples, index, export, everything, audit]
+def jobs_by_stage(stages: Sequence[Stage]) -> dict[Job, list[Stage]]:
+    """The jobs that the stages declare, with their stages, in the order of the data."""
+    jobs: dict[Job, list[Stage]] = {}
+    for stage in stages:
+        jobs.setdefault(stage.job, []).append(stage)
+    return jobs
+
+
+def build_jobs(project: Project, settings: Settings) -> list[Any]:
+    """All jobs of a corpus or dataset."""
+    stages = project.stages_of(settings)
+    jobs = [_job(project, settings, job, of) for job, of in jobs_by_stage(stages).items()]
+    if is_corpus(settings):
+        return jobs
+    follows = [s for s in stages if s.automation == "per_shard"]
+    upstream = [s for s in project.stages if s.scope == "corpus"]
+    return [
+        *jobs,
+        _job(project, settings, BUILD_SAMPLES, follows),
+        _job(project, settings, EVERYTHING, [*upstream, *follows]),
+    ]
+
+
+def _job(project: Project, settings: Settings, job: Job, stages: Sequence[Stage]) -> Any:
+    partitioned = any(stage.partitioned for stage in stages)
+    return dg.define_asset_job(
+        prefixed(settings, job.name),
+        selection=dg.AssetSelection.assets(*(asset_key(settings, stage) for stage in stages)),
+        description=job.description,
+        partitions_def=shard_partitions(settings) if partitioned else None,
+        tags={"dagster/max_runtime": str(job.hours * _HOUR)},
+        executor_def=executor(project),
+    )

@@ -1,8 +1,11 @@
-"""Runs on this machine whose death is noticed.
+"""A run launcher for this machine that notices when the process of a run has died.
 
-Dagster's own launcher can't tell whether the process of a run still lives once the code server
-that started it is gone (a crash, a reboot): such a run would stay "started" until its time limit.
-A run of the command line has no launcher at all. Both carry the mark of their process as a tag.
+Dagster's own launcher can't tell whether the process of a run is alive once the code server that
+started it is gone (a crash, a reboot): such a run would stay "started" until its time limit. A run
+of the command line has no launcher at all. Both are marked with their process in a tag.
+
+This is the one module that imports from `dagster._core`: a launcher reports the health of its runs
+with `CheckRunHealthResult` and `WorkerStatus`, which Dagster 1.13 does not export.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 
 PROCESS_TAG = "entropylong/process"
 
@@ -21,7 +24,7 @@ PROCESS_TAG = "entropylong/process"
 _CLOCK_SLACK = 60.0
 
 
-class LocalRunLauncher(DefaultRunLauncher):
+class LocalRunLauncher(dg.DefaultRunLauncher):
     """Named in dagster.yaml under `run_launcher`; the daemon must run on the runs' machine."""
 
     @property

@@ -1,4 +1,4 @@
-"""Runs of the pipeline from the command line, through the same Dagster jobs as in the UI."""
+"""Runs from the command line, through the same Dagster jobs as in the UI."""
 
 from __future__ import annotations
 
@@ -7,29 +7,22 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
-from entropylong_assets.definitions import build_definitions
+from entropylong_assets.orchestration.adoption import adopt
+from entropylong_assets.orchestration.build import build_definitions
+from entropylong_assets.orchestration.jobs import jobs_by_stage
 from entropylong_assets.orchestration.launcher import end_dead_runs, process_tags
-from entropylong_assets.orchestration.partitions import corpus_shard
-from entropylong_assets.orchestration.versioning import code_version, stays_current
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.orchestration.naming import asset_key, partition_set, prefixed
+from entropylong_assets.project import Project, open_store
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
-from entropylong_assets.storage.tables import WHOLE, TableStore
-
-STAGES: tuple[tuple[str, str], ...] = (
-    ("corpus_documents", "ingest"),
-    ("chunk_embeddings", "ingest"),
-    ("embedding_index", "index"),
-    ("entropy_scores", "score"),
-    ("candidate_contexts", "verify"),
-    ("verified_dependencies", "verify"),
-    ("long_context_samples", "assemble"),
-)
-"""Assets in the order of the pipeline, with the job that makes them."""
+from entropylong_assets.stages.stage import Job, Partition, Stage
+from entropylong_assets.stages.versioning import failed_check, stale_reason
+from entropylong_assets.storage.tables import WHOLE
 
 
 class RunError(ValueError):
@@ -39,7 +32,7 @@ class RunError(ValueError):
 def dagster_home() -> Path:
     """Folder of the Dagster instance: DAGSTER_HOME, else `.dagster` in the working folder.
 
-    A new one gets a copy of the project's dagster.yaml, where there is one.
+    A new one gets a copy of the project's dagster.yaml, if there is one.
     """
     home = Path(os.environ.setdefault("DAGSTER_HOME", str(Path.cwd() / ".dagster")))
     home.mkdir(parents=True, exist_ok=True)
@@ -50,105 +43,149 @@ def dagster_home() -> Path:
 
 
 @contextmanager
-def instance() -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance, rid of what runs left whose process was killed."""
+def open_instance() -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance, after runs whose process was killed have been ended."""
     dagster_home()
-    with dg.DagsterInstance.get() as there:
-        end_dead_runs(there)
-        yield there
+    with dg.DagsterInstance.get() as instance:
+        end_dead_runs(instance)
+        yield instance
 
 
-def register_shards(settings: Settings, there: dg.DagsterInstance) -> ShardPlan:
-    """Looks at the sources, adds shards for new files to the plan, and their partitions."""
-    store = TableStore(settings.data_uri)
-    plan = plan_shards(settings.corpus, load_plan(store).shards)
+def register_shards(corpus: Settings, instance: dg.DagsterInstance) -> ShardPlan:
+    """Scan the sources, add shards for new files to the plan, and register their partitions."""
+    store = open_store(corpus)
+    plan = plan_shards(corpus, load_plan(store).shards)
     save_plan(store, plan)
-    there.add_dynamic_partitions(str(corpus_shard.name), [shard.key for shard in plan.shards])
+    instance.add_dynamic_partitions(partition_set(corpus), [shard.key for shard in plan.shards])
     return plan
 
 
-def is_current(
-    asset: str, shard: str, settings: Settings, store: TableStore, there: dg.DagsterInstance
-) -> bool:
-    """Whether a partition was made from the present code, settings and inputs, by a run that
-    this instance knows."""
-    key = dg.AssetKey(asset)
-    if shard == WHOLE:
-        known = there.get_latest_materialization_event(key) is not None
-    else:
-        known = shard in there.get_materialized_partitions(key)
-    return known and stays_current(asset, shard, settings, store)
+@dataclass(frozen=True)
+class Watcher:
+    """What a caller is told of a run of many jobs."""
+
+    on_start: Callable[[Settings, Job, str], None] = lambda *_: None
+    """Gets the corpus or dataset, the job and the shard."""
+    on_end: Callable[[Settings, Job, str, bool], None] = lambda *_: None
+    """The same, and whether anything was run."""
 
 
-def run_pipeline(
-    settings: Settings,
-    plan: ShardPlan,
-    there: dg.DagsterInstance,
-    on_start: Callable[[str, str], None] = lambda *_: None,
-    on_end: Callable[[str, str, bool], None] = lambda *_: None,
-) -> int:
-    """Runs what is not current, stage after stage; returns the number of runs.
+def needs_run(settings: Settings, stage: Stage, shard: str, instance: dg.DagsterInstance) -> bool:
+    """Whether a partition is not up to date or has not passed its blocking checks.
 
-    `on_start` gets job and shard, `on_end` these and whether anything was run. Raises RunError.
+    What is up to date but unknown to the instance (data made by another one) is reported to it.
     """
-    store = TableStore(settings.data_uri)
-    repository = build_definitions(settings).get_repository_def()
-    runs = 0
-    for job in dict.fromkeys(job for _, job in STAGES):
-        made = [asset for asset, of in STAGES if of == job]
-        for shard in [WHOLE] if job == "index" else [shard.key for shard in plan.shards]:
-            on_start(job, shard)
-            current = all(is_current(asset, shard, settings, store, there) for asset in made)
-            if not current:
-                run_job(repository.get_job(job), shard, there)
-                runs += 1
-            on_end(job, shard, not current)
-    return runs
+    partition = Partition(settings, open_store(settings), shard)
+    if stale_reason(stage, partition) is not None or failed_check(stage, partition) is not None:
+        return True
+    adopt(settings, stage, partition, instance)
+    return False
 
 
-def export_is_current(settings: Settings, there: dg.DagsterInstance) -> bool:
-    """Whether the latest export is of the present settings and later than all samples."""
-    exported = _latest(there, "training_dataset")
-    if exported is None or exported.asset_materialization is None:
-        return False
-    samples = _latest(there, "long_context_samples")
-    version = (exported.asset_materialization.tags or {}).get("dagster/code_version")
-    # In the order of the log and not by its times: a clock may go back.
-    return version == code_version("training_dataset", settings) and (
-        samples is None or samples.storage_id < exported.storage_id
-    )
+def run_project(
+    project: Project,
+    instance: dg.DagsterInstance,
+    *,
+    datasets: Sequence[str] | None = None,
+    watcher: Watcher = Watcher(),
+    with_export: bool = True,
+) -> int:
+    """Run what is not up to date: each corpus, then each dataset. Returns the number of runs.
+
+    datasets: names of those to run, with their corpora; None: all, and all corpora. The shards are
+    those of the saved plans. Raises RunError at the first run that fails.
+    """
+    chosen = [d for d in project.datasets.values() if datasets is None or d.name in datasets]
+    corpora = [
+        corpus
+        for corpus in project.corpora.values()
+        if datasets is None or any(d.corpus.name == corpus.name for d in chosen)
+    ]
+    runner = _Runner(project, instance, watcher)
+    for settings in (*corpora, *chosen):
+        follows = [s for s in project.stages_of(settings) if s.automation != "by_hand"]
+        if not with_export:
+            follows = [s for s in follows if s.scope == "corpus" or s.partitioned]
+        runner.run(settings, follows)
+    return runner.runs
 
 
-def _latest(there: dg.DagsterInstance, asset: str) -> dg.EventLogRecord | None:
-    records = there.fetch_materializations(dg.AssetKey(asset), limit=1).records
-    return records[0] if records else None
-
-
-def run_export(settings: Settings, there: dg.DagsterInstance) -> dict[str, Any]:
-    """Exports all healthy shards and writes the report; returns the metadata of the export.
+def run_audits(
+    project: Project,
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    watcher: Watcher = Watcher(),
+) -> int:
+    """Run the audits of every verified shard that are not up to date. Returns the number of runs.
 
     Raises RunError.
     """
-    run_job(build_definitions(settings).get_repository_def().get_job("export"), WHOLE, there)
-    event = there.get_latest_materialization_event(dg.AssetKey("training_dataset"))
-    assert event is not None
-    assert event.asset_materialization is not None
-    return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    audits = [s for s in project.stages_of(settings) if s.automation == "by_hand"]
+    store = open_store(settings)
+    audited = set.intersection(
+        *(set(store.shards(source.tables)) for audit in audits for source in audit.inputs)
+    )
+    runner = _Runner(project, instance, watcher)
+    runner.run(settings, audits, sorted(audited), one_by_one=True)
+    return runner.runs
+
+
+def run_export(project: Project, settings: Settings, instance: dg.DagsterInstance) -> None:
+    """Export all eligible shards of a dataset and write its report. Raises RunError."""
+    runner = _Runner(project, instance, Watcher())
+    whole = [s for s in project.stages_of(settings) if not s.partitioned]
+    runner.run(settings, whole, always=True)
+
+
+class _Runner:
+    """Runs jobs in this process, shard by shard."""
+
+    def __init__(self, project: Project, instance: dg.DagsterInstance, watcher: Watcher) -> None:
+        self._repository = build_definitions(project).get_repository_def()
+        self._instance, self._watcher = instance, watcher
+        self.runs = 0
+
+    def run(
+        self,
+        settings: Settings,
+        stages: Sequence[Stage],
+        shards: Sequence[str] | None = None,
+        *,
+        one_by_one: bool = False,
+        always: bool = False,
+    ) -> None:
+        """Run the jobs of these stages if a stage needs it, or `always`.
+
+        one_by_one: select only the stages that need it.
+        """
+        if shards is None:
+            shards = [shard.key for shard in load_plan(open_store(settings)).shards]
+        for job, of in jobs_by_stage(stages).items():
+            for shard in shards if of[0].partitioned else [WHOLE]:
+                self._watcher.on_start(settings, job, shard)
+                needed = [s for s in of if always or needs_run(settings, s, shard, self._instance)]
+                if needed:
+                    keys = [asset_key(settings, stage) for stage in needed]
+                    name = prefixed(settings, job.name)
+                    selection = keys if one_by_one else None
+                    run_job(self._repository.get_job(name), shard, self._instance, selection)
+                    self.runs += 1
+                self._watcher.on_end(settings, job, shard, bool(needed))
 
 
 def run_job(
     job: dg.JobDefinition,
     shard: str,
-    there: dg.DagsterInstance,
-    assets: Sequence[str] | None = None,
+    instance: dg.DagsterInstance,
+    assets: Sequence[dg.AssetKey] | None = None,
 ) -> None:
-    """Runs a job on one shard, or `assets` of it alone, with their checks. Raises RunError."""
+    """Run a job on one shard, or some assets of it, with their checks. Raises RunError."""
     run_id = str(uuid.uuid4())
     result = job.execute_in_process(
-        instance=there,
+        instance=instance,
         run_id=run_id,
         partition_key=None if shard == WHOLE else shard,
-        asset_selection=None if assets is None else [dg.AssetKey(asset) for asset in assets],
+        asset_selection=None if assets is None else list(assets),
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         tags=process_tags(run_id, os.getpid()),
         raise_on_error=False,

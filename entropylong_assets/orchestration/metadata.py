@@ -1,63 +1,26 @@
-"""What every asset does around its work: progress, metadata, data versions."""
+"""Metadata of materializations: figures, column schemas and previews as Dagster shows them."""
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from entropylong_assets.storage.schemas import TABLES
-from entropylong_assets.storage.tables import Manifest
+from entropylong_assets.stages.execution import Materialization
+from entropylong_assets.stages.stage import Markdown, Metadata
+from entropylong_assets.storage.schemas import TableSet
 
-Observer = Callable[[str, int, int | None, float], None]
-"""(unit, done so far, total or none, units a second)."""
-
-observers: list[Observer] = []
-"""Told of progress in this process, beside the run's log: how the command line draws its bars."""
+PREVIEW_ROWS = 64
+_CELL_CHARS = 100
 
 
-class Progress:
-    """Counts units of work, and logs rate and time left every `every` seconds."""
-
-    def __init__(
-        self, context: dg.AssetExecutionContext, unit: str, total: int | None, every: float = 10
-    ) -> None:
-        self._log, self._unit, self._total, self._every = context.log, unit, total, every
-        self._start = self._last = time.monotonic()
-        self.done = 0
-
-    def __call__(self, done: int) -> None:
-        """`done` more units are finished."""
-        self.done += done
-        for observer in observers:
-            observer(self._unit, self.done, self._total, self.rate)
-        now = time.monotonic()
-        if now - self._last < self._every:
-            return
-        self._last = now
-        left = ""
-        if self._total:
-            seconds = (self._total - self.done) / self.rate if self.done else 0
-            left = f" of {self._total:,}, {seconds:.0f} s left"
-        self._log.info(f"{self.done:,} {self._unit}{left} ({self.rate:,.0f} {self._unit}/s)")
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
-
-    @property
-    def rate(self) -> float:
-        return self.done / max(self.seconds, 1e-9)
-
-
-def table_schema(asset: str, table: str) -> dg.TableSchema:
-    """Columns of a table for the UI: type, unit, meaning."""
+def table_schema(tables: TableSet[Any]) -> dg.TableSchema:
+    """Columns of a stage's main table: type, unit, meaning."""
     columns = []
-    for column in TABLES[asset][table]:
+    for column in tables.schemas[tables.main]:
         about = {k.decode(): v.decode() for k, v in (column.metadata or {}).items()}
         unit = f" [{about['unit']}]" if "unit" in about else ""
         columns.append(
@@ -71,14 +34,14 @@ def table_schema(asset: str, table: str) -> dg.TableSchema:
     return dg.TableSchema(columns)
 
 
-def preview(frame: pl.DataFrame, rows: int = 5) -> dg.MarkdownMetadataValue:
-    """The first rows as a Markdown table; long texts cut, markup in them disarmed."""
+def preview(frame: pl.DataFrame, rows: int = PREVIEW_ROWS) -> dg.MarkdownMetadataValue:
+    """The first rows as a Markdown table; long texts are cut, markup in them is escaped."""
 
     def cell(value: Any) -> str:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         text = " ".join(text.split())
-        text = text if len(text) <= 100 else text[:99] + "…"
-        # By backslashes: the UI shows character references as they are written.
+        text = text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
+        # With backslashes: the UI shows character references as they are written.
         return re.sub(r"([\\`*_\[\]<>|&~#!])", r"\\\1", text)
 
     lines = [" | ".join(frame.columns), " | ".join("---" for _ in frame.columns)]
@@ -87,7 +50,7 @@ def preview(frame: pl.DataFrame, rows: int = 5) -> dg.MarkdownMetadataValue:
 
 
 def _figures(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Numbers and words of a summary, one level deep, as metadata; nothing is made up for None."""
+    """Numbers and words of a summary, one level deep; None is left out."""
     flat: dict[str, Any] = {}
     for key, value in summary.items():
         if isinstance(value, Mapping) and not prefix:
@@ -97,18 +60,33 @@ def _figures(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def materialised(
-    manifest: Manifest, main_table: str, seconds: float, **metadata: Any
-) -> dg.MaterializeResult:
-    """The result of an asset: counts, schema, and the version of its content."""
-    return dg.MaterializeResult(
-        metadata={
-            "dagster/row_count": manifest.tables[main_table].rows,
-            "dagster/column_schema": table_schema(manifest.asset, main_table),
-            "seconds": round(seconds, 2),
-            "bytes": sum(table.bytes for table in manifest.tables.values()),
-            **_figures(manifest.summary),
-            **metadata,
-        },
-        data_version=dg.DataVersion(manifest.data_version),
-    )
+def as_dagster(metadata: Metadata) -> dict[str, Any]:
+    """A stage's metadata as Dagster's values."""
+
+    def value(raw: Any) -> Any:
+        if isinstance(raw, Markdown):
+            return dg.MetadataValue.md(raw)
+        if isinstance(raw, pl.DataFrame):
+            return preview(raw)
+        if isinstance(raw, Mapping | list | tuple):
+            return dg.MetadataValue.json(dict(raw) if isinstance(raw, Mapping) else list(raw))
+        return raw
+
+    return {name: value(raw) for name, raw in metadata.items()}
+
+
+def materialization_metadata(tables: TableSet[Any], made: Materialization) -> dict[str, Any]:
+    """All metadata of one materialization: counts, schema, cost, and what the stage reports."""
+    manifest = made.manifest
+    metadata: dict[str, Any] = {
+        "dagster/row_count": manifest.tables[tables.main].rows,
+        "dagster/column_schema": table_schema(tables),
+        "seconds": round(made.seconds, 2),
+        "bytes": sum(table.bytes for table in manifest.tables.values()),
+        **_figures(manifest.summary),
+    }
+    if made.rate:
+        metadata[f"{made.unit} per second"] = round(made.rate, 1)
+    if made.left_out:
+        metadata["left out"] = dg.MetadataValue.json(dict(made.left_out))
+    return metadata | as_dagster(made.metadata)

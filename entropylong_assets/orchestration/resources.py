@@ -1,19 +1,24 @@
-"""The settings as a Dagster resource, so that the launchpad shows every one of them."""
+"""The settings of a corpus or dataset as a Dagster resource: the launchpad shows every one."""
 
 from __future__ import annotations
 
 import types
-from typing import Any, Literal, Optional, Union, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import dagster as dg
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 
-from entropylong_assets.settings.model import Settings, make_settings
-from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.settings.section import Settings, SettingsError, one_line, printable
+
+_FIXED = ("name", "data_uri", "corpus")
+"""Not for a single run to change: they say where the data is."""
 
 
 def _launchpad_type(annotation: Any, value: Any) -> Any:
-    """The type that Dagster's config system knows in the place of a type of the settings."""
+    """The type that Dagster's config system knows in place of a type of the settings."""
+    if get_origin(annotation) is Annotated:
+        return _launchpad_type(get_args(annotation)[0], value)
     if isinstance(value, BaseModel):
         return create_model(type(value).__name__, __base__=dg.Config, **_launchpad_fields(value))
     if get_origin(annotation) is tuple:
@@ -21,20 +26,23 @@ def _launchpad_type(annotation: Any, value: Any) -> Any:
         is_model = isinstance(inner, type) and issubclass(inner, BaseModel)
         blank = inner.model_construct() if is_model else None
         return list[_launchpad_type(inner, blank)]  # type: ignore[misc]
+    if get_origin(annotation) in (Mapping, dict):
+        key, item = get_args(annotation)
+        return dict[key, _launchpad_type(item, None)]  # type: ignore[valid-type,misc]
     if get_origin(annotation) in (Union, types.UnionType):
         inner = next(a for a in get_args(annotation) if a is not type(None))
-        return Optional[_launchpad_type(inner, None)]  # noqa: UP045  # what Dagster knows
+        return Optional[_launchpad_type(inner, None)]  # noqa: UP045  # the form Dagster knows
     if get_origin(annotation) is Literal:
-        return str  # the settings themselves say what is allowed
+        return str  # the settings themselves check the value
     return annotation
 
 
 def _launchpad_fields(settings: BaseModel) -> dict[str, Any]:
     """Fields of a Dagster config class whose defaults are these settings, at every level.
 
-    Dagster fills what a person leaves out from the classes' defaults, not from an instance.
+    Dagster fills in what a user leaves out from the classes' defaults, not from an instance.
     """
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, info in type(settings).model_fields.items():
         value = getattr(settings, name, ...)
         kind = _launchpad_type(info.annotation, value)
@@ -45,31 +53,27 @@ def _launchpad_fields(settings: BaseModel) -> dict[str, Any]:
             value = kind()
         elif isinstance(value, tuple):
             value = [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
+        elif isinstance(value, Mapping):
+            value = dict(value)
         fields[name] = (kind, Field(value, description=description))
     return fields
 
 
-class Pipeline:
-    """Settings and tables of one pipeline, as the assets use them."""
+def settings_resource(settings: Settings) -> dg.ConfigurableResource:
+    """A resource that gives these settings; what a launchpad changes applies to that run alone."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.store = TableStore(settings.data_uri)
+    class _SettingsResource(dg.ConfigurableResource):
+        def create_resource(self, context: dg.InitResourceContext) -> Settings:  # noqa: ARG002
+            """Raises SettingsError if a value is not allowed."""
+            values = self.model_dump(warnings=False)  # sources are plain dicts here
+            fixed = {name: getattr(settings, name) for name in _FIXED if hasattr(settings, name)}
+            try:
+                return type(settings).model_validate({**values, **fixed})
+            except ValidationError as error:
+                raise SettingsError(printable(one_line(error, settings.name))) from None
 
-
-class _PipelineResource(dg.ConfigurableResource):
-    def create_resource(self, context: dg.InitResourceContext) -> Pipeline:  # noqa: ARG002
-        """Raises SettingsError where a value is not allowed."""
-        values = self.model_dump(warnings=False)  # sources are plain dicts here
-        return Pipeline(make_settings(values.pop("profile"), values))
-
-
-def pipeline_resource(settings: Settings) -> dg.ConfigurableResource:
-    """The resource `pipeline`: its defaults are these settings, and what is changed in the
-    launchpad holds for that run alone."""
-    fields = _launchpad_fields(settings)
-    del fields["cluster"]  # settled before a run begins
-    made: type[_PipelineResource] = create_model(
-        "PipelineResource", __base__=_PipelineResource, **fields
+    fields = {k: v for k, v in _launchpad_fields(settings).items() if k not in _FIXED}
+    made: type[_SettingsResource] = create_model(
+        "SettingsResource", __base__=_SettingsResource, **fields
     )
     return made()

@@ -1,7 +1,7 @@
-"""The report's charts, as Vega-Lite by Altair: one picture a run, on scales that runs share.
+"""The report's charts in Vega-Lite, made with Altair: one per dataset, on shared scales.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; what colour tells, a shape,
-a dash or a label tells too.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish; a shape, a dash or a
+label repeats what a colour means.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def data(rows: Rows) -> alt.Data:
 
 
 def _span(runs: Sequence[Charts], name: str, *columns: str) -> Domain:
-    """From the least to the largest value of these columns over all runs."""
+    """Smallest and largest value of these columns over all datasets."""
     values = [row[column] for run in runs for row in run[name] for column in columns]
     return [float(min(values)), float(max(values))] if values else [0.0, 1.0]
 
@@ -166,7 +166,7 @@ def _acceptance(run: Charts, runs: Sequence[Charts], name: str, title: str, midd
     x = _span(runs, name, "low", "high")
     if name == "rank":
         x = [0.5, x[1] - 0.5]
-    # An interval over a handful of pairs would squeeze all the others.
+    # Wide intervals of a few pairs would compress all others.
     top = max([r["share_high"] for some in runs for r in some[name] if r["scored"] >= 20] + [0.05])
     rows = [r | {"middle": r["low"] + middle} for r in run[name]]
     # Bins are even; ranks are whole numbers.
@@ -252,7 +252,7 @@ def _changes(run: Charts, runs: Sequence[Charts]) -> Drawn:
 
 
 def chart(title: str, caption: str, drawn: Sequence[Drawn | None]) -> dict[str, Any]:
-    """Title, caption and one Vega-Lite spec a run; None for a run that has nothing to draw."""
+    """Return title, caption and one Vega-Lite spec per dataset; None if it has nothing to draw."""
     import altair as alt
 
     specs: list[dict[str, Any] | None] = []
@@ -268,7 +268,7 @@ def chart(title: str, caption: str, drawn: Sequence[Drawn | None]) -> dict[str, 
 
 
 def all_charts(runs: Sequence[Charts], epsilons: Sequence[float]) -> list[dict[str, Any]]:
-    """All charts of the pipeline's own tables, as `chart` gives them."""
+    """Return all charts of the stages' own tables, each as `chart` returns it."""
 
     def each(draw: Callable[[int], Drawn]) -> list[Drawn]:
         return [draw(number) for number in range(len(runs))]
@@ -276,19 +276,19 @@ def all_charts(runs: Sequence[Charts], epsilons: Sequence[float]) -> list[dict[s
     return [
         chart(
             "Entropy of root tokens, and τ",
-            "Every token of every scored root. The line is the mean τ, the band holds eight tenths "
-            "of the roots' own τ. Tokens above τ are anchors, but for the cold start.",
+            "Every token of every scored root. The line is the mean τ; the band contains the τ of "
+            "80% of the roots. Tokens above τ are anchors, except at the cold start.",
             each(lambda i: _entropies(runs[i], runs)),
         ),
         chart(
             "Gain, and ε",
-            "Gains of retrieved passages, and of random passages at the same anchors: what lies "
-            "right of ε among the random ones passes by chance.",
+            "Gains of retrieved contexts, and of random contexts at the same anchors: random ones "
+            "right of ε pass by chance.",
             each(lambda i: _gains(runs[i], runs, epsilons[i])),
         ),
         chart(
             "Distance of dependencies",
-            "From the end of a context to the anchor that it resolves, in the sample.",
+            "Tokens from the end of a context to the anchor that it resolves, in the sample.",
             each(lambda i: _distances(runs[i], runs)),
         ),
         chart(
@@ -299,14 +299,14 @@ def all_charts(runs: Sequence[Charts], epsilons: Sequence[float]) -> list[dict[s
         ),
         chart(
             "Acceptance by similarity",
-            "The same by cosine of query and passage. Without a rise, similarity nominates but "
-            "doesn't verify.",
+            "The same by cosine of query and chunk. If it does not rise, similarity nominates "
+            "candidates but does not verify them.",
             each(lambda i: _acceptance(runs[i], runs, "similarity", "similarity (cosine)", 0.025)),
         ),
         chart(
             "Change of surprisal against change of entropy",
             "All scored pairs in grey, accepted ones as discs. Above the horizontal line the true "
-            "token became less likely: the model grew sure of something else.",
+            "token became less likely: the model became certain of another token.",
             each(lambda i: _changes(runs[i], runs)),
         ),
     ]

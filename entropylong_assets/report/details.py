@@ -1,6 +1,6 @@
 """The few roots and samples that a report shows in full, and how they are chosen.
 
-A report stays small however large the data: everything else is in its counts.
+A report stays small however large the data are: everything else is shown as counts.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import duckdb
-import polars as pl
 
 from entropylong_assets.report.distributions import Rows, rows
+from entropylong_assets.report.sample_tokens import read_token_ids
 from entropylong_assets.report.text import excerpt, token_texts, visible
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.storage.tables import TableStore
@@ -24,19 +24,19 @@ ROOT_TOKENS = 4096
 """Tokens shown of a root."""
 ANCHORS = 30
 """Anchors of a root shown with all their candidates: resolved ones first, by gain, then by
-entropy. The others are marked, with their entropy and no more."""
+entropy. The others are marked and shown with their entropy only."""
 ARCS = 300
-"""Dependencies drawn in a sample: the largest gains."""
+"""Dependencies drawn in a sample: those of largest gain."""
 PASSAGE_CHARS, SEGMENT_TOKENS, ANCHOR_TOKENS = 600, 48, 8
 
 HOW_CHOSEN = (
-    f"Counts and charts are over all data. Shown in full: {ROOTS} roots, half of them those with "
-    "the most accepted contexts, half a random draw (the first ids, which are hashes of content); "
-    f"{SAMPLES} samples, half of them those with the most dependencies, half a draw by hash. Of a "
-    f"root: {ROOT_TOKENS:,} tokens, and every candidate of {ANCHORS} anchors, resolved ones first, "
-    f"then by entropy. Of a passage: {PASSAGE_CHARS} characters. Of a sample: all segments and the "
-    f"{ARCS} dependencies of largest gain. In a comparison, roots chosen in either run are shown "
-    "in both, where both have them."
+    f"Counts and charts cover all data. Shown in full are {ROOTS} roots, half of them those with "
+    "the most accepted contexts, half a random draw (the first ids, which are hashes of content), "
+    f"and {SAMPLES} samples, half of them those with the most dependencies, half a draw by hash. "
+    f"Of a root: {ROOT_TOKENS:,} tokens, and every candidate of {ANCHORS} anchors, resolved ones "
+    f"first, then by entropy. Of a context: {PASSAGE_CHARS} characters. Of a sample: all segments "
+    f"and the {ARCS} dependencies of largest gain. In a comparison, a root chosen for one dataset "
+    "is shown for both if both have it."
 )
 
 _CHOSEN = """
@@ -71,12 +71,12 @@ def _chosen(session: duckdb.DuckDBPyConnection, counted: str, draw: str, n: int)
 
 
 def choose_roots(session: duckdb.DuckDBPyConnection, n: int = ROOTS) -> dict[str, str]:
-    """Ids of the roots to show, and why each: `most` or `drawn`."""
+    """Choose roots to show. Returns id to reason: `most` or `drawn`."""
     return _chosen(session, _ROOTS_COUNTED, "id", n)
 
 
 def choose_samples(session: duckdb.DuckDBPyConnection, n: int = SAMPLES) -> dict[str, str]:
-    """Ids of the samples to show, and why each: `most` or `drawn`."""
+    """Choose samples to show. Returns id to reason: `most` or `drawn`."""
     return _chosen(session, _SAMPLES_COUNTED, "md5(id), id", n)
 
 
@@ -100,7 +100,7 @@ _PAIR = [
 
 
 def _anchors(anchors: Sequence[int], entropies: Sequence[float], pairs: Rows) -> Rows:
-    """Rows of the anchors: position, state, and candidates where it is shown in full."""
+    """Rows of the anchors: position, state, and the candidates of those shown in full."""
     by_anchor: dict[int, Rows] = {}
     for pair in pairs:
         by_anchor.setdefault(pair["anchor"], []).append(pair)
@@ -125,9 +125,9 @@ def _anchors(anchors: Sequence[int], entropies: Sequence[float], pairs: Rows) ->
 def root_details(
     session: duckdb.DuckDBPyConnection, chosen: dict[str, str], tokenizer: Tokenizer
 ) -> tuple[Rows, dict[str, dict[str, Any]]]:
-    """The roots as the page shows them, in the order of `chosen`, and their passages by chunk.
+    """Return the roots as the page shows them, and the passages of their candidates by chunk id.
 
-    Ids that this run doesn't have are left out.
+    Roots are in the order of `chosen`; ids that this dataset does not have are left out.
     """
     ids = list(chosen)
     scored = rows(
@@ -195,17 +195,6 @@ def _passages(
     }
 
 
-def _token_ids(store: TableStore, sample_id: str) -> list[int]:
-    """Token ids of one sample, read in batches: a shard may hold many."""
-    shard = sample_id.rpartition("-")[0]
-    columns = ["sample_id", "input_ids"]
-    for batch in store.batches("long_context_samples", shard, "samples", columns, rows=16):
-        found = batch.filter(pl.col("sample_id") == sample_id)
-        if len(found):
-            return found["input_ids"][0].to_list()
-    raise AssertionError(f"no tokens of {sample_id}")
-
-
 _DEPENDENCY = [
     "root_id",
     "anchor",
@@ -227,10 +216,11 @@ def sample_details(
     chosen: dict[str, str],
     tokenizer: Tokenizer,
 ) -> Rows:
-    """The samples as the page shows them, in the order of `chosen`."""
+    """Return the samples as the page shows them, in the order of `chosen`."""
     result = []
     for sample_id, why in chosen.items():
-        token_ids = _token_ids(store, sample_id)
+        token_ids = read_token_ids(store, sample_id)
+        assert token_ids is not None
 
         def text(start: int, end: int, ids: Sequence[int] = token_ids) -> str:
             return visible(tokenizer.decode(ids[start:end]))

@@ -1,7 +1,7 @@
-"""Counts behind the report's charts, taken by DuckDB so that memory does not grow with the pairs.
+"""Counts for the report's charts, computed by DuckDB so that memory does not grow with the pairs.
 
-Histograms come as rows with the lower and upper edge of each bin; entropies and surprisals in
-nats, distances in tokens.
+A histogram is a list of rows with the lower and upper edge of each bin. Entropies and surprisals
+are in nats, distances in tokens.
 """
 
 from __future__ import annotations
@@ -13,27 +13,36 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import polars as pl
 
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.verification.false_acceptance import clustered_rate
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.duck import View, querying
+from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import TableStore
 
 Rows = list[dict[str, Any]]
 
-TABLES: dict[str, tuple[str, str]] = {
-    "documents": ("corpus_documents", "documents"),
-    "documents_dropped": ("corpus_documents", "dropped"),
-    "roots": ("entropy_scores", "roots"),
-    "roots_dropped": ("entropy_scores", "dropped"),
-    "candidates": ("candidate_contexts", "candidates"),
-    "passages": ("candidate_contexts", "chunks"),
-    "anchors_dropped": ("candidate_contexts", "dropped"),
-    "pairs": ("verified_dependencies", "pairs"),
-    "controls": ("verified_dependencies", "controls"),
-    "segments": ("long_context_samples", "segments"),
-    "dependencies": ("long_context_samples", "dependencies"),
-    "samples_dropped": ("long_context_samples", "dropped"),
+VIEWS: dict[str, tuple[TableSet[Any], str]] = {
+    "documents": (CORPUS_DOCUMENTS, "documents"),
+    "documents_dropped": (CORPUS_DOCUMENTS, "dropped"),
+    "roots": (ENTROPY_SCORES, "roots"),
+    "roots_dropped": (ENTROPY_SCORES, "dropped"),
+    "candidates": (CANDIDATE_CONTEXTS, "candidates"),
+    "passages": (CANDIDATE_CONTEXTS, "chunks"),
+    "anchors_dropped": (CANDIDATE_CONTEXTS, "dropped"),
+    "pairs": (VERIFIED_DEPENDENCIES, "pairs"),
+    "controls": (VERIFIED_DEPENDENCIES, "controls"),
+    "samples": (LONG_CONTEXT_SAMPLES, "samples"),
+    "segments": (LONG_CONTEXT_SAMPLES, "segments"),
+    "dependencies": (LONG_CONTEXT_SAMPLES, "dependencies"),
+    "samples_dropped": (LONG_CONTEXT_SAMPLES, "dropped"),
 }
+"""Tables that the report queries, by the name of their view."""
 
 _ENTROPIES = """
 SELECT bin * 0.1 AS low, bin * 0.1 + 0.1 AS high,
@@ -51,7 +60,7 @@ SELECT quantile_cont(threshold, 0.1) AS low, avg(threshold) AS mean,
 FROM roots
 """
 
-# Gains below -1 stand in the first bin. A control's gain is a random text's ΔI.
+# Gains below -1 are counted in the first bin. The gain of a control is the ΔI of a random text.
 _GAINS = """
 WITH gains AS (
     SELECT 'retrieved, ΔI' AS series, gain FROM pairs
@@ -84,7 +93,7 @@ _RATES = {
     "WHERE entropy_context IS NOT NULL",
 }
 
-# What lies beyond the edges stands in the bins at the edges.
+# Values beyond the edges are counted in the bins at the edges.
 _CHANGES = """
 SELECT entropy_bin * 0.5 AS entropy_low, entropy_bin * 0.5 + 0.5 AS entropy_high,
        surprisal_bin::DOUBLE AS surprisal_low, surprisal_bin + 1.0 AS surprisal_high,
@@ -99,17 +108,33 @@ GROUP BY ALL ORDER BY ALL
 """
 
 
+_DRAWS = ("documents", "drawn", "not_drawn")
+
+
+def _draws(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
+    """Counts of the draw of roots, one row per shard."""
+    rows = [
+        {name: getattr(store.summary(ENTROPY_SCORES, shard), name) for name in _DRAWS}
+        for shard in shards
+    ]
+    return pl.DataFrame(rows, schema=dict.fromkeys(_DRAWS, pl.Int64))
+
+
 @contextmanager
 def open_tables(store: TableStore, shards: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A session with a view for each of `TABLES`, over all these shards. Raises as `querying`."""
-    views: dict[str, View] = {name: (a, list(shards), t) for name, (a, t) in TABLES.items()}
-    with querying(store, views) as session:
-        session.execute("SET threads = 1")  # sums of floats in one order: the same figures again
+    """Open a session with the views of `VIEWS` over these shards.
+
+    The view `draws` has the documents of each shard and how many of them the draw of roots
+    selected. Raises as `querying`.
+    """
+    views: dict[str, View] = {name: (t, list(shards), table) for name, (t, table) in VIEWS.items()}
+    with querying(store, views | {"draws": _draws(store, shards)}) as session:
+        session.execute("SET threads = 1")  # floats are summed in one order: repeatable figures
         yield session
 
 
 def rows(session: duckdb.DuckDBPyConnection, query: str, *values: Any) -> Rows:
-    """The rows of a query as dictionaries."""
+    """Return the rows of a query as dictionaries."""
     result = session.execute(query, list(values))
     names = [column[0] for column in result.description]
     return [
@@ -119,9 +144,9 @@ def rows(session: duckdb.DuckDBPyConnection, query: str, *values: Any) -> Rows:
 
 
 def acceptance(session: duckdb.DuckDBPyConnection, query: str) -> Rows:
-    """Share of accepted pairs in each bin, with its 95% interval, roots being the clusters.
+    """Return the share of accepted pairs in each bin, with its 95% interval clustered by root.
 
-    query: rows of (low, high, root_id, accepted).
+    query: selects (low, high, root_id, accepted).
     """
     counted = rows(
         session,
@@ -142,7 +167,7 @@ def acceptance(session: duckdb.DuckDBPyConnection, query: str) -> Rows:
 
 
 def distributions(session: duckdb.DuckDBPyConnection) -> dict[str, Rows]:
-    """Rows of every chart, by the chart's name."""
+    """Return the rows of each chart by its name."""
     return {
         "entropies": rows(session, _ENTROPIES),
         "thresholds": rows(session, _THRESHOLDS),

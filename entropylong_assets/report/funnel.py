@@ -1,4 +1,4 @@
-"""The funnel from rows of the sources to dependencies in samples, with every reason of loss."""
+"""The funnel from rows of the sources to dependencies in samples, with the reason of every drop."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from entropylong_assets.report.distributions import rows
 
 @dataclass(frozen=True)
 class Step:
-    """`came` in, `stayed`, and what was lost under each reason. `unit`: of these counts."""
+    """One step of the funnel: how many units entered, were kept, and were dropped by reason."""
 
     name: str
     unit: str
-    came: int
-    stayed: int
-    lost: dict[str, int]
+    """What is counted, e.g. `pairs`."""
+    entered: int
+    kept: int
+    dropped: dict[str, int]
 
     @property
     def unexplained(self) -> int:
-        """0, unless something disappeared without a reason."""
-        return self.came - self.stayed - sum(self.lost.values())
+        """Units that disappeared without a reason; 0 if the tables are sound."""
+        return self.entered - self.kept - sum(self.dropped.values())
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"unexplained": self.unexplained}
@@ -32,7 +33,8 @@ class Step:
 _COUNTS = """
 SELECT
   (SELECT count(*) FROM documents) AS documents,
-  (SELECT count(*) FROM documents WHERE is_root) AS chosen,
+  (SELECT sum(drawn)::BIGINT FROM draws) AS drawn,
+  (SELECT sum(not_drawn)::BIGINT FROM draws) AS not_drawn,
   (SELECT count(*) FROM roots) AS scored,
   (SELECT coalesce(sum(len(anchors)), 0)::BIGINT FROM roots) AS anchors,
   (SELECT count(*) FROM (SELECT DISTINCT root_id, anchor FROM pairs)) AS anchors_nominated,
@@ -54,9 +56,9 @@ _REASONS = {
     "documents": "SELECT reason, count(*) AS n FROM documents_dropped GROUP BY reason",
     "roots": "SELECT reason, count(*) AS n FROM roots_dropped GROUP BY reason",
     "anchors": "SELECT reason, sum(n_anchors)::BIGINT AS n FROM anchors_dropped GROUP BY reason",
-    "refused": "SELECT verdict AS reason, count(*) AS n FROM pairs "
+    "not_scored": "SELECT verdict AS reason, count(*) AS n FROM pairs "
     "WHERE entropy_context IS NULL GROUP BY verdict",
-    "failed": "SELECT verdict AS reason, count(*) AS n FROM pairs "
+    "rejected": "SELECT verdict AS reason, count(*) AS n FROM pairs "
     "WHERE entropy_context IS NOT NULL AND NOT accepted GROUP BY verdict",
     "packing": "SELECT reason, count(*) AS n FROM samples_dropped "
     "WHERE chunk_id IS NULL GROUP BY reason",
@@ -66,45 +68,50 @@ _REASONS = {
 
 
 def funnel(session: duckdb.DuckDBPyConnection) -> list[Step]:
-    """All steps in the order in which data flows. session: of `distributions.open_tables`."""
+    """Return all steps in the order in which data flows.
+
+    session: opened by `distributions.open_tables`.
+    """
     n = rows(session, _COUNTS)[0] | rows(session, _POSITIONS)[0]
-    lost = {
+    dropped = {
         name: {row["reason"]: row["n"] for row in rows(session, f"{query} ORDER BY reason")}
         for name, query in _REASONS.items()
     }
 
-    def left(reason: str, count: int) -> dict[str, int]:
+    def if_any(reason: str, count: int) -> dict[str, int]:
         return {reason: count} if count else {}
 
-    read = n["documents"] + sum(lost["documents"].values())
+    read = n["documents"] + sum(dropped["documents"].values())
     return [
-        Step("read", "rows", read, n["documents"], lost["documents"]),
+        Step("read", "rows", read, n["documents"], dropped["documents"]),
         Step(
-            "chosen as roots",
+            "drawn as roots",
             "documents",
             n["documents"],
-            n["chosen"],
-            left("in the pool of contexts only", n["documents"] - n["chosen"]),
+            n["drawn"],
+            if_any("not drawn; can be contexts", n["not_drawn"]),
         ),
-        Step("scored", "roots", n["chosen"], n["scored"], lost["roots"]),
+        Step("scored", "roots", n["drawn"], n["scored"], dropped["roots"]),
         Step(
             "anchors",
             "positions",
             n["positions"],
             n["anchors"],
-            left("entropy not above τ", n["positions"] - n["above"])
-            | left("above τ, but at the cold start", n["above"] - n["anchors"]),
+            if_any("entropy not above τ", n["positions"] - n["above"])
+            | if_any("above τ, but at the cold start", n["above"] - n["anchors"]),
         ),
-        Step("with candidates", "anchors", n["anchors"], n["anchors_nominated"], lost["anchors"]),
-        Step("scored", "pairs", n["pairs"], n["pairs_scored"], lost["refused"]),
-        Step("accepted", "pairs", n["pairs_scored"], n["accepted"], lost["failed"]),
+        Step(
+            "with candidates", "anchors", n["anchors"], n["anchors_nominated"], dropped["anchors"]
+        ),
+        Step("scored", "pairs", n["pairs"], n["pairs_scored"], dropped["not_scored"]),
+        Step("accepted", "pairs", n["pairs_scored"], n["accepted"], dropped["rejected"]),
         Step(
             "resolved",
             "anchors",
             n["anchors_nominated"],
             n["anchors_resolved"],
-            left("no candidate accepted", n["anchors_nominated"] - n["anchors_resolved"]),
+            if_any("no candidate accepted", n["anchors_nominated"] - n["anchors_resolved"]),
         ),
-        Step("packed", "roots", n["scored"], n["roots_packed"], lost["packing"]),
-        Step("packed", "dependencies", n["accepted"], n["packed"], lost["dependencies"]),
+        Step("packed", "roots", n["scored"], n["roots_packed"], dropped["packing"]),
+        Step("packed", "dependencies", n["accepted"], n["packed"], dropped["dependencies"]),
     ]

@@ -1,8 +1,8 @@
-"""One HTML file that holds the whole report: data, drawing library, style and scripts.
+"""The report as one HTML file: data, drawing library, style and scripts.
 
-Nothing is fetched. The content security policy names the hash of each script, so that no other
-script can run, and forbids all connections; texts of the corpus come in as JSON and are put on
-the page as text nodes.
+The page fetches nothing. Its content security policy names the hash of each script, so that no
+other script can run, and forbids all connections. Texts of the corpus are embedded as JSON and
+shown as text nodes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import base64
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from entropylong_assets.report.charts import all_charts
+from entropylong_assets.report.comparison import compare_datasets
 from entropylong_assets.report.details import HOW_CHOSEN
 from entropylong_assets.report.proof_charts import proof_charts
-from entropylong_assets.report.run import RunSource, TokenizerFor, choose, gather_run, open_run
+from entropylong_assets.report.run import RunSource, TokenizerFor, choose, gather_run, open_dataset
 from entropylong_assets.report.text import as_json
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.model import load_tokenizer
-from entropylong_assets.storage.tables import TableStore
 
 
 class ReportError(ValueError):
@@ -31,12 +31,11 @@ class ReportError(ValueError):
 
 _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = ("dom.js", "root_view.js", "sample_view.js", "page.js")
-_LABELS = ("run A", "run B")
 
 
 @functools.cache
 def _vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, of the version that Altair writes for."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, in the version that Altair targets."""
     import altair as alt
     import vl_convert
 
@@ -51,7 +50,7 @@ def _hash(script: str) -> str:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """The HTML of `content`: runs, charts, proof, how_chosen, as page.js reads them."""
+    """Return the HTML. content: runs, overlap, charts, proof, how_chosen, as page.js reads them."""
     scripts = [_vega(), "\n".join((_FOLDER / name).read_text("utf-8") for name in _SCRIPTS)]
     policy = "; ".join(
         (
@@ -71,29 +70,29 @@ def page(content: Mapping[str, Any]) -> str:
         "script": scripts[1],
     }
     template = (_FOLDER / "page.html").read_text("utf-8")
-    # In one pass: a text of the corpus may look like a placeholder.
+    # In one pass, because a text of the corpus may look like a placeholder.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def render(sources: Sequence[RunSource], tokenizer_for: TokenizerFor = load_tokenizer) -> str:
-    """The report of one run, or of two side by side, as HTML.
+    """Return the report of one dataset, or of two side by side, as HTML.
 
-    Raises TableError where a table is missing, ModelError where a tokenizer is.
+    Raises TableError if a table is missing, ModelError if a tokenizer can't be loaded.
     """
     wanted: dict[str, str] = {}
     for source in sources:
         for root_id, why in choose(source).items():
             wanted.setdefault(root_id, why)
     cached = functools.cache(tokenizer_for)
-    labels = _LABELS if len(sources) > 1 else (sources[0].settings.profile,)
     gathered = [
         gather_run(source, label, wanted, cached)
-        for source, label in zip(sources, labels, strict=True)
+        for source, label in zip(sources, _labels(sources), strict=True)
     ]
     epsilons = [source.settings.verification.epsilon for source in sources]
     return page(
         {
             "runs": [run for run, _ in gathered],
+            "overlap": compare_datasets(*sources).overlap_lines() if len(sources) > 1 else [],
             "charts": all_charts([charts for _, charts in gathered], epsilons),
             "proof": proof_charts([charts for _, charts in gathered]),
             "how_chosen": HOW_CHOSEN,
@@ -101,16 +100,26 @@ def render(sources: Sequence[RunSource], tokenizer_for: TokenizerFor = load_toke
     )
 
 
-def save_report(settings: Settings, file: str | None = None, against: str | None = None) -> str:
-    """Writes the report to `file`, or beside the data; returns where it is.
+def _labels(sources: Sequence[RunSource]) -> list[str]:
+    """Names of the datasets; numbered if they are the same, as in two data folders."""
+    names = [source.name for source in sources]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} {letter}" for name, letter in zip(names, "AB", strict=True)]
 
-    Raises ReportError where the file can't be written, and what `make_report` raises.
+
+def save_report(
+    settings: Settings, file: str | None = None, against: Settings | None = None
+) -> str:
+    """Write the report to `file`, or to report.html in the dataset's folder; return where.
+
+    Raises ReportError if the file can't be written, and whatever `make_report` raises.
     """
     html = make_report(settings, against=against).encode()
     if file is None:
-        store = TableStore(settings.data_uri)
-        store.put(f"{store.root}/report.html", html)
-        return f"{settings.data_uri}/report.html"
+        store = open_dataset(settings).store
+        store.put(f"{store.root}/{store.dataset}/report.html", html)
+        return f"{store.dataset_uri}/report.html"
     try:
         Path(file).write_bytes(html)
     except OSError as error:
@@ -122,14 +131,15 @@ def make_report(
     settings: Settings,
     *,
     shards: Sequence[str] | None = None,
-    against: str | None = None,
-    tokenizer_for: Callable[..., Any] = load_tokenizer,
+    against: Settings | None = None,
+    tokenizer_for: TokenizerFor = load_tokenizer,
 ) -> str:
-    """The report on these shards, or on all that have samples, as HTML.
+    """Return the report on a dataset as HTML.
 
-    against: URI of another run's data, to be shown side by side.
+    shards: None for all that have samples. against: settings of a dataset to show side by side; it
+    may be over another corpus, or in another data folder.
     """
-    sources = [open_run(settings, shards)]
-    if against:
-        sources.append(open_run(settings, data_uri=against.rstrip("/")))
+    sources = [open_dataset(settings, shards=shards)]
+    if against is not None:
+        sources.append(open_dataset(against))
     return render(sources, tokenizer_for)

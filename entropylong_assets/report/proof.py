@@ -1,4 +1,4 @@
-"""What the audits found, where they were made: figures and the rows of their charts."""
+"""What the audits measured, if they were made: figures and the rows of their charts."""
 
 from __future__ import annotations
 
@@ -7,72 +7,99 @@ from typing import Any
 
 import polars as pl
 
-from entropylong_assets.audits.cross_model import GROUPS, summarise
+from entropylong_assets.audits.cross_model import group_label, summarize
 from entropylong_assets.audits.null_calibration import epsilon_for, lift, rates
-from entropylong_assets.audits.shard_audits import measures
+from entropylong_assets.audits.recipe_measures import measures
+from entropylong_assets.audits.tables import (
+    CROSS_MODEL_AUDIT,
+    LONG_RANGE_AUDIT,
+    NULL_CALIBRATION,
+)
 from entropylong_assets.report.distributions import Rows
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.report.filtered_rows import read_rows
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.verification.registry import evaluated_rules
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import TableStore
 
+Figure = tuple[str, Any, str]
+"""(name, value, kind) as in the report's headline figures."""
 
-def audited_shards(store: TableStore, shards: Sequence[str], audit: str) -> list[str]:
-    """Those of `shards` whose audit is of their dependencies as they are now."""
+
+def audited_shards(store: TableStore, shards: Sequence[str], audit: TableSet[Any]) -> list[str]:
+    """Return those of `shards` whose audit was made from their present dependencies."""
     found = []
     for shard in shards:
         made = store.manifest(audit, shard)
-        now = store.require("verified_dependencies", shard).data_version
-        if made and made.determinants.get("inputs", {}).get("verified_dependencies") == now:
+        now = store.require(VERIFIED_DEPENDENCIES, shard).data_version
+        if made and made.determinants.get("inputs", {}).get(VERIFIED_DEPENDENCIES.name) == now:
             found.append(shard)
     return found
 
 
 def gather_proof(
     store: TableStore, shards: Sequence[str], settings: Settings
-) -> tuple[list[tuple[str, Any, str]], dict[str, Rows]]:
-    """(name, value, kind) as in the report's headline figures, and the rows of its charts.
+) -> tuple[list[Figure], dict[str, Rows]]:
+    """Return the figures of the audits and the rows of their charts; empty without audits.
 
-    Charts: `chance` (kind, rule, rate, low, high, passed, total), `recipes` (recipe, measure,
-    value, low, high, roots). Empty where nothing was audited. Intervals are 95%, over roots.
+    Charts: `by_chance` (kind, rule, rate, low, high, passed, total), `recipes` (recipe, measure,
+    value, low, high, roots). Intervals are 95%, over roots.
     """
-    figures: list[tuple[str, Any, str]] = []
-    charts: dict[str, Rows] = {"chance": [], "recipes": []}
-    rule = settings.verification.rule
-    if null := audited_shards(store, shards, "null_calibration"):
-        trials = store.read_all("null_calibration", null, "trials")
-        pairs = store.read_all("verified_dependencies", null, "pairs").filter(
-            pl.col("entropy_context").is_not_null()
-            & pl.col("root_id").is_in(trials["root_id"].unique().to_list())
-        )
-        charts["chance"] = [row for row in rates(trials, pairs) if row["total"]]
-        up = lift(trials, pairs, rule)
-        wished = settings.audit.wished_false_acceptance
-        held = epsilon_for(trials, settings.verification, wished, settings.seed)
-        figures += [
-            ("shards audited for chance", f"{len(null):,} of {len(shards):,}", "text"),
-            ("roots audited for chance", trials["root_id"].n_unique(), "count"),
-            ("lift of retrieval over chance", up["lift"], "number"),
-            (f"ε that holds {wished:.0%} of random contexts", held["epsilon_for_rate"], "number"),
-        ]
-    if second := audited_shards(store, shards, "cross_model_audit"):
-        rows = store.read_all("cross_model_audit", second, "pairs")
-        if len(rows):
-            found = summarise(rows)
-            summaries = [store.require("cross_model_audit", shard).summary for shard in second]
-            models = sorted({s["second_model"] for s in summaries if "second_model" in s})
-            figures += [
-                ("second model", ", ".join(models), "text"),
-                *(
-                    (f"pairs {words} that hold there", found[f"{name}_holds"], "share")
-                    for name, words in GROUPS.items()
-                ),
-                ("rank correlation of gains", found.get("gain_rank_correlation"), "number"),
-            ]
-    if far := audited_shards(store, shards, "long_range_audit"):
-        tables = (store.read_all("long_range_audit", far, n) for n in _LONG_RANGE)
+    figures: list[Figure] = []
+    charts: dict[str, Rows] = {"by_chance": [], "recipes": []}
+    if null := audited_shards(store, shards, NULL_CALIBRATION):
+        found, charts["by_chance"] = _null_calibration(store, null, settings)
+        figures += [("shards with null calibration", f"{len(null):,} of {len(shards):,}", "text")]
+        figures += found
+    if second := audited_shards(store, shards, CROSS_MODEL_AUDIT):
+        figures += _second_model(store, second)
+    if long_range := audited_shards(store, shards, LONG_RANGE_AUDIT):
+        names = ("anchors", "windows", "dependencies")
+        tables = (store.read_all(LONG_RANGE_AUDIT, long_range, name) for name in names)
         charts["recipes"] = [
             row for row in measures(*(t.to_dicts() for t in tables)) if row["value"] is not None
         ]
     return figures, charts
 
 
-_LONG_RANGE = ("anchors", "windows", "dependencies")
+def _null_calibration(
+    store: TableStore, shards: Sequence[str], settings: Settings
+) -> tuple[list[Figure], Rows]:
+    trials = store.read_all(NULL_CALIBRATION, shards, "trials")
+    roots = trials["root_id"].unique()
+    audited = pl.col("root_id").is_in(roots.to_list()) & pl.col("entropy_context").is_not_null()
+    pairs = read_rows(store, VERIFIED_DEPENDENCIES, shards, "pairs", audited)
+    found = rates(trials, pairs, evaluated_rules(settings.verification))
+    wished = settings.audit.wished_false_acceptance
+    epsilon = epsilon_for(trials, settings.verification, wished, settings.seed)
+    return [
+        ("roots with null calibration", len(roots), "count"),
+        (
+            "acceptance of retrieved over random contexts (lift)",
+            lift(trials, pairs, settings.verification.rule)["lift"],
+            "number",
+        ),
+        (
+            f"ε at which {wished:.0%} of random contexts pass",
+            epsilon["epsilon_for_rate"],
+            "number",
+        ),
+    ], [row for row in found if row["total"]]
+
+
+def _second_model(store: TableStore, shards: Sequence[str]) -> list[Figure]:
+    rows = store.read_all(CROSS_MODEL_AUDIT, shards, "pairs")
+    if rows.is_empty():
+        return []
+    summaries = [store.summary(CROSS_MODEL_AUDIT, shard) for shard in shards]
+    models = sorted({summary.second_model for summary in summaries if summary.second_model})
+    found = summarize(rows)
+    return [
+        ("second model", ", ".join(models), "text"),
+        *(
+            (f"pairs {group_label(group)} that hold in the second model", share, "share")
+            for group, share in found["holds"].items()
+        ),
+        ("rank correlation of gains", found["gain_rank_correlation"], "number"),
+    ]

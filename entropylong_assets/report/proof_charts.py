@@ -1,15 +1,17 @@
-"""Charts of the audits: points with 95% intervals, one line a recipe or kind of context."""
+"""Charts of the audits: points with 95% intervals, one line per recipe or kind of context."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from entropylong_assets.audits.audit_tables import RECIPE_ORDER
+from entropylong_assets.audits.audit_tables import recipe_order
 from entropylong_assets.report.charts import (
     BLUE,
+    GREEN,
     GREY,
     ORANGE,
+    VERMILION,
     Charts,
     chart,
     data,
@@ -22,16 +24,18 @@ if TYPE_CHECKING:
 
 _KINDS = {
     "retrieved": "retrieved",
-    "random": "random passage",
+    "random": "random context",
     "topical": "same topic, not retrieved",
     "shuffled": "accepted, sentences shuffled",
 }
+_RULE_COLOURS = (ORANGE, BLUE, GREEN, VERMILION)
 _MEASURES = (
     (
         "surprisal_drop_over_random",
-        "Recipes: fall of the anchors' surprisal",
-        "Each root's anchors behind the contexts that the recipe chose, against random passages of "
-        "the same length in their place. Right of zero the contexts tell more than chance.",
+        "Recipes: drop of the anchors' surprisal",
+        "Surprisal of each root's anchors given the contexts that the recipe chose, against random "
+        "contexts of the same length in their place. Right of zero the contexts help more than "
+        "random ones.",
         "surprisal drop over random contexts (nats)",
     ),
     (
@@ -43,9 +47,9 @@ _MEASURES = (
     (
         "dependency_score",
         "Recipes: dependency score",
-        "How much of its mean loss a segment of the root loses behind a segment of a context, "
-        "sampled by pairs.",
-        "relative fall of a segment's loss",
+        "Relative drop of a root segment's mean loss given a segment of a context, over sampled "
+        "pairs of segments.",
+        "relative drop of a segment's loss",
     ),
 )
 
@@ -63,10 +67,10 @@ def _points(
     shape: alt.Shape | alt.ShapeValue,
     **more: Any,
 ) -> Drawn:
-    """A point and its interval on a line of its own, for each row; row['name'] is its label."""
+    """A point and its interval on a line of its own per row; row['name'] is its label."""
     import altair as alt
 
-    names = alt.Scale(domain=list(order))  # those of all runs, so that lines stand level
+    names = alt.Scale(domain=list(order))  # of all datasets, so that lines are level
     base = alt.Chart(data(list(rows))).encode(
         y=alt.Y("name:N", title=None, scale=names, axis=alt.Axis(labelLimit=240)), **more
     )
@@ -89,19 +93,20 @@ def _recipes(run: Charts, runs: Sequence[Charts], measure: str, title: str) -> D
     scale = alt.Scale(domain=_domain(shared, "value"))
     x = alt.X("value:Q", title=title, axis=axis, scale=scale)
     tooltip = ["name:N", "value:Q", "low:Q", "high:Q", "roots:Q"]
-    there = {row["name"] for row in shared}
-    order = [recipe for recipe in RECIPE_ORDER if recipe in there]
+    order = recipe_order({row["name"] for row in shared})
     circle = alt.ShapeValue("circle")
     return _points(rows_of(run), order, x, title, circle, color=alt.value(BLUE), tooltip=tooltip)
 
 
-def _chance(run: Charts, runs: Sequence[Charts]) -> Drawn | None:
+def _by_chance(run: Charts, runs: Sequence[Charts]) -> Drawn | None:
     import altair as alt
 
-    if not run["chance"]:
+    if not run["by_chance"]:
         return None
-    shared = [row for charts in runs for row in charts["chance"]]
-    rows = [r | {"name": _KINDS[r["kind"]]} for r in run["chance"]]
+    shared = [row for charts in runs for row in charts["by_chance"]]
+    rows = [r | {"name": _KINDS[r["kind"]]} for r in run["by_chance"]]
+    rules = list(dict.fromkeys(row["rule"] for row in shared))
+    colours = [_RULE_COLOURS[i % len(_RULE_COLOURS)] for i in range(len(rules))]
     title = "share that passes the rule"
     x = alt.X(
         "rate:Q",
@@ -114,27 +119,23 @@ def _chance(run: Charts, runs: Sequence[Charts]) -> Drawn | None:
         [name for kind, name in _KINDS.items() if any(r["kind"] == kind for r in shared)],
         x,
         title,
-        alt.Shape("rule:N", title=None, scale=alt.Scale(domain=["plain", "calibrated"])),
-        yOffset=alt.YOffset("rule:N", sort=["plain", "calibrated"]),
-        color=alt.Color(
-            "rule:N",
-            title=None,
-            scale=alt.Scale(domain=["plain", "calibrated"], range=[ORANGE, BLUE]),
-        ),
+        alt.Shape("rule:N", title=None, scale=alt.Scale(domain=rules)),
+        yOffset=alt.YOffset("rule:N", sort=rules),
+        color=alt.Color("rule:N", title=None, scale=alt.Scale(domain=rules, range=colours)),
         tooltip=["name:N", "rule:N", "passed:Q", "total:Q", "rate:Q", "low:Q", "high:Q"],
     )
 
 
 def proof_charts(runs: Sequence[Charts]) -> list[dict[str, Any]]:
-    """As `all_charts`, of the audits; none where no run was audited."""
+    """Return the charts of the audits, as `all_charts` does; none if no dataset was audited."""
     charts = []
-    if any(run["chance"] for run in runs):
+    if any(run["by_chance"] for run in runs):
         charts.append(
             chart(
-                "What passes by chance",
+                "Acceptance by chance",
                 "Contexts that should not help, held out from the rule's own controls, beside "
                 "those that were retrieved.",
-                [_chance(run, runs) for run in runs],
+                [_by_chance(run, runs) for run in runs],
             )
         )
     for measure, title, caption, axis in _MEASURES:

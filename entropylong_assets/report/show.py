@@ -1,22 +1,32 @@
-"""A sample as text: what it is made of, and what its strongest dependencies say."""
+"""A sample as text: its segments and its strongest dependencies."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
+from entropylong_assets.report.filtered_rows import read_rows
+from entropylong_assets.report.sample_tokens import read_token_ids, shard_of, some_sample_ids
+from entropylong_assets.report.text import visible
+from entropylong_assets.settings.section import printable
 from entropylong_assets.stages.entropy.model import Tokenizer
-from entropylong_assets.storage.tables import TableError, TableStore
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.tables import TableStore
 
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_SUGGESTIONS = 8
+"""Ids of existing samples that an error names."""
 
 
 @dataclass(frozen=True)
 class ShownDependency:
-    """One verified dependency, readable. Entropies in nats, distance in tokens."""
+    """One verified dependency as text.
+
+    Control and direction characters are shown by name, so that no text steers a terminal.
+    Entropies are in nats, the distance is in tokens.
+    """
 
     before: str
     token: str
@@ -42,35 +52,26 @@ class ShownSample:
     dependencies: list[ShownDependency]
 
 
-def shard_of(sample_id: str) -> str:
-    """`<shard>-<nnnnn>` without its number."""
-    return sample_id.rpartition("-")[0]
-
-
-def printable(text: str) -> str:
-    """Without what would steer a terminal: escapes, bells and bidirectional controls."""
-    return _STEERING.sub("\ufffd", text)
-
-
 def show_sample(
     store: TableStore, tokenizer: Tokenizer, sample_id: str, strongest: int, window: int = 40
 ) -> ShownSample:
-    """Reads a sample. `window`: tokens of the root shown on either side of an anchor.
+    """Read one sample as text.
 
-    Raises TableError where there is no such sample, and names some that there are.
+    strongest: number of dependencies shown, those of largest gain. window: tokens of the root
+    shown before an anchor; half as many are shown after it. Raises TableError if there is no such
+    sample; the message names a few that exist.
     """
-    asset, shard = "long_context_samples", shard_of(sample_id)
-    manifest = store.manifest(asset, shard)
-    rows = store.read(asset, shard, "samples").filter(sample_id=sample_id) if manifest else None
-    if rows is None or not len(rows):
-        known: list[str] = []
-        for other in store.shards(asset):
-            known += store.read(asset, other, "samples", ["sample_id"])["sample_id"].to_list()
-        some = ", ".join(known[:8]) or "none yet"
-        raise TableError(f"no sample {sample_id}; there are {len(known)}: {some}")
-    token_ids = rows["input_ids"][0].to_list()
-    segments = store.read(asset, shard, "segments").filter(sample_id=sample_id).sort("segment")
-    dependencies = store.read(asset, shard, "dependencies").filter(sample_id=sample_id)
+    token_ids = read_token_ids(store, sample_id)
+    if token_ids is None:
+        some = some_sample_ids(store, _SUGGESTIONS, first=shard_of(sample_id))
+        known = f"there are {', '.join(some)}, ..." if some else "no sample exists yet"
+        raise TableError(f"no sample {printable(sample_id, 80)}; {known}")
+    shard = shard_of(sample_id)
+
+    of_sample = pl.col("sample_id") == sample_id
+    segments = read_rows(store, LONG_CONTEXT_SAMPLES, [shard], "segments", of_sample)
+    segments = segments.sort("segment")
+    dependencies = read_rows(store, LONG_CONTEXT_SAMPLES, [shard], "dependencies", of_sample)
     roots = {
         root_id: (start, end)
         for root_id, start, end in segments.filter(role="root")
@@ -98,7 +99,7 @@ def _shown(
     start, end = roots[root_id]
 
     def text(first: int, last: int) -> str:
-        return printable(tokenizer.decode(token_ids[first:last]))
+        return visible(tokenizer.decode(token_ids[first:last]))
 
     calibrated = row["calibrated_gain"]
     return ShownDependency(

@@ -1,87 +1,148 @@
-"""The figures of a pipeline, gathered from the manifests and tables of its shards."""
+"""An overview of a dataset, from the summaries of its shards and single columns of its tables."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import polars as pl
 
-from entropylong_assets.settings.model import VerificationSettings
-from entropylong_assets.stages.verification.false_acceptance import Rate, false_acceptance
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.verification.false_acceptance import (
+    Rate,
+    passed_by_root,
+    rates_by_rule,
+)
+from entropylong_assets.stages.verification.settings import VerificationSettings
+from entropylong_assets.stages.verification.tables import (
+    VERIFIED_DEPENDENCIES,
+    VerifiedDependenciesSummary,
+)
+from entropylong_assets.storage.duck import Views, querying
+from entropylong_assets.storage.schemas import S, TableSet
 from entropylong_assets.storage.tables import TableStore
+
+LISTED_SAMPLES = 40
+"""Samples that an overview lists."""
+
+_THREADS = 16
+
+_SAMPLES = f"""
+SELECT s.*, coalesce(d.dependencies, 0) AS dependencies
+FROM (
+    SELECT * EXCLUDE input_ids FROM samples ORDER BY sample_id LIMIT {LISTED_SAMPLES}
+) AS s
+LEFT JOIN (
+    SELECT sample_id, count(*) AS dependencies FROM dependencies GROUP BY sample_id
+) AS d USING (sample_id)
+ORDER BY sample_id
+"""
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Counts over shards; gains are means over pairs accepted by the rule in force."""
+class Overview:
+    """Counts over shards; mean gains are over the pairs that the rule in force accepts."""
 
     shards: int
-    documents: int
     roots: int
     anchors: int
-    chunks: int
     pairs: int
     pairs_scored: int
-    accepted_plain: int
-    accepted_calibrated: int
+    accepted_by: dict[str, int]
+    """Pairs that each compared rule accepts."""
     mean_gain: float | None
     mean_calibrated_gain: float | None
     verdicts: dict[str, int]
+    """Pairs by verdict."""
     false_acceptance: dict[str, Rate]
+    """Share of held-out controls that each compared rule accepts."""
+    n_samples: int
     samples: pl.DataFrame
-    """sample_id, n_root, n_verified, n_negative, n_padding, dependencies."""
+    """The first `LISTED_SAMPLES`: sample_id, n_root, n_verified, n_negative, n_padding,
+    dependencies."""
 
 
-def _sum(summaries: Sequence[dict[str, Any]], name: str) -> int:
-    return sum(int(summary.get(name, 0)) for summary in summaries)
+def gather(store: TableStore, settings: Settings, shards: Sequence[str] | None = None) -> Overview:
+    """Gather the overview of a dataset.
 
-
-def gather(store: TableStore, shards: Sequence[str], settings: VerificationSettings) -> Figures:
-    """Figures over these shards, all of which have samples. Raises TableError where one has not."""
-
-    def summaries(asset: str) -> list[dict[str, Any]]:
-        return [store.require(asset, shard).summary for shard in shards]
-
-    documents, verified = summaries("corpus_documents"), summaries("verified_dependencies")
-    pairs = store.read_all("verified_dependencies", shards, "pairs")
-    controls = store.read_all("verified_dependencies", shards, "controls")
-    accepted = pairs.filter("accepted")
-    verdicts: Counter[str] = Counter()
-    for summary in verified:
-        verdicts.update(summary["verdicts"])
-    samples = pl.concat(
-        store.read("long_context_samples", shard, "samples").drop("input_ids") for shard in shards
-    )
-    dependencies = pl.concat(
-        store.read("long_context_samples", shard, "dependencies", ["sample_id"]) for shard in shards
-    )
-    counted = dependencies.group_by("sample_id").agg(pl.len().alias("dependencies"))
-    return Figures(
+    shards: None for all that have samples. Memory holds one shard's controls and anchors at a time.
+    Raises TableError if a table is missing or damaged.
+    """
+    if shards is None:
+        shards = store.shards(LONG_CONTEXT_SAMPLES)
+    scored = _summaries(store, ENTROPY_SCORES, shards)
+    verified = _summaries(store, VERIFIED_DEPENDENCIES, shards)
+    return Overview(
         shards=len(shards),
-        documents=_sum(documents, "documents"),
-        roots=_sum(summaries("entropy_scores"), "roots"),
-        anchors=_sum(summaries("candidate_contexts"), "anchors"),
-        chunks=_sum(summaries("chunk_embeddings"), "chunks"),
-        pairs=_sum(verified, "pairs"),
-        pairs_scored=_sum(verified, "pairs_scored"),
-        accepted_plain=_sum(verified, "accepted_plain"),
-        accepted_calibrated=_sum(verified, "accepted_calibrated"),
-        mean_gain=_mean(accepted["gain"]),
-        mean_calibrated_gain=_mean(accepted["calibrated_gain"]),
-        verdicts=dict(verdicts),
-        false_acceptance=false_acceptance(
-            pairs.select("root_id", "anchor", "entropy", "surprisal").unique(), controls, settings
+        roots=sum(summary.roots for summary in scored),
+        anchors=sum(summary.anchors for summary in scored),
+        pairs=sum(summary.pairs for summary in verified),
+        pairs_scored=sum(summary.pairs_scored for summary in verified),
+        accepted_by=_sum(summary.accepted_by for summary in verified),
+        mean_gain=_mean(verified, lambda summary: summary.mean_gain),
+        mean_calibrated_gain=_mean(verified, lambda summary: summary.mean_calibrated_gain),
+        verdicts=_sum(summary.verdicts for summary in verified),
+        false_acceptance=pooled_false_acceptance(store, shards, settings.verification),
+        n_samples=sum(
+            store.require(LONG_CONTEXT_SAMPLES, shard).tables["samples"].rows for shard in shards
         ),
-        samples=samples.join(counted, on="sample_id", how="left")
-        .with_columns(pl.col("dependencies").fill_null(0))
-        .sort("sample_id"),
+        samples=_list_samples(store, shards),
     )
 
 
-def _mean(values: pl.Series) -> float | None:
-    present = values.drop_nulls().to_numpy()
-    return float(np.mean(present)) if len(present) else None
+def _list_samples(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
+    """The first samples, without their tokens, and the number of dependencies of each."""
+    names = ("samples", "dependencies")
+    views: Views = {name: (LONG_CONTEXT_SAMPLES, shards, name) for name in names}
+    if not shards:
+        return pl.DataFrame()
+    with querying(store, views) as session:
+        return session.sql(_SAMPLES).pl()
+
+
+def pooled_false_acceptance(
+    store: TableStore, shards: Sequence[str], settings: VerificationSettings
+) -> dict[str, Rate]:
+    """Return the share of held-out controls of all shards that each evaluated rule accepts.
+
+    Rules without trials are left out. One shard is read at a time.
+    """
+    columns = ["root_id", "anchor", "entropy", "surprisal"]
+    counts = []
+    for shard in shards:
+        controls = store.read(VERIFIED_DEPENDENCIES, shard, "controls")
+        if len(controls):
+            batches = store.batches(VERIFIED_DEPENDENCIES, shard, "pairs", columns, rows=100_000)
+            anchors = pl.concat(batch.unique() for batch in batches).unique()
+            counts.append(passed_by_root(anchors, controls, settings))
+    if not counts:
+        return {}
+    rates = rates_by_rule(pl.concat(counts), settings)
+    return {rule: rate for rule, rate in rates.items() if rate.total}
+
+
+def _summaries(store: TableStore, tables: TableSet[S], shards: Sequence[str]) -> list[S]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda shard: store.summary(tables, shard), shards))
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
+
+
+def _mean(
+    summaries: Sequence[VerifiedDependenciesSummary],
+    mean: Callable[[VerifiedDependenciesSummary], float | None],
+) -> float | None:
+    """Mean over all accepted pairs, from the means of the shards."""
+    weighted = [(mean(summary), summary.accepted) for summary in summaries]
+    known = [(value, weight) for value, weight in weighted if value is not None and weight]
+    weights = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / weights if weights else None

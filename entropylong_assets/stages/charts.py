@@ -1,4 +1,4 @@
-"""Small pictures for the metadata of a partition, drawn by matplotlib."""
+"""Charts for the metadata of a partition, drawn by matplotlib and returned as Markdown."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from entropylong_assets.stages.entropy.histogram import Histogram
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_COLOURS = ("#bbbbbb", "#ddaa33", "#cc3311", "#4477aa", "#228833", "#aa3377")
+
 
 def _figure() -> Figure:
     from matplotlib.figure import Figure
@@ -22,14 +24,14 @@ def _figure() -> Figure:
 
 
 def as_markdown(figure: Figure, description: str) -> str:
-    """The picture inside a Markdown text, so that it needs no file beside it."""
+    """Return a Markdown text that contains the chart itself, so that it needs no other file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return f"![{description}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
 
 def entropy_histogram(entropies: Histogram, mean_threshold: float | None) -> str:
-    """Entropies of all tokens of the roots (nats), each root's own τ averaged as a line."""
+    """Draw the entropies of all tokens of the roots (nats), and the mean of the roots' τ."""
     figure = _figure()
     axes = figure.subplots()
     axes.stairs(entropies.counts, entropies.edges, fill=True, color="#4477aa")
@@ -43,16 +45,26 @@ def entropy_histogram(entropies: Histogram, mean_threshold: float | None) -> str
 
 
 def gain_histogram(gains: Mapping[str, Histogram], epsilon: float) -> str:
-    """Plain and calibrated gains (`gain`, `calibrated_gain`) of all scored pairs, ε as a line."""
+    """Draw the gains of all scored pairs, and ε.
+
+    gains: `gain` for ΔI and `calibrated_gain` for ΔI*.
+    """
     figure = _figure()
     axes = figure.subplots()
     for column, label, colour in (
         ("gain", "ΔI", "#bbbbbb"),
         ("calibrated_gain", "ΔI*", "#4477aa"),
     ):
-        there = gains[column]
-        if there.counts.any():
-            axes.stairs(there.counts, there.edges, fill=True, color=colour, alpha=0.8, label=label)
+        histogram = gains[column]
+        if histogram.counts.any():
+            axes.stairs(
+                histogram.counts,
+                histogram.edges,
+                fill=True,
+                color=colour,
+                alpha=0.8,
+                label=label,
+            )
     axes.axvline(epsilon, color="#cc3311", linestyle="--", label=f"ε = {epsilon:g}")
     axes.set_yscale("log")
     axes.set_xlabel("gain (below -1 shown at -1)")
@@ -62,7 +74,7 @@ def gain_histogram(gains: Mapping[str, Histogram], epsilon: float) -> str:
 
 
 def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
-    """Points with their 95% intervals, a line each. rows: name, value, low, high."""
+    """Draw points with their 95% intervals, one line each. rows: name, value, low, high."""
     figure = _figure()
     axes = figure.subplots()
     shown = [row for row in rows if row["value"] is not None][::-1]
@@ -77,19 +89,18 @@ def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     return as_markdown(figure, f"{label}, with 95% intervals")
 
 
-def both_gains(pairs: pl.DataFrame, epsilon: float) -> str:
-    """Gain of each pair in the scoring model and in the second one, by the rules' verdicts."""
-    from entropylong_assets.audits.cross_model import GROUPS, group_of
+def both_gains(groups: Mapping[str, pl.DataFrame], epsilon: float) -> str:
+    """Draw the gain of each pair in the scoring model and in a second one, and ε.
 
+    groups: rows with gain and second_gain by the label of their group, the topmost last. Rows
+    without one of the gains are left out.
+    """
     figure = _figure()
     axes = figure.subplots()
-    groups = pairs.drop_nulls(["gain", "second_gain"]).with_columns(group=group_of())
-    for (name, label), colour in zip(
-        reversed(GROUPS.items()), ("#bbbbbb", "#ddaa33", "#cc3311"), strict=True
-    ):
-        part = groups.filter(group=name)
-        x, y = (part[name].clip(-1, 1).to_numpy() for name in ("gain", "second_gain"))
-        axes.scatter(x, y, s=12, color=colour, label=label)
+    for number, (label, pairs) in enumerate(groups.items()):
+        points = pairs.drop_nulls(["gain", "second_gain"])
+        x, y = (points[name].clip(-1, 1).to_numpy() for name in ("gain", "second_gain"))
+        axes.scatter(x, y, s=12, color=_COLOURS[number % len(_COLOURS)], label=label)
     axes.axhline(epsilon, color="#4477aa", linestyle="--", label=f"ε = {epsilon:g}")
     axes.set_xlabel("gain (below -1 shown at -1)")
     axes.set_ylabel("second model's gain")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from entropylong_assets.settings.section import fingerprint
 from entropylong_assets.stages.progress import Observer, Progress
+from entropylong_assets.stages.records import write_record
 from entropylong_assets.stages.stage import Metadata, Partition, Stage, Step
 from entropylong_assets.stages.versioning import determinants, eligible_shards
 from entropylong_assets.storage.checkpoints import remove_checkpoints
@@ -44,6 +45,7 @@ def materialize(
     for shard, reason in left_out.items():
         warn(f"shard {shard} is left out: {reason}")
     made_from = determinants(stage, partition)
+    write_record(stage, partition)
     with partition.store.write(
         stage.tables, partition.shard, fingerprint=fingerprint(made_from), determinants=made_from
     ) as writer:

@@ -150,6 +150,8 @@ class Stage:
     identify: Callable[[Partition], Mapping[str, Any]] = lambda _: {}
     """What else determines the content: identities of models, versions of source files, the tag of
     the index. JSON values; computed without loading a model."""
+    permanent: tuple[str, ...] = ()
+    """Dotted paths of settings that can't change while the corpus or dataset keeps its name."""
     code_version: int
     """Rises when a change of the code changes the content."""
     check_folder: Path | None = None

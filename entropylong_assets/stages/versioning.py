@@ -27,11 +27,16 @@ THREADS = 16
 def determining_settings(stage: Stage, settings: Settings) -> dict[str, Any]:
     """The settings that determine the stage's content, by dotted path, as JSON values."""
 
-    def value(path: str) -> Any:
-        found = reduce(getattr, path.split("."), settings)
-        return found.model_dump(mode="json") if isinstance(found, BaseModel) else found
+    paths = sorted(stage.determined_by(settings))
+    return _as_json({path: setting_at(settings, path) for path in paths})
 
-    return _as_json({path: value(path) for path in sorted(stage.determined_by(settings))})
+
+def setting_at(settings: Settings, path: str) -> Any:
+    """The value at a dotted path; a section as a mapping of JSON values."""
+    found = reduce(getattr, path.split("."), settings)
+    if isinstance(found, tuple):
+        return [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in found]
+    return found.model_dump(mode="json") if isinstance(found, BaseModel) else found
 
 
 def code_version(stage: Stage, settings: Settings) -> str:

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from entropylong_assets.storage.manifest import TableError, TableFile
 from entropylong_assets.storage.schemas import TableSet
 
+PREVIEW_ROWS = 5
+
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
     """Token ids split by byte, all else by dictionary: for ids a dictionary of the vocabulary
@@ -59,6 +61,7 @@ class PartitionWriter:
         self._optional = tables.optional
         self._folder = folder
         self._writers: dict[str, pq.ParquetWriter] = {}
+        self._first: dict[str, pa.Table] = {}
         self.rows = dict.fromkeys(self._schemas, 0)
         self.summary: dict[str, Any] = {}
 
@@ -77,6 +80,14 @@ class PartitionWriter:
         arrow = pa.table(columns, schema=schema)
         self._writer(table).write_table(arrow)
         self.rows[table] += len(arrow)
+        if len(arrow) and table not in self._first:
+            self._first[table] = arrow.slice(0, PREVIEW_ROWS)
+
+    def preview(self, table: str) -> pl.DataFrame:
+        """The first rows of a table that is being written, at most `PREVIEW_ROWS`."""
+        frame = pl.from_arrow(self._first.get(table, self._schemas[table].empty_table()))
+        assert isinstance(frame, pl.DataFrame)
+        return frame
 
     def _writer(self, table: str) -> pq.ParquetWriter:
         if table not in self._writers:

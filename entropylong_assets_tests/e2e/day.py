@@ -10,14 +10,16 @@ from typing import Any
 
 import dagster as dg
 
-from entropylong_assets.orchestration.local_run import register_shards, run_export, run_pipeline
-from entropylong_assets.orchestration.partitions import PIPELINE
-from entropylong_assets.settings.model import make_settings
+from entropylong_assets.orchestration.local_run import register_shards, run_project
+from entropylong_assets.project import make_project
 from entropylong_assets_tests.e2e.server import PROJECT, Server
-from entropylong_assets_tests.tiny_world import document, tiny_settings, write_models
+from entropylong_assets_tests.stage_names import BY_NAME, FOLLOWING, SHARDWISE
+from entropylong_assets_tests.tiny_world import document, tiny_values, write_models
 
-SHARDWISE = [asset for asset in PIPELINE if asset != "embedding_index"]
-AFTER_INGEST = SHARDWISE[2:]
+CARRIERS = ("corpus__carry_new_shards", "dataset__carry_new_shards")
+"""The sensors that carry shards on, of the corpus and of the dataset."""
+
+AFTER_INGEST = [name for name in SHARDWISE if BY_NAME[name].scope == "dataset"]
 
 
 class Day:
@@ -27,8 +29,7 @@ class Day:
         self.folder, self.corpus = folder, folder / "corpus"
         self.corpus.mkdir(parents=True)
         models = write_models(folder)
-        settings = tiny_settings(self.corpus, folder / "data", models)
-        self.values = settings.model_dump(mode="json", exclude={"profile"})
+        self.values = tiny_values(self.corpus, folder / "data", models)
         self.values["corpus"]["on_bad_row"] = "skip"
         for name in ("a", "b"):
             self.write(name)
@@ -47,13 +48,13 @@ class Day:
 
     def make_beforehand(self) -> None:
         """Runs the pipeline and the export over what is there, in this process."""
-        settings = make_settings("calibrated", self.values)
+        project = make_project(self.values)
         home = self.server.home
         if not (home / "dagster.yaml").exists():
             shutil.copyfile(PROJECT / "dagster.yaml", home / "dagster.yaml")
-        with dg.DagsterInstance.from_config(str(home)) as there:
-            run_pipeline(settings, register_shards(settings, there), there)
-            run_export(settings, there)
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            register_shards(project.corpus, instance)
+            run_project(project, instance)
 
     def change(self, section: str, **values: Any) -> None:
         """Edits the settings file and clicks Reload."""
@@ -62,20 +63,18 @@ class Day:
         self.server.reload()
 
     def times(self) -> Mapping[str, dict[str, list[float]]]:
-        """Times of all materialisations, by asset and shard."""
-        return {
-            asset: self.server.materialisations(asset) for asset in (*PIPELINE, "training_dataset")
-        }
+        """Times of all materializations, by asset and shard."""
+        return {asset: self.server.materializations(asset) for asset in FOLLOWING}
 
     def wait_for(self, asset: str, shards: set[str], seconds: float) -> None:
         """Until these are the shards that have the asset, and nothing runs or is queued."""
 
-        def there() -> bool:
-            made = set(self.server.materialisations(asset))
+        def made_and_settled() -> bool:
+            made = set(self.server.materializations(asset))
             assert made <= shards | {"all"}, f"{asset} of {made - shards}"
             return made >= shards and self.server.settled()
 
-        self.server.wait(f"{asset} of {sorted(shards)}", there, seconds)
+        self.server.wait(f"{asset} of {sorted(shards)}", made_and_settled, seconds)
 
     def wait_for_run(self, run: str, seconds: float = 120) -> str:
         ends = ("SUCCESS", "FAILURE", "CANCELED")

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from entropylong_assets_tests.stage_names import BY_NAME, FOLLOWING, path_of
+
 PROJECT = Path(__file__).parents[2]
 REPOSITORY = {
     "repositoryLocationName": "entropylong",
@@ -197,7 +199,7 @@ class Server:
             "{ launchPartitionBackfill(backfillParams: $p) { __typename "
             "... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
             p={
-                "assetSelection": [{"path": [asset]} for asset in assets],
+                "assetSelection": [{"path": path_of(asset)} for asset in assets],
                 "partitionNames": shards,
                 "fromFailure": False,
                 "tags": [],
@@ -296,12 +298,12 @@ class Server:
         )
         return not data["runsOrError"]["results"]
 
-    def materialisations(self, asset: str) -> dict[str, list[float]]:
-        """Times of the materialisations of each partition, newest first."""
+    def materializations(self, asset: str) -> dict[str, list[float]]:
+        """Times of the materializations of each partition, newest first."""
         nodes = self.query(
             "query($k: AssetKeyInput!) { assetOrError(assetKey: $k) { ... on Asset "
             "{ assetMaterializations(limit: 500) { partition timestamp } } } }",
-            k={"path": [asset]},
+            k={"path": path_of(asset)},
         )["assetOrError"].get("assetMaterializations", [])
         times: dict[str, list[float]] = {}
         for node in nodes:
@@ -310,14 +312,12 @@ class Server:
 
     def failed_checks(self) -> dict[tuple[str, str], str]:
         """Description of the latest evaluation of every check that fails now, by check, shard."""
-        from entropylong_assets.orchestration.partitions import PIPELINE
-
         failed: dict[tuple[str, str], str] = {}
-        for asset in PIPELINE:
+        for asset in FOLLOWING:
             node = self.query(
                 "query($k: AssetKeyInput!) { assetNodeOrError(assetKey: $k) { ... on AssetNode "
                 "{ assetChecksOrError { ... on AssetChecks { checks { name } } } } } }",
-                k={"path": [asset]},
+                k={"path": path_of(asset)},
             )["assetNodeOrError"]
             for check in node["assetChecksOrError"]["checks"]:
                 seen: set[str] = set()
@@ -338,26 +338,24 @@ class Server:
                 "checkName: $c, limit: 200) { status evaluation { success partition description "
                 "metadataEntries { label __typename ... on IntMetadataEntry { intValue } "
                 "... on MarkdownMetadataEntry { mdStr } } } } }",
-                k={"path": [asset]},
+                k={"path": path_of(asset)},
                 c=check,
             )["assetCheckExecutions"]
         )
 
     def stale(self) -> dict[str, dict[str, list[str]]]:
         """By asset and partition, why the UI marks it out of date; only what is marked."""
-        from entropylong_assets.orchestration.partitions import PIPELINE
-
         result: dict[str, dict[str, list[str]]] = {}
-        for asset in PIPELINE:
+        for asset in FOLLOWING:
             shards: list[str | None] = [None]
-            if asset != "embedding_index":
+            if BY_NAME[asset].partitioned:
                 shards = list(self.partitions())
             for shard in shards:
                 node = self.query(
                     "query($k: AssetKeyInput!, $p: String) { assetNodeOrError(assetKey: $k) "
                     "{ ... on AssetNode { staleStatus(partition: $p) "
                     "staleCauses(partition: $p) { reason } } } }",
-                    k={"path": [asset]},
+                    k={"path": path_of(asset)},
                     p=shard,
                 )["assetNodeOrError"]
                 if node["staleStatus"] == "STALE":
@@ -369,6 +367,6 @@ class Server:
         node = self.query(
             "query($k: AssetKeyInput!) { assetNodeOrError(assetKey: $k) { ... on AssetNode "
             "{ partitionKeys } } }",
-            k={"path": ["corpus_documents"]},
+            k={"path": path_of("corpus_documents")},
         )["assetNodeOrError"]
         return list(node["partitionKeys"])

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from entropylong_assets.orchestration.presentation import GROUPS
 from entropylong_assets_tests.e2e.conftest import keep_picture
 from entropylong_assets_tests.e2e.day import Day
+from entropylong_assets_tests.stage_names import FOLLOWING, SHARDWISE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -23,31 +23,34 @@ def test_the_asset_graph_reads_from_left_to_right(day: Day, page: Page) -> None:
     page.set_viewport_size({"width": 1900, "height": 700})
     page.goto(f"{day.server.url}/asset-groups")
     graph = page.locator("svg")
-    graph.get_by_text("7_training_data").first.wait_for()
+    graph.get_by_text("dataset_audits").first.wait_for()
     page.keyboard.press("Alt+e")  # expand all groups
     graph.get_by_text("training_dataset").first.wait_for()
-    places = []
-    for group in sorted(set(GROUPS.values())):
-        box = graph.get_by_text(group, exact=True).first.bounding_box()
-        assert box is not None, group
-        places.append((group, box["x"], box["y"]))
-    for asset in ("corpus_documents", "chunk_embeddings", "entropy_scores", "embedding_index"):
-        assert graph.get_by_text(asset).count() == 1, asset
-    left = {group: x for group, x, _ in places}
-    order = ["1_corpus", "2_embeddings", "4_retrieval", "5_verification", "6_samples"]
-    assert [left[group] for group in order] == sorted(left[group] for group in order)
-    assert left["1_corpus"] < left["3_entropy"] < left["4_retrieval"]
+
+    def left(text: str) -> float:
+        box = graph.get_by_text(text, exact=True).first.bounding_box()
+        assert box is not None, text
+        return box["x"]
+
+    for asset in FOLLOWING:
+        assert graph.get_by_text(asset, exact=True).count() == 1, asset
+    order = [left(asset) for asset in SHARDWISE if asset != "chunk_embeddings"]
+    assert order == sorted(order)
+    assert left("corpus_documents") < left("chunk_embeddings") < left("embedding_index")
+    assert left("embedding_index") < left("candidate_contexts")
     keep_picture(page, "asset-graph")
 
 
 def test_an_asset_says_what_it_is_and_its_partitions_what_they_hold(day: Day, page: Page) -> None:
-    page.goto(f"{day.server.url}/assets/verified_dependencies?view=overview")
+    page.goto(f"{day.server.url}/assets/dataset/verified_dependencies?view=overview")
     page.get_by_text("does the chunk lower the entropy there?").first.wait_for()
     page.get_by_text("entropy_context", exact=True).first.wait_for()
     shown = page.locator("body").inner_text()
-    for words in ("long-context-data", "5_verification", "PyTorch", "[nat]", "carry_new_shards"):
+    for words in ("long-context-data", "dataset", "PyTorch", "[nat]", "carry_new_shards"):
         assert words in shown, words
-    page.goto(f"{day.server.url}/assets/verified_dependencies?view=partitions&partition=tiny-00000")
+    page.goto(
+        f"{day.server.url}/assets/dataset/verified_dependencies?view=partitions&partition=tiny-00000"
+    )
     page.get_by_text("acceptance rate", exact=True).first.wait_for()
     shown = page.locator("body").inner_text()
     assert "tiny-00001" in shown
@@ -64,7 +67,7 @@ def test_an_asset_says_what_it_is_and_its_partitions_what_they_hold(day: Day, pa
 
 
 def test_figures_over_partitions_are_drawn(day: Day, page: Page) -> None:
-    page.goto(f"{day.server.url}/assets/verified_dependencies?view=overview")
+    page.goto(f"{day.server.url}/assets/dataset/verified_dependencies?view=overview")
     page.get_by_text("Plots", exact=True).first.click()
     for figure in ("acceptance rate", "mean_gain", "tokens per second"):
         page.get_by_text(figure, exact=True).first.wait_for()
@@ -73,7 +76,7 @@ def test_figures_over_partitions_are_drawn(day: Day, page: Page) -> None:
 
 
 def test_the_checks_of_an_asset_say_what_they_hold(day: Day, page: Page) -> None:
-    page.goto(f"{day.server.url}/assets/verified_dependencies?view=checks")
+    page.goto(f"{day.server.url}/assets/dataset/verified_dependencies?view=checks")
     page.get_by_text("pairs_reconcile").first.click()
     page.get_by_text("Latest execution").first.wait_for()
     shown = page.locator("body").inner_text()
@@ -84,55 +87,67 @@ def test_the_checks_of_an_asset_say_what_they_hold(day: Day, page: Page) -> None
 
 
 def test_one_partition_is_materialised_by_clicks_and_its_run_is_seen(day: Day, page: Page) -> None:
-    before = day.server.materialisations("corpus_documents")
-    page.goto(f"{day.server.url}/assets/corpus_documents?view=partitions&partition=tiny-00001")
+    before = day.server.materializations("corpus_documents")
+    page.goto(
+        f"{day.server.url}/assets/corpus/corpus_documents?view=partitions&partition=tiny-00001"
+    )
     page.get_by_text("rows per second").first.wait_for()
     page.get_by_role("button", name="Materialize").first.click()
     dialog = page.locator("[role=dialog]")
-    dialog.get_by_text("Launch runs to materialize corpus_documents").wait_for()
+    dialog.get_by_text("Launch runs to materialize").wait_for()
     assert "1 partition" in dialog.inner_text()
     dialog.get_by_role("button", name="Launch 1 run").click()
 
     def made() -> bool:
-        times = day.server.materialisations("corpus_documents")
+        times = day.server.materializations("corpus_documents")
         return len(times["tiny-00001"]) == len(before["tiny-00001"]) + 1 and day.server.settled()
 
     day.server.wait("the run", made, 120)
-    after = day.server.materialisations("corpus_documents")
+    after = day.server.materializations("corpus_documents")
     assert after["tiny-00000"] == before["tiny-00000"]
-    page.goto(f"{day.server.url}/assets/corpus_documents?view=partitions&partition=tiny-00001")
+    page.goto(
+        f"{day.server.url}/assets/corpus/corpus_documents?view=partitions&partition=tiny-00001"
+    )
     link = page.locator("a[href^='/runs/']").first
     run = str(link.get_attribute("href")).partition("?")[0]
     page.goto(f"{day.server.url}{run}")
-    page.get_by_text("corpus_documents_checks").first.wait_for()
+    page.get_by_text("corpus__corpus_documents_checks").first.wait_for()
     page.get_by_text("Success", exact=True).first.wait_for()
     shown = page.locator("body").inner_text()
     assert "tiny-00001" in shown
     assert "Success" in shown
-    assert "corpus_documents_checks" in shown
+    assert "corpus__corpus_documents_checks" in shown
     keep_picture(page, "run")
 
 
 def test_the_launchpad_shows_every_setting(day: Day, page: Page) -> None:
-    page.goto(f"{day.server.url}/assets/verified_dependencies?view=overview")
+    page.goto(f"{day.server.url}/assets/dataset/verified_dependencies?view=overview")
     page.get_by_text("does the chunk lower the entropy there?").first.wait_for()
     page.locator('button:right-of(:text("Materialize"))').first.click()
     page.get_by_text("launchpad").first.click()
     dialog = page.get_by_role("dialog").filter(has_text="Launchpad (configure assets)")
     dialog.get_by_text("No errors").wait_for()
     config = dialog.inner_text()
-    for words in ("pipeline:", "corpus:", "root_fraction:", "max_bad_share:"):
+    for words in ("dataset:", "roots:", "max_tokens:", "epsilon:"):
         assert words in config, words
     keep_picture(page, "launchpad")
 
 
 def test_automations_are_off_and_say_what_they_start(day: Day, page: Page) -> None:
     page.goto(f"{day.server.url}/automation")
-    names = ("carry_new_shards", "daily_scan", "fill_gaps", "new_files", "refresh_index")
+    names = (
+        "corpus__carry_new_shards",
+        "corpus__daily_scan",
+        "corpus__fill_gaps",
+        "corpus__new_files",
+        "corpus__refresh_index",
+        "dataset__carry_new_shards",
+        "dataset__fill_gaps",
+    )
     for name in names:
         page.get_by_text(name, exact=True).first.wait_for()
     switches = page.locator("input[type=checkbox][role=switch], [role=switch] input, label input")
     assert all(not switch.is_checked() for switch in switches.all())
-    page.goto(f"{day.server.url}/locations/entropylong/sensors/new_files")
-    page.get_by_text("Starts nothing for shards that are known").first.wait_for()
+    page.goto(f"{day.server.url}/locations/entropylong/sensors/corpus__new_files")
+    page.get_by_text("Starts nothing for unchanged shards").first.wait_for()
     keep_picture(page, "automation")

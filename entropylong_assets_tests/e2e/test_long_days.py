@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from entropylong_assets_tests.e2e.day import SHARDWISE, Day
+from entropylong_assets_tests.e2e.day import CARRIERS, Day
 from entropylong_assets_tests.e2e.server import PROJECT
+from entropylong_assets_tests.stage_names import SHARDWISE
 
 pytestmark = pytest.mark.long
 
@@ -37,7 +38,7 @@ def wait_for_export(day: Day, number: int) -> None:
     day.server.wait(
         f"export {number}",
         lambda: (
-            len(day.server.materialisations("training_dataset").get("all", [])) == number
+            len(day.server.materializations("training_dataset").get("all", [])) == number
             and day.server.settled()
         ),
         300,
@@ -45,13 +46,14 @@ def wait_for_export(day: Day, number: int) -> None:
 
 
 def ticks_since(day: Day, moment: float) -> int:
-    ticks = day.server.ended_ticks("carry_new_shards")
+    ticks = day.server.ended_ticks("dataset__carry_new_shards")
     return sum(tick["timestamp"] > moment for tick in ticks)
 
 
 def test_the_first_files_become_samples_by_the_sensors_alone(day: Day) -> None:
-    day.server.switch_on("new_files")
-    day.server.switch_on("carry_new_shards")
+    day.server.switch_on("corpus__new_files")
+    for name in CARRIERS:
+        day.server.switch_on(name)
     day.wait_for("long_context_samples", FIRST, 400)
     wait_for_export(day, 1)
     times = day.times()
@@ -92,7 +94,7 @@ def test_a_poisoned_file_blocks_its_own_partition_and_no_other(day: Day) -> None
 
 
 def test_repaired_and_retried_it_heals_and_flows_on(day: Day) -> None:
-    day.server.switch_off("new_files")
+    day.server.switch_off("corpus__new_files")
     [failed] = day.server.failed_runs(POISONED)
     day.write("e")
     assert day.wait_for_run(day.server.reexecute(failed)) == "SUCCESS"
@@ -117,7 +119,8 @@ def test_a_changed_epsilon_makes_stale_what_it_determines_and_starts_nothing(day
 
 
 def test_a_backfill_over_all_shards_renews_them(day: Day) -> None:
-    day.server.switch_off("carry_new_shards")
+    for name in CARRIERS:
+        day.server.switch_off(name)
     before = day.times()
     backfill = day.server.backfill(SHARDWISE, sorted(ALL))
     assert day.wait_for_backfill(backfill, 900) == "COMPLETED_SUCCESS"
@@ -145,8 +148,8 @@ def test_the_failed_partition_of_a_backfill_is_retried_alone(day: Day) -> None:
 
 
 def test_a_run_whose_process_is_killed_fails_and_does_not_hang(day: Day) -> None:
-    run = day.server.launch("score", "tiny-00000")
+    run = day.server.launch("dataset__score", "tiny-00000")
     process = day.server.wait("its process", lambda: day.server.process_of(run), 120)
     os.kill(process, signal.SIGKILL)
     assert day.wait_for_run(run, 120) == "FAILURE"
-    assert day.wait_for_run(day.server.launch("score", "tiny-00000"), 180) == "SUCCESS"
+    assert day.wait_for_run(day.server.launch("dataset__score", "tiny-00000"), 180) == "SUCCESS"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from entropylong_assets_tests.e2e.conftest import keep_picture
-from entropylong_assets_tests.e2e.day import AFTER_INGEST, SHARDWISE, Day
+from entropylong_assets_tests.e2e.day import AFTER_INGEST, CARRIERS, Day
+from entropylong_assets_tests.stage_names import SHARDWISE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -25,15 +26,16 @@ def test_new_files_flow_to_samples_and_a_poisoned_one_is_blocked(day: Day) -> No
     assert {asset: set(before[asset]) for asset in SHARDWISE} == dict.fromkeys(SHARDWISE, OLD)
     day.write("c")
     day.write("d", broken=8)
-    server.switch_on("new_files")
-    server.switch_on("carry_new_shards")
+    server.switch_on("corpus__new_files")
+    for name in CARRIERS:
+        server.switch_on(name)
     # No further act.
     day.wait_for("long_context_samples", OLD | {GOOD}, 240)
     exports = len(before["training_dataset"]["all"])
     server.wait(
         "the export",
         lambda: (
-            len(server.materialisations("training_dataset")["all"]) > exports and server.settled()
+            len(server.materializations("training_dataset")["all"]) > exports and server.settled()
         ),
         120,
     )
@@ -61,7 +63,7 @@ def test_new_files_flow_to_samples_and_a_poisoned_one_is_blocked(day: Day) -> No
 
 @pytest.mark.browser
 def test_the_page_of_the_failed_check_shows_the_rows(day: Day, page: Page) -> None:
-    page.goto(f"{day.server.url}/assets/corpus_documents?view=checks")
+    page.goto(f"{day.server.url}/assets/corpus/corpus_documents?view=checks")
     page.get_by_text("few_bad_rows").first.click()
     page.get_by_text("8 faulty rows. The rule:").first.wait_for()
     assert page.get_by_text(POISONED).count() > 0
@@ -76,13 +78,14 @@ def test_the_page_of_the_failed_check_shows_the_rows(day: Day, page: Page) -> No
 
 def test_the_repaired_file_heals_by_a_retry(day: Day) -> None:
     server = day.server
-    server.switch_off("new_files")  # it would start the retry by itself
-    server.switch_off("carry_new_shards")
+    server.switch_off("corpus__new_files")  # it would start the retry by itself
+    for name in CARRIERS:
+        server.switch_off(name)
     [failed] = server.failed_runs(POISONED)
     day.write("d")
     assert day.wait_for_run(server.reexecute(failed)) == "SUCCESS"
     assert not [key for key in server.failed_checks() if key[1] == POISONED]
-    assert POISONED in server.materialisations("chunk_embeddings")
+    assert POISONED in server.materializations("chunk_embeddings")
 
 
 def test_a_changed_epsilon_shows_what_became_stale_and_a_backfill_renews_it(day: Day) -> None:

@@ -20,9 +20,10 @@ import pytest
 import yaml
 
 from entropylong_assets.orchestration.doctor import examine
-from entropylong_assets.orchestration.local_run import register_shards, run_pipeline
+from entropylong_assets.orchestration.local_run import register_shards, run_project
 from entropylong_assets_tests.e2e.server import PROJECT, free_port
-from entropylong_assets_tests.tiny_world import tiny_settings, write_corpus
+from entropylong_assets_tests.stage_names import path_of
+from entropylong_assets_tests.tiny_world import tiny_project, write_corpus
 
 
 def server_programs() -> Path | None:
@@ -132,21 +133,22 @@ def test_a_pipeline_runs_on_postgresql(
     (home / "dagster.yaml").write_text(with_postgres(text), encoding="utf-8")
     for name, value in {**database, "DAGSTER_HOME": str(home)}.items():
         monkeypatch.setenv(name, value)
-    settings = tiny_settings(corpus, tmp_path / "data", tiny_models)
-    with dg.DagsterInstance.get() as there:
-        assert type(there.run_storage).__name__ == "PostgresRunStorage"
-        run_pipeline(settings, register_shards(settings, there), there)
+    project = tiny_project(corpus, tmp_path / "data", tiny_models)
+    with dg.DagsterInstance.get() as instance:
+        assert type(instance.run_storage).__name__ == "PostgresRunStorage"
+        register_shards(project.corpus, instance)
+        run_project(project, instance, with_export=False)
     # Another process sees it: nothing of it lies in the folder.
     with dg.DagsterInstance.get() as again:
-        made = again.get_materialized_partitions(dg.AssetKey("long_context_samples"))
+        made = again.get_materialized_partitions(dg.AssetKey(path_of("long_context_samples")))
         assert made == {"tiny-00000", "tiny-00001"}
         assert again.get_runs_count() >= 9
     assert not list(home.rglob("*.db"))
-    found = {f.subject: f for f in examine(settings)}
+    found = {f.subject: f for f in examine(project)}
     assert found["instance"].verdict == "ok"
-    assert "PostgreSQL" in found["instance"].told
+    assert "PostgreSQL" in found["instance"].message
     # A database that is gone is a fault with a remedy, not a traceback.
     monkeypatch.setenv("DAGSTER_PG_PORT", str(free_port()))
-    lost = next(iter(examine(settings)))
+    lost = next(iter(examine(project)))
     assert (lost.subject, lost.verdict) == ("instance", "fault")
-    assert "start its database" in lost.told
+    assert "start its database" in lost.message

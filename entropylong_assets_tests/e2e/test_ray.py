@@ -19,13 +19,15 @@ import pytest
 
 from entropylong_assets.orchestration.doctor import examine
 from entropylong_assets.orchestration.local_run import register_shards
-from entropylong_assets.settings.model import make_settings
-from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.project import make_project, open_store
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.e2e.local_ray import LocalRay, StepProcess
 from entropylong_assets_tests.e2e.server import REPOSITORY, Server, free_port
+from entropylong_assets_tests.stage_names import path_of
 from entropylong_assets_tests.test_pipeline import versions
-from entropylong_assets_tests.tiny_world import tiny_settings
+from entropylong_assets_tests.tiny_world import tiny_values
 
 AFTER_INDEX = [
     "entropy_scores",
@@ -33,7 +35,11 @@ AFTER_INDEX = [
     "verified_dependencies",
     "long_context_samples",
 ]
-GPU_STEPS = {"chunk_embeddings", "entropy_scores", "verified_dependencies"}
+GPU_STEPS = {
+    "corpus__chunk_embeddings",
+    "dataset__entropy_scores",
+    "dataset__verified_dependencies",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def launch(server: Server, assets: list[str], shard: str) -> str:
             "selector": {
                 **REPOSITORY,
                 "jobName": "__ASSET_JOB",
-                "assetSelection": [{"path": [asset]} for asset in assets],
+                "assetSelection": [{"path": path_of(asset)} for asset in assets],
                 "assetCheckSelection": [],
             },
             "runConfigData": {},
@@ -100,27 +106,25 @@ def test_a_node_killed_in_a_step_changes_nothing(
 ) -> None:
     """The named failures: a partition that depends on where it was made, a step that is lost
     with its node, a half-made table that is read."""
-    settings = tiny_settings(
-        world.corpus,
-        tmp_path / "data",
-        tiny_models,
-        cluster={"engine": "ray"},  # stages with a model ask for a GPU, as by default
-    )
-    server = Server(tmp_path, settings.model_dump(mode="json"), ray.dagster_yaml)
+    # Stages with a model ask for a GPU, as by default.
+    ray_engine = {"engine": "ray"}
+    values = tiny_values(world.corpus, tmp_path / "data", tiny_models, cluster=ray_engine)
+    project = make_project(values)
+    server = Server(tmp_path, values, ray.dagster_yaml)
     server.environment |= ray.client | {"DAGSTER_STEP_DELEGATING_EXECUTOR_SLEEP_SECONDS": "0.2"}
     for name, value in (ray.client | {"DAGSTER_HOME": str(server.home)}).items():
         monkeypatch.setenv(name, value)
     with dg.DagsterInstance.get() as instance:
-        shards = [shard.key for shard in register_shards(settings, instance).shards]
+        shards = [shard.key for shard in register_shards(project.corpus, instance).shards]
         assert shards == list(world.shards)
         instance.event_log_storage.set_concurrency_slots("gpu", 2)
         with server:
             ray.wait_for_nodes(2)
-            findings = {f.subject: f for f in examine(settings)}
+            findings = {f.subject: f for f in examine(project)}
             assert findings["ray"].verdict == "ok"
-            assert "2 nodes, 2 CPUs, 2 GPUs" in findings["ray"].told
-            wait_for(server, [server.launch("ingest", shard) for shard in shards], 240)
-            wait_for(server, [server.launch("index")], 120)
+            assert "2 nodes, 2 CPUs, 2 GPUs" in findings["ray"].message
+            wait_for(server, [server.launch("corpus__ingest", shard) for shard in shards], 240)
+            wait_for(server, [server.launch("corpus__index")], 120)
             runs = [launch(server, AFTER_INDEX, shard) for shard in shards]
             hit = server.wait(
                 "a step on the worker node",
@@ -150,12 +154,12 @@ def test_a_node_killed_in_a_step_changes_nothing(
     assert dead["metadata"]["dagster/op"] == hit.step
     assert "died" in dead["message"]
 
-    store = TableStore(settings.data_uri)
+    store = open_store(project.dataset)
     assert versions(store) == versions(world.store)
     for shard in shards:
         for table in ("samples", "segments", "dependencies"):
-            made = store.read("long_context_samples", shard, table)
-            assert made.equals(world.store.read("long_context_samples", shard, table))
+            made = store.read(LONG_CONTEXT_SAMPLES, shard, table)
+            assert made.equals(world.store.read(LONG_CONTEXT_SAMPLES, shard, table))
             assert len(made) > 0
 
 
@@ -168,30 +172,29 @@ def test_a_run_whose_own_process_is_killed_is_resumed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The named failure: a run that stays "started" for ever, or is begun anew from the top."""
-    settings = tiny_settings(
-        world.corpus, tmp_path / "data", tiny_models, cluster={"engine": "ray"}
-    )
-    server = Server(tmp_path, settings.model_dump(mode="json"), ray.dagster_yaml)
+    values = tiny_values(world.corpus, tmp_path / "data", tiny_models, cluster={"engine": "ray"})
+    project = make_project(values)
+    server = Server(tmp_path, values, ray.dagster_yaml)
     server.environment |= ray.client
     monkeypatch.setenv("DAGSTER_HOME", str(server.home))
-    first = "corpus_documents"
+    first, step = "corpus_documents", "corpus__corpus_documents"
     with dg.DagsterInstance.get() as instance:
-        shard = register_shards(settings, instance).shards[0].key
+        shard = register_shards(project.corpus, instance).shards[0].key
         with server:
             ray.wait_for_nodes(1)
             run = launch(server, [first, "chunk_embeddings"], shard)
-            server.wait("a step", lambda: events(instance, run, first, "STEP_START"), 120)
+            server.wait("a step", lambda: events(instance, run, step, "STEP_START"), 120)
             process = ray.run_process(run)
             assert process is not None
             process.kill()
             wait_for(server, [run], 240)
         # The step that was going on was neither lost nor made twice.
-        assert len(events(instance, run, first, "STEP_START")) == 1
-        assert len(events(instance, run, first, "STEP_SUCCESS")) == 1
+        assert len(events(instance, run, step, "STEP_START")) == 1
+        assert len(events(instance, run, step, "STEP_SUCCESS")) == 1
         assert instance.count_resume_run_attempts(run) == 1
     made, wanted = (
-        store.require("chunk_embeddings", shard).data_version
-        for store in (TableStore(settings.data_uri), world.store)
+        store.require(CHUNK_EMBEDDINGS, shard).data_version
+        for store in (open_store(project.dataset), world.store)
     )
     assert made == wanted
 
@@ -212,11 +215,11 @@ def test_the_doctor_says_what_to_do_where_no_cluster_answers(
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     nowhere = f"http://127.0.0.1:{free_port()}"
-    settings = make_settings(
-        "quickstart",
+    project = make_project(
         {"data_uri": str(tmp_path), "cluster": {"engine": "ray", "address": nowhere}},
+        "quickstart",
     )
-    (found,) = [f for f in examine(settings) if f.subject == "ray"]
+    (found,) = [f for f in examine(project) if f.subject == "ray"]
     assert found.verdict == "fault"
-    assert found.told.startswith(f"{nowhere}: ServerUnavailable: ")
-    assert "start the cluster" in found.told
+    assert found.message.startswith(f"{nowhere}: ServerUnavailable: ")
+    assert "start the cluster" in found.message

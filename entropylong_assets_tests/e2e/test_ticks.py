@@ -16,16 +16,13 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.partitions.context import partition_loading_context
 
-from entropylong_assets.definitions import build_definitions
-from entropylong_assets.orchestration.partitions import PIPELINE
-from entropylong_assets.orchestration.resources import Pipeline
+from entropylong_assets.orchestration.build import build_definitions
 from entropylong_assets.orchestration.scanning import register, scan
-from entropylong_assets.orchestration.schedules import new_files
-from entropylong_assets.settings.model import Settings
-from entropylong_assets.storage.tables import WHOLE, TableStore
-from entropylong_assets_tests.tiny_world import document, tiny_settings
-
-SHARDWISE = [asset for asset in PIPELINE if asset != "embedding_index"]
+from entropylong_assets.project import Project, make_project, open_store
+from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
+from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.stage_names import SHARDWISE, path_of
+from entropylong_assets_tests.tiny_world import document, tiny_values
 
 
 def write_file(path: Path, seeds: range, broken: int = 0) -> None:
@@ -38,9 +35,10 @@ def write_file(path: Path, seeds: range, broken: int = 0) -> None:
 class Operator:
     """Dagster's daemon in this process: ticks of both sensors, and the runs they ask for."""
 
-    def __init__(self, settings: Settings, instance: dg.DagsterInstance) -> None:
-        self.settings, self.instance = settings, instance
-        self.defs = build_definitions(settings)
+    def __init__(self, project: Project, instance: dg.DagsterInstance) -> None:
+        self.project, self.instance = project, instance
+        self.store = open_store(project.dataset)
+        self.defs = build_definitions(project)
         self.repository = self.defs.get_repository_def()
         self.cursor: object = None
         self.runs: Counter[tuple[str, str]] = Counter()
@@ -48,10 +46,9 @@ class Operator:
 
     def scan(self) -> str:
         """One tick of `new_files`; returns what it says."""
-        context = dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": Pipeline(self.settings)}
-        )
-        result = new_files(context)
+        sensor = self.repository.get_sensor_def("corpus__new_files")
+        with dg.build_sensor_context(instance=self.instance, definitions=self.defs) as context:
+            result = sensor(context)
         assert isinstance(result, dg.SensorResult)
         for request in result.dynamic_partitions_requests or []:
             assert isinstance(request, dg.AddDynamicPartitionsRequest)
@@ -70,7 +67,7 @@ class Operator:
         done = job.execute_in_process(
             instance=self.instance,
             partition_key=shard,
-            asset_selection=[dg.AssetKey(asset) for asset in assets],
+            asset_selection=[dg.AssetKey(path_of(asset)) for asset in assets],
             raise_on_error=False,
         )
         self.runs.update((asset, shard or WHOLE) for asset in assets)
@@ -93,7 +90,7 @@ class Operator:
             self.cursor = result.cursor
             wanted: dict[str | None, list[str]] = {}
             for evaluation in result.results:
-                asset = evaluation.key.to_user_string()
+                asset = evaluation.key.path[-1]
                 subset = result.get_requested_partitions(evaluation.key)
                 for shard in sorted(subset, key=str):
                     wanted.setdefault(shard, []).append(asset)
@@ -107,16 +104,18 @@ class Operator:
     def sweep(self, schedule: str) -> list[dg.RunRequest]:
         """One tick of a schedule."""
         definition = self.repository.get_schedule_def(schedule)
-        context = dg.build_schedule_context(
-            instance=self.instance,
-            repository_def=self.repository,
-            resources={"pipeline": Pipeline(self.settings)},
-        )
-        with partition_loading_context(dynamic_partitions_store=self.instance):
+        with (
+            dg.build_schedule_context(
+                instance=self.instance, repository_def=self.repository
+            ) as context,
+            partition_loading_context(dynamic_partitions_store=self.instance),
+        ):
             return list(definition.evaluate_tick(context).run_requests or [])
 
     def times(self, asset: str) -> dict[str, list[float]]:
-        records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=1000).records
+        records = self.instance.fetch_materializations(
+            dg.AssetKey(path_of(asset)), limit=1000
+        ).records
         times: dict[str, list[float]] = {}
         for record in records:
             times.setdefault(record.partition_key or WHOLE, []).append(record.timestamp)
@@ -129,17 +128,17 @@ def operator(tmp_path: Path, tiny_models: tuple[str, str]) -> Iterator[Operator]
     corpus.mkdir()
     for name, first in (("a", 100), ("b", 200)):
         write_file(corpus / f"{name}.jsonl", range(first, first + 12))
-    values = tiny_settings(corpus, tmp_path / "data", tiny_models).model_dump()
+    values = tiny_values(corpus, tmp_path / "data", tiny_models)
     values["corpus"]["on_bad_row"] = "skip"
-    settings = Settings.model_validate(values)
+    project = make_project(values)
     home = tmp_path / "home"
     home.mkdir()
     with dg.DagsterInstance.local_temp(str(home)) as instance:
-        yield Operator(settings, instance)
+        yield Operator(project, instance)
 
 
 def test_new_files_become_samples_and_old_shards_stay(operator: Operator) -> None:
-    corpus = Path(operator.settings.corpus.sources[0].uri).parent
+    corpus = Path(operator.project.corpus.sources[0].uri).parent
     operator.carry()  # the sensor was on before anything was there
     operator.scan()
     ticks = operator.carry()
@@ -148,7 +147,8 @@ def test_new_files_become_samples_and_old_shards_stay(operator: Operator) -> Non
     for shard in ("tiny-00000", "tiny-00001"):
         steps = [assets for at, assets in flat if at == shard]
         assert steps == [("entropy_scores",), three]
-    assert [a for at, a in flat if at == WHOLE] == [("embedding_index",), ("training_dataset",)]
+    whole = [a for at, a in flat if at == WHOLE]
+    assert whole == [("embedding_index",), ("training_dataset",), ("report",)]
     assert operator.scan() == "nothing new in 2 shards"
     before = {asset: operator.times(asset) for asset in SHARDWISE}
     assert all(set(times) == {"tiny-00000", "tiny-00001"} for times in before.values())
@@ -164,12 +164,12 @@ def test_new_files_become_samples_and_old_shards_stay(operator: Operator) -> Non
     # Once for each of the two batches.
     assert len(operator.times("embedding_index")[WHOLE]) == 2
     assert len(operator.times("training_dataset")[WHOLE]) == 2
-    index = TableStore(operator.settings.data_uri).read("embedding_index", WHOLE, "shards")
+    index = operator.store.read(EMBEDDING_INDEX, WHOLE, "shards")
     assert index["shard"].to_list() == [f"tiny-0000{i}" for i in range(4)]
 
 
 def test_a_poisoned_file_stops_only_its_shard_and_heals(operator: Operator) -> None:
-    corpus = Path(operator.settings.corpus.sources[0].uri).parent
+    corpus = Path(operator.project.corpus.sources[0].uri).parent
     write_file(corpus / "b.jsonl", range(200, 212), broken=8)
     operator.carry()
     operator.scan()
@@ -177,9 +177,9 @@ def test_a_poisoned_file_stops_only_its_shard_and_heals(operator: Operator) -> N
     assert set(operator.times("corpus_documents")) == {"tiny-00000", "tiny-00001"}
     for asset in SHARDWISE[1:]:
         assert set(operator.times(asset)) == {"tiny-00000"}, asset
-    store = TableStore(operator.settings.data_uri)
-    assert store.read("embedding_index", WHOLE, "shards")["shard"].to_list() == ["tiny-00000"]
-    key = dg.AssetCheckKey(dg.AssetKey("corpus_documents"), "few_bad_rows")
+    store = operator.store
+    assert store.read(EMBEDDING_INDEX, WHOLE, "shards")["shard"].to_list() == ["tiny-00000"]
+    key = dg.AssetCheckKey(dg.AssetKey(path_of("corpus_documents")), "few_bad_rows")
     history = operator.instance.event_log_storage.get_asset_check_execution_history(key, 10)
     verdicts = {
         e.partition: (e.passed, e.metadata)
@@ -194,7 +194,7 @@ def test_a_poisoned_file_stops_only_its_shard_and_heals(operator: Operator) -> N
     # A run started by hand is not held back by Dagster: the index looks itself.
     assert operator.run(["chunk_embeddings"], "tiny-00001")
     assert operator.run(["embedding_index"], None)
-    assert store.read("embedding_index", WHOLE, "shards")["shard"].to_list() == ["tiny-00000"]
+    assert store.read(EMBEDDING_INDEX, WHOLE, "shards")["shard"].to_list() == ["tiny-00000"]
 
     untouched = {asset: operator.times(asset)["tiny-00000"] for asset in SHARDWISE}
     write_file(corpus / "b.jsonl", range(200, 212))
@@ -210,18 +210,19 @@ def test_the_sweeps_find_what_no_tick_saw(operator: Operator) -> None:
     """The runs that a scan asked for were lost and no sensor is on: each step is found."""
     for seen in range(2):  # the second time for a changed file
         if seen:
-            corpus = Path(operator.settings.corpus.sources[0].uri).parent
+            corpus = Path(operator.project.corpus.sources[0].uri).parent
             write_file(corpus / "b.jsonl", range(500, 512))
-        register(scan(operator.settings, operator.instance), operator.instance)
+        corpus_settings = operator.project.corpus
+        register(corpus_settings, scan(corpus_settings, operator.instance), operator.instance)
         steps = []
         for _ in range(10):
-            gaps = operator.sweep("fill_gaps")
-            index = operator.sweep("refresh_index")
+            gaps = [*operator.sweep("corpus__fill_gaps"), *operator.sweep("dataset__fill_gaps")]
+            index = operator.sweep("corpus__refresh_index")
             for request in gaps:
                 assert request.asset_selection is not None
                 [key] = request.asset_selection
-                steps.append((request.partition_key, key.to_user_string()))
-                operator.run([key.to_user_string()], request.partition_key)
+                steps.append((request.partition_key, key.path[-1]))
+                operator.run([key.path[-1]], request.partition_key)
             for _ in index:
                 steps.append((WHOLE, "embedding_index"))
                 operator.run(["embedding_index"], None)

@@ -7,23 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entropylong_assets.orchestration.partitions import PIPELINE
-from entropylong_assets.settings.model import Settings
 from entropylong_assets.storage.tables import WHOLE, TableStore
 from entropylong_assets_tests.e2e.server import PROJECT
 from entropylong_assets_tests.faults import witness
 from entropylong_assets_tests.faults.processes import Stage
-from entropylong_assets_tests.tiny_world import tiny_settings, write_corpus, write_models
+from entropylong_assets_tests.stage_names import BY_NAME, FOLLOWING
+from entropylong_assets_tests.tiny_world import tiny_values, write_corpus, write_models
 
 FIRST, SHARD = "tiny-00000", "tiny-00001"
 """The second shard is killed: the first one stands beside it and must stay as it is."""
 
 AUDITS = ("null_calibration", "long_range_audit")
-STAGES = ("scan", *PIPELINE, "training_dataset", *AUDITS)
+STAGES = ("scan", *FOLLOWING, *AUDITS)
 
 
 def shard_of(asset: str) -> str:
-    return WHOLE if asset in ("scan", "embedding_index", "training_dataset") else SHARD
+    return SHARD if asset in BY_NAME and BY_NAME[asset].partitioned else WHOLE
 
 
 @dataclass
@@ -31,7 +30,8 @@ class Reference:
     """`folder` holds for each made stage data and instance before it, and data after it."""
 
     folder: Path
-    settings: Settings
+    content: dict[str, Any]
+    """Of the settings file."""
     seconds: dict[str, float] = field(default_factory=dict)
     acts: dict[str, int] = field(default_factory=dict)
     """Acts on files under the data folder in an undisturbed run of the stage."""
@@ -39,7 +39,7 @@ class Reference:
     """Files that the stage adds to the LanceDB table."""
 
     def values(self, data: Path) -> dict[str, Any]:
-        return self.settings.model_dump(mode="json", exclude={"profile"}) | {"data_uri": str(data)}
+        return self.content | {"data_uri": str(data)}
 
     def make(self, last: str) -> None:
         """Runs all stages up to this one, undisturbed, unless they have been."""
@@ -74,9 +74,9 @@ class Reference:
     def versions(self, stage: str) -> dict[str, str]:
         store = TableStore(str(self.after(stage)))
         return {
-            f"{asset}/{shard}": store.require(asset, shard).data_version
-            for asset in (*PIPELINE, *AUDITS)
-            for shard in store.shards(asset)
+            f"{asset}/{shard}": store.require(BY_NAME[asset].tables, shard).data_version
+            for asset in (*FOLLOWING, *AUDITS)
+            for shard in store.shards(BY_NAME[asset].tables)
         }
 
     def rows(self, stage: str) -> dict[str, list[str]]:
@@ -89,7 +89,7 @@ class Reference:
 
 
 def lance_files(data: Path) -> int:
-    return sum(1 for path in (data / "lancedb").rglob("*") if path.is_file())
+    return sum(1 for path in (data / "corpus" / "lancedb").rglob("*") if path.is_file())
 
 
 def begin(folder: Path) -> Reference:
@@ -99,4 +99,4 @@ def begin(folder: Path) -> Reference:
     for name in ("data", "home"):
         (folder / name).mkdir()
     shutil.copyfile(PROJECT / "dagster.yaml", folder / "home" / "dagster.yaml")
-    return Reference(folder, tiny_settings(folder / "corpus", folder / "data", models))
+    return Reference(folder, tiny_values(folder / "corpus", folder / "data", models))

@@ -45,31 +45,32 @@ def watch_files(folder: str, die_at: int | None) -> list[int]:
 
 
 def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
-    """Materialises one asset with its checks. Raises RuntimeError where the run fails."""
+    """Materialize one asset with its checks. Raises RuntimeError if the run fails."""
     import dagster as dg
 
-    from entropylong_assets.definitions import build_definitions
+    from entropylong_assets.orchestration.build import build_definitions
     from entropylong_assets.orchestration.errors import plain_errors
     from entropylong_assets.orchestration.launcher import process_tags
-    from entropylong_assets.orchestration.local_run import instance, register_shards
-    from entropylong_assets.settings.model import make_settings
+    from entropylong_assets.orchestration.local_run import open_instance, register_shards
+    from entropylong_assets.project import make_project
     from entropylong_assets.storage.tables import WHOLE
+    from entropylong_assets_tests.stage_names import path_of
 
-    settings, run_id = make_settings("calibrated", values), str(uuid.uuid4())
-    with instance() as there:
+    project, run_id = make_project(values), str(uuid.uuid4())
+    with open_instance() as instance:
         if asset == "scan":
             with plain_errors():
-                register_shards(settings, there)
+                register_shards(project.corpus, instance)
             return
         done = (
-            build_definitions(settings)
+            build_definitions(project)
             .get_repository_def()
             .get_job("__ASSET_JOB")
             .execute_in_process(
-                instance=there,
+                instance=instance,
                 run_id=run_id,
                 partition_key=None if shard == WHOLE else shard,
-                asset_selection=[dg.AssetKey(asset)],
+                asset_selection=[dg.AssetKey(path_of(asset))],
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 tags=process_tags(run_id, os.getpid()),
                 raise_on_error=False,
@@ -77,14 +78,13 @@ def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
         )
         if not done.success:
             failure = next(e for e in done.all_events if e.is_step_failure).step_failure_data
-            told = failure.user_failure_data
-            error = failure.error
-            raise RuntimeError(told.description if told else error.message if error else "?")
-        red = [
+            data, error = failure.user_failure_data, failure.error
+            raise RuntimeError(data.description if data else error.message if error else "?")
+        failed = [
             e.check_name for e in done.get_asset_check_evaluations() if e.blocking and not e.passed
         ]
-        if red:
-            raise RuntimeError(f"{asset}, {shard}: checks failed: {red}")
+        if failed:
+            raise RuntimeError(f"{asset}, {shard}: checks failed: {failed}")
 
 
 def give_up_rights() -> None:
@@ -124,9 +124,9 @@ def run_stage(
     if not pauses:
         import dagster as dg
 
-        from entropylong_assets.orchestration import faults
+        from entropylong_assets.orchestration import assets
 
-        faults.RETRIES = dg.RetryPolicy(max_retries=faults.RETRIES.max_retries)
+        assets.RETRIES = dg.RetryPolicy(max_retries=assets.RETRIES.max_retries)
     count = watch_files(str(values["data_uri"]), die_at)
     with contextlib.suppress(BrokenPipeError):
         pipe.send("started")

@@ -8,17 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from entropylong_assets.orchestration.local_run import export_is_current
-from entropylong_assets.settings.model import make_settings
+from entropylong_assets.project import make_project, open_store
+from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.training_data.stage import TRAINING_DATASET_STAGE
+from entropylong_assets.stages.versioning import stale_reason
 from entropylong_assets_tests.e2e.server import PROJECT
 from entropylong_assets_tests.faults.comparing import rerun
 from entropylong_assets_tests.faults.reference import STAGES, Reference, shard_of
 from entropylong_assets_tests.faults.summary import Tale
+from entropylong_assets_tests.stage_names import path_of
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 needs_faketime = pytest.mark.skipif(
@@ -63,13 +67,13 @@ def run_under_a_clock(
 
 
 def runs_of(home: Path) -> Sequence[dg.RunRecord]:
-    with dg.DagsterInstance.from_config(str(home)) as there:
-        return there.get_run_records()
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        return instance.get_run_records()
 
 
 def newest_event(home: Path, asset: str) -> dg.EventLogRecord:
-    with dg.DagsterInstance.from_config(str(home)) as there:
-        return there.fetch_materializations(dg.AssetKey(asset), limit=1).records[0]
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        return instance.fetch_materializations(dg.AssetKey(path_of(asset)), limit=1).records[0]
 
 
 @needs_faketime
@@ -99,13 +103,18 @@ def test_samples_made_after_the_clock_went_back_are_exported(
     reference.make(STAGES[-1])
     data, home = tmp_path / "data", tmp_path / "home"
     reference.copy(STAGES[-1], data, home)
-    settings = make_settings("calibrated", reference.values(data))
-    with dg.DagsterInstance.from_config(str(home)) as there:
-        assert export_is_current(settings, there)
+
+    def reason() -> str | None:
+        """Why the export is not up to date."""
+        dataset = make_project(reference.values(data)).dataset
+        return stale_reason(TRAINING_DATASET_STAGE, Partition(dataset, open_store(dataset)))
+
+    assert reason() is None
+    reference = replace(reference, content={**reference.content, "seed": 7})
+    run_under_a_clock(reference, "verified_dependencies", data, home, set_back_in_the_middle=False)
     run_under_a_clock(reference, "long_context_samples", data, home, set_back_in_the_middle=False)
     exported, made = (newest_event(home, a) for a in ("training_dataset", "long_context_samples"))
     assert made.timestamp < exported.timestamp
-    with dg.DagsterInstance.from_config(str(home)) as there:
-        assert not export_is_current(settings, there)
+    assert reason() is not None
     tell.faults["clock set back"] += 1
     tell.recoveries += 1

@@ -24,11 +24,12 @@ from entropylong_assets_tests.faults.reference import STAGES, Reference, shard_o
 from entropylong_assets_tests.faults.summary import SEED, Tale
 
 JOBS = {
-    "index": "embedding_index",
-    "score": "entropy_scores",
-    "assemble": "long_context_samples",
-    "export": "training_dataset",
+    "corpus__index": ("embedding_index", "embedding_index"),
+    "dataset__score": ("entropy_scores", "entropy_scores"),
+    "dataset__assemble": ("long_context_samples", "long_context_samples"),
+    "dataset__export": ("training_dataset", "report"),
 }
+"""First and last stage of each job."""
 KILLS = 3
 
 
@@ -58,22 +59,22 @@ def test_killed_run_workers(reference: Reference, tmp_path: Path, tell: Tale) ->
     config["run_monitoring"] |= {"poll_interval_seconds": 2, "free_slots_after_run_end_seconds": 1}
     values = reference.values(data)
     with Server(tmp_path, values, yaml.safe_dump(config)) as server:
-        for job, stage in JOBS.items():
+        for job, (first, last) in JOBS.items():
             draw = random.Random(f"{SEED}:worker:{job}")
             shutil.rmtree(data)
-            shutil.copytree(reference.folder / stage / "data-before", data)
-            shard = None if shard_of(stage) == WHOLE else shard_of(stage)
-            with witnessed(data, reference.versions(stage), reference.rows(stage)) as seen:
+            shutil.copytree(reference.folder / first / "data-before", data)
+            shard = None if shard_of(first) == WHOLE else shard_of(first)
+            with witnessed(data, reference.versions(last), reference.rows(first)) as seen:
                 kills = 0
                 for _ in range(4 * KILLS):
                     if kills < KILLS:
                         kills += kill_worker(
-                            server, job, shard, draw.uniform(0, reference.seconds[stage] / 3)
+                            server, job, shard, draw.uniform(0, reference.seconds[first] / 3)
                         )
                 tell.kills["Dagster run worker"] += kills
                 assert kills == KILLS
                 assert end_of(server, server.launch(job, shard)) == "SUCCESS"
-            tell.differences += differences(reference, stage, data)
+            tell.differences += differences(reference, last, data)
             tell.differences += [f"seen: {fault}" for fault in seen["faults"]]
             tell.looks += seen["looks"]
             tell.whole_seen += seen.get("whole", 0)
@@ -108,7 +109,7 @@ def test_a_killed_command_does_not_hold_up_the_next(
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-        while not list(data.glob(f"{table}/*/.staging-*")):
+        while not list(data.glob(f"*/{table}/*/.staging-*")):
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -119,7 +120,7 @@ def test_a_killed_command_does_not_hold_up_the_next(
     assert done.returncode == 0, done.stdout + done.stderr
     ours, theirs = (
         witness.tree_of(data, reference.folder / "data"),
-        reference.tree("training_dataset"),
+        reference.tree("report"),
     )
     # The index and what searched it were made after all shards, as in the undisturbed run.
     tell.differences = sorted(

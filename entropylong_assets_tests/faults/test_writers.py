@@ -10,6 +10,7 @@ import pytest
 
 from entropylong_assets.orchestration.errors import is_transient
 from entropylong_assets.stages.embeddings.table import open_table
+from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.faults.comparing import rerun
 from entropylong_assets_tests.faults.processes import Stage, witnessed
 from entropylong_assets_tests.faults.reference import FIRST, STAGES, Reference, shard_of
@@ -82,11 +83,11 @@ def test_a_commit_conflict_is_tried_again_and_ends_as_undisturbed(
     reference.make(stage)
     data, home = tmp_path / "data", tmp_path / "home"
     reference.copy(stage, data, home)
-    stale, other = open_table(str(data)), open_table(str(data))
+    stale, other = open_table(TableStore(str(data))), open_table(TableStore(str(data)))
     doc = next(other.scan(["doc_id"], FIRST))["doc_id"][0]
     other.delete_documents(FIRST, [doc])
     with pytest.raises(RuntimeError, match="commit conflict") as caught:
-        stale.optimise()
+        stale.optimize()
     assert is_transient(caught.value)
     tell.faults["LanceDB commit conflict"] += 1
     # The rows that were taken out come back with their shard.

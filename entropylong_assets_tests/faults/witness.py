@@ -22,12 +22,14 @@ def rows_of(data: str, shard: str | None = None, tag: str | None = None) -> dict
     """Hash over all columns of the rows of each shard of the LanceDB table, in order of their ids;
     empty where there is no table."""
     from entropylong_assets.stages.embeddings.table import open_table
-    from entropylong_assets.storage.tables import TableError
+    from entropylong_assets.storage.manifest import TableError
+    from entropylong_assets.storage.tables import TableStore
 
     columns = ["chunk_id", "doc_id", "shard", "source", "start", "end", "text", "vector"]
     try:
         rows = pl.concat(
-            [pl.DataFrame(), *open_table(data, tag).scan(columns, shard)], how="diagonal"
+            [pl.DataFrame(), *open_table(TableStore(data), tag).scan(columns, shard)],
+            how="diagonal",
         )
     except TableError:
         return {}
@@ -49,7 +51,7 @@ def tree_of(data: Path, *others: Path) -> dict[str, str]:
     """
     hashes = {}
     for path in sorted(data.rglob("*")):
-        if path.is_file() and path.relative_to(data).parts[0] != "lancedb":
+        if path.is_file() and "lancedb" not in path.relative_to(data).parts:
             content = path.read_bytes()
             for name in (data, *others):
                 content = content.replace(str(name).encode(), b"DATA")
@@ -64,26 +66,28 @@ def left_behind(data: Path) -> list[str]:
     return [
         str(path.relative_to(data))
         for path in data.rglob("*")
-        if path.name.startswith(LEFT_BEHIND) and path.relative_to(data).parts[0] != "lancedb"
+        if path.name.startswith(LEFT_BEHIND) and "lancedb" not in path.relative_to(data).parts
     ]
 
 
 def _tables(data: str, whole: Mapping[str, str], counts: Counter[str]) -> list[str]:
     """`whole`: version of each partition, by `asset/shard`."""
     from entropylong_assets.storage.tables import TableStore
+    from entropylong_assets_tests.stage_names import BY_NAME
 
     faults, store = [], TableStore(data)
     for name, version in whole.items():
         asset, shard = name.split("/")
-        manifest = store.manifest(asset, shard)
+        tables = BY_NAME[asset].tables
+        manifest = store.manifest(tables, shard)
         if manifest is None:
             counts["absent"] += 1
             continue
         if manifest.data_version != version:
             faults.append(f"{name}: version {manifest.data_version}")
         for table, file in manifest.tables.items():
-            content = store.fs.cat_file(f"{store.folder(asset, shard)}/{file.file}")
-            rows = len(store.read(asset, shard, table))
+            content = store.fs.cat_file(f"{store.folder(tables, shard)}/{file.file}")
+            rows = len(store.read(tables, shard, table))
             if hashlib.sha256(content).hexdigest() != file.sha256 or rows != file.rows:
                 faults.append(f"{name}: table {table} is not as its manifest says")
         counts["whole"] += 1
@@ -93,8 +97,8 @@ def _tables(data: str, whole: Mapping[str, str], counts: Counter[str]) -> list[s
 def _exports(data: str, counts: Counter[str]) -> list[str]:
     from entropylong_assets.stages.training_data.verify import verify_export
 
-    faults, folder = [], Path(data) / "exports"
-    for path in folder.iterdir() if folder.exists() else ():
+    faults, dataset = [], Path(data) / "dataset"
+    for path in (*dataset.glob("exports/*"), *dataset.glob("reports/*")):
         if path.name.startswith("."):
             continue
         if path.is_dir():
@@ -102,7 +106,7 @@ def _exports(data: str, counts: Counter[str]) -> list[str]:
         elif not path.read_bytes().rstrip().endswith(b"</html>"):
             faults.append(f"{path.name} is cut short")
         counts["whole"] += 1
-    plan = Path(data) / "shards.json"
+    plan = Path(data) / "corpus" / "shards.json"
     if plan.exists():
         json.loads(plan.read_bytes())
         counts["whole"] += 1
@@ -119,7 +123,7 @@ def watch(
     os.environ["RUST_BACKTRACE"] = "0"
     counts: Counter[str] = Counter()
     faults: list[str] = []
-    table = Path(data) / "lancedb" / "chunks.lance"
+    table = Path(data) / "corpus" / "lancedb" / "chunks.lance"
     pipe.send("watching")
     last = False
     while True:

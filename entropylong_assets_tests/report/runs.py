@@ -5,17 +5,38 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import polars as pl
 
-from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.audits.tables import (
+    CROSS_MODEL_AUDIT,
+    LONG_RANGE_AUDIT,
+    NULL_CALIBRATION,
+    CrossModelAuditSummary,
+)
+from entropylong_assets.project import make_project, open_store
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES, EntropyScoresSummary
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.packing import Framing
 from entropylong_assets.stages.samples.shard_inputs import open_tables
 from entropylong_assets.stages.samples.shard_packing import pack_shard
+from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.stage import Stage
 from entropylong_assets.stages.verification.gain import judge
-from entropylong_assets.storage.schemas import TABLES
+from entropylong_assets.stages.verification.tables import (
+    VERIFIED_DEPENDENCIES,
+    VerifiedDependenciesSummary,
+)
+from entropylong_assets.stages.versioning import determining_settings
+from entropylong_assets.storage.schemas import Summary, TableSet
 from entropylong_assets.storage.tables import TableStore
 
 SHARDS = ("books-00000", "web-00000")
@@ -24,7 +45,7 @@ HOSTILE = (
     "<img src=x onerror=\"document.body.dataset.hacked='yes'\"> \x1b[31mred\x1b[0m\x07 "
     "\u202egnp.exe\u202c \u2066x\u2069 {{script}} &lt;b&gt; \u2028 naïve 😀 end"
 )
-ROOTS_A_SHARD, ANCHORS, CANDIDATES, COLD = 5, 6, 3, 8
+ROOTS_PER_SHARD, ANCHORS, CANDIDATES, COLD = 5, 6, 3, 8
 
 
 @functools.cache
@@ -47,38 +68,32 @@ def doc_id(text: str) -> str:
 
 
 def run_settings(data_uri: Path, **over: Any) -> Settings:
-    return make_settings(
-        overrides={
-            "data_uri": str(data_uri),
-            "entropy": {"min_anchor_position": COLD},
-            "samples": {"tokens": 2400},
-            "corpus": {"root_min_tokens": 2, "root_max_tokens": 600},
-            **over,
-        }
-    )
+    """Settings of a dataset under `data_uri`. over: sections of a settings file."""
+    values = {
+        "data_uri": str(data_uri),
+        "entropy": {"min_anchor_position": COLD},
+        "samples": {"tokens": 2400},
+        "roots": {"min_tokens": 2, "max_tokens": 600},
+        **over,
+    }
+    return make_project(values).dataset
 
 
-def _frame(asset: str, table: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    schema = pl.from_arrow(TABLES[asset][table].empty_table()).schema
-    return pl.DataFrame(rows, schema=schema)
+def _frame(tables: TableSet[Any], table: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=pl.Schema(tables.schemas[table]))
 
 
-def write_run(settings: Settings, seed: int = 1, roots: int = ROOTS_A_SHARD) -> TableStore:
-    """All tables of both shards. The same seed gives the same documents and entropies."""
-    store, tokenizer = TableStore(settings.data_uri), byte_tokenizer()
+def write_run(settings: Settings, seed: int = 1, roots: int = ROOTS_PER_SHARD) -> TableStore:
+    """Write all tables of both shards. The same seed gives the same documents and entropies."""
+    store, tokenizer = open_store(settings), byte_tokenizer()
     for shard in SHARDS:
         _write_shard(store, settings, tokenizer, shard, random.Random(f"{seed} {shard}"), roots)
     return store
 
 
-def _recorded(settings: Settings) -> dict[str, dict[str, Any]]:
-    plain = settings.model_dump(mode="json")
-    return {
-        "entropy_scores": {"settings": {"entropy": plain["entropy"]}},
-        "candidate_contexts": {"settings": {"retrieval": plain["retrieval"]}},
-        "verified_dependencies": {"settings": {"verification": plain["verification"]}},
-        "long_context_samples": {"settings": {"samples": plain["samples"], "seed": settings.seed}},
-    }
+def recorded(stage: Stage, settings: Settings) -> dict[str, Any]:
+    """Determinants of a stage, as far as the report reads them."""
+    return {"settings": determining_settings(stage, settings)}
 
 
 def _write_shard(
@@ -90,14 +105,20 @@ def _write_shard(
     n_roots: int,
 ) -> None:
     source = shard.rpartition("-")[0]
-    recorded = _recorded(settings)
+    stages = {stage.tables: stage for stage in LONG_CONTEXT_SAMPLES_STAGE.upstream()}
 
-    def write(asset: str, rows: dict[str, list[dict[str, Any]]], **summary: Any) -> None:
-        made = recorded.get(asset, {})
-        with store.write(asset, shard, fingerprint="t", determinants=made) as writer:
+    def write(
+        tables: TableSet[Any],
+        rows: dict[str, list[dict[str, Any]]],
+        summary: Summary | None = None,
+        **identities: str,
+    ) -> None:
+        stage = stages[tables]
+        made = recorded(stage, settings if stage.scope == "dataset" else settings.corpus)
+        with store.write(tables, shard, fingerprint="t", determinants=made | identities) as writer:
             for table, content in rows.items():
                 writer.append(table, content)
-            writer.summary |= summary
+            writer.summary = summary.model_dump() if summary else {}
 
     texts = [f"{source} root {i}: {HOSTILE} {rng.random()}" for i in range(n_roots)]
     chunks = [f"{source} passage {i}: {HOSTILE} {rng.random()}" for i in range(12)]
@@ -111,8 +132,6 @@ def _write_shard(
             "external_id": f"<b>{row}\u202e</b>",
             "license": "cc0-1.0",
             "n_chars": len(text),
-            "n_tokens": len(text),
-            "is_root": text in texts,
         }
         for row, text in enumerate([*texts, *chunks])
     ]
@@ -129,64 +148,97 @@ def _write_shard(
                 near = rng.random() < 0.1
                 key = {"root_id": root["root_id"], "anchor": anchor, "rank": rank}
                 key |= {"chunk_id": f"{doc_id(chunk)}-0", "similarity": similarity}
-                guard = "near_duplicate" if near else "passed"
-                candidates.append(key | {"containment": 0.5 if near else 0.0, "guard": guard})
-                before = {"entropy": root["entropies"][anchor], "surprisal": 4.0}
-                behind = {
+                leak = {"leak_check": "near_duplicate" if near else "passed"}
+                candidates.append(key | {"containment": 0.5 if near else 0.0} | leak)
+                alone = {"entropy": root["entropies"][anchor], "surprisal": 4.0}
+                given = {
                     "entropy_context": None if near else rng.choice([0.2, 0.55, 0.9, 1.1]) * 6,
                     "entropy_control": 5.5,
                     "surprisal_context": None if near else rng.uniform(1, 6),
                     "surprisal_control": 4.2,
                     "refusal": "near_duplicate" if near else None,
                 }
-                pairs.append(key | before | behind)
+                pairs.append(key | alone | given)
             controls += [
                 {"root_id": root["root_id"], "control": c, "anchor": anchor}
                 | {"entropy": rng.uniform(2, 6), "surprisal": rng.uniform(2, 6)}
                 for c in (0, 1)
             ]
-    lost = {"root_id": doc_id("gone"), "reason": "too_long_for_model", "n_tokens": 9}
-    documents_lost = documents[0] | {"doc_id": lost["root_id"], "is_root": True}
-    write("corpus_documents", {"documents": [*documents, documents_lost], "dropped": [dropped]})
-    write("entropy_scores", {"roots": roots, "dropped": [lost]}, model="bytes@1")
+    dropped_root = {"root_id": doc_id("dropped"), "reason": "too_long_for_model", "n_tokens": 9}
+    documents.append(documents[0] | {"doc_id": dropped_root["root_id"]})
+    write(CORPUS_DOCUMENTS, {"documents": documents, "dropped": [dropped]})
+    scores = EntropyScoresSummary(
+        documents=len(documents),
+        not_drawn=len(chunks),
+        drawn=len(roots) + 1,
+        roots=len(roots),
+        dropped={"too_long_for_model": 1},
+        anchors=sum(len(root["anchors"]) for root in roots),
+        forward_tokens=1,
+        model="bytes@1",
+        vocab_size=256,
+    )
+    write(ENTROPY_SCORES, {"roots": roots, "dropped": [dropped_root]}, scores, model="bytes@1")
     passages = [
         {"chunk_id": f"{doc_id(c)}-0", "doc_id": doc_id(c), "shard": shard, "source": source}
         | {"start": 0, "end": len(c)}
         for c in chunks
     ]
     with_text = [p | {"text": c} for p, c in zip(passages, chunks, strict=True)]
-    write("candidate_contexts", {"candidates": candidates, "chunks": with_text}, index="index-1")
+    found = {"candidates": candidates, "chunks": with_text}
+    write(CANDIDATE_CONTEXTS, found, index="index-1")
     ids = tokenizer.encode(chunks)
     contexts = [
         p | {"token_ids": [*i, *tokenizer.separator_ids]}
         for p, i in zip(passages, ids, strict=True)
     ]
     judged = judge(pl.DataFrame(pairs, infer_schema_length=None), settings.verification)
-    names = TABLES["verified_dependencies"]["pairs"].names
-    rows = judged.select(names).to_dicts()
-    write("verified_dependencies", {"pairs": rows, "contexts": contexts, "controls": controls})
+    rows = judged.select(VERIFIED_DEPENDENCIES.schemas["pairs"].names).to_dicts()
+    verified = {"pairs": rows, "contexts": contexts, "controls": controls}
+    write(VERIFIED_DEPENDENCIES, verified, _summary_of(rows))
     root_rows = [{"root_id": r["root_id"], "token_ids": r["token_ids"]} for r in roots]
     frames = {
         "roots": pl.DataFrame(
             root_rows, schema={"root_id": pl.String, "token_ids": pl.List(pl.UInt32)}
         ),
-        "pairs": _frame("verified_dependencies", "pairs", rows),
-        "contexts": _frame("verified_dependencies", "contexts", contexts),
+        "pairs": _frame(VERIFIED_DEPENDENCIES, "pairs", rows),
+        "contexts": _frame(VERIFIED_DEPENDENCIES, "contexts", contexts),
     }
-    basis = recorded["long_context_samples"]
+    made = recorded(LONG_CONTEXT_SAMPLES_STAGE, settings)
     with (
-        store.write("long_context_samples", shard, fingerprint="t", determinants=basis) as writer,
+        store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="t", determinants=made) as writer,
         open_tables(store, frames) as opened,
     ):
-        writer.summary |= pack_shard(
+        summary = pack_shard(
             opened,
             settings=settings,
             shard=shard,
-            separator_ids=tokenizer.separator_ids,
-            bos_id=None,
-            pad_id=0,
+            framing=Framing.of(tokenizer),
             writer=writer,
         )
+        writer.summary = summary.model_dump()
+
+
+def _summary_of(pairs: list[dict[str, Any]]) -> VerifiedDependenciesSummary:
+    accepted = [pair for pair in pairs if pair["accepted"]]
+    verdicts = Counter(pair["verdict"] for pair in pairs)
+    calibrated = [pair["calibrated_gain"] for pair in accepted]
+    return VerifiedDependenciesSummary(
+        pairs=len(pairs),
+        pairs_scored=sum(pair["entropy_context"] is not None for pair in pairs),
+        contexts_scored=1,
+        accepted=len(accepted),
+        accepted_by=dict(Counter(rule for pair in pairs for rule in pair["accepted_by"])),
+        mean_gain=fmean(pair["gain"] for pair in accepted) if accepted else None,
+        mean_calibrated_gain=fmean(calibrated) if accepted else None,
+        verdicts=dict(verdicts),
+        control_trials=0,
+        false_acceptance={},
+        forward_tokens=1,
+        model="bytes@1",
+        vocab_size=256,
+        screen=None,
+    )
 
 
 def _root(text: str, tokenizer: Tokenizer, rng: random.Random) -> tuple[dict[str, Any], list[int]]:
@@ -209,26 +261,28 @@ def _root(text: str, tokenizer: Tokenizer, rng: random.Random) -> tuple[dict[str
 
 
 def write_audits(store: TableStore, shard: str, verified: str | None = None) -> None:
-    """Audits of one shard, of figures that can be checked by hand: of its first two roots one
-    random context in four passes the plain rule and none the calibrated one, and `calibrated`
-    lowers surprisal by 2 and 1 nats over random contexts, `random` by none.
+    """Write audits of one shard whose figures can be checked by hand.
 
-    verified: version of the dependencies that they say they audited; none: the present one.
+    Of its first two roots, one random context in four passes the plain rule and none the calibrated
+    one; `calibrated` lowers surprisal by 2 and 1 nats more than random contexts do, `random` by
+    none.
+
+    verified: version of the dependencies that they were made from; None: the present one.
     """
     made = {
         "inputs": {
-            "verified_dependencies": verified
-            or store.require("verified_dependencies", shard).data_version
+            VERIFIED_DEPENDENCIES.name: verified
+            or store.require(VERIFIED_DEPENDENCIES, shard).data_version
         }
     }
-    ids = store.read("entropy_scores", shard, "roots", ["root_id"])["root_id"].to_list()[:2]
+    ids = store.read(ENTROPY_SCORES, shard, "roots", ["root_id"])["root_id"].to_list()[:2]
     scores = {"entropy": 6.0, "entropy_control": 5.0, "surprisal": 4.0, "surprisal_control": 4.0}
     trials = [
         {"root_id": root, "anchor": anchor, "kind": "random", "number": 0, "chunk_ids": ["c-0"]}
         | {"n_tokens": 9, "entropy_context": 3.0 if passes else 5.9, "surprisal_context": 4.0}
         | scores
         | {"gain": 0.5 if passes else 0.02, "calibrated_gain": 0.3 if passes else 0.0}
-        | {"accepted_plain": passes, "accepted_calibrated": False}
+        | {"accepted_by": ["plain"] if passes else []}
         for root, anchor, passes in zip(
             [ids[0], ids[0], ids[1], ids[1]],
             (9, 10, 9, 10),
@@ -238,7 +292,7 @@ def write_audits(store: TableStore, shard: str, verified: str | None = None) -> 
     ]
     pairs = [
         {"root_id": ids[0], "anchor": 9 + i, "chunk_id": "c-0", "holds": i == 0}
-        | {"accepted_plain": i < 3, "accepted_calibrated": i < 2}
+        | {"accepted_by": ["plain", "calibrated"][: (2, 2, 1, 0)[i]]}
         | {"gain": 0.5 - 0.1 * i, "surprisal_drop": 1.0, "second_gain": 0.6 - 0.1 * i}
         | {"second_entropy": 5.0, "second_entropy_context": 4.0}
         | {"second_surprisal": 3.0, "second_surprisal_context": 2.0}
@@ -259,12 +313,13 @@ def write_audits(store: TableStore, shard: str, verified: str | None = None) -> 
         for recipe in ("calibrated", "random")
         for root in ids
     ]
-    for asset, tables, summary in (
-        ("null_calibration", {"trials": trials}, {}),
-        ("cross_model_audit", {"pairs": pairs}, {"second_model": "other<b>@2"}),
-        ("long_range_audit", {"anchors": anchors, "windows": windows}, {}),
+    second = CrossModelAuditSummary(second_model="other<b>@2").model_dump()
+    for tables, content, summary in (
+        (NULL_CALIBRATION, {"trials": trials}, {}),
+        (CROSS_MODEL_AUDIT, {"pairs": pairs}, second),
+        (LONG_RANGE_AUDIT, {"anchors": anchors, "windows": windows}, {}),
     ):
-        with store.write(asset, shard, fingerprint="t", determinants=made) as writer:
-            for table, rows in tables.items():
+        with store.write(tables, shard, fingerprint="t", determinants=made) as writer:
+            for table, rows in content.items():
                 writer.append(table, rows)
-            writer.summary |= summary
+            writer.summary = summary

@@ -17,7 +17,7 @@ from entropylong_assets.report.capacity import (
     EncoderRate,
     IndexRate,
     PlanError,
-    Rate,
+    PlanRate,
     Workload,
     plan_capacity,
     verification_tokens,
@@ -27,24 +27,24 @@ from entropylong_assets.report.capacity import (
 PROJECT = Path(__file__).parents[2]
 
 
-def test_tokens_of_a_verification_worked_out_by_hand() -> None:
+def test_verification_tokens_match_a_count_by_hand() -> None:
     """10 roots of 300 tokens, 40 pairs of which half are passes of their own, contexts of 100:
     20 passes of 100 + 200 tokens; 10 roots alone, and 2 controls of 400 tokens each."""
-    behind, rest = verification_tokens(10, 40, 0.5, 100, 300, 2)
-    assert behind == pytest.approx(20 * 300)
+    of_candidates, rest = verification_tokens(10, 40, 0.5, 100, 300, 2)
+    assert of_candidates == pytest.approx(20 * 300)
     assert rest == 10 * (300 + 2 * 400)
 
 
-def test_a_plan_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "SCORING", Rate(1000, "tokens/s", ""))
-    monkeypatch.setattr(capacity, "DISTINCT", Rate(0.5, "", ""))
-    monkeypatch.setattr(capacity, "SCREEN", Rate(2.0, "", ""))
-    monkeypatch.setattr(capacity, "EXACT_SEARCH", Rate(1e9, "FLOP/s", ""))
-    monkeypatch.setattr(capacity, "CALIBRATED_SHARE", Rate(0.75, "", ""))
-    monkeypatch.setattr(capacity, "PAIR_BYTES", Rate(10, "", ""))
-    monkeypatch.setattr(capacity, "CONTEXT_BYTES", Rate(3, "", ""))
-    monkeypatch.setattr(capacity, "LOOKUP_BYTES", Rate(20, "", ""))
-    monkeypatch.setitem(ENCODERS, "minilm", EncoderRate(Rate(100, "", ""), 500, 250))
+def test_plan_capacity_matches_sums_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "SCORING", PlanRate(1000, "tokens/s", ""))
+    monkeypatch.setattr(capacity, "DISTINCT", PlanRate(0.5, "", ""))
+    monkeypatch.setattr(capacity, "SCREEN", PlanRate(2.0, "", ""))
+    monkeypatch.setattr(capacity, "EXACT_SEARCH", PlanRate(1e9, "FLOP/s", ""))
+    monkeypatch.setattr(capacity, "CALIBRATED_SHARE", PlanRate(0.75, "", ""))
+    monkeypatch.setattr(capacity, "PAIR_BYTES", PlanRate(10, "", ""))
+    monkeypatch.setattr(capacity, "CONTEXT_BYTES", PlanRate(3, "", ""))
+    monkeypatch.setattr(capacity, "LOOKUP_BYTES", PlanRate(20, "", ""))
+    monkeypatch.setitem(ENCODERS, "minilm", EncoderRate(PlanRate(100, "", ""), 500, 250))
     monkeypatch.setitem(INDEXES, "ivf_sq", IndexRate(1_000_000, 36, 1.0, 10, 50, ""))
     plan = plan_capacity(
         Workload(
@@ -57,7 +57,7 @@ def test_a_plan_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
             root_tokens=300,
             chunk_tokens=500,
             controls=2,
-            chunks_a_document=4,
+            chunks_per_document=4,
             shard_rows=300_000,
             embedder="minilm",
             index="ivf_sq",
@@ -76,7 +76,7 @@ def test_a_plan_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.screened_gpu_hours == pytest.approx(84_600 / 3600)
     assert plan.wall_days(8) == pytest.approx(88_900 / 3600 / 8 / 24)
     assert (plan.dependencies_plain, plan.dependencies_calibrated) == (8000, 6000)
-    assert plan.hours_a_million(8000) == pytest.approx(88_900 / 3600 * 125)
+    assert plan.hours_per_million(8000) == pytest.approx(88_900 / 3600 * 125)
     # 5,000 queries over 4,000,000 chunks, 1,000 operations each.
     assert plan.exact_search_hours == pytest.approx(2e13 / 1e9 / 3600)
     # 4 times the rows: 8 times the build, twice as long a query; 500 dimensions for 384, 2 cores.
@@ -96,21 +96,21 @@ def test_a_plan_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_what_is_asked_changes_what_it_should() -> None:
+def test_plan_capacity_scales_with_the_workload() -> None:
     base = plan_capacity(Workload())
     twice = plan_capacity(Workload(roots=200_000))
     assert twice.forward_tokens == pytest.approx(2 * base.forward_tokens)
     assert twice.gpu_hours["embedding"] == base.gpu_hours["embedding"]
-    assert twice.hours_a_million(twice.dependencies_plain) < base.hours_a_million(
+    assert twice.hours_per_million(twice.dependencies_plain) < base.hours_per_million(
         base.dependencies_plain
     )
     assert replace(base, gpu_hours={"verification": 10.0}).wall_days(1) == pytest.approx(10 / 24)
 
 
 def test_every_measured_rate_is_in_the_results() -> None:
-    """A rate that the page calls measured must be told where it was."""
+    """A rate that the page calls measured must be quoted from the results."""
     results = (PROJECT / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
-    rates = [rate for rate in vars(capacity).values() if isinstance(rate, Rate)]
+    rates = [rate for rate in vars(capacity).values() if isinstance(rate, PlanRate)]
     rates += [encoder.rate for encoder in ENCODERS.values()]
     measured = [rate for rate in rates if rate.source]
     assert len(measured) >= 10
@@ -127,18 +127,18 @@ def test_every_measured_rate_is_in_the_results() -> None:
         assert float(cells[2]) == index.build_seconds
         # Queries 1,024 a call; bytes a chunk of 384 dimensions.
         assert float(cells[-1].split(", ")[2].replace(",", "")) == index.queries_per_second
-        bytes_a_chunk = index.bytes_more + 384 * index.bytes_a_dimension
-        assert float(cells[3].replace(",", "")) == pytest.approx(bytes_a_chunk, rel=0.01)
+        bytes_per_chunk = index.bytes_more + 384 * index.bytes_per_dimension
+        assert float(cells[3].replace(",", "")) == pytest.approx(bytes_per_chunk, rel=0.01)
 
 
-def test_the_page_is_what_the_command_prints() -> None:
-    """`make scaling` after a rate has changed."""
+def test_docs_contain_what_the_command_prints() -> None:
+    """Run `make scaling` after a rate has changed."""
     printed = CliRunner().invoke(app, ["plan", "--gpu-hour-price", "2.5"])
     assert printed.exit_code == 0
     assert printed.stdout == (PROJECT / "docs/scaling.md").read_text(encoding="utf-8")
 
 
-def test_figures_of_ones_own_and_no_price() -> None:
+def test_plan_takes_figures_and_needs_no_price() -> None:
     ours = ["plan", "chunks=5_000_000", "roots=2,000", "embedder=minilm", "index=ivf_sq"]
     printed = CliRunner().invoke(app, ours)
     assert printed.exit_code == 0
@@ -152,7 +152,7 @@ def test_figures_of_ones_own_and_no_price() -> None:
 
 
 @pytest.mark.parametrize(
-    ("figure", "told"),
+    ("figure", "message"),
     [
         ("chunk=5", "'chunk=5' is no figure; write name=value with a name of: chunks, roots,"),
         ("chunks", "'chunks' is no figure"),
@@ -161,10 +161,10 @@ def test_figures_of_ones_own_and_no_price() -> None:
         ("embedder=bert", "embedder=bert: Input should be 'minilm' or 'jina-v3'"),
     ],
 )
-def test_a_wrong_figure_is_one_line(figure: str, told: str) -> None:
+def test_workload_of_refuses_a_wrong_figure_in_one_line(figure: str, message: str) -> None:
     with pytest.raises(PlanError) as caught:
         workload_of([figure])
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     failed = CliRunner().invoke(app, ["plan", figure])
     assert failed.exit_code == 2

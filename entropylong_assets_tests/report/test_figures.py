@@ -21,9 +21,15 @@ from entropylong_assets.report.details import (
 from entropylong_assets.report.distributions import distributions, open_tables
 from entropylong_assets.report.funnel import funnel
 from entropylong_assets.report.page import page, render
-from entropylong_assets.report.run import open_run
+from entropylong_assets.report.run import open_dataset
 from entropylong_assets.report.text import visible
-from entropylong_assets.storage.tables import TableError, TableStore
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.schemas import TableSet
+from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.report.runs import (
     SHARDS,
     byte_tokenizer,
@@ -37,56 +43,60 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TableStore:
     return write_run(run_settings(tmp_path_factory.mktemp("run")))
 
 
-def rows_of(store: TableStore, asset: str, table: str) -> list[dict[str, Any]]:
-    return [row for shard in SHARDS for row in store.read(asset, shard, table).to_dicts()]
+def rows_of(store: TableStore, tables: TableSet[Any], table: str) -> list[dict[str, Any]]:
+    return [row for shard in SHARDS for row in store.read(tables, shard, table).to_dicts()]
 
 
-def test_every_loss_has_its_reason_and_number(store: TableStore) -> None:
+def test_funnel_counts_every_drop_under_its_reason(store: TableStore) -> None:
     with open_tables(store, SHARDS) as session:
         steps = {(step.unit, step.name): step for step in funnel(session)}
-    pairs = rows_of(store, "verified_dependencies", "pairs")
-    roots = rows_of(store, "entropy_scores", "roots")
+    pairs = rows_of(store, VERIFIED_DEPENDENCIES, "pairs")
+    roots = rows_of(store, ENTROPY_SCORES, "roots")
     verdicts = Counter(pair["verdict"] for pair in pairs)
     assert all(step.unexplained == 0 for step in steps.values())
-    assert all(n > 0 for step in steps.values() for n in step.lost.values())
-    assert steps["rows", "read"].lost == {"too_short": 2}
-    assert steps["roots", "scored"].lost == {"too_long_for_model": 2}
+    assert all(n > 0 for step in steps.values() for n in step.dropped.values())
+    assert steps["rows", "read"].dropped == {"too_short": 2}
+    drawn = steps["documents", "drawn as roots"]
+    assert (drawn.entered, drawn.kept) == (2 * 18, 2 * 6)
+    assert drawn.dropped == {"not drawn; can be contexts": 2 * 12}
+    assert steps["roots", "scored"].dropped == {"too_long_for_model": 2}
     high = [sum((h or 0) > 5 for h in root["entropies"]) for root in roots]
     anchors = sum(len(root["anchors"]) for root in roots)
-    assert steps["positions", "anchors"].stayed == anchors
-    assert steps["positions", "anchors"].lost["above τ, but at the cold start"] == (
+    assert steps["positions", "anchors"].kept == anchors
+    assert steps["positions", "anchors"].dropped["above τ, but at the cold start"] == (
         sum(high) - anchors
     )
-    assert steps["pairs", "scored"].lost == {"near_duplicate": verdicts["near_duplicate"]}
-    failed = {v: n for v, n in verdicts.items() if v not in ("near_duplicate", "accepted")}
-    assert steps["pairs", "accepted"].lost == failed
-    assert len(failed) == 2, "the run has every kind of failure"
+    assert steps["pairs", "scored"].dropped == {"near_duplicate": verdicts["near_duplicate"]}
+    rejected = {v: n for v, n in verdicts.items() if v not in ("near_duplicate", "accepted")}
+    assert steps["pairs", "accepted"].dropped == rejected
+    assert len(rejected) == 2, "the run has every kind of failure"
     resolved = {(p["root_id"], p["anchor"]) for p in pairs if p["accepted"]}
-    assert steps["anchors", "resolved"].stayed == len(resolved) < anchors
-    packed = rows_of(store, "long_context_samples", "dependencies")
-    assert steps["dependencies", "packed"].stayed == len(packed)
-    assert steps["dependencies", "packed"].came == verdicts["accepted"]
+    assert steps["anchors", "resolved"].kept == len(resolved) < anchors
+    packed = rows_of(store, LONG_CONTEXT_SAMPLES, "dependencies")
+    assert steps["dependencies", "packed"].kept == len(packed)
+    assert steps["dependencies", "packed"].entered == verdicts["accepted"]
 
 
-def test_what_disappears_without_a_reason_is_shown(tmp_path: Path) -> None:
+def test_funnel_shows_what_disappeared_without_a_reason(tmp_path: Path) -> None:
     store = write_run(run_settings(tmp_path))
-    asset = "verified_dependencies"
-    tables = {t: store.read(asset, SHARDS[0], t) for t in ("pairs", "contexts", "controls")}
-    with store.write(asset, SHARDS[0], fingerprint="t") as writer:
-        for name, frame in tables.items():
-            lost = frame["anchor"].min() if name == "pairs" else None
-            writer.append(name, frame if lost is None else frame.filter(frame["anchor"] != lost))
+    tables = VERIFIED_DEPENDENCIES
+    frames = {t: store.read(tables, SHARDS[0], t) for t in ("pairs", "contexts", "controls")}
+    first = frames["pairs"]["anchor"].min()
+    frames["pairs"] = frames["pairs"].filter(frames["pairs"]["anchor"] != first)
+    with store.write(tables, SHARDS[0], fingerprint="t") as writer:
+        for name, frame in frames.items():
+            writer.append(name, frame)
     with open_tables(store, SHARDS) as session:
         unexplained = {(s.unit, s.name): s.unexplained for s in funnel(session) if s.unexplained}
     assert unexplained[("anchors", "with candidates")] == 1
 
 
-def test_histograms_count_every_value_once(store: TableStore) -> None:
+def test_distributions_count_every_value_once(store: TableStore) -> None:
     with open_tables(store, SHARDS) as session:
         found = distributions(session)
-    roots = rows_of(store, "entropy_scores", "roots")
-    pairs = rows_of(store, "verified_dependencies", "pairs")
-    controls = rows_of(store, "verified_dependencies", "controls")
+    roots = rows_of(store, ENTROPY_SCORES, "roots")
+    pairs = rows_of(store, VERIFIED_DEPENDENCIES, "pairs")
+    controls = rows_of(store, VERIFIED_DEPENDENCIES, "controls")
     entropies = [h for root in roots for h in root["entropies"] if h is not None]
     assert sum(b["above"] + b["below"] for b in found["entropies"]) == len(entropies)
     for row in found["entropies"][3:6]:
@@ -108,10 +118,10 @@ def test_histograms_count_every_value_once(store: TableStore) -> None:
     ]
     shown = [row for row in found["gains"] if row["series"] == "random, ΔI"]
     assert sum(row["pairs"] for row in shown) == len(random)
-    chance = sum(row["pairs"] for row in shown if row["low"] >= 0.4 - 1e-9)
-    assert chance == sum(g >= 0.4 for g in random) > 0
+    by_chance = sum(row["pairs"] for row in shown if row["low"] >= 0.4 - 1e-9)
+    assert by_chance == sum(g >= 0.4 for g in random) > 0
 
-    distances = [d["distance"] for d in rows_of(store, "long_context_samples", "dependencies")]
+    distances = [d["distance"] for d in rows_of(store, LONG_CONTEXT_SAMPLES, "dependencies")]
     expected = Counter(2.0 ** math.floor(math.log2(d)) for d in distances)
     assert {row["low"]: row["dependencies"] for row in found["distances"]} == expected
 
@@ -132,25 +142,25 @@ def test_histograms_count_every_value_once(store: TableStore) -> None:
 _GAINS = {"gain": "retrieved, ΔI", "calibrated_gain": "retrieved, ΔI*"}
 
 
-def test_roots_shown_are_those_with_most_contexts_and_a_draw(store: TableStore) -> None:
+def test_choose_roots_takes_those_with_most_contexts_and_a_draw(store: TableStore) -> None:
     with open_tables(store, SHARDS) as session:
         chosen = choose_roots(session, 6)
     accepted = Counter(
-        p["root_id"] for p in rows_of(store, "verified_dependencies", "pairs") if p["accepted"]
+        p["root_id"] for p in rows_of(store, VERIFIED_DEPENDENCIES, "pairs") if p["accepted"]
     )
-    every = [root["root_id"] for root in rows_of(store, "entropy_scores", "roots")]
+    every = [root["root_id"] for root in rows_of(store, ENTROPY_SCORES, "roots")]
     most = sorted(every, key=lambda r: (-accepted[r], r))[:3]
     drawn = sorted(set(every) - set(most))[:3]
     assert chosen == dict.fromkeys(most, "most") | dict.fromkeys(drawn, "drawn")
 
 
-def test_a_root_is_shown_with_all_that_was_measured(store: TableStore) -> None:
+def test_root_details_have_every_measurement(store: TableStore) -> None:
     with open_tables(store, SHARDS) as session:
-        chosen = choose_roots(session) | {"0" * 32: "of another run"}
+        chosen = choose_roots(session) | {"0" * 32: "of another dataset"}
         shown, passages = root_details(session, chosen, byte_tokenizer())
     assert len(shown) == len(chosen) - 1
-    pairs = rows_of(store, "verified_dependencies", "pairs")
-    texts = {d["doc_id"]: d["text"] for d in rows_of(store, "corpus_documents", "documents")}
+    pairs = rows_of(store, VERIFIED_DEPENDENCIES, "pairs")
+    texts = {d["doc_id"]: d["text"] for d in rows_of(store, CORPUS_DOCUMENTS, "documents")}
     for root in shown:
         assert "".join(root["tokens"]) == visible(texts[root["id"]])
         assert len(root["tokens"]) == len(root["entropies"]) == len(root["surprisals"])
@@ -162,12 +172,12 @@ def test_a_root_is_shown_with_all_that_was_measured(store: TableStore) -> None:
             assert all(c["chunk_id"] in passages for c in anchor["candidates"])
 
 
-def test_a_sample_is_shown_with_all_its_segments(store: TableStore) -> None:
+def test_sample_details_have_every_segment(store: TableStore) -> None:
     with open_tables(store, SHARDS) as session:
         chosen = choose_samples(session)
         samples = sample_details(session, store, chosen, byte_tokenizer())
     assert samples
-    segments = rows_of(store, "long_context_samples", "segments")
+    segments = rows_of(store, LONG_CONTEXT_SAMPLES, "segments")
     for sample in samples:
         own = [s for s in segments if s["sample_id"] == sample["id"]]
         assert [s["start"] for s in sample["segments"]] == [s["start"] for s in own]
@@ -177,17 +187,17 @@ def test_a_sample_is_shown_with_all_its_segments(store: TableStore) -> None:
             assert (context["role"], context["chunk_id"]) == ("verified", d["chunk_id"])
 
 
-def test_the_page_stays_small_however_many_roots_there_are(
+def test_details_do_not_grow_with_the_number_of_roots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards against a report that grows with the data."""
+    """A report must not grow with the data."""
     monkeypatch.setattr(details, "ANCHORS", 2)
     store = write_run(run_settings(tmp_path), roots=30)
     with open_tables(store, SHARDS) as session:
         chosen = choose_roots(session)
         shown, _ = root_details(session, chosen, byte_tokenizer())
         samples = choose_samples(session)
-    assert len(rows_of(store, "long_context_samples", "samples")) > details.SAMPLES
+    assert len(rows_of(store, LONG_CONTEXT_SAMPLES, "samples")) > details.SAMPLES
     assert (len(chosen), len(shown), len(samples)) == (12, 12, 8)
     full = [sum("candidates" in a for a in root["anchors"]) for root in shown]
     assert full == [2] * 12
@@ -195,7 +205,7 @@ def test_the_page_stays_small_however_many_roots_there_are(
     assert [a["state"] for a in first if "candidates" in a] == ["resolved"] * 2
 
 
-def test_charts_of_two_runs_share_their_scales(tmp_path: Path) -> None:
+def test_charts_of_two_datasets_share_their_scales(tmp_path: Path) -> None:
     charts = []
     for number, epsilon in enumerate((0.4, 0.05)):
         settings = run_settings(tmp_path / str(number), verification={"epsilon": epsilon})
@@ -216,21 +226,61 @@ def test_charts_of_two_runs_share_their_scales(tmp_path: Path) -> None:
         assert first
 
 
-def test_a_run_tells_what_it_was_made_with(tmp_path: Path) -> None:
+def test_open_dataset_reads_what_it_was_made_with(tmp_path: Path) -> None:
     """The settings come from the tables, not from the settings in force now."""
-    write_run(run_settings(tmp_path / "a", verification={"epsilon": 0.11}))
-    now = run_settings(tmp_path / "b")
-    source = open_run(now, data_uri=str(tmp_path / "a"))
-    assert ("ε", "0.11") in source.description
-    assert source.settings.verification.epsilon == 0.11
-    with pytest.raises(TableError, match="no samples there"):
-        open_run(now)
+    made = run_settings(
+        tmp_path, verification={"epsilon": 0.11}, roots={"fraction_by_source": {"web": 0.5}}
+    )
+    write_run(made)
+    source = open_dataset(run_settings(tmp_path, entropy={"alpha": 9.0}))
+    assert ("verification.epsilon", "0.11") in source.description
+    assert ("roots.fraction_by_source.web", "0.5") in source.description
+    assert ("model", "bytes@1") in source.description
+    assert ("index", "index-1") in source.description
+    assert source.settings == made
+    assert source.recorded["entropy.alpha"] == [made.entropy.alpha]
+    with pytest.raises(TableError, match="dataset dataset has no samples; materialize"):
+        open_dataset(run_settings(tmp_path / "empty"))
 
 
-def test_no_text_of_the_corpus_is_markup_in_the_file(store: TableStore) -> None:
+def write_again(store: TableStore, shard: str, settings: dict[str, Any]) -> None:
+    """Publish the pairs of a shard again, as made with other recorded settings."""
+    names = ("pairs", "contexts", "controls")
+    frames = {name: store.read(VERIFIED_DEPENDENCIES, shard, name) for name in names}
+    made = {"settings": settings}
+    with store.write(VERIFIED_DEPENDENCIES, shard, fingerprint="t", determinants=made) as writer:
+        for name, frame in frames.items():
+            writer.append(name, frame)
+
+
+def test_open_dataset_describes_every_value_if_shards_differ(tmp_path: Path) -> None:
+    settings = run_settings(tmp_path)
+    write_again(write_run(settings), SHARDS[1], {"verification.epsilon": 0.7})
+    source = open_dataset(settings)
+    assert ("verification.epsilon", "0.4 | 0.7") in source.description
+    assert source.settings.verification.epsilon == 0.4
+
+
+def test_open_dataset_ignores_a_recorded_setting_that_no_longer_exists(tmp_path: Path) -> None:
+    settings = run_settings(tmp_path)
+    old = {"verification.forgotten": 3, "verification.epsilon": 0.2}
+    write_again(write_run(settings), SHARDS[0], old)
+    assert open_dataset(settings).settings.verification.epsilon == 0.2
+
+
+def test_open_dataset_refuses_a_recorded_value_that_is_not_valid_any_more(tmp_path: Path) -> None:
+    """As of a rule whose package is not installed any more."""
+    settings = run_settings(tmp_path)
+    write_again(write_run(settings), SHARDS[0], {"verification.rule": "uninstalled"})
+    message = r"is not valid any more: verification.rule: .*'uninstalled'.*; materialize it again$"
+    with pytest.raises(TableError, match=message):
+        open_dataset(settings)
+
+
+def test_no_text_of_the_corpus_is_markup_in_the_page(store: TableStore) -> None:
     settings = run_settings(Path(store.uri))
-    html = render([open_run(settings)], byte_tokenizer)
-    assert html == render([open_run(settings)], byte_tokenizer), "equal inputs, equal bytes"
+    html = render([open_dataset(settings)], byte_tokenizer)
+    assert html == render([open_dataset(settings)], byte_tokenizer), "equal inputs, equal bytes"
     start = html.index('id="data">') + len('id="data">')
     data = html[start : html.index("</script>", start)]
     assert not set(data) & set("<>&\x1b\u202e\u2028")
@@ -239,6 +289,14 @@ def test_no_text_of_the_corpus_is_markup_in_the_file(store: TableStore) -> None:
     assert json.loads(data)["runs"][0]["n_samples"] > 0
 
 
-def test_a_text_that_looks_like_a_placeholder_is_not_filled_in() -> None:
-    html = page({"runs": [], "charts": [], "proof": [], "how_chosen": "{{script}} {{policy}}"})
+def test_page_leaves_a_text_that_looks_like_a_placeholder() -> None:
+    html = page(
+        {
+            "runs": [],
+            "overlap": [],
+            "charts": [],
+            "proof": [],
+            "how_chosen": "{{script}} {{policy}}",
+        }
+    )
     assert '"{{script}} {{policy}}"' in html

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from entropylong_assets.report.page import render
-from entropylong_assets.report.run import open_run
+from entropylong_assets.report.run import open_dataset
 from entropylong_assets_tests.report.runs import (
     SHARDS,
     byte_tokenizer,
@@ -33,8 +33,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The report of one run, and of two with another ε over the same documents; the second is
-    audited."""
+    """The report of one dataset, and of two that differ in ε; the second is audited."""
     folder = tmp_path_factory.mktemp("reports")
     sources = []
     for name, epsilon in (("a", 0.4), ("b", 0.05)):
@@ -42,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         store = write_run(settings)
         if name == "b":
             write_audits(store, SHARDS[0])
-        sources.append(open_run(settings))
+        sources.append(open_dataset(settings))
     files = {"one": folder / "one.html", "two": folder / "two.html"}
     files["one"].write_text(render(sources[:1], byte_tokenizer), encoding="utf-8")
     files["two"].write_text(render(sources, byte_tokenizer), encoding="utf-8")
@@ -82,7 +81,7 @@ def load(page: Page, file: Path) -> None:
 def test_charts_and_funnel_are_drawn(page: Page, files: dict[str, Path]) -> None:
     load(page, files["one"])
     assert page.locator("#charts figure svg.marks").count() == 6
-    assert "Nothing was audited yet" in page.locator("#proof").inner_text()
+    assert "Nothing is audited yet" in page.locator("#proof").inner_text()
     funnel = page.locator("#funnel").inner_text()
     assert "too short" in funnel
     assert "near duplicate" in funnel
@@ -97,7 +96,7 @@ def test_an_anchor_shows_its_candidates(page: Page, files: dict[str, Path]) -> N
     cards = page.locator("#roots article.candidate")
     assert cards.count() == 3
     text = page.locator("#roots article.accepted").first.inner_text()
-    for shown in ("accepted", "ΔI", "ΔI*", "entropy behind this passage", "surprisal alone"):
+    for shown in ("accepted", "ΔI", "ΔI*", "entropy given this context", "surprisal alone"):
         assert shown in text
     assert "passage" in page.locator("#roots article blockquote").first.inner_text()
 
@@ -172,7 +171,7 @@ def test_two_runs_stand_side_by_side(page: Page, files: dict[str, Path]) -> None
     proof = page.locator("#proof table").inner_text()
     assert "other<b>@2" in proof
     assert "1 of 2" in proof
-    row = page.locator("#runs tr.differs", has_text="ε").first.inner_text()
+    row = page.locator("#runs tr.differs", has_text="verification.epsilon").first.inner_text()
     assert "0.4" in row
     assert "0.05" in row
     columns = page.locator("#roots .column")

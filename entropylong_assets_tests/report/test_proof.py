@@ -1,4 +1,4 @@
-"""Audits in the report: figures counted by hand, and none of data that is not there any more."""
+"""Audits in the report: figures counted by hand, and none of dependencies that were replaced."""
 
 from __future__ import annotations
 
@@ -11,41 +11,45 @@ from entropylong_assets.report.proof_charts import proof_charts
 from entropylong_assets_tests.report.runs import SHARDS, run_settings, write_audits, write_run
 
 
-def test_figures_and_rows_by_hand(tmp_path: Path) -> None:
+def test_gather_proof_gives_figures_counted_by_hand(tmp_path: Path) -> None:
     settings = run_settings(tmp_path)
     store = write_run(settings)
     write_audits(store, SHARDS[0])
     figures, charts = gather_proof(store, SHARDS, settings)
     by_name = {name: value for name, value, _ in figures}
-    assert by_name["shards audited for chance"] == "1 of 2"
-    assert by_name["roots audited for chance"] == 2
-    assert by_name["lift of retrieval over chance"] is None  # no random context passed
+    assert by_name["shards with null calibration"] == "1 of 2"
+    assert by_name["roots with null calibration"] == 2
+    assert (
+        by_name["acceptance of retrieved over random contexts (lift)"] is None
+    )  # no random context passed
     assert by_name["second model"] == "other<b>@2"
-    assert by_name["pairs accepted by both rules that hold there"] == pytest.approx(0.5)
-    assert by_name["pairs accepted by the plain rule alone that hold there"] == 0.0
-    assert by_name["pairs accepted by neither rule that hold there"] == 0.0
+    assert by_name[
+        "pairs accepted by plain and calibrated that hold in the second model"
+    ] == pytest.approx(0.5)
+    assert by_name["pairs accepted by plain alone that hold in the second model"] == 0.0
+    assert by_name["pairs accepted by no rule that hold in the second model"] == 0.0
     assert by_name["rank correlation of gains"] == pytest.approx(1.0)
-    chance = {(row["kind"], row["rule"]): row for row in charts["chance"]}
-    assert chance["random", "plain"]["rate"] == pytest.approx(0.25)
-    assert chance["random", "calibrated"]["rate"] == 0.0
-    assert ("topical", "plain") not in chance  # no such trial: no share of nothing
+    by_chance = {(row["kind"], row["rule"]): row for row in charts["by_chance"]}
+    assert by_chance["random", "plain"]["rate"] == pytest.approx(0.25)
+    assert by_chance["random", "calibrated"]["rate"] == 0.0
+    assert ("topical", "plain") not in by_chance  # no such trial: no share of nothing
     recipes = {(row["recipe"], row["measure"]): row for row in charts["recipes"]}
-    fall = recipes["calibrated", "surprisal_drop_over_random"]
-    assert (fall["value"], fall["roots"]) == (pytest.approx(1.5), 2)
-    assert fall["low"] < 1.5 < fall["high"]
+    drop = recipes["calibrated", "surprisal_drop_over_random"]
+    assert (drop["value"], drop["roots"]) == (pytest.approx(1.5), 2)
+    assert drop["low"] < 1.5 < drop["high"]
     assert recipes["random", "surprisal_drop_over_random"]["value"] == 0.0
     assert recipes["calibrated", "key_token_density"]["value"] == pytest.approx(0.05)
 
 
-def test_audits_of_older_dependencies_are_not_shown(tmp_path: Path) -> None:
-    """A shard that was verified again since would else be shown with figures of what is gone."""
+def test_gather_proof_ignores_audits_of_older_dependencies(tmp_path: Path) -> None:
+    """A shard that was verified again must not be shown with the figures of its old pairs."""
     settings = run_settings(tmp_path)
     store = write_run(settings)
     write_audits(store, SHARDS[0], verified="0" * 16)
-    assert gather_proof(store, SHARDS, settings) == ([], {"chance": [], "recipes": []})
+    assert gather_proof(store, SHARDS, settings) == ([], {"by_chance": [], "recipes": []})
 
 
-def test_charts_hold_every_row_and_share_their_scale(tmp_path: Path) -> None:
+def test_proof_charts_have_every_row_and_share_their_scale(tmp_path: Path) -> None:
     settings = run_settings(tmp_path)
     store = write_run(settings)
     nothing = gather_proof(store, SHARDS, settings)[1]
@@ -65,14 +69,14 @@ def test_charts_hold_every_row_and_share_their_scale(tmp_path: Path) -> None:
         assert isinstance(layers, list)
         return layers[-1]["encoding"]["x"]["scale"]["domain"]
 
-    # The same run beside itself: equal scales; a run without audits draws nothing.
+    # A dataset beside itself has equal scales; one without audits draws nothing.
     for chart in charts:
         assert chart["specs"][1] is None
     for chart in proof_charts([audited, audited]):
-        here, there = chart["specs"]
-        assert domain(here) == domain(there)
+        first, second = chart["specs"]
+        assert domain(first) == domain(second)
     assert {row["name"] for row in points(charts[1]["specs"][0])} == {"calibrated", "random"}
     # A recipe none of whose windows had room for a pair of segments has no such score.
     (score,) = points(charts[3]["specs"][0])
     assert (score["name"], score["value"]) == ("calibrated", 0.125)
-    assert len(points(charts[0]["specs"][0])) == len(audited["chance"])
+    assert len(points(charts[0]["specs"][0])) == len(audited["by_chance"])

@@ -19,7 +19,7 @@ from entropylong_assets.settings.model import EmbeddingSettings, ScoringModelSet
 from entropylong_assets.settings.profiles import PROFILES
 from entropylong_assets.stages.embeddings.embedder import load_embedder
 from entropylong_assets.stages.entropy.model import load_scoring_model, load_tokenizer
-from entropylong_assets.stages.entropy.model_files import ModelError
+from entropylong_assets.stages.model_files import ModelError
 
 
 class Planted:

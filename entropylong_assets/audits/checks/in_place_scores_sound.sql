@@ -1,3 +1,4 @@
+-- Scores in place are numbers, and no entropy or surprisal is negative.
 SELECT recipe, root_id, anchor, entropy_in_place, surprisal_in_place
 FROM anchors
 WHERE isnan(entropy_in_place) OR isnan(surprisal_in_place) OR isnan(entropy_random)

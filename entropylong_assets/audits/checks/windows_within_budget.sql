@@ -1,4 +1,4 @@
--- No recipe has a root twice, and no window holds less than its root and contexts.
+-- No recipe has a root twice, and every window contains at least its root and contexts.
 WITH counted AS (
     SELECT recipe, count(*) AS roots, count(DISTINCT root_id) AS distinct_roots
     FROM windows GROUP BY recipe
@@ -8,4 +8,4 @@ FROM windows
 WHERE window_tokens < context_tokens + root_tokens OR context_tokens <= 0
    OR key_tokens NOT BETWEEN 0 AND root_tokens
 UNION ALL
-SELECT recipe, 'a root twice', roots, distinct_roots, NULL FROM counted WHERE roots <> distinct_roots
+SELECT recipe, 'a root occurs twice', roots, distinct_roots, NULL FROM counted WHERE roots <> distinct_roots

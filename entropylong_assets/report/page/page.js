@@ -1,5 +1,5 @@
 "use strict";
-// Puts the sections together for one run, or for two side by side.
+// Draws the sections for one dataset, or for two side by side.
 
 const REPORT = JSON.parse(document.getElementById("data").textContent);
 const RUNS = REPORT.runs;
@@ -12,7 +12,7 @@ function comparedRow(name, values) {
     values.map((v) => element("td", {}, v)));
 }
 
-// A table of figures (name, value, kind), a column a run.
+// A table of figures (name, value, kind), one column per dataset.
 function figureTable(of) {
   const format = { count: whole, share, number, text: (x) => x ?? "–" };
   const kinds = new Map(RUNS.flatMap((r) => of(r).map(([name, , kind]) => [name, kind])));
@@ -27,14 +27,15 @@ function drawRuns() {
     RUNS.map((r) => r.description.find(([n]) => n === name)?.[1] ?? "–")));
   section("runs").append(element("div", { class: "pair" }, figureTable((r) => r.figures),
     table(["made with", ...RUNS.map((r) => r.label)], made, { class: "made" })));
+  section("runs").append(...REPORT.overlap.map((line) => element("p", { class: "overlap" }, line)));
 }
 
 function drawProof() {
   if (RUNS.every((r) => r.proof.length === 0)) {
-    section("proof").append(element("p", {}, "Nothing was audited yet: run the job audit in the " +
+    section("proof").append(element("p", {}, "Nothing is audited yet: run the audit job in the " +
       "UI, or entropylong audit, and make the report again."));
   } else {
-    section("proof").append(element("p", {}, "Held-out controls, a second model and every recipe, " +
+    section("proof").append(element("p", {}, "Held-out controls, a second model and all recipes, " +
       "on a sample of roots. Intervals are 95%, over roots."), figureTable((r) => r.proof));
   }
 }
@@ -42,30 +43,30 @@ function drawProof() {
 function drawFunnel() {
   const rows = RUNS[0].funnel.flatMap((step, i) => {
     const steps = RUNS.map((r) => r.funnel[i]);
-    const reasons = [...new Set(steps.flatMap((s) => Object.keys(s.lost)))];
+    const reasons = [...new Set(steps.flatMap((s) => Object.keys(s.dropped)))];
     const kept = element("tr", { class: "step" },
       element("th", { scope: "row" }, `${step.unit}: ${step.name}`),
       steps.map((s) => [
-        element("td", { class: "number" }, `${whole(s.stayed)} of ${whole(s.came)}`),
+        element("td", { class: "number" }, `${whole(s.kept)} of ${whole(s.entered)}`),
         element("td", { class: "bars" }, element("span", { class: "bar context",
-          style: { width: barWidth(s.stayed, s.came) } }),
-        element("span", { class: "percent" }, s.came ? share(s.stayed / s.came) : "–")),
+          style: { width: barWidth(s.kept, s.entered) } }),
+        element("span", { class: "percent" }, s.entered ? share(s.kept / s.entered) : "–")),
       ]).flat());
-    const lost = reasons.map((reason) => element("tr", { class: "lost" },
+    const dropped = reasons.map((reason) => element("tr", { class: "dropped" },
       element("th", { scope: "row" }, `− ${words(reason)}`),
       steps.map((s) => [
-        element("td", { class: "number" }, whole(s.lost[reason] ?? 0)),
-        element("td", { class: "bars" }, element("span", { class: "bar gone",
-          style: { width: barWidth(s.lost[reason] ?? 0, s.came) } }),
-        element("span", { class: "percent" }, s.came ? share((s.lost[reason] ?? 0) / s.came) : "–")),
+        element("td", { class: "number" }, whole(s.dropped[reason] ?? 0)),
+        element("td", { class: "bars" }, element("span", { class: "bar dropped",
+          style: { width: barWidth(s.dropped[reason] ?? 0, s.entered) } }),
+        element("span", { class: "percent" }, s.entered ? share((s.dropped[reason] ?? 0) / s.entered) : "–")),
       ]).flat()));
     const unexplained = steps.some((s) => s.unexplained) ? [element("tr", { class: "fault" },
       element("th", { scope: "row" }, "⚠ without a reason"),
       steps.map((s) => [element("td", { class: "number" }, whole(s.unexplained)),
         element("td")]).flat())] : [];
-    return [kept, ...lost, ...unexplained];
+    return [kept, ...dropped, ...unexplained];
   });
-  const head = ["step", ...RUNS.flatMap((r) => [`${r.label}: kept, or lost`, "share"])];
+  const head = ["step", ...RUNS.flatMap((r) => [`${r.label}: kept or dropped`, "share"])];
   section("funnel").append(table(head, rows, { class: "funnel" }));
 }
 
@@ -125,9 +126,9 @@ function drawDetails() {
   listRoots();
   showRoot();
   section("about").append(element("p", {}, REPORT.how_chosen), element("p", {},
-    "Entropy and surprisal are in nats. ΔI = (H − H′) / H; ΔI* measures against the lesser of the " +
-    "entropy alone and the mean entropy behind controls, which are random passages. Control and " +
-    "direction characters in texts are shown by name. This file fetches nothing."));
+    "Entropy and surprisal are in nats. ΔI = (H − H′) / H; ΔI* takes the lower of the " +
+    "entropy alone and the mean entropy given the controls, which are random chunks. Control and " +
+    "direction characters in texts are shown by name. This page fetches nothing."));
 }
 
 drawRuns();

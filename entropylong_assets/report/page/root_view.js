@@ -24,7 +24,7 @@ class RootView {
     this.root = root;
     this.detail.replaceChildren();
     if (!root) {
-      this.info.textContent = `${this.run.label}: this root is not in this run.`;
+      this.info.textContent = `${this.run.label}: this root is not in this dataset.`;
       this.text.replaceChildren();
       return;
     }
@@ -70,14 +70,14 @@ class RootView {
     );
   }
 
-  open(t, tellOthers) {
+  open(t, openOthers) {
     const button = this.buttons?.find((b) => Number(b.dataset.anchor) === t);
-    if (tellOthers) this.onOpen(this, t);
+    if (openOthers) this.onOpen(this, t);
     for (const b of this.buttons ?? []) b.setAttribute("aria-pressed", String(b === button));
     if (!this.root) return;
     const anchor = this.root.anchors.find((a) => a.t === t);
     if (!anchor) {
-      this.detail.replaceChildren(element("p", {}, `Token ${t} is no anchor in this run.`));
+      this.detail.replaceChildren(element("p", {}, `Token ${t} is no anchor in this dataset.`));
       return;
     }
     const h = this.root.entropies[t];
@@ -91,7 +91,7 @@ class RootView {
         `${number(this.root.surprisals[t])} nats.`),
     ];
     const body = !anchor.candidates
-      ? [element("p", {}, "Its candidates are not in this file: see “About this page”.")]
+      ? [element("p", {}, "Its candidates are not in this page: see “About this page”.")]
       : anchor.candidates.map((c) => this.candidate(c, h, this.root.surprisals[t]));
     this.detail.replaceChildren(...head, ...body);
   }
@@ -111,17 +111,17 @@ class RootView {
         element("thead", {}, element("tr", {}, ["nats", "", ""].map((x) => element("th", {}, x)))),
         element("tbody", {},
           bar("entropy alone", entropy, "alone"),
-          bar("entropy behind controls", c.entropy_control, "control"),
-          bar("entropy behind this passage", c.entropy_context, "context"),
+          bar("entropy given the controls", c.entropy_control, "control"),
+          bar("entropy given this context", c.entropy_context, "context"),
           bar("surprisal alone", surprisal, "alone"),
-          bar("surprisal behind controls", c.surprisal_control, "control"),
-          bar("surprisal behind this passage", c.surprisal_context, "context")));
+          bar("surprisal given the controls", c.surprisal_control, "control"),
+          bar("surprisal given this context", c.surprisal_context, "context")));
     return element("article", { class: `candidate ${c.accepted ? "accepted" : "refused"}` },
       element("h4", {}, `${sign} rank ${c.rank}: ${words(c.verdict)}`),
       element("p", {}, `ΔI ${number(c.gain)} · ΔI* ${number(c.calibrated_gain)} · ε ` +
         `${this.run.epsilon} · similarity ${number(c.similarity)}`),
       element("div", { class: "sides" }, measured, element("div", {},
         element("p", { class: "from" }, `${passage ? passage.source : ""} ${c.chunk_id}`),
-        element("blockquote", { dir: "auto" }, passage ? passage.text : "(passage not found)"))));
+        element("blockquote", { dir: "auto" }, passage ? passage.text : "(context not found)"))));
   }
 }

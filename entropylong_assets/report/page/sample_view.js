@@ -169,7 +169,7 @@ class SampleView {
     this.detail.replaceChildren(
       element("h3", {}, label),
       element("p", { class: "from" }, [s.root_id && `root ${s.root_id}`, s.chunk_id &&
-        `passage ${s.chunk_id}`].filter(Boolean).join(" · ")),
+        `context ${s.chunk_id}`].filter(Boolean).join(" · ")),
       s.text ? element("blockquote", { dir: "auto" }, s.text) : null,
       own.length ? element("p", {}, `${own.length} of the drawn dependencies.`) : null);
     this.highlight((d) => own.includes(d));
@@ -188,7 +188,7 @@ class SampleView {
       const name = this.by === "source" && s.source ? s.source : ROLES[s.role].name;
       items.set(name, this.colourOf(s));
     }
-    const note = "height tells the role; arcs run from a context to its anchor ▼, thicker for more gain";
+    const note = "height: role; arcs run from a context to its anchor ▼, thicker for a larger gain";
     this.legend.replaceChildren(...[...items].map(([name, c]) => element("li", {},
       drawing("svg", { viewBox: "0 0 14 14", width: 14, height: 14, "aria-hidden": "true" },
         drawing("rect", { width: 14, height: 14, class: c })), ` ${name}`)),

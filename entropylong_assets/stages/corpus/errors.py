@@ -1,4 +1,4 @@
-"""Errors of the corpus, and text made fit to stand in a line of a message."""
+"""Errors of the corpus, and texts of a corpus in one line of a message."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ class CorpusError(ValueError):
 
 
 def one_line(value: object, limit: int = 400) -> str:
-    """`value` as one printable line of at most `limit` characters.
+    """Return `value` as one printable line of at most `limit` characters.
 
-    Anything that does not print, line ends, direction marks and lone surrogates included, is
-    written as an escape, so that no text of a corpus can forge a line of a log.
+    Unprintable characters, including line ends, direction marks and lone surrogates, are escaped,
+    so that no text of a corpus can forge a line of a log.
     """
     text = str(value)
     if len(text) > limit:

@@ -1,39 +1,40 @@
-"""Rows as readers give them: usable ones, and bad ones with reason, place and remedy."""
+"""Rows as source formats yield them: good ones, and bad ones with reason, place and remedy."""
 
 from __future__ import annotations
 
 import decimal
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from entropylong_assets.stages.corpus.errors import CorpusError, one_line
+from entropylong_assets.stages.corpus.settings import SourceSettings
 
 REMEDIES: Mapping[str, str] = {
-    "broken_json": "mend or delete the line",
-    "broken_csv": "mend the quotes and commas of the record",
+    "broken_json": "correct or delete the line",
+    "broken_csv": "correct the quotes and commas of the record",
     "missing_field": "add the field, or correct the source's text_field or id_field",
     "null_text": "fill in the text or delete the row",
     "not_text": "write the text as a string, or name another text_field",
     "invalid_utf8": "save the file as UTF-8",
     "row_too_large": "split the document",
-    "unreadable": "fetch or write the file anew",
+    "unreadable": "download or write the file again",
     "empty_file": "fill the file or delete it",
 }
-"""What a person does about a bad row, by reason."""
+"""What a user can do about a bad row, by reason."""
 
 _MAX_ID_CHARS = 1024
 
 
 class Problem(NamedTuple):
-    """Why a row is bad: a key of REMEDIES, and what was found."""
+    """Why a row is bad: a key of REMEDIES, and the details."""
 
     reason: str
     detail: str
 
 
 class Row(NamedTuple):
-    """One text as its source has it."""
+    """One text as it is in its source."""
 
     file: str
     row: int
@@ -42,7 +43,11 @@ class Row(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row without a usable text; `reason` is a key of REMEDIES."""
+    """A row without a usable text.
+
+    reason: a key of REMEDIES, or a name that a format of another package has for its own kind of
+    damage.
+    """
 
     file: str
     row: int
@@ -51,10 +56,10 @@ class BadRow(NamedTuple):
     detail: str
 
     def error(self) -> CorpusError:
-        """The row as a one-line error: file, row, what is wrong, what to do."""
+        """The row as an error of one line: file, row, what is wrong, what to do."""
         return CorpusError(
             f"{one_line(self.file)}, row {self.row}: {self.detail}; "
-            f"{REMEDIES[self.reason]}, or set corpus.on_bad_row to 'skip'"
+            f"{REMEDIES.get(self.reason, 'correct the row')}, or set corpus.on_bad_row to 'skip'"
         )
 
 
@@ -62,7 +67,7 @@ Item = Row | BadRow
 
 
 def external_id_of(value: Any) -> str | None:
-    """The source's own id as one line of text that every store takes."""
+    """The source's own id as one line of text that can be stored anywhere."""
     if value is None:
         return None
     if isinstance(value, bytes):
@@ -76,7 +81,7 @@ def external_id_of(value: Any) -> str | None:
 
 
 def make_item(file: str, row: int, value: Any, external_id: Any) -> Item:
-    """A row from the value of its text field: bytes, which must be UTF-8, or a str."""
+    """Make a row from the value of its text field; bytes must be UTF-8."""
     name = external_id_of(external_id)
     if isinstance(value, str):
         return Row(file, row, name, value)
@@ -94,5 +99,19 @@ def make_item(file: str, row: int, value: Any, external_id: Any) -> Item:
 
 
 def not_utf8(error: UnicodeDecodeError) -> Problem:
+    """The problem of a row that could not be decoded."""
     byte = error.object[error.start]
     return Problem("invalid_utf8", f"byte {error.start} (0x{byte:02x}) is not UTF-8")
+
+
+def fields_of(source: SourceSettings) -> list[str]:
+    """Names of the fields to read: that of the text, then that of the id if there is one."""
+    return [source.text_field] + ([source.id_field] if source.id_field else [])
+
+
+def missing_field(names: Sequence[str], field: str) -> Problem:
+    """The problem of a row or file whose fields do not include this one exactly once."""
+    shown = ", ".join(one_line(name, 60) for name in names[:20]) or "none"
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    what = "there are two fields" if field in names else "there is no field"
+    return Problem("missing_field", f"{what} '{field}' (the fields: {shown}{more})")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from entropylong_assets.settings.section import Section, Settings, refuse_credentials
+from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS
+
+AUTO = "auto"
+
+
+def _known_kind(kind: str) -> str:
+    if kind != AUTO and kind not in SOURCE_FORMATS:
+        known = ", ".join((AUTO, *SOURCE_FORMATS.names()))
+        raise ValueError(f"no source format of this name; there are {known}")
+    return kind
 
 
 class SourceSettings(Section):
@@ -14,8 +24,9 @@ class SourceSettings(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
     """Prefix of the shard keys, `<name>-<nnnnn>`: lower-case letters, digits, `_`, `.`, `-`."""
-    kind: Literal["auto", "parquet", "jsonl", "csv", "text", "python_docs"] = "auto"
-    """Format of the files; `auto` goes by their names."""
+    kind: Annotated[str, AfterValidator(_known_kind)] = AUTO
+    """Format of the files: `parquet`, `jsonl`, `csv`, `text`, `python_docs`, or one of another
+    package; `auto` goes by their names."""
     uri: str = ""
     """Glob on any fsspec URI, e.g. `corpus/*.jsonl.zst` or `hf://datasets/<id>/**/*.parquet`;
     for `python_docs` a comma-separated list of package names."""
@@ -41,9 +52,9 @@ class CorpusSettings(Settings):
     sources: tuple[SourceSettings, ...] = ()
     """The sources, in the order in which their shards are registered."""
     shard_rows: int = Field(200_000, ge=1)
-    """Most rows of a source file in one shard (one partition)."""
+    """Maximum number of rows of a source file in one shard (one partition)."""
     on_bad_row: Literal["fail", "skip"] = "fail"
-    """`fail`: the first bad row ends the shard; `skip`: bad rows are listed, good ones go on."""
+    """`fail`: the first bad row ends the shard; `skip`: bad rows are listed and left out."""
     max_bad_share: float = Field(0.05, ge=0, le=1)
     """Under `skip`: a shard with a larger share of bad rows is held back by its check."""
     min_chars: int = Field(200, ge=1)

@@ -1,7 +1,8 @@
-"""Shards: bounded row ranges of the source files, the partitions of the pipeline.
+"""Shards: bounded row ranges of the source files, the partitions of a corpus.
 
-The plan of shards only grows. A shard keeps its key and its position for ever; files that come
-later get the numbers behind, whatever their names. It is kept as `<data_uri>/shards.json`.
+The plan of shards only grows. A shard keeps its key and its position for ever; files that are added
+later get the next numbers, whatever their names. The plan is stored as
+`<data_uri>/<corpus>/shards.json`.
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from entropylong_assets.settings.model import CorpusSettings, SourceSettings
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import CorpusError, one_line
-from entropylong_assets.stages.corpus.files import SourceFile, file_version, list_files
+from entropylong_assets.stages.corpus.files import SourceFile
+from entropylong_assets.stages.corpus.listing import file_version, list_files
 from entropylong_assets.stages.corpus.readers import count_rows, read_rows
+from entropylong_assets.stages.corpus.registry import source_format
 from entropylong_assets.stages.corpus.rows import Item
-from entropylong_assets.storage.schemas import FORMAT_VERSION
+from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.storage.tables import TableStore
 
-PLAN_FILE = "shards.json"
+PLAN_FILE, PLAN_FORMAT = "shards.json", 1
 
-# Files looked into at once while rows are counted: most of the time is a remote store's.
+# Files whose rows are counted at once: most of the time is spent waiting for a remote store.
 _THREADS = 8
 
 
 class Shard(BaseModel):
-    """One partition: rows `first_row` to `first_row + n_rows` of a file, or whole text files."""
+    """One partition: rows `first_row` to `first_row + n_rows` of a file, or whole files.
+
+    Whole files, of a format with one row per file.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,15 +43,20 @@ class Shard(BaseModel):
     """`<source>-<nnnnn>`, the partition's name."""
     source: str
     kind: str
+    """Name of the source format."""
     files: tuple[str, ...]
-    """URIs: one, or for `text` up to `shard_rows` files of one row each."""
+    """URIs: one, or up to `shard_rows` files of one row each."""
     versions: tuple[str, ...]
     """Of each file, as it was when its rows were counted."""
     first_row: int
     n_rows: int
-    """Rows planned, a damage that ends the file counted as one (blank lines count, too)."""
+    """Rows planned, blank lines included. Damage that ends the file counts as one row."""
     position: int
     """Place in the plan, from 0: the order of registration."""
+
+    @property
+    def has_whole_files(self) -> bool:
+        return source_format(self.kind).one_row_per_file
 
 
 class ShardPlan(BaseModel):
@@ -54,30 +65,31 @@ class ShardPlan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     shards: tuple[Shard, ...] = ()
-    """Those known before, in their old order, then the new ones."""
+    """The known shards in their old order, then the new ones."""
     new: tuple[str, ...] = ()
     """Keys of shards that this scan added."""
     changed: tuple[str, ...] = ()
     """URIs of known files whose version differs from the planned one."""
     gone: tuple[str, ...] = ()
-    """URIs of known files that their source no longer names."""
+    """URIs of known files that their source no longer has."""
 
     def shard(self, key: str) -> Shard:
-        """The shard of a key. Raises CorpusError where there is none."""
+        """Return the shard of a key. Raises CorpusError if there is none."""
         for shard in self.shards:
             if shard.key == key:
                 return shard
         raise CorpusError(f"shard {key}: not in the plan; scan the sources to register it")
 
     def stale(self) -> tuple[str, ...]:
-        """Keys of known shards that hold a changed file: what a rerun would read anew."""
+        """Keys of known shards with a changed file, which another run would read again."""
         changed = set(self.changed)
         return tuple(shard.key for shard in self.shards if changed.intersection(shard.files))
 
 
-def source_of(shard: Shard, corpus: CorpusSettings) -> SourceSettings:
-    """Settings of a shard's source. Raises CorpusError where they have none of that name."""
-    for source in corpus.sources:
+def source_of(shard: Shard, settings: Settings) -> SourceSettings:
+    """Return the settings of a shard's source. Raises CorpusError if the corpus has none such."""
+    sources: tuple[SourceSettings, ...] = settings.sources
+    for source in sources:
         if source.name == shard.source:
             return source
     raise CorpusError(
@@ -87,24 +99,26 @@ def source_of(shard: Shard, corpus: CorpusSettings) -> SourceSettings:
 
 
 def read_shard(shard: Shard, source: SourceSettings) -> Iterator[Item]:
-    """Rows of a shard, file after file, lazily."""
+    """Yield the rows of a shard, file after file, lazily."""
     start, stop = shard.first_row, shard.first_row + shard.n_rows
     for file in shard.files:
-        if shard.kind == "text":
+        if shard.has_whole_files:
             yield from read_rows(file, shard.kind, source)
         else:
             yield from read_rows(file, shard.kind, source, start, stop)
 
 
 def _cut(rows: int, first: int, most: int) -> Iterator[tuple[int, int]]:
-    """Ranges (first row, number of rows) of at most `most` rows from `first` on."""
+    """Yield ranges (first row, number of rows) of at most `most` rows, from row `first` on."""
     for start in range(first, rows, most):
         yield start, min(most, rows - start)
 
 
 def _recut(shards: list[Shard], file: SourceFile, rows: int, most: int) -> list[Shard]:
-    """Known shards of a changed table file: each keeps its first row and takes what now
-    lies between it and the next; the last takes up to `most` rows, or as many as it had."""
+    """Cut a changed file again: each of its shards keeps its first row, and ends at the next one's.
+
+    The last takes up to `most` rows, or as many as it had.
+    """
     shards = sorted(shards, key=lambda shard: shard.first_row)
     result = []
     for shard, after in itertools.zip_longest(shards, shards[1:]):
@@ -114,10 +128,10 @@ def _recut(shards: list[Shard], file: SourceFile, rows: int, most: int) -> list[
     return result
 
 
-def _renewed_text(shard: Shard, versions: dict[str, str]) -> Shard:
-    """A shard of text files as they stand now; members that are gone are left out.
+def _with_present_files(shard: Shard, versions: dict[str, str]) -> Shard:
+    """Return a shard of whole files as they are now, without those that no longer exist.
 
-    Where all are gone it stays as it was: to read it is an error, which names the first.
+    If none exists it stays as it was: reading it is then an error that names the first.
     """
     files = tuple(file for file in shard.files if file in versions)
     if not files:
@@ -132,7 +146,7 @@ def _renewed_text(shard: Shard, versions: dict[str, str]) -> Shard:
 
 
 class _SourcePlan:
-    """Plans the shards of one source. `known` are those it has already."""
+    """Plans the shards of one source. known: its shards so far."""
 
     def __init__(self, source: SourceSettings, known: Sequence[Shard], shard_rows: int) -> None:
         self.source, self.known, self.shard_rows = source, known, shard_rows
@@ -159,9 +173,9 @@ class _SourcePlan:
             return list(pool.map(lambda file: count_rows(file.uri, file.kind), files))
 
     def renew(self) -> tuple[dict[str, Shard], list[tuple[SourceFile, int, int]]]:
-        """Known shards brought up to date, by key, and the ranges that fit into none of them."""
+        """Return the known shards of changed files, by key, and the ranges that fit into none."""
         renewed, ranges = {}, []
-        tables = [file for file in self.changed if file.kind != "text"]
+        tables = [f for f in self.changed if not source_format(f.kind).one_row_per_file]
         for file, rows in zip(tables, self.count(tables), strict=True):
             old = [shard for shard in self.known if shard.files == (file.uri,)]
             new = _recut(old, file, rows, self.shard_rows)
@@ -170,39 +184,41 @@ class _SourcePlan:
             ranges += [(file, *cut) for cut in _cut(rows, end, self.shard_rows)]
         versions = {file.uri: file.version for file in self.found.values()}
         for shard in self.known:
-            if shard.kind == "text" and any(
+            if shard.has_whole_files and any(
                 versions.get(file) != version
                 for file, version in zip(shard.files, shard.versions, strict=True)
             ):
-                renewed[shard.key] = _renewed_text(shard, versions)
+                renewed[shard.key] = _with_present_files(shard, versions)
         return renewed, ranges
 
     def add(self, files: Sequence[SourceFile]) -> Iterator[tuple[list[SourceFile], int, int]]:
-        """Files, first row and number of rows of each shard of `files`."""
-        tables = [file for file in files if file.kind != "text"]
+        """Yield files, first row and number of rows of each new shard."""
+        whole = {kind for kind in {f.kind for f in files} if source_format(kind).one_row_per_file}
+        tables = [file for file in files if file.kind not in whole]
         for file, rows in zip(tables, self.count(tables), strict=True):
             yield from (([file], *cut) for cut in _cut(rows, 0, self.shard_rows))
-        texts = [file for file in files if file.kind == "text"]
-        for start, n_files in _cut(len(texts), 0, self.shard_rows):
-            yield texts[start : start + n_files], 0, n_files
+        for kind in sorted(whole):
+            members = [file for file in files if file.kind == kind]
+            for start, n_files in _cut(len(members), 0, self.shard_rows):
+                yield members[start : start + n_files], 0, n_files
 
 
 def plan_shards(
-    settings: CorpusSettings,
+    settings: Settings,
     known: Sequence[Shard] = (),
     *,
     accept_changes: bool = False,
     max_new_files: int | None = None,
 ) -> ShardPlan:
-    """Looks at all sources and appends shards for the files that `known` does not hold.
+    """List all sources and add shards for the files that `known` does not contain.
 
-    Known shards stay as they are, and changed and gone files are only named; with
-    `accept_changes` the shards of changed files take in their present rows under their old keys
-    (rows for which they have no room get new shards), and text files that are gone leave theirs.
-    `max_new_files` bounds the work of one call; the rest comes with the next ones, in the same
-    order. Files with damage are planned all the same: their shard reports it.
+    settings: of the corpus. Known shards stay as they are; changed and missing files are only
+    named. With `accept_changes` the shards of changed files get their present rows under their old
+    keys (rows for which they have no room get new shards), and missing files leave shards of whole
+    files. max_new_files: maximum number of new files per call; the next calls continue in the same
+    order. Damaged files are planned too: their shard reports the damage.
 
-    Raises CorpusError for a source without any file, and where a source cannot be listed.
+    Raises CorpusError if a source has no file at all or can't be listed.
     """
     shards = {shard.key: shard for shard in known}
     by_source: dict[str, list[Shard]] = defaultdict(list)
@@ -240,7 +256,7 @@ def plan_shards(
             shards[shard.key] = shard
             new.append(shard.key)
             number, position = number + 1, position + 1
-    # Sources that the settings no longer name.
+    # Sources that are no longer in the settings.
     gone += [
         file for left_over in by_source.values() for shard in left_over for file in shard.files
     ]
@@ -252,20 +268,21 @@ def plan_shards(
     )
 
 
-def current_shard(settings: CorpusSettings, plan: ShardPlan, key: str) -> Shard:
-    """A shard as its files stand now, so that a repaired or extended file is read as it is.
+def current_shard(settings: Settings, plan: ShardPlan, key: str) -> Shard:
+    """Return a shard as its files are now, so that a corrected or longer file is read as it is.
 
-    The same as planned while its files are; else as `plan_shards` with `accept_changes` makes
-    it. To be called before a shard is read. Raises CorpusError where its files are gone.
+    An unchanged shard is returned as planned, others as `plan_shards` with `accept_changes` plans
+    them. Call it before reading a shard. Raises CorpusError if its files no longer exist.
     """
     shard = plan.shard(key)
     source = source_of(shard, settings)
-    if shard.kind == "text":
-        return _renewed_text(shard, {file.uri: file.version for file in list_files(source)})
+    if shard.has_whole_files:
+        return _with_present_files(shard, {file.uri: file.version for file in list_files(source)})
     version = file_version(shard.files[0], shard.kind)
     if version is None:
         raise CorpusError(
-            f"shard {key}: {one_line(shard.files[0])} is gone; put it back, or delete the partition"
+            f"shard {key}: {one_line(shard.files[0])} does not exist; put it back, or delete the "
+            "partition"
         )
     if (version,) == shard.versions:
         return shard
@@ -276,42 +293,49 @@ def current_shard(settings: CorpusSettings, plan: ShardPlan, key: str) -> Shard:
     return next(other for other in renewed_all if other.key == key)
 
 
+def _plan_path(store: TableStore) -> str:
+    return f"{store.root}/{store.corpus}/{PLAN_FILE}"
+
+
 def load_plan(store: TableStore) -> ShardPlan:
-    """The plan as it was last saved; empty where there is none."""
-    path = f"{store.root}/{PLAN_FILE}"
+    """Load the plan of the store's corpus; it is empty if none was saved.
+
+    Raises CorpusError if the file is damaged.
+    """
     try:
-        content = json.loads(store.fs.cat_file(path))
+        content = json.loads(store.fs.cat_file(_plan_path(store)))
     except FileNotFoundError:
         return ShardPlan()
     except ValueError:
         content = {}
     try:
-        if content.get("format") != FORMAT_VERSION:
+        if content.get("format") != PLAN_FORMAT:
             raise ValueError
         return ShardPlan(shards=tuple(Shard.model_validate(shard) for shard in content["shards"]))
     except (ValidationError, ValueError, KeyError, AttributeError, TypeError):
         raise CorpusError(
-            f"{path}: not a plan of shards in format {FORMAT_VERSION}; restore it from a backup, "
-            "or keep the data under another data_uri"
+            f"{store.corpus_uri}/{PLAN_FILE}: not a plan of shards in format {PLAN_FORMAT}; "
+            "restore it from a backup, or choose another name for the corpus"
         ) from None
 
 
 def save_plan(store: TableStore, plan: ShardPlan) -> None:
-    """Saves the shards of a plan. Raises CorpusError where the saved plan has others.
+    """Save the shards of a plan. Raises CorpusError if the saved plan has others.
 
-    Two scans at once would else give one key to two shards; the second starts again.
+    Otherwise two scans at once could give one key to two shards; the second has to start again.
     """
-    saved, coming = load_plan(store).shards, plan.shards
-    same = len(saved) <= len(coming) and all(
+    saved, planned = load_plan(store).shards, plan.shards
+    grows = len(saved) <= len(planned) and all(
         (old.key, old.position) == (new.key, new.position) and set(new.files) <= set(old.files)
-        for old, new in zip(saved, coming, strict=False)
+        for old, new in zip(saved, planned, strict=False)
     )
-    if not same:
+    if not grows:
         raise CorpusError(
-            f"{store.uri}/{PLAN_FILE}: another scan has registered shards meanwhile; scan again"
+            f"{store.corpus_uri}/{PLAN_FILE}: another scan has registered shards meanwhile; scan "
+            "again"
         )
     content = {
-        "format": FORMAT_VERSION,
-        "shards": [shard.model_dump(mode="json") for shard in coming],
+        "format": PLAN_FORMAT,
+        "shards": [shard.model_dump(mode="json") for shard in planned],
     }
-    store.put(f"{store.root}/{PLAN_FILE}", json.dumps(content, ensure_ascii=False).encode())
+    store.put(_plan_path(store), json.dumps(content, ensure_ascii=False).encode())

@@ -14,20 +14,23 @@ from entropylong_assets.stages.corpus.files import open_file, plain_name
 from entropylong_assets.stages.corpus.rows import Problem
 
 MAX_ROW_BYTES = 128 * 2**20
-"""A larger row (a line, a text file) is not held in memory but reported."""
+"""A larger row (a line, a text file) is reported and not held in memory."""
+
+BOM = b"\xef\xbb\xbf"
+"""Byte order mark that some programs put at the beginning of a UTF-8 file."""
 
 _CHUNK = 2**20
-# A zstd block of 4 bytes may stand for 128 KiB: small pieces bound what a bomb can unfold at
-# once (to 16 MiB), and are as fast as larger ones.
+# A zstd block of 4 bytes may decompress to 128 KiB: small pieces bound what a decompression bomb
+# can yield at once (to 16 MiB), and are as fast as larger ones.
 _ZSTD_CHUNK = 512
 
 
 class DamagedFileError(Exception):
-    """A compressed file is cut short or is not what its name says."""
+    """A compressed file is truncated, or not of the format that its name says."""
 
 
 class Line(NamedTuple):
-    """One line, without its line feed; `problem` where it could not be read whole."""
+    """One line without its line feed; `problem` if it could not be read whole."""
 
     number: int
     content: bytes
@@ -35,14 +38,14 @@ class Line(NamedTuple):
 
 
 def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
-    # read1, because a read that runs into the fault would lose the good bytes before it.
+    # read1, because a read that meets the damage would lose the good bytes before it.
     with gzip.GzipFile(fileobj=file) as stream:
         while chunk := stream.read1(_CHUNK):
             yield chunk
 
 
 def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
-    """zstandard's own stream reader ends a truncated frame without an error; this one raises."""
+    """Decompress zstd. zstandard's own stream reader ends a truncated frame without an error."""
     frame = None
     while block := file.read(_CHUNK):
         view = memoryview(block)
@@ -60,9 +63,9 @@ def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def read_chunks(uri: str) -> Iterator[bytes]:
-    """Bytes of a file in pieces, decompressed by its name (`.gz`, `.zst`).
+    """Yield the bytes of a file in pieces, decompressed by its name (`.gz`, `.zst`).
 
-    Raises DamagedFileError behind the last good bytes; faults of the file system come as they are.
+    Raises DamagedFileError after the last good bytes; faults of the file system pass as they are.
     """
     member = plain_name(uri).lower()
     with open_file(uri) as file:
@@ -79,12 +82,12 @@ def read_chunks(uri: str) -> Iterator[bytes]:
 
 
 def read_lines(uri: str, start: int = 0) -> Iterator[Line]:
-    """Lines of a file from number `start` (from 0).
+    """Yield the lines of a file from number `start` (from 0).
 
-    A line over MAX_ROW_BYTES comes without its content. Where the file is damaged, the last item
-    is the number of the first line that could not be read whole, with the problem.
+    A line over MAX_ROW_BYTES has no content, but a problem. If the file is damaged, the last item
+    is the first line that could not be read whole, with the problem.
     """
-    # Of the line that is being gathered:
+    # Of the line that is being read:
     number, size = 0, 0
     pieces: list[bytes] = []
 
@@ -121,7 +124,7 @@ def read_lines(uri: str, start: int = 0) -> Iterator[Line]:
 
 
 def count_lines(uri: str) -> int:
-    """How many items `read_lines` gives, without building them."""
+    """Count the items that `read_lines` yields, without building them."""
     ends, last = 0, b"\n"
     try:
         for chunk in read_chunks(uri):

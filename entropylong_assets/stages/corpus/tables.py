@@ -1,25 +1,38 @@
-"""Tables of this stage, and the summary of a partition."""
+"""Tables of `corpus_documents`, and the summary of a partition."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
 from entropylong_assets.storage.schemas import (
-    BOOL,
     DOC_ID,
     INT,
     REASON,
     SOURCE,
-    Summary,
     TEXT,
+    Summary,
     TableSet,
     column,
 )
 
 
 class CorpusDocumentsSummary(Summary):
-    """Counts and figures of one partition of `corpus_documents`."""
+    """Counts of one shard: rows_read = documents + the sum of dropped."""
 
+    rows_read: int
+    """Rows of the source files, bad ones included."""
+    documents: int
+    chars: int
+    """Length of all documents (characters)."""
+    dropped: dict[str, int]
+    """Number of rows by reason."""
+
+
+_PLACE = [
+    column("file", TEXT, "URI of the source file"),
+    column("row", pa.int64(), "row in the file, from 0", "row"),
+    column("external_id", TEXT, "the source's own id", null=True),
+]
 
 CORPUS_DOCUMENTS = TableSet(
     name="corpus_documents",
@@ -33,23 +46,11 @@ CORPUS_DOCUMENTS = TableSet(
                 DOC_ID,
                 column("text", pa.large_string(), "canonical text: NFC, no control characters"),
                 SOURCE,
-                column("file", TEXT, "URI of the source file"),
-                column("row", pa.int64(), "row in the file, from 0", "row"),
-                column("external_id", TEXT, "the source's own id", null=True),
+                *_PLACE,
                 column("license", TEXT, "licence as the source gives it"),
                 column("n_chars", INT, "length of the text", "character"),
-                column("n_tokens", INT, "length for the scoring model", "token"),
-                column("is_root", BOOL, "chosen as a root, by hash"),
             ]
         ),
-        "dropped": pa.schema(
-            [
-                column("file", TEXT, "URI of the source file"),
-                column("row", pa.int64(), "row in the file, from 0", "row"),
-                column("external_id", TEXT, "the source's own id", null=True),
-                REASON,
-                column("detail", TEXT, "what was found there"),
-            ]
-        ),
+        "dropped": pa.schema([*_PLACE, REASON, column("detail", TEXT, "what is wrong with it")]),
     },
 )

@@ -1,6 +1,6 @@
-"""Cuts documents into passages that fit the embedder's window, on line and sentence borders.
+"""Cuts documents into chunks that fit the embedder's window, at line and sentence borders.
 
-The embedder silently drops what lies beyond its window, so a chunk is measured in the embedder's
+The embedder silently ignores text beyond its window, so every chunk is counted in the embedder's
 own tokens before it is accepted.
 """
 
@@ -15,7 +15,7 @@ from itertools import chain, islice
 
 _PIECES = re.compile(
     r"""\n+            # lines and paragraphs
-      | [.!?…]["')\]]*(\s+)   # sentences; what closes them stays with them
+      | [.!?…]["')\]]*(\s+)   # sentences, with their closing quotes and brackets
       | (?<=[。！？])""",
     re.VERBOSE,
 )
@@ -27,16 +27,16 @@ CountTokens = Callable[[list[str]], list[int]]
 Span = tuple[int, int, int]
 """Start, end and tokens."""
 
-_MAX_CHARS_A_TOKEN = 16
-"""Some tokenizers give one unknown token for any word over a length: a chunk is bounded in
-characters too, far above what a token of text takes (4 to 5)."""
+_MAX_CHARS_PER_TOKEN = 16
+"""Limit of a chunk in characters, far above the 4 to 5 per token of normal text: some tokenizers
+give a single unknown token for any word over a certain length."""
 
 _BLOCK_CHARS = 1 << 18
-"""Sentences counted at once: a token takes some 500 bytes while it is counted."""
+"""Characters of the sentences counted at once: counting takes some 500 bytes per token."""
 
 
 def _fits(n_tokens: int, n_chars: int, max_tokens: int) -> bool:
-    return n_tokens <= max_tokens and n_chars <= _MAX_CHARS_A_TOKEN * max_tokens
+    return n_tokens <= max_tokens and n_chars <= _MAX_CHARS_PER_TOKEN * max_tokens
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Chunk:
 def chunk_document(
     text: str, max_tokens: int, min_chars: int, count_tokens: CountTokens
 ) -> list[Chunk]:
-    """Chunks of a document: in order, without overlap, each of at most `max_tokens` tokens.
+    """Cut a document into chunks: in order, without overlap, of at most `max_tokens` tokens each.
 
-    Between and around chunks only white space is left out. Lines and sentences are joined
-    greedily until the window is full; a sentence longer than the window is cut between words, a
-    word longer than it between characters. A chunk of fewer than `min_chars` characters is joined
-    to a neighbour where the two fit together. Every chunk is counted as a whole, since its tokens
-    need not be the sum over its sentences.
+    Only white space between and around chunks is left out. Lines and sentences are joined greedily
+    until the window is full. A sentence longer than the window is cut between words, a word longer
+    than the window between characters. A chunk of fewer than `min_chars` characters is joined to a
+    neighbour if the two fit together. Every chunk is counted as a whole, since its tokens need not
+    be the sum over its sentences.
 
-    Time grows as the text does, and beyond text and chunks memory holds `_BLOCK_CHARS` of it, or
-    one sentence's words, at 16 bytes each: one line of 50 MB is a document like any other.
+    Time is linear in the length of the text. Beside text and chunks, memory holds `_BLOCK_CHARS`
+    characters, or 16 bytes per word of one sentence: a line of 50 MB is no special case.
     """
     special = count_tokens([""])[0]
     spans = _fitting_spans(text, max_tokens, count_tokens)
@@ -112,15 +112,15 @@ def _join_short(
 def _counted(
     text: str, spans: Sequence[tuple[int, int]], max_tokens: int, count_tokens: CountTokens
 ) -> list[int]:
-    """Tokens of each span; 0 for those with so many characters that they fit nowhere."""
-    short = [b - a <= _MAX_CHARS_A_TOKEN * max_tokens for a, b in spans]
+    """Count the tokens of each span; 0 for one with too many characters for any window."""
+    short = [b - a <= _MAX_CHARS_PER_TOKEN * max_tokens for a, b in spans]
     texts = [text[a:b] for (a, b), counts in zip(spans, short, strict=True) if counts]
     tokens = iter(count_tokens(texts) if texts else [])
     return [next(tokens) if counts else 0 for counts in short]
 
 
 def _fitting_spans(text: str, max_tokens: int, count_tokens: CountTokens) -> Iterator[Span]:
-    """Sentences, and parts of those that are too long, with their tokens."""
+    """Yield sentences, and parts of those that are too long, with their tokens."""
     for block in _blocks(_split(text, 0, len(text), _PIECES)):
         counts = _counted(text, block, max_tokens, count_tokens)
         for (a, b), n in zip(block, counts, strict=True):
@@ -132,7 +132,7 @@ def _fitting_spans(text: str, max_tokens: int, count_tokens: CountTokens) -> Ite
 
 
 def _blocks(spans: Iterator[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Spans of `_BLOCK_CHARS` characters together, or the one that has more."""
+    """Yield spans in groups of at most `_BLOCK_CHARS` characters; a longer span is alone."""
     block: list[tuple[int, int]] = []
     for span in spans:
         if block and span[1] - block[0][0] > _BLOCK_CHARS:
@@ -151,9 +151,9 @@ def _cut(
     max_tokens: int,
     count_tokens: CountTokens,
 ) -> Iterator[Span]:
-    """Halves a span between words, else between characters, until each part fits.
+    """Halve a span between words, else between characters, until each part fits.
 
-    words: start and end of each in turn; first, last: those of the span, as indices in it.
+    words: start and end of each word in turn. first, last: range of the span, as indices in it.
     """
     if last - first > 2:
         middle = first + (last - first) // 4 * 2
@@ -172,7 +172,7 @@ def _cut(
 
 
 def _split(text: str, start: int, end: int, border: re.Pattern[str]) -> Iterator[tuple[int, int]]:
-    """Spans between borders, without white space at their ends, none of them empty."""
+    """Yield the spans between borders, without white space at their ends and never empty."""
     at = start
     for cut, after in chain(
         ((m.start(m.lastindex or 0), m.end()) for m in border.finditer(text, start, end)),
@@ -186,5 +186,5 @@ def _split(text: str, start: int, end: int, border: re.Pattern[str]) -> Iterator
 
 
 def chunk_ids(doc_id: str, chunks: Sequence[Chunk]) -> list[str]:
-    """`<doc_id>-<number>`, the number with five digits so that ids sort in order."""
+    """Return `<doc_id>-<number>` per chunk; numbers have five digits, so that ids sort in order."""
     return [f"{doc_id}-{number:05d}" for number in range(len(chunks))]

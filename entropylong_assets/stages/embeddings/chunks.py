@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,57 +9,67 @@ import polars as pl
 import pyarrow as pa
 
 from entropylong_assets.stages.embeddings.chunking import chunk_document, chunk_ids
+from entropylong_assets.stages.embeddings.connection import chunk_schema
 from entropylong_assets.stages.embeddings.embedder import Embedder
-from entropylong_assets.storage.tables import PartitionWriter
+from entropylong_assets.storage.partition_writer import PartitionWriter
 
 
-def embed_documents(
-    document_batches: Iterable[pl.DataFrame],
-    shard: str,
-    embedder: Embedder,
-    min_chars: int,
-    schema: pa.Schema,
-    writer: PartitionWriter,
-    counts: Counter[str],
-    on_progress: Callable[[int], None] = lambda _: None,
-) -> Iterator[pa.RecordBatch]:
-    """Rows of the LanceDB table, batch by batch; their places go to the table `chunks`.
+class ShardEmbedding:
+    """Cuts the documents of one shard into chunks and embeds them, and counts what it did."""
 
-    document_batches: doc_id, source, text. `counts` gathers documents, chunks and tokens;
-    `on_progress` gets finished chunks.
-    """
-    for documents in document_batches:
-        rows: list[dict[str, Any]] = []
-        for doc_id, source, text in documents.select("doc_id", "source", "text").iter_rows():
-            chunks = chunk_document(text, embedder.window_tokens, min_chars, embedder.count_tokens)
-            for number, (chunk_id, chunk) in enumerate(
-                zip(chunk_ids(doc_id, chunks), chunks, strict=True)
-            ):
-                rows.append(
-                    {
-                        "chunk_id": chunk_id,
-                        "doc_id": doc_id,
-                        "shard": shard,
-                        "source": source,
-                        "chunk_number": number,
-                        "start": chunk.start,
-                        "end": chunk.end,
-                        "n_embedder_tokens": chunk.n_tokens,
-                        "text": chunk.text,
-                    }
-                )
-        counts["documents"] += len(documents)
-        counts["chunks"] += len(rows)
-        counts["embedder_tokens"] += sum(row["n_embedder_tokens"] for row in rows)
-        if not rows:
-            continue
-        frame = pl.DataFrame(rows, schema_overrides={"text": pl.String})
-        writer.append("chunks", frame)
-        vectors_BE = embedder.embed(frame["text"].to_list())
+    def __init__(self, shard: str, embedder: Embedder, min_chars: int) -> None:
+        """min_chars: a shorter last chunk of a document joins the chunk before it, if it fits."""
+        self._shard, self._embedder, self._min_chars = shard, embedder, min_chars
+        self._schema = chunk_schema(embedder.dimension, embedder.identity)
+        self.documents = self.chunks = self.tokens = 0
+
+    def rows(
+        self,
+        document_batches: Iterable[pl.DataFrame],
+        writer: PartitionWriter,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield rows of the vector table; write the places of the chunks to the table `chunks`.
+
+        document_batches: doc_id, source, text. on_progress: called with numbers of finished chunks.
+        """
+        for documents in document_batches:
+            rows: list[dict[str, Any]] = []
+            for document in documents.select("doc_id", "source", "text").iter_rows():
+                rows += self._chunks(*document)
+            self.documents += len(documents)
+            self.chunks += len(rows)
+            self.tokens += sum(row["n_embedder_tokens"] for row in rows)
+            if not rows:
+                continue
+            frame = pl.DataFrame(rows, schema_overrides={"text": pl.String})
+            writer.append("chunks", frame)
+            yield from self._with_vectors(frame).to_batches()
+            on_progress(len(rows))
+
+    def _chunks(self, doc_id: str, source: str, text: str) -> Iterator[dict[str, Any]]:
+        chunks = chunk_document(
+            text, self._embedder.window_tokens, self._min_chars, self._embedder.count_tokens
+        )
+        ids = chunk_ids(doc_id, chunks)
+        for number, (chunk_id, chunk) in enumerate(zip(ids, chunks, strict=True)):
+            yield {
+                "chunk_id": chunk_id,
+                "doc_id": doc_id,
+                "shard": self._shard,
+                "source": source,
+                "chunk_number": number,
+                "start": chunk.start,
+                "end": chunk.end,
+                "n_embedder_tokens": chunk.n_tokens,
+                "text": chunk.text,
+            }
+
+    def _with_vectors(self, frame: pl.DataFrame) -> pa.Table:
+        vectors_BE = self._embedder.embed(frame["text"].to_list())
         values = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors_BE.reshape(-1)), vectors_BE.shape[1]
         )
-        columns = frame.select([name for name in schema.names if name != "vector"]).to_arrow()
-        table = columns.append_column("vector", values).cast(schema)
-        on_progress(len(rows))
-        yield from table.to_batches()
+        names = [name for name in self._schema.names if name != "vector"]
+        columns = frame.select(names).to_arrow()
+        return columns.append_column("vector", values).cast(self._schema)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.settings.model import EmbeddingSettings
-from entropylong_assets.stages.entropy.model_files import ModelError, locate, refusal
+from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
+from entropylong_assets.stages.model_files import ModelError, locate, refusal
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -28,11 +28,11 @@ class Embedder:
     identity: str
     dimension: int
     window_tokens: int
-    """Most tokens of a text, special ones included; the model drops what lies beyond."""
+    """Longest text (tokens, special ones included); the model ignores the rest of a longer one."""
     batch_size: int
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """Tokens of each text for this embedder, special ones included."""
+        """Count the embedder's tokens of each text, special ones included."""
         if not texts:
             return []
         encoded = self.model.tokenizer(
@@ -41,10 +41,10 @@ class Embedder:
         return [len(ids) for ids in encoded["input_ids"]]
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, float32 [B, E]. Texts beyond the window must not come here.
+        """Return unit vectors, float32 [B, E].
 
-        Queries, cut from a root by the scoring model's tokens, can be longer than the window;
-        the embedder then sees their beginning.
+        Chunks fit the window. Queries, which are cut from a root by the scoring model's tokens, can
+        be longer: the embedder then sees their beginning only.
         """
         vectors_BE = np.asarray(
             self.model.encode(
@@ -56,7 +56,7 @@ class Embedder:
             ),
             np.float32,
         )
-        # float16 models normalise in float16; the table's vectors are unit length in float32.
+        # float16 models normalize in float16; the table's vectors have unit length in float32.
         return vectors_BE / np.linalg.norm(vectors_BE, axis=1, keepdims=True)
 
 
@@ -80,15 +80,15 @@ def _load(reference: str, trust_remote_code: bool, device: str | None) -> Senten
             error,
             "can't be loaded as a sentence transformer ({reason}); check that its files are whole",
         ) from error
-    # Text that spells a special token is text, for its vector as for its length.
+    # Text that spells a special token is plain text, for its vector and for its length.
     model.tokenizer.split_special_tokens = True
     return model
 
 
 def load_embedder(settings: EmbeddingSettings) -> Embedder:
-    """Loads the embedder; a second call in the same process returns the same weights.
+    """Load the embedder; a second call in the same process returns the same weights.
 
-    Raises ModelError where the model is not to be had or the window is shorter than a chunk.
+    Raises ModelError if the model can't be loaded or its window is shorter than a chunk.
     """
     device = None if settings.device == "auto" else settings.device
     model = _load(settings.model, settings.trust_remote_code, device)
@@ -110,5 +110,5 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
 
 
 def embedder_identity(settings: EmbeddingSettings) -> str:
-    """Identity of the embedder that these settings name, without loading it."""
+    """Return the identity of the embedder that these settings name, without loading it."""
     return locate(settings.model, settings.trust_remote_code).identity

@@ -1,7 +1,7 @@
 """Exact nearest neighbours by blocks of matrix products, on a CPU or a GPU.
 
-Vectors pass by once, block by block, for all queries together: memory holds one block, one tile
-of similarities and the best found so far. Needs nothing but NumPy and torch.
+Each block of vectors is read once, for all queries together. Memory holds one block, one tile of
+similarities and the best rows so far. Needs nothing but NumPy and torch.
 
 Legend: Q queries, B vectors of a block, E dimensions, K neighbours, P pairs of query and vector.
 """
@@ -21,14 +21,14 @@ Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Row numbers [B], and their unit vectors [B, E]."""
 
 ROUNDING = 1e-6
-"""Of a similarity in float32 by a product of any shape: two that are nearer are not ordered."""
+"""Error of a similarity computed in float32; two closer similarities have no defined order."""
 
 _TILE = {"cpu": 2**24, "cuda": 2**28}
 """Similarities computed at once: 64 MiB, 1 GiB."""
 
 
 def device_of(setting: str) -> str:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:1`, ... stands for here."""
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, ... on this machine."""
     import torch
 
     if setting != "auto":
@@ -39,12 +39,12 @@ def device_of(setting: str) -> str:
 def nearest(
     queries_QE: NDArray[np.float32], blocks: Iterable[Block], limit: int, device: str = "cpu"
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Rows and similarities of the `limit` nearest vectors of each query, nearest first.
+    """Return row numbers and similarities of the `limit` nearest vectors per query, nearest first.
 
-    queries_QE: unit vectors, float32. Both results are [Q, K], with K the number of vectors where
-    there are fewer than `limit`. Similarities are right to `ROUNDING`; vectors that are nearer
-    to one another than that may come in any order, and at the border any of them may be left
-    out: measure what was found by `cosines`, and ask deeper where the border is a tie.
+    queries_QE: unit vectors, float32. Both results are [Q, K], where K is `limit`, or the number of
+    vectors if that is smaller. Similarities are exact to `ROUNDING`. Vectors whose similarities are
+    closer than that may be in any order, and any of them may be missing at the limit: measure the
+    result with `cosines`, and search with a higher limit if there is a tie at the end.
     """
     import torch
 
@@ -85,7 +85,7 @@ def _merge(
     numbers: torch.Tensor,
     kept: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `kept` best of what was found before and of this block."""
+    """Return the `kept` best of the rows found so far and those of this block."""
     import torch
 
     similarity, at = (queries @ block.T).topk(min(kept, len(numbers)))
@@ -96,7 +96,7 @@ def _merge(
 
 
 def in_blocks(pieces: Iterable[Block], size: int = 65_536) -> Iterator[Block]:
-    """The same rows in blocks of at least `size` (the last one: what is left)."""
+    """Yield the same rows in blocks of at least `size`; the last one may be smaller."""
     pending: list[Block] = []
     count = 0
     for piece in pieces:
@@ -114,8 +114,11 @@ def _joined(pieces: list[Block]) -> Block:
 
 
 def cosines(first_PE: NDArray[Any], second_PE: NDArray[Any]) -> NDArray[np.float32]:
-    """Cosine of each pair, float32 [P], computed in float64 from the pair alone: the same for
-    equal vectors, wherever and among whatever others they stand."""
+    """Return the cosine of each pair, float32 [P].
+
+    It is computed in float64 from the pair alone: equal pairs have equal cosines, whatever other
+    pairs are computed with them.
+    """
     one, other = first_PE.astype(np.float64), second_PE.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return (np.einsum("pe,pe->p", one, other) / lengths).astype(np.float32)

@@ -15,14 +15,23 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from entropylong_assets.settings.model import EmbeddingSettings, Settings
-from entropylong_assets.stages.embeddings.embedder import Embedder
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.embeddings.exact import device_of, nearest
-from entropylong_assets.stages.embeddings.table import EXACT, ChunkTable, Search, partitions
+from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
+from entropylong_assets.stages.embeddings.table import partitions
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EmbeddingIndexSummary
+from entropylong_assets.stages.embeddings.vector_table import (
+    EXACT,
+    Search,
+    VectorTable,
+    WritableVectorTable,
+)
 from entropylong_assets.storage import duck
-from entropylong_assets.storage.tables import PartitionWriter, TableError, TableStore
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.partition_writer import PartitionWriter
+from entropylong_assets.storage.tables import TableStore
 
-# Of every document in several shards, the copies that don't count. DuckDB groups on disk what
+# Of every document in several shards, the copies that are not indexed. DuckDB groups on disk what
 # does not fit into its memory.
 _DUPLICATES = """
 WITH copies AS (
@@ -40,22 +49,22 @@ ORDER BY doc_id, shard
 
 
 def find_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataFrame:
-    """Documents that stand in several shards, and the shard whose copy counts.
+    """Find documents that occur in several shards, and the shard whose copy is indexed.
 
-    `positions`: place in the plan of each shard that is indexed. The owner is the shard that was
-    registered first, so that it depends on nothing but the plan. Columns as in the table
-    `duplicates`: doc_id, shard, owner, n_chunks.
+    positions: place in the plan of each shard that is indexed. The owner is the shard that was
+    registered first, so it depends on the plan alone. Columns as in the table `duplicates`: doc_id,
+    shard, owner, n_chunks.
 
-    Raises TableError where a table is not there or damaged, ConnectionError where the store gives
-    no answer.
+    Raises TableError if a table is missing or damaged, ConnectionError if the store does not
+    answer.
     """
     if not positions:
         return pl.DataFrame(schema=["doc_id", "shard", "owner", "n_chunks"])
-    files = [duck.file_name(store, "chunk_embeddings", shard, "chunks") for shard in positions]
+    files = [duck.file_name(store, CHUNK_EMBEDDINGS, shard, "chunks") for shard in positions]
     plan = {"file": files, "shard": list(positions), "position": list(positions.values())}
-    read: dict[str, duck.View] = {"chunks": ("chunk_embeddings", list(positions), "chunks")}
+    read: dict[str, duck.View] = {"chunks": (CHUNK_EMBEDDINGS, list(positions), "chunks")}
     with (
-        duck.telling(store, read),
+        duck.reporting_damage(store, read),
         duck.connect(store, {"plan": pl.DataFrame(plan)}) as session,
     ):
         query = _DUPLICATES.format(chunks=duck.parquet(files))
@@ -64,19 +73,19 @@ def find_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataF
     return found
 
 
-def drop_duplicates(table: ChunkTable, duplicates: pl.DataFrame) -> None:
-    """Takes the copies that don't count out of the table."""
+def drop_duplicates(table: WritableVectorTable, duplicates: pl.DataFrame) -> None:
+    """Delete the copies that are not indexed from the table."""
     for (shard,), copies in duplicates.group_by("shard", maintain_order=True):
         table.delete_documents(str(shard), copies["doc_id"].to_list())
 
 
 def sample_queries(
-    table: ChunkTable, count: int, seed: int
+    table: VectorTable, count: int, seed: int
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """`count` rows of the table chosen by hash: their ids, and their vectors, float32 [Q, E].
+    """Choose `count` rows of the table by hash; return their ids and vectors, float32 [Q, E].
 
-    These are stored chunks, not the windows around anchors that the index is asked for later:
-    those are shorter, and what a search misses for them may be more.
+    These are stored chunks, not the windows around anchors that are searched for later: those are
+    shorter, and their recall may be lower.
     """
 
     def rank(chunk_id: str) -> bytes:
@@ -95,18 +104,18 @@ def sample_queries(
 
 
 def measure_recall(
-    table: ChunkTable,
+    table: VectorTable,
     vectors_QE: NDArray[np.float32],
     k: int,
     how: Search,
     worst_Q: NDArray[np.float32],
     own_ids: Sequence[str] = (),
 ) -> float:
-    """Recall@K of a search: the share of true neighbours that it finds.
+    """Measure recall@K of a search: the share of true neighbours that it finds.
 
-    worst_Q: similarity of each query's true K-th neighbour. A hit counts when it is as near as
-    that, so that ties don't count as loss. own_ids: the queries' own chunks, where they are rows
-    of the table [Q]; each finds itself with one probe, so K + 1 are asked for and it is left out.
+    worst_Q: similarity of each query's true K-th neighbour. A hit counts if it is as near as that,
+    so that ties don't lower the recall. own_ids [Q]: the queries' own chunks, if they are rows of
+    the table. Each finds itself with one probe, so K + 1 rows are searched and it is left out.
     """
     if not len(vectors_QE):
         return 1.0
@@ -121,11 +130,11 @@ def measure_recall(
 
 
 def true_worst(
-    table: ChunkTable, vectors_QE: NDArray[np.float32], k: int, device: str
+    table: VectorTable, vectors_QE: NDArray[np.float32], k: int, device: str
 ) -> NDArray[np.float32]:
-    """Similarity of the K-th nearest chunk of each query, float32 [Q], by plain products.
+    """Return the similarity of the K-th nearest chunk of each query, float32 [Q], exactly.
 
-    A query that is a row of the table is its own first: ask for K + 1 there.
+    A query that is a row of the table is its own nearest: pass K + 1 then.
     """
     if not len(vectors_QE):
         return np.zeros(0, np.float32)
@@ -138,12 +147,11 @@ _MOST_REFINED = 64
 def steer(
     measure: Callable[[Search], float], kind: str, target: float, partitions: int
 ) -> tuple[Search, float]:
-    """The first search whose measured recall reaches the target, and that recall.
+    """Find a search whose measured recall reaches the target; return it and that recall.
 
-    Begins with the cheapest. Probes are doubled; where the index holds vectors in part only, so is
-    the factor by which more rows are taken and chosen from by the whole vectors: each time the one
-    that helps more, whatever it costs. Ends where both are at their most: then the recall is what
-    this index can give.
+    Starts with one probe and no refinement. Each step doubles the probes or, if the index holds
+    vectors in part only, the refine factor, whichever raises the recall more, whatever it costs.
+    Ends at the maximum of both: then the recall is the best that this index can give.
     """
     partial = kind != "ivf_flat"
     search = Search(kind, 1)
@@ -162,7 +170,7 @@ def steer(
 
 
 def searched_by_index(settings: EmbeddingSettings, n_rows: int) -> bool:
-    """Whether a table of so many rows gets an index; no index can be trained on a few rows."""
+    """Whether a table of this many rows gets an index; none can be trained on under 256 rows."""
     if settings.search == "auto":
         return n_rows >= settings.ann_min_rows
     return settings.search == "index" and n_rows >= 256
@@ -171,31 +179,78 @@ def searched_by_index(settings: EmbeddingSettings, n_rows: int) -> bool:
 def index_shards(
     store: TableStore,
     settings: Settings,
-    embedder: Embedder,
+    table: WritableVectorTable,
     positions: Mapping[str, int],
     versions: Mapping[str, str],
     tag: str,
     writer: PartitionWriter,
-) -> dict[str, Any]:
-    """Brings the table in order, tags it, and measures its recall; returns the summary.
+) -> EmbeddingIndexSummary:
+    """Remove duplicates from the table, index and tag it, and measure its recall.
 
-    versions: data version of each shard to be indexed. Raises TableError where the table does
-    not hold the rows that a shard's manifest counts.
+    settings: of the corpus. positions: place in the plan of each shard. versions: data version of
+    each shard to be indexed. Raises TableError if the table does not hold the rows that a shard's
+    manifest counts.
     """
     embedding = settings.embedding
-    table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
     order = {shard: positions[shard] for shard in sorted(versions, key=positions.__getitem__)}
     duplicates = find_duplicates(store, order)
     drop_duplicates(table, duplicates)
-    there = table.rows_by_shard()
-    taken = dict(duplicates.group_by("shard").agg(pl.col("n_chunks").sum()).iter_rows())
+    stored = table.rows_by_shard()
+    shards = _count_rows(store, order, versions, duplicates, stored)
+    writer.append("shards", shards)
+    writer.append("duplicates", duplicates)
+    table.optimize()
+    n_rows = sum(row["n_chunks"] for row in shards)
+    table.index_for_lookup()
+    k = min(embedding.recall_k, max(n_rows - 1, 1))
+    search, recall, queries = EXACT, 1.0, 0
+    if searched_by_index(embedding, n_rows):
+        table.build_index(embedding.index)
+        chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
+        queries = len(chosen)
+        worst_Q = true_worst(table, vectors_QE, k + 1, device_of(embedding.device))
+        search, recall = steer(
+            lambda how: measure_recall(table, vectors_QE, k, how, worst_Q, chosen),
+            embedding.index,
+            embedding.target_recall,
+            partitions(n_rows),
+        )
+    return EmbeddingIndexSummary(
+        tag=tag,
+        table_version=table.tag(tag),
+        n_rows=n_rows,
+        n_shards=len(shards),
+        duplicate_documents=len(duplicates),
+        excluded_shards=sorted(set(stored) - set(order)),
+        search=search.search,
+        nprobes=search.nprobes,
+        refine_factor=search.refine_factor,
+        recall=recall,
+        recall_k=k,
+        recall_queries=queries,
+    )
+
+
+def _count_rows(
+    store: TableStore,
+    positions: Mapping[str, int],
+    versions: Mapping[str, str],
+    duplicates: pl.DataFrame,
+    stored: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """Rows of the table `shards`. stored: rows of each shard in the vector table.
+
+    Raises TableError if a shard has other rows there than were written, less its duplicates.
+    """
+    removed = dict(duplicates.group_by("shard").agg(pl.col("n_chunks").sum()).iter_rows())
     shards = []
-    for shard, position in order.items():
-        rows = store.require("chunk_embeddings", shard).tables["chunks"].rows - taken.get(shard, 0)
-        if there.get(shard, 0) != rows:
+    for shard, position in positions.items():
+        written = store.require(CHUNK_EMBEDDINGS, shard).tables["chunks"].rows
+        rows = written - removed.get(shard, 0)
+        if stored.get(shard, 0) != rows:
             raise TableError(
-                f"LanceDB table: it holds {there.get(shard, 0)} rows of shard {shard} where "
-                f"{rows} were written; materialise chunk_embeddings for {shard} again"
+                f"LanceDB table: it holds {stored.get(shard, 0)} rows of shard {shard}, but "
+                f"{rows} were written; materialize {CHUNK_EMBEDDINGS.name} for {shard} again"
             )
         shards.append(
             {
@@ -205,35 +260,4 @@ def index_shards(
                 "n_chunks": rows,
             }
         )
-    writer.append("shards", shards)
-    writer.append("duplicates", duplicates)
-    table.optimise()
-    n_rows = sum(row["n_chunks"] for row in shards)
-    table.index_for_lookup()
-    k = min(settings.retrieval.top_k, max(n_rows - 1, 1))
-    search, recall, asked = EXACT, 1.0, 0
-    if searched_by_index(embedding, n_rows):
-        table.build_index(embedding.index)
-        chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
-        asked = len(chosen)
-        worst_Q = true_worst(table, vectors_QE, k + 1, device_of(embedding.device))
-        search, recall = steer(
-            lambda how: measure_recall(table, vectors_QE, k, how, worst_Q, chosen),
-            embedding.index,
-            embedding.target_recall,
-            partitions(n_rows),
-        )
-    return {
-        "tag": tag,
-        "table_version": table.tag(tag),
-        "n_rows": n_rows,
-        "n_shards": len(shards),
-        "duplicate_documents": len(duplicates),
-        "excluded_shards": sorted(set(there) - set(order)),
-        "search": search.search,
-        "nprobes": search.nprobes,
-        "refine_factor": search.refine_factor,
-        "recall": recall,
-        "recall_k": k,
-        "recall_queries": asked,  # none: an exact search finds all by definition
-    }
+    return shards

@@ -19,22 +19,22 @@ class EmbeddingSettings(Section):
     chunk_tokens: int | None = Field(None, ge=16)
     """Longest chunk (tokens of the embedder, special tokens included); none: its whole window."""
     min_chunk_chars: int = Field(64, ge=1)
-    """A shorter last piece of a document joins the piece before it where that fits."""
+    """A shorter chunk of a document is joined to a neighbour if the two fit the window."""
     batch_size: int = Field(64, ge=1)
     """Texts embedded at once."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     search: Literal["auto", "index", "exact"] = "auto"
-    """`exact`: every vector is compared, in blocks, on `device`; practical up to some 10 million
+    """`exact`: all vectors are compared, in blocks, on `device`; practical up to some 10 million
     chunks. `index`: an index nominates. `auto`: exact below `ann_min_rows`, else by index."""
     ann_min_rows: int = Field(100_000, ge=256)
-    """Chunks from which on `auto` builds an index."""
+    """`auto` builds an index for at least this many chunks."""
     index: Literal["ivf_flat", "ivf_sq", "ivf_rq"] = "ivf_flat"
-    """What the index holds of each vector: all of it, a byte a dimension, or about a bit a
-    dimension: for tables of which no more fits. The vectors themselves stay in the table."""
+    """What the index holds of each vector: all of it, a byte per dimension, or about a bit per
+    dimension, for tables of which no more fits into memory. The table itself keeps the vectors."""
     target_recall: float = Field(0.95, gt=0, le=1)
-    """Recall@K against exact search that probes and refine factor of the index are raised to
-    reach."""
+    """Recall@K against exact search; probes and refine factor of the index are raised until it is
+    reached."""
     recall_queries: int = Field(100, ge=1)
     """Rows of the table used as queries to measure recall@K."""
     recall_k: int = Field(8, ge=1)

@@ -1,7 +1,7 @@
-"""The LanceDB table of all chunks: text, place and vector.
+"""The LanceDB table of all chunks of a corpus: text, place and vector.
 
-One row a chunk and shard. Shards are replaced in one commit each, so that a reader sees a shard
-whole or not at all; searches read a tagged version, so that writers never move it under them.
+Shards are replaced in one commit each, so that a reader sees a shard whole or not at all. Searches
+read a tagged version, so that writers never change it under them.
 
 Legend: Q queries, E dimensions.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -18,114 +18,69 @@ import pyarrow as pa
 from lancedb.index import Bitmap, BTree, IvfFlat, IvfRq, IvfSq
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.embeddings.connection import connect, is_missing
-from entropylong_assets.stages.embeddings.exact import Block, cosines, device_of, in_blocks, nearest
-from entropylong_assets.storage.tables import WHOLE, TableError, TableStore, locked
+from entropylong_assets.stages.embeddings.connection import (
+    chunk_schema,
+    dimension_and_embedder,
+    open_existing,
+    open_or_create,
+    quoted,
+    table_uri,
+)
+from entropylong_assets.stages.embeddings.exact import Block, device_of, in_blocks
+from entropylong_assets.stages.embeddings.search import measure, search_by_index, search_exactly
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
+from entropylong_assets.stages.embeddings.vector_table import EXACT, Search
+from entropylong_assets.storage.folders import locked
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.tables import WHOLE, TableStore
 
-TABLE = "chunks"
+if TYPE_CHECKING:
+    from entropylong_assets.stages.embeddings.embedder import Embedder
+
 _KEY = ["chunk_id", "shard"]
-
 
 VECTOR_INDEXES: Mapping[str, Any] = {"ivf_flat": IvfFlat, "ivf_sq": IvfSq, "ivf_rq": IvfRq}
 
-# Of k-means: 64 vectors a partition and 20 rounds halve the time of the defaults (256 and 50) and
-# give the same recall (benchmarks/RESULTS.md).
+# Of k-means: 64 vectors per partition and 20 rounds take half the time of the defaults (256 and
+# 50) at the same recall (benchmarks/RESULTS.md).
 _TRAINING = {"sample_rate": 64, "max_iterations": 20}
 
-PAIRS_MEASURED = 16_384
-"""Vectors fetched at once to measure what a search found (24 MiB at 384 dimensions)."""
-
-
-FOUND = pl.Schema(
-    {
-        "query": pl.Int64,
-        "chunk_id": pl.String,
-        "doc_id": pl.String,
-        "shard": pl.String,
-        "similarity": pl.Float32,
-    }
-)
-
-
-class Search(NamedTuple):
-    """How a table is searched: by its index, or exactly."""
-
-    search: str
-    """`exact`, or the type of the index."""
-    nprobes: int | None = None
-    """Partitions of the index that a query looks at."""
-    refine_factor: int | None = None
-    """The index gives so many times the rows wanted, and the exact vectors choose of them."""
-
-
-EXACT = Search("exact")
-
-
-def search_of(summary: Mapping[str, Any]) -> Search:
-    """The search that a summary of `embedding_index` or `candidate_contexts` tells of."""
-    return Search(summary["search"], summary["nprobes"], summary["refine_factor"])
-
-
-def chunk_schema(dimension: int, embedder: str) -> pa.Schema:
-    """Schema of the table; its metadata name the embedder, so that two are never mixed."""
-    required = {"chunk_id", "shard"}
-    fields = [
-        pa.field("chunk_id", pa.string()),
-        pa.field("doc_id", pa.string()),
-        pa.field("shard", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("start", pa.int32()),
-        pa.field("end", pa.int32()),
-        pa.field("text", pa.large_string()),
-        pa.field("vector", pa.list_(pa.float32(), dimension)),
-    ]
-    return pa.schema(
-        [field.with_nullable(field.name not in required) for field in fields],
-        metadata={"embedder": embedder},
-    )
+_KEYS_PER_QUERY = 1000
 
 
 def partitions(rows: int) -> int:
-    """Of an index over so many rows."""
+    """Number of partitions of an index over so many rows."""
     return max(1, round(rows**0.5))
 
 
-def quoted(values: Iterable[str]) -> str:
-    """SQL list of string literals."""
-    return "(" + ", ".join("'" + value.replace("'", "''") + "'" for value in values) + ")"
-
-
 class ChunkTable:
-    """The table of one pipeline. Opening it creates it where it is not there."""
+    """The table of one corpus: a `WritableVectorTable`."""
 
-    def __init__(self, data_uri: str, dimension: int, embedder: str) -> None:
-        self._uri = f"{data_uri}/lancedb"
-        self._assets = TableStore(data_uri)
-        store = TableStore(self._uri)
-        self._folder = store.root if store.is_local else None
+    def __init__(self, corpus_uri: str, dimension: int, embedder: str, table: Any = None) -> None:
+        """Open the table; create it if it does not exist.
+
+        table: the table itself, if it is already open. Raises TableError if it holds vectors of
+        another embedder.
+        """
+        self._uri = table_uri(corpus_uri)
+        data_uri, _, corpus = corpus_uri.rpartition("/")
+        self._store = TableStore(data_uri, corpus)
+        place = TableStore(self._uri)
+        self._folder = place.root if place.is_local else None
         self._schema = chunk_schema(dimension, embedder)
-        db = connect(data_uri)
-        try:
-            self._table = db.open_table(TABLE)
-        except ValueError as error:
-            if not is_missing(error):
-                raise
-            # Where another process makes it now, that one is taken.
-            self._table = db.create_table(TABLE, schema=self._schema, exist_ok=True)
+        self._table = table or open_or_create(corpus_uri, self._schema)
         self._refuse_other_embedder()
 
     def _refuse_other_embedder(self) -> None:
-        there = self._table.schema
-        width = there.field("vector").type.list_size
-        wanted = self._schema.field("vector").type.list_size
-        embedder = (there.metadata or {}).get(b"embedder", b"").decode()
-        ours = self._schema.metadata[b"embedder"].decode()
-        if width == wanted and embedder in ("", ours):
+        dimension, embedder = dimension_and_embedder(self._table.schema)
+        wanted, ours = dimension_and_embedder(self._schema)
+        if dimension == wanted and embedder in ("", ours):
             return
         raise TableError(
-            f"LanceDB table {self._uri}: it holds {width}-dimensional vectors of {embedder}, but "
-            f"embedding.model gives {wanted}-dimensional vectors of {ours}; name another data_uri, "
-            f"or delete {self._uri} and materialise chunk_embeddings for all shards"
+            f"LanceDB table {self._uri}: it holds {dimension}-dimensional vectors of {embedder}, "
+            f"but embedding.model gives {wanted}-dimensional vectors of {ours}; choose another "
+            f"name for a corpus with that model, or delete {self._uri} and materialize "
+            f"{CHUNK_EMBEDDINGS.name} for all shards"
         )
 
     @property
@@ -133,11 +88,11 @@ class ChunkTable:
         return int(self._table.version)
 
     def replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Puts these rows in the place of all rows of the shard, in one commit.
+        """Replace all rows of the shard by these, in one commit.
 
-        On a local disk one process writes at a time. Elsewhere, where no lock is to be had, two
-        that write one shard at once are found out: raises RuntimeError with a commit conflict, and
-        the next call replaces what both wrote.
+        On a local disk one process writes at a time. Object storage has no lock: two processes
+        that write one shard at once are detected afterwards. Then RuntimeError, a commit conflict,
+        is raised, and the next call replaces what both wrote.
         """
         with locked(self._folder) if self._folder else nullcontext():
             self._table.checkout_latest()
@@ -155,9 +110,9 @@ class ChunkTable:
         reader = pa.RecordBatchReader.from_batches(self._schema, counted())
         mine = f"shard IN {quoted([shard])}"
         if self._is_doubled(shard):
-            self._table.delete(mine)  # a merge would bring both copies up to date
+            self._table.delete(mine)  # a merge would update both copies
         if self._table.count_rows(mine) == 0:
-            self._table.add(reader)  # the parallel path: no join with what is there
+            self._table.add(reader)  # much faster: no join with existing rows
         else:
             (
                 self._table.merge_insert(_KEY)
@@ -167,25 +122,26 @@ class ChunkTable:
                 .execute(reader)
             )
         self._table.checkout_latest()
-        there = self._table.count_rows(mine)
-        if there != written:
+        stored = self._table.count_rows(mine)
+        if stored != written:
             raise RuntimeError(
-                f"LanceDB table {self._uri}: commit conflict: shard {shard} has {there} rows in "
-                f"the place of {written}, so another process writes it too; materialise it again"
+                f"LanceDB table {self._uri}: commit conflict: shard {shard} has {stored} rows "
+                f"instead of {written}, so another process writes it too; materialize it again"
             )
 
     def _is_doubled(self, shard: str) -> bool:
-        """Whether two processes added the shard at once, each finding it empty."""
+        """Whether two processes added the shard at once, each when it was empty."""
         ids = [batch["chunk_id"] for batch in self.scan(["chunk_id"], shard)]
         return bool(ids) and bool(pl.concat(ids).is_duplicated().any())
 
     def delete_documents(self, shard: str, doc_ids: Sequence[str]) -> None:
-        """Takes documents of one shard out of the table."""
-        for i in range(0, len(doc_ids), 1000):
-            ids = quoted(doc_ids[i : i + 1000])
+        """Delete documents of one shard."""
+        for i in range(0, len(doc_ids), _KEYS_PER_QUERY):
+            ids = quoted(doc_ids[i : i + _KEYS_PER_QUERY])
             self._table.delete(f"shard IN {quoted([shard])} AND doc_id IN {ids}")
 
     def rows_by_shard(self) -> dict[str, int]:
+        """Count the rows per shard; reads a column of the whole table."""
         rows: dict[str, int] = {}
         for batch in self.scan(["shard"]):
             for shard, count in batch["shard"].value_counts().iter_rows():
@@ -193,20 +149,20 @@ class ChunkTable:
         return rows
 
     def indexed_rows(self) -> dict[str, int]:
-        """Rows of each indexed shard at the version that is read, and perhaps of others.
+        """Rows per indexed shard at the version that is read, and perhaps of others.
 
-        `embedding_index` knows them of its own version. Of any other they are counted, those of
-        shards that are not indexed too: that reads a column of the whole table.
+        `embedding_index` records them for its own version. For any other version the rows of all
+        shards are counted.
         """
-        index = self._assets.manifest("embedding_index")
+        index = self._store.manifest(EMBEDDING_INDEX)
         if index and index.summary["table_version"] == self.version:
-            rows = self._assets.read("embedding_index", WHOLE, "shards", ["shard", "n_chunks"])
-            if self._assets.manifest("embedding_index") == index:  # none was made meanwhile
+            rows = self._store.read(EMBEDDING_INDEX, WHOLE, "shards", ["shard", "n_chunks"])
+            if self._store.manifest(EMBEDDING_INDEX) == index:  # it was not replaced meanwhile
                 return dict(rows.iter_rows())
         return self.rows_by_shard()
 
     def scan(self, columns: list[str], shard: str | None = None) -> Iterator[pl.DataFrame]:
-        """Rows in batches, those of one shard or of all."""
+        """Yield the rows of one shard, or of all, in batches."""
         for batch in self.reader(columns, shard):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
@@ -220,7 +176,7 @@ class ChunkTable:
         return query.to_batches()
 
     def vectors(self, excluded_shards: Sequence[str] = ()) -> Iterator[Block]:
-        """Row numbers and unit vectors of all shards but these, in blocks."""
+        """Yield row numbers and unit vectors of all shards but these, in blocks."""
         query = self._table.search().select(["vector"]).with_row_id(True)
         if excluded_shards:
             query = query.where(f"shard NOT IN {quoted(excluded_shards)}")
@@ -233,13 +189,14 @@ class ChunkTable:
         return in_blocks(pieces())
 
     def fetch(self, chunk_ids: Sequence[str], columns: list[str]) -> pl.DataFrame:
-        """The rows of these chunks; where copies stand in two shards, of the first by name.
+        """Return the rows of these chunks, and their shards; of a copied chunk the first by shard.
 
-        `columns` include chunk_id.
+        columns: must include chunk_id.
         """
         parts = []
-        for i in range(0, len(chunk_ids), 1000):
-            query = self._table.search().where(f"chunk_id IN {quoted(chunk_ids[i : i + 1000])}")
+        for i in range(0, len(chunk_ids), _KEYS_PER_QUERY):
+            ids = quoted(chunk_ids[i : i + _KEYS_PER_QUERY])
+            query = self._table.search().where(f"chunk_id IN {ids}")
             parts.append(pl.from_arrow(query.select([*columns, "shard"]).to_arrow()))
         if not parts:
             return pl.DataFrame(schema=[*columns, "shard"])
@@ -249,21 +206,21 @@ class ChunkTable:
 
     # The index and its versions
 
-    def optimise(self) -> None:
-        """Compacts small fragments and takes new rows into the index."""
+    def optimize(self) -> None:
+        """Compact small fragments and add new rows to the indexes."""
         self._table.optimize()
 
     def indexed_columns(self) -> set[str]:
         return {column for index in self._table.list_indices() for column in index.columns}
 
     def index_for_lookup(self) -> None:
-        """Indexes of chunk_id and shard, so that no fetch reads the whole table."""
+        """Index chunk_id and shard, so that no fetch reads the whole table."""
         for column, config in (("chunk_id", BTree()), ("shard", Bitmap())):
             if column not in self.indexed_columns() and self._table.count_rows():
                 self._table.create_index(column, config=config)
 
     def build_index(self, kind: str) -> None:
-        """An index of this type over all rows; the vectors stay whole beside it."""
+        """Index the vectors of all rows; they stay in the table, whole, whatever the type."""
         rows = self._table.count_rows()
         config = VECTOR_INDEXES[kind](
             distance_type="cosine", num_partitions=partitions(rows), **_TRAINING
@@ -285,7 +242,7 @@ class ChunkTable:
         return int(stats.num_unindexed_rows) if stats else int(self._table.count_rows())
 
     def tag(self, name: str) -> int:
-        """Names the present version, so that it stays and can be read later."""
+        """Tag the present version, so that it is kept and can be read later; return its number."""
         version = self.version
         if name in self._table.tags.list():
             self._table.tags.update(name, version)
@@ -294,11 +251,11 @@ class ChunkTable:
         return version
 
     def checkout(self, tag: str) -> None:
-        """Reads from the tagged version from now on. Raises TableError where there is none."""
+        """Read from the tagged version from now on. Raises TableError if there is none."""
         if tag not in self._table.tags.list():
             raise TableError(
-                f"LanceDB table {self._uri}: no version is tagged {tag}; materialise "
-                f"embedding_index again"
+                f"LanceDB table {self._uri}: no version is tagged {tag}; materialize "
+                f"{EMBEDDING_INDEX.name} again"
             )
         self._table.checkout(tag)
 
@@ -310,83 +267,40 @@ class ChunkTable:
         how: Search = EXACT,
         device: str = "auto",
     ) -> pl.DataFrame:
-        """The `limit` nearest chunks of each query by cosine.
+        """Return the `limit` nearest chunks per query by cosine.
 
         Columns: query (int), chunk_id, doc_id, shard, similarity (float32, of the whole vectors,
-        whatever the index holds). An exact search reads all vectors once for all queries together,
-        on `device`; so does an index that was never built.
+        whatever the index holds). An exact search compares all vectors with all queries at once, on
+        `device`.
         """
         if how.search == EXACT.search:
             blocks = self.vectors(excluded_shards)
-            rows_QK, _ = nearest(vectors_QE, blocks, limit, device_of(device))
-            found = pl.DataFrame(
-                {
-                    "query": np.repeat(np.arange(len(rows_QK)), rows_QK.shape[1]),
-                    "row": rows_QK.reshape(-1),
-                }
-            )
+            found = search_exactly(blocks, vectors_QE, limit, device_of(device))
         else:
-            found = self._by_index(vectors_QE, limit, excluded_shards, how)
-        parts = [
-            self._measured(vectors_QE, found[i : i + PAIRS_MEASURED])
-            for i in range(0, len(found), PAIRS_MEASURED)
-        ]
-        return pl.concat(parts) if parts else pl.DataFrame(schema=FOUND)
-
-    def _by_index(
-        self,
-        vectors_QE: NDArray[np.float32],
-        limit: int,
-        excluded_shards: Sequence[str],
-        how: Search,
-    ) -> pl.DataFrame:
-        query: Any = self._table.search(vectors_QE, vector_column_name="vector")
-        query = query.distance_type("cosine").limit(limit).select(["_distance"]).with_row_id(True)
-        query = query.nprobes(how.nprobes)
-        if how.refine_factor:
-            query = query.refine_factor(how.refine_factor)
-        if excluded_shards:
-            query = query.where(f"shard NOT IN {quoted(excluded_shards)}", prefilter=True)
-        found = pl.from_arrow(query.to_arrow())
-        assert isinstance(found, pl.DataFrame)
-        if "query_index" not in found.columns:  # a single query has no such column
-            found = found.with_columns(pl.lit(0).alias("query_index"))
-        return found.select(
-            pl.col("query_index").cast(pl.Int64).alias("query"),
-            pl.col("_rowid").cast(pl.Int64).alias("row"),
-        )
-
-    def _measured(self, vectors_QE: NDArray[np.float32], found: pl.DataFrame) -> pl.DataFrame:
-        """The chunks of these rows, and their similarity to the query that found them."""
-        taken = self._table.take_row_ids(found["row"].unique().to_list())
-        rows = taken.select(["chunk_id", "doc_id", "shard", "vector"]).with_row_id().to_arrow()
-        vectors_RE = np.asarray(rows["vector"].combine_chunks().flatten())
-        vectors_RE = vectors_RE.reshape(len(rows), vectors_QE.shape[1])
-        known = pl.from_arrow(rows.drop(["vector"]))
-        assert isinstance(known, pl.DataFrame)
-        known = known.with_columns(pl.col("_rowid").cast(pl.Int64)).with_row_index("at")
-        pairs = found.join(known, left_on="row", right_on="_rowid", maintain_order="left")
-        assert len(pairs) == len(found), "a row that was found is in the table"
-        similarity = cosines(
-            vectors_QE[pairs["query"].to_numpy()], vectors_RE[pairs["at"].to_numpy()]
-        )
-        return pairs.select("query", "chunk_id", "doc_id", "shard").with_columns(
-            pl.Series("similarity", similarity)
-        )
+            found = search_by_index(self._table, vectors_QE, limit, excluded_shards, how)
+        return measure(self._table, vectors_QE, found)
 
 
-def open_table(data_uri: str, tag: str | None = None) -> ChunkTable:
-    """The table as it is, whatever its embedder; at a tagged version, or the newest."""
-    try:
-        schema = connect(data_uri).open_table(TABLE).schema
-    except ValueError as error:
-        if not is_missing(error):
-            raise
-        raise TableError(
-            f"LanceDB table {data_uri}/lancedb: it is not there; materialise chunk_embeddings"
-        ) from None
-    embedder = (schema.metadata or {}).get(b"embedder", b"").decode()
-    table = ChunkTable(data_uri, schema.field("vector").type.list_size, embedder)
+def open_table(store: TableStore, tag: str | None = None) -> ChunkTable:
+    """Open the table of a corpus, whatever its embedder: at a tagged version, or the newest.
+
+    Raises TableError if there is no table or no such tag.
+    """
+    existing = open_existing(store.corpus_uri)
+    dimension, embedder = dimension_and_embedder(existing.schema)
+    table = ChunkTable(store.corpus_uri, dimension, embedder, existing)
+    if tag is not None:
+        table.checkout(tag)
+    return table
+
+
+def load_table(store: TableStore, embedder: Embedder, tag: str | None = None) -> ChunkTable:
+    """Open the table of a corpus to search it with vectors of this embedder.
+
+    Raises TableError if there is no table or no such tag, or if its vectors are another embedder's.
+    """
+    existing = open_existing(store.corpus_uri)
+    table = ChunkTable(store.corpus_uri, embedder.dimension, embedder.identity, existing)
     if tag is not None:
         table.checkout(tag)
     return table

@@ -1,4 +1,4 @@
-"""Tables of this stage, and the summary of a partition."""
+"""Tables of `chunk_embeddings` and `embedding_index`, and the summaries of their partitions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,26 @@ from entropylong_assets.storage.schemas import (
     INT,
     SHARD,
     START,
-    Summary,
     TEXT,
+    Summary,
     TableSet,
     column,
 )
 
 
 class ChunkEmbeddingsSummary(Summary):
-    """Counts and figures of one partition of `chunk_embeddings`."""
+    """Counts of one shard, and the embedder."""
+
+    documents: int
+    chunks: int
+    embedder_tokens: int
+    """Length of all chunks (tokens of the embedder, special tokens included)."""
+    dimension: int
+    """Dimensions of a vector."""
+    window_tokens: int
+    """Longest chunk (tokens of the embedder)."""
+    embedder: str
+    """Identity of the embedder: name and content."""
 
 
 CHUNK_EMBEDDINGS = TableSet(
@@ -44,7 +55,30 @@ CHUNK_EMBEDDINGS = TableSet(
 
 
 class EmbeddingIndexSummary(Summary):
-    """Counts and figures of one partition of `embedding_index`."""
+    """What the index holds, and how it is searched."""
+
+    tag: str
+    """Tag of the indexed version of the vector table."""
+    table_version: int
+    n_rows: int
+    """Indexed chunks."""
+    n_shards: int
+    duplicate_documents: int
+    """Copies of documents in other shards than their owner's; removed from the table."""
+    excluded_shards: list[str]
+    """Shards with rows in the table that are not indexed; every search leaves them out."""
+    search: str
+    """`exact`, or the type of the index."""
+    nprobes: int | None
+    """Partitions of the index searched per query; none for an exact search."""
+    refine_factor: int | None
+    """Rows nominated per row wanted; the whole vectors then decide. None: no such choice."""
+    recall: float
+    """recall@K against exact search; 1 for an exact search."""
+    recall_k: int
+    """K (chunks)."""
+    recall_queries: int
+    """Queries that the recall was measured with; 0 for an exact search."""
 
 
 EMBEDDING_INDEX = TableSet(
@@ -66,8 +100,8 @@ EMBEDDING_INDEX = TableSet(
             [
                 DOC_ID,
                 SHARD,
-                column("owner", TEXT, "shard whose copy counts"),
-                column("n_chunks", INT, "rows taken out of the table", "row"),
+                column("owner", TEXT, "shard whose copy is indexed"),
+                column("n_chunks", INT, "rows removed from the table", "row"),
             ]
         ),
     },

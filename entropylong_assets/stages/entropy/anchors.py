@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.settings.model import EntropySettings
 from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, ScoringRequest
+from entropylong_assets.stages.entropy.settings import EntropySettings
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Positions t with H_t > τ, and what they were found by (nats)."""
+    """Positions t with H_t > τ, and the μ, σ and τ of their root (nats)."""
 
     mean: float
     std: float
@@ -27,12 +27,12 @@ class Anchors:
 
 
 def find_anchors(entropies_T: NDArray[np.float32], settings: EntropySettings) -> Anchors:
-    """Anchors of one root.
+    """Find the anchors of one root.
 
-    entropies_T: float32 [T], nats, NaN where undefined. μ and σ (of the population) are taken in
-    float64 over all defined positions, so that the check in SQL finds the same threshold;
-    positions before `min_anchor_position` count in them but are no anchors themselves. A root
-    without a defined position has none.
+    entropies_T: float32 [T], nats, NaN where undefined. μ and σ (of the population) are computed in
+    float64 over all defined positions, so that the SQL check finds the same threshold. Positions
+    before `min_anchor_position` count in μ and σ, but are not anchors. A root without a defined
+    position has no anchors.
     """
     defined = entropies_T[~np.isnan(entropies_T)].astype(np.float64)
     if not len(defined):
@@ -45,9 +45,9 @@ def find_anchors(entropies_T: NDArray[np.float32], settings: EntropySettings) ->
 
 
 def root_request(root_ids: Sequence[int], bos_ids: Sequence[int]) -> ScoringRequest:
-    """The whole root alone, behind the BOS where the model uses one.
+    """Make the request that scores a whole root alone, after the BOS token if there is one.
 
-    Without a BOS position 0 has no prefix, and so no score.
+    Without a BOS token, position 0 has no prefix and therefore no score.
     """
     first = 1 - min(len(bos_ids), 1)
     return ScoringRequest(
@@ -64,9 +64,10 @@ def score_roots(
     batch: int = 32,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table `roots`, for pairs of a root's id and its token ids.
+    """Yield rows of the table `roots`.
 
-    `on_progress` gets the number of tokens of each forward pass.
+    roots: pairs of a root's id and its token ids. batch: roots scored at once. on_progress: called
+    with the number of tokens of each forward pass.
     """
     pending: list[tuple[str, list[int]]] = []
 

@@ -1,10 +1,9 @@
-"""Attention over sequences laid end to end: no token sees another sequence's tokens.
+"""Attention over concatenated sequences: no token attends to another sequence.
 
-Registered with transformers under `PACKED`, so that any model which takes its attention from
-there runs packed with its own weights and code. The borders come in as transformers' own
-`cu_seq_lens_q`. No mask is ever built on CUDA: the flash kernels take the borders themselves.
-There it is FlashAttention-3 where that is installed and the GPU is Hopper, else the
-FlashAttention-2 that comes with torch.
+Registered with transformers under `PACKED`, so that any model that uses transformers' attention
+interface runs packed, with its own weights and code. The borders of the sequences are passed as
+transformers' own `cu_seq_lens_q`. On CUDA no mask is built: the flash kernels take the borders.
+They are FlashAttention-3 if it is installed and the GPU is Hopper, else torch's FlashAttention-2.
 
 Legend: H query heads, K key heads, T tokens of the pack, S sequences, E head size.
 """
@@ -32,7 +31,7 @@ FLASH_3 = ("flash_attn_interface", "fa3_fwd_interface")
 
 @contextmanager
 def implementation(hf_model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Inside, the model takes its attention from transformers' registry under this name."""
+    """Let the model use the attention that transformers has registered under this name."""
     config = hf_model.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = name
@@ -44,7 +43,7 @@ def implementation(hf_model: PreTrainedModel, name: str) -> Iterator[None]:
 
 @contextmanager
 def packed(hf_model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's attention is the packed one; afterwards it is as it was."""
+    """Let the model use packed attention; afterwards it is as before."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
@@ -61,31 +60,30 @@ def packed_attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
-    **others: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each of the sequences; result [1, T, H, E].
+    """Compute causal attention within each sequence; result [1, T, H, E].
 
-    cu_seq_lens_q: int32 [S + 1], from 0 to T. sliding_window: tokens that a token sees, itself
-    included. Raises NotImplementedError on what it would otherwise get wrong.
+    options: cu_seq_lens_q, int32 [S + 1], from 0 to T; max_length_q. sliding_window: tokens that a
+    token attends to, itself included. Raises NotImplementedError for options that it would ignore.
     """
-    if others.get("softcap") is not None or others.get("s_aux") is not None:
-        raise NotImplementedError("attention soft-capping and sinks are not packed")
-    if attention_mask is not None or cu_seq_lens_q is None or max_length_q is None:
-        raise NotImplementedError("packed attention takes borders, not masks")
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise NotImplementedError("packed attention does not support soft-capping and sinks")
+    borders, longest = options.get("cu_seq_lens_q"), options.get("max_length_q")
+    if attention_mask is not None or borders is None or longest is None:
+        raise NotImplementedError("packed attention needs borders of sequences instead of a mask")
     scale = query_1HTE.shape[-1] ** -0.5 if scaling is None else scaling
     result_THE = _attend(
         *(heads_first[0].transpose(0, 1) for heads_first in (query_1HTE, key_1KTE, value_1KTE)),
-        cu_seq_lens_q,
-        max_length_q,
+        borders,
+        longest,
         scale,
         sliding_window or 0,
     )
     return result_THE[None], None
 
 
-# One operator, so that the compiler leaves it whole and borders stay data.
+# A custom operator, so that the compiler treats it as opaque and the borders as data.
 @torch.library.custom_op("entropylong::attend", mutates_args=())
 def _attend(
     query_THE: Tensor,
@@ -96,10 +94,10 @@ def _attend(
     scale: float,
     window: int,
 ) -> Tensor:
-    """window: tokens that a token sees; 0: all before it."""
+    """window: tokens that a token attends to; 0: all before it."""
     size = query_THE.shape[-1]
     if not query_THE.is_cuda or query_THE.element_size() != 2 or size > 256 or size % 8:
-        return _one_by_one(query_THE, key_TKE, value_TKE, borders, scale, window)
+        return attend_one_by_one(query_THE, key_TKE, value_TKE, borders, scale, window)
     third = flash_3() if window == 0 else None
     if third is not None:
         result = third(
@@ -138,7 +136,7 @@ def _(query_THE: Tensor, *_: Any) -> Tensor:
 
 @lru_cache(maxsize=1)
 def flash_3() -> Callable[..., Any] | None:
-    """FlashAttention-3's function for packed sequences, where it can be had here."""
+    """Return FlashAttention-3's function for packed sequences, or None if it is not available."""
     if torch.cuda.get_device_capability() != (9, 0):
         return None
     for name in FLASH_3:
@@ -149,7 +147,7 @@ def flash_3() -> Callable[..., Any] | None:
     return None
 
 
-def _one_by_one(
+def attend_one_by_one(
     query_THE: Tensor,
     key_TKE: Tensor,
     value_TKE: Tensor,
@@ -157,7 +155,7 @@ def _one_by_one(
     scale: float,
     window: int,
 ) -> Tensor:
-    """One call a sequence: on the CPU, and in float32 on CUDA."""
+    """Compute attention one sequence at a time: on the CPU, and in float32 on CUDA."""
     result_THE = torch.empty_like(query_THE, memory_format=torch.contiguous_format)
     groups = query_THE.shape[1] // key_TKE.shape[1]
     for start, end in pairwise(borders.tolist()):
@@ -179,8 +177,8 @@ def _one_by_one(
 
 @lru_cache(maxsize=4)
 def _band(length: int, window: int, device: str) -> Tensor:
-    """bool [length, length]: which key each query sees under a sliding window."""
+    """Return bool [length, length]: the keys that each query attends to in a sliding window."""
     with torch.inference_mode(False):
-        at = torch.arange(length, device=device)
-        behind = at[:, None] - at
-        return (behind >= 0) & (behind < window)
+        position = torch.arange(length, device=device)
+        distance = position[:, None] - position
+        return (distance >= 0) & (distance < window)

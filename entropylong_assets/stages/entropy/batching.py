@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Packs of sequence numbers, each of at most `budget` tokens, longest sequence first.
+    """Return packs of sequence numbers, each of at most `budget` tokens, longest sequence first.
 
-    Best fit decreasing: never more than 11/9 of the fewest possible packs + 1; on lengths well
-    under the budget, 97% and more of all packs but the last. Nothing is padded or cut. A longer
-    sequence than the budget is a pack of its own. The order of equal lengths is theirs, so that
+    Best fit decreasing: at most 11/9 of the minimum number of packs, plus 1; with lengths well
+    below the budget, all packs but the last are at least 97% full. Nothing is padded or cut. A
+    sequence longer than the budget is a pack of its own. Equal lengths keep their order, so that
     the same lengths give the same packs.
     """
     packs: list[list[int]] = []

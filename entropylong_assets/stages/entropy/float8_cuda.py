@@ -1,7 +1,7 @@
-"""Linear layers in 8-bit floats (e4m3) on CUDA, for an approximate screen: twice bfloat16's rate.
+"""Linear layers in 8-bit floats (e4m3) on CUDA, for an approximate screen: twice bfloat16's speed.
 
-Weights have a scale for each output, activations one for each token, so that no token's rounding
-depends on its neighbours. Sums are taken in the tensor cores' fast accumulator.
+Weights have a scale per output, activations a scale per token, so that the rounding of a token does
+not depend on its neighbours. Sums use the tensor cores' fast accumulator.
 
 Legend: T tokens, D inputs, N outputs.
 """
@@ -23,7 +23,7 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 def fits(module: Any) -> bool:
-    """Whether this is a bfloat16 Linear of sizes that the matrix product takes."""
+    """Return whether this is a bfloat16 Linear of a size that the matrix product supports."""
     return (
         isinstance(module, nn.Linear)
         and module.weight.dtype == torch.bfloat16
@@ -32,7 +32,7 @@ def fits(module: Any) -> bool:
 
 
 class Float8Linear(nn.Module):
-    """Several Linears over the same input as one, with their outputs side by side."""
+    """Several Linears over the same input as one, with concatenated outputs."""
 
     weight_ND: Tensor
     scale_1N: Tensor
@@ -52,7 +52,7 @@ class Float8Linear(nn.Module):
         return self.of_quantised(states_TD, scale_T1).unflatten(0, states_1TD.shape[:-1])
 
     def of_quantised(self, states_TD: Tensor, scale_T1: Tensor) -> Tensor:
-        """bfloat16 [T, N] of inputs in e4m3 with a scale for each token."""
+        """Return bfloat16 [T, N] for inputs in e4m3 with a scale per token."""
         result_TN: Tensor = torch._scaled_mm(
             states_TD,
             self.weight_ND.t(),
@@ -66,7 +66,7 @@ class Float8Linear(nn.Module):
 
 
 def _quantised(rows_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """e4m3 [T, D], and the float32 scale [T, 1] of each row."""
+    """Return e4m3 [T, D], and the float32 scale [T, 1] of each row."""
     rows_TD = rows_TD.float()
     scale_T1 = rows_TD.abs().amax(-1, keepdim=True).clamp(min=1e-12) / LARGEST
     return (rows_TD / scale_T1).to(torch.float8_e4m3fn), scale_T1
@@ -85,10 +85,10 @@ def _gate_rows(both, result, scales, width, LARGEST: tl.constexpr, WIDTH: tl.con
     tl.store(scales + row, scale)
 
 
-# Read once: a compiled pair of reduction and rounding reads both halves twice.
+# One kernel reads the input once; compiled reduction and rounding would read it twice.
 @torch.library.custom_op("entropylong::gate_rows", mutates_args=())
 def gate_rows(both_T2I: Tensor) -> tuple[Tensor, Tensor]:
-    """silu(gate)·value of each row in e4m3 [T, I], and its float32 scale [T, 1]."""
+    """Return silu(gate)·value of each row in e4m3 [T, I], and its float32 scale [T, 1]."""
     tokens, width = both_T2I.shape[0], both_T2I.shape[1] // 2
     result_TI = both_T2I.new_empty(tokens, width, dtype=torch.float8_e4m3fn)
     scale_T1 = both_T2I.new_empty(tokens, 1, dtype=torch.float32)
@@ -114,7 +114,7 @@ def _(both_T2I: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Float8GatedMLP(nn.Module):
-    """act(gate)·up, then down: gate and up as one product."""
+    """act(gate)·up, then down; gate and up are one matrix product."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
@@ -133,16 +133,16 @@ class Float8GatedMLP(nn.Module):
         return result_1TD
 
 
-def faster_equals(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """What to exchange in a decoder layer: (parent, attribute, its 8-bit equal)."""
-    exchanged: list[tuple[nn.Module, str, nn.Module]] = []
+def replacements(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Return the 8-bit replacements of a decoder layer: (parent, attribute, replacement)."""
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []
     mlp: Any = getattr(layer, "mlp", None)
     gated = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     is_gated = all(map(fits, gated)) and hasattr(mlp, "act_fn")
     if is_gated:
-        exchanged.append((layer, "mlp", Float8GatedMLP(mlp)))
+        replaced.append((layer, "mlp", Float8GatedMLP(mlp)))
     for name, module in layer.named_modules():
         if fits(module) and not (is_gated and name.startswith("mlp.")):
             parent, _, attribute = name.rpartition(".")
-            exchanged.append((layer.get_submodule(parent), attribute, Float8Linear([module])))
-    return exchanged
+            replaced.append((layer.get_submodule(parent), attribute, Float8Linear([module])))
+    return replaced

@@ -1,9 +1,9 @@
 """The gated MLP on CUDA: act(x·Gᵀ) · (x·Uᵀ) in one kernel, then the model's own down projection.
 
-Rows of G and U are interleaved in memory, so that a program holds gate and value of the same
-column in neighbouring registers; what would be written to memory and read again, twice the
-MLP's width for every token, never leaves the chip. The model's two weights become views of
-the interleaved one: no memory is added, and their values stay.
+Rows of G and U are interleaved in memory, so that a program has gate and value of a column in
+neighbouring registers: the intermediate result, twice the MLP's width per token, is never written
+to memory. The model's two weights become views of the interleaved one, so they take no additional
+memory and keep their values.
 
 Legend: T tokens, D hidden size, I width of the MLP.
 """
@@ -65,7 +65,7 @@ def _gated(
 
 @torch.library.custom_op("entropylong::gated", mutates_args=())
 def gated(states_TD: Tensor, weight_2ID: Tensor, activation: int) -> Tensor:
-    """act(gate)·value, bfloat16 [T, I]; weight_2ID: rows of gate and value in turn."""
+    """Return act(gate)·value, bfloat16 [T, I]; weight_2ID: rows of gate and value alternate."""
     tokens, depth = states_TD.shape
     width = len(weight_2ID)
     result_TI = torch.empty(tokens, width // 2, device=states_TD.device, dtype=states_TD.dtype)
@@ -95,7 +95,7 @@ def _(states_TD: Tensor, weight_2ID: Tensor, activation: int) -> Tensor:  # noqa
 
 
 def fits(mlp: Any) -> bool:
-    """Whether this is a gated MLP of bfloat16, without bias, on a GPU with tensor copies."""
+    """Return whether this is a bfloat16 gated MLP without bias, on a Hopper GPU or later."""
     parts: list[Any] = [getattr(mlp, n, None) for n in ("gate_proj", "up_proj", "down_proj")]
     if not all(isinstance(p, nn.Linear) and p.bias is None for p in parts):
         return False
@@ -118,7 +118,7 @@ def _activation(mlp: Any) -> int | None:
 
 
 class GatedMLP(nn.Module):
-    """An equal of `mlp` that shares its weights."""
+    """Replacement for `mlp` that shares its weights."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Entropy and surprisal straight from hidden states and the LM head, in float32.
+"""Entropy and surprisal from hidden states and the LM head, in float32.
 
 Legend: N positions, n positions of one chunk, V vocabulary, D hidden size, z logits.
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK_LOGITS = 1 << 24
-"""Most float32 logits alive at once (64 MiB), whatever the length and the vocabulary."""
+"""Maximum number of float32 logits in memory (64 MiB), for any length and vocabulary."""
 
 
 class HeadError(ValueError):
-    """The model's LM head is not one whose logits are a plain linear map of hidden states."""
+    """The logits of the model are not a plain linear map of its hidden states."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,16 +31,16 @@ class Head:
     weight_VD: Tensor
     bias_V: Tensor | None = None
     softcap: float | None = None
-    """c in z -> c·tanh(z / c) (Gemma 2 and others), or nothing."""
+    """c in z -> c·tanh(z / c) (Gemma 2 and others), or None."""
 
 
 def head_of(hf_model: PreTrainedModel) -> Head:
-    """The head of a transformers causal language model. Raises HeadError where it is no Linear."""
+    """Return the head of a causal language model. Raises HeadError if it is not a Linear."""
     import torch
 
     head = hf_model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
-        raise HeadError(f"{type(hf_model).__name__}: its LM head is no linear layer; score plainly")
+        raise HeadError(f"{type(hf_model).__name__}: its LM head is not a linear layer")
     softcap = getattr(hf_model.config.get_text_config(), "final_logit_softcapping", None)
     return Head(head.weight, head.bias, softcap)
 
@@ -48,11 +48,11 @@ def head_of(hf_model: PreTrainedModel) -> Head:
 def entropy_and_surprisal(
     hidden_ND: Tensor, targets_N: Tensor, head: Head, *, chunk_logits: int = CHUNK_LOGITS
 ) -> tuple[Tensor, Tensor]:
-    """H and -ln p(target) of each position; both float32 [N], nats.
+    """Return H and -ln p(target) of each position; both float32 [N], nats.
 
     hidden_ND: output of the last norm, in the model's dtype. targets_N: int64 [N]. No tensor of
-    N·V elements is made. On Hopper and later, bfloat16 goes to a kernel that keeps logits in
-    registers.
+    N·V elements is made. On Hopper GPUs and later, bfloat16 is computed by a kernel that keeps
+    logits in registers.
     """
     import torch
 
@@ -73,19 +73,19 @@ def entropy_and_surprisal(
 
 
 def reduce_logits_(z_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
-    """H and -ln p(target) from float32 logits, which are overwritten."""
+    """Return H and -ln p(target) from float32 logits, which are overwritten."""
     z_nV -= z_nV.amax(-1, keepdim=True)
     target_n = z_nV.gather(1, targets_n[:, None])[:, 0]
     p_nV = z_nV.exp()
     s_n = p_nV.sum(-1)
     log_s_n = s_n.log()
-    # 0·(-inf) where a model rules a token out for good: such a term counts 0.
+    # A model may set logits to -inf: the term 0·(-inf) counts as 0.
     u_n = p_nV.mul_(z_nV.clamp_(min=-1e30)).sum(-1)
     return log_s_n - u_n / s_n, log_s_n - target_n
 
 
 def _logits(hidden_nD: Tensor, head: Head) -> Tensor:
-    """Float32 logits; products of 16-bit values are accumulated and kept in float32."""
+    """Return float32 logits; products of 16-bit values are accumulated in float32."""
     import torch
 
     weight_DV = head.weight_VD.T
@@ -103,7 +103,7 @@ def _logits(hidden_nD: Tensor, head: Head) -> Tensor:
 
 
 def _fused_kernel_fits(hidden_ND: Tensor, head: Head) -> bool:
-    """Whether there is Triton, and the kernel takes these shapes on this GPU."""
+    """Return whether Triton is installed and the kernel supports these shapes on this GPU."""
     if not hidden_ND.is_cuda:
         return False
     try:

@@ -1,12 +1,12 @@
-"""The fused head for CUDA: matrix product and entropy in one kernel, logits never leave registers.
+"""The fused LM head for CUDA: matrix product and entropy in one kernel, with logits in registers.
 
 Legend: N positions, V vocabulary, D hidden size, P tiles of the vocabulary; z logits.
 
-A persistent grid walks over tiles of [N, V], in groups whose rows and columns stay in the L2
-cache together. Of each tile, and for each of its rows, it writes three numbers:
+A persistent grid iterates over tiles of [N, V], in groups whose rows and columns fit into the L2
+cache together. Per tile and row it writes three numbers:
     m = max z,  s = Σ 2^(z-m),  u = Σ 2^(z-m)·(z-m)        z in units of ln 2
-A second kernel joins the P triples of each position. All sums are float32; the products of
-bfloat16 are exact in float32. Memory: 12·N·P bytes, in slices of N that keep it under 64 MiB.
+A second kernel combines the P triples of each position. All sums are float32; products of bfloat16
+are exact in float32. Memory: 12·N·P bytes, in slices of N that keep it under 64 MiB.
 """
 
 # mypy: allow-untyped-defs
@@ -29,7 +29,7 @@ PARTIAL_BYTES = 64 << 20
 
 
 class Tiling(NamedTuple):
-    """Shape of the work of one program."""
+    """Shape of the tile of one program."""
 
     rows: int = 128
     columns: int = 256
@@ -80,7 +80,7 @@ def _tiles(
         if HAS_BIAS:
             z += tl.load(bias + columns, mask=columns < V, other=0.0).to(tl.float32)[None, :]
         if HAS_CAP:
-            # c·tanh(z / c), by the one exponential that is at hand
+            # c·tanh(z / c), by exp2
             z = cap - 2 * cap / (1 + tl.exp2(z * (2 * log2e / cap)))
         z = z * log2e
         if V % COLUMNS != 0:
@@ -154,7 +154,7 @@ def _join(
 
 
 def fits(hidden_ND: Tensor, head: Head) -> bool:
-    """Whether these are bfloat16 of a width that the tensor copies take, on Hopper or later."""
+    """Return whether these are bfloat16 of a supported width, on a Hopper GPU or later."""
     both = (hidden_ND, head.weight_VD)
     return all(
         x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0 for x in both
@@ -164,7 +164,7 @@ def fits(hidden_ND: Tensor, head: Head) -> bool:
 def entropy_and_surprisal(
     hidden_ND: Tensor, targets_N: Tensor, head: Head, tiling: Tiling | None = None
 ) -> tuple[Tensor, Tensor]:
-    """H and -ln p(target), float32 [N], nats; hidden_ND and the head's weight are bfloat16."""
+    """Return H and -ln p(target), float32 [N], nats. hidden_ND, head's weight: bfloat16."""
     tiling = tiling or Tiling()
     hidden_ND = hidden_ND.contiguous()
     weight_VD = head.weight_VD.contiguous()
@@ -172,7 +172,7 @@ def entropy_and_surprisal(
     tiles_v = triton.cdiv(v, tiling.columns)
     entropy_N = torch.empty(n, device=hidden_ND.device, dtype=torch.float32)
     surprisal_N = torch.empty_like(entropy_N)
-    # Whole waves of full groups, as many as the partial results' memory allows.
+    # Whole tiles of rows, as many as the memory for partial results allows.
     step = max(1, PARTIAL_BYTES // (12 * tiles_v) // tiling.rows) * tiling.rows
     partial_3PN = torch.empty(
         3, tiles_v, min(step, n), device=hidden_ND.device, dtype=torch.float32

@@ -1,4 +1,4 @@
-"""The scoring model M: loading, text to tokens, and the plain definition of a score.
+"""The scoring model M: loading, tokenization, and the plain definition of a score.
 
 Legend: T tokens of a sequence, N scored positions, V vocabulary.
 """
@@ -20,24 +20,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.settings.model import ScoringModelSettings
-from entropylong_assets.stages.entropy.model_files import ModelError, ModelFiles, locate, refusal
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
-from entropylong_assets.storage.tables import locked, remove_dead
+from entropylong_assets.stages.entropy.settings import ScoringModelSettings
+from entropylong_assets.stages.model_files import ModelError, ModelFiles, locate, refusal
+from entropylong_assets.storage.folders import locked, remove_dead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ENTROPYLONG_CACHE, else the user's cache folder."""
+    """Return the folder of converted models: ENTROPYLONG_CACHE, else the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("ENTROPYLONG_CACHE") or Path(base) / "entropylong")
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' own bars and notices, which would tear ours apart."""
+    """Silence progress bars and messages of transformers, which would garble our own output."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -50,7 +50,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _converted(files: ModelFiles) -> Path:
-    """Folder of safetensors made once from a GGUF file: reading GGUF takes tens of seconds."""
+    """Return a folder of safetensors, converted once: reading a GGUF file takes tens of seconds."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -68,18 +68,18 @@ def _converted(files: ModelFiles) -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             files.folder, gguf_file=files.gguf_file, dtype=torch.float32
         )
-        # The weights are plain float32 by now, but transformers still calls them quantised.
+        # The weights are float32 now, but transformers still treats them as quantised.
         vars(model).update(hf_quantizer=None, is_quantized=False)
         del model.config.quantization_config
         tokenizer.save_pretrained(part)
         model.save_pretrained(part)
-        with contextlib.suppress(OSError):  # another process was first: its folder is as good
+        with contextlib.suppress(OSError):  # another process was first; its folder is equal
             part.rename(folder)
     except (ValueError, KeyError, OSError, NotImplementedError, struct.error) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"model {files.folder / (files.gguf_file or '')}: can't be read as GGUF ({reason}); "
-            f"check that the file is whole and its architecture known to transformers"
+            f"check that the file is whole and that transformers supports its architecture"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -88,7 +88,10 @@ def _converted(files: ModelFiles) -> Path:
 
 
 def model_folder(settings: ScoringModelSettings) -> Path:
-    """Folder of the model's weights and tokenizer; a GGUF file is converted. Raises ModelError."""
+    """Return the folder of weights and tokenizer, after conversion if it is a GGUF file.
+
+    Raises ModelError.
+    """
     files = locate(settings.model, settings.trust_remote_code)
     with _quietly():
         return _converted(files) if files.gguf_file else files.folder
@@ -108,15 +111,15 @@ def _tokenizer(reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBa
                 "scoring",
                 reference,
                 error,
-                "it has no tokenizer that transformers can load; put the tokenizer's files "
-                "(tokenizer.json) beside the weights",
+                "it has no tokenizer that transformers can load; add the tokenizer's files "
+                "(tokenizer.json) to the folder of the weights",
             ) from error
     if len(tokenizer) < 2 or not tokenizer.encode("a b", add_special_tokens=False):
         raise ModelError(
-            f"model {reference}: it has no tokenizer that gives tokens; put the tokenizer's "
-            f"files (tokenizer.json) beside the weights"
+            f"model {reference}: its tokenizer returns no tokens; add the tokenizer's files "
+            f"(tokenizer.json) to the folder of the weights"
         )
-    tokenizer.model_max_length = int(1e9)  # lengths are checked here, not by a warning
+    tokenizer.model_max_length = int(1e9)  # lengths are checked by this package
     return tokenizer
 
 
@@ -126,13 +129,13 @@ class Tokenizer:
 
     hf_tokenizer: PreTrainedTokenizerBase
     bos_ids: tuple[int, ...]
-    """The BOS token that begins every sequence, or nothing."""
+    """The BOS token that begins every sequence, or empty."""
     separator_ids: tuple[int, ...]
-    """Put after every context and root."""
+    """Tokens after every context and every root."""
     pad_id: int
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
+        """Return the token ids of each text, without special tokens."""
         if not texts:
             return []
         return self.hf_tokenizer(
@@ -143,7 +146,7 @@ class Tokenizer:
         )["input_ids"]
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Length of each text in tokens."""
+        """Return the length of each text in tokens."""
         return [len(ids) for ids in self.encode(texts)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -151,13 +154,15 @@ class Tokenizer:
 
 
 def load_tokenizer(settings: ScoringModelSettings) -> Tokenizer:
-    """The tokenizer alone, without torch's weights. Raises ModelError where there is none."""
+    """Load the tokenizer alone, without the weights. Raises ModelError if there is none."""
     tokenizer = _tokenizer(settings.model, settings.trust_remote_code)
     bos = tokenizer.bos_token_id
     adds_bos = tokenizer("a")["input_ids"][:1] == [bos]
     wanted = settings.bos == "always" or (settings.bos == "auto" and adds_bos)
     if wanted and bos is None:
-        raise ModelError(f"model {settings.model}: scoring.bos is 'always' but it has no BOS token")
+        raise ModelError(
+            f"model {settings.model}: scoring.bos is 'always', but it has no BOS token"
+        )
     separator = tokenizer.encode(settings.separator, add_special_tokens=False)
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, bos, 0) if i is not None)
     return Tokenizer(tokenizer, (bos,) if wanted else (), tuple(separator), int(pad))
@@ -179,20 +184,22 @@ class ScoringModel:
 
     @property
     def max_positions(self) -> int:
-        """Most tokens that the model takes at once."""
+        """Maximum length of a sequence (tokens)."""
         config = self.hf_model.config.get_text_config()
         return min(int(config.max_position_embeddings), self.max_forward_tokens)
 
 
 def resolve_device(settings: ScoringModelSettings) -> tuple[str, str]:
-    """(device, dtype) with `auto` resolved for this machine."""
+    """Return (device, dtype), with `auto` resolved for this machine."""
     import torch
 
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"scoring.device is '{device}' but torch sees no CUDA device; use 'auto'")
+        raise ModelError(
+            f"scoring.device is '{device}', but torch finds no CUDA device; use 'auto'"
+        )
     dtype = settings.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
@@ -200,7 +207,7 @@ def resolve_device(settings: ScoringModelSettings) -> tuple[str, str]:
 
 
 def model_identity(settings: ScoringModelSettings) -> str:
-    """Identity of the model that these settings name, without loading it."""
+    """Return the identity of the model that these settings name, without loading it."""
     _, dtype = resolve_device(settings)
     return f"{locate(settings.model, settings.trust_remote_code).identity}:{dtype}"
 
@@ -232,9 +239,9 @@ def _weights(reference: str, trust_remote_code: bool, device: str, dtype: str) -
 
 
 def load_scoring_model(settings: ScoringModelSettings) -> ScoringModel:
-    """Loads the model; a second call in the same process returns the same weights.
+    """Load the model; a second call in the same process returns the same weights.
 
-    Raises ModelError where the model, its tokenizer or the device is not to be had.
+    Raises ModelError if the model, its tokenizer or the device is not available.
     """
     device, dtype = resolve_device(settings)
     tokenizer = load_tokenizer(settings)
@@ -247,7 +254,7 @@ def load_scoring_model(settings: ScoringModelSettings) -> ScoringModel:
 
 
 def score_plainly(model: ScoringModel, request: ScoringRequest) -> PositionScores:
-    """The definition: one forward pass of the whole sequence, all logits, reduced in float32."""
+    """Score by the definition: one forward pass, all logits, entropy computed in float32."""
     import torch
 
     with torch.inference_mode():
@@ -261,7 +268,7 @@ def score_plainly(model: ScoringModel, request: ScoringRequest) -> PositionScore
 
 
 class PlainScorer:
-    """Scores request by request as the definition says. Slow; what engines are held against."""
+    """Scores one request at a time by the definition. Slow; the reference for engines."""
 
     def __init__(self, model: ScoringModel) -> None:
         self._model = model

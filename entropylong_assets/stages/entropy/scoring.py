@@ -1,4 +1,4 @@
-"""What a scoring model is asked and what it answers.
+"""Requests to a scoring model, and the scores that it returns.
 
 Legend: T tokens of a sequence, N scored positions, V vocabulary, D hidden size.
 """
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class ScoringRequest:
-    """A sequence and the positions in it to be scored.
+    """A sequence and the positions in it to score.
 
-    token_ids_T: int64 [T], all special tokens included. positions_N: int64 [N], ascending, each
-    in 1 .. T-1: position t is scored from the logits at t-1.
+    token_ids_T: int64 [T], including special tokens. positions_N: int64 [N], ascending, each in
+    1 .. T-1: position t is scored from the logits at t-1.
     """
 
     token_ids_T: NDArray[np.int64]
@@ -39,12 +39,15 @@ class PositionScores:
 
 
 class Scorer(Protocol):
-    """Anything that scores requests: the plain model, or a faster engine behind the same call."""
+    """Scores requests: the plain model, or a faster engine with the same interface."""
 
     def score(
         self,
         requests: Sequence[ScoringRequest],
         on_progress: Callable[[int], None] = ...,
     ) -> list[PositionScores]:
-        """Scores in the order of `requests`; `on_progress` gets the tokens of each forward pass."""
+        """Return scores in the order of the requests.
+
+        on_progress: called with the number of tokens of each forward pass.
+        """
         ...

@@ -1,4 +1,4 @@
-"""The cheaper scorer of the approximate screen, from a loaded model."""
+"""The cheaper scorer of an approximate screen, made from a loaded model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Literal
 
 from entropylong_assets.stages.entropy.engine import PackedScorer, cpu_has_bfloat16
 from entropylong_assets.stages.entropy.model import ScoringModel, Tokenizer
-from entropylong_assets.stages.entropy.model_files import ModelError
+from entropylong_assets.stages.model_files import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-OFF = "set scoring.screen to 'off'"
-
+OFF = "set verification.screen to 'off'"
 
 Kind = Literal["bfloat16", "fp8"]
 
 
 def load_screener(model: ScoringModel, kind: Kind, pack_tokens: int | None = None) -> PackedScorer:
-    """`make_screener`; a second call in the same process gives the same one."""
+    """Call `make_screener`; return the same scorer for the same arguments in one process."""
     return _screener(
         model.hf_model,
         model.tokenizer,
@@ -45,9 +44,9 @@ def _screener(
 
 
 def make_screener(model: ScoringModel, kind: Kind, pack_tokens: int | None = None) -> PackedScorer:
-    """The engine in cheaper arithmetic.
+    """Make an engine in cheaper arithmetic.
 
-    Raises ModelError where it would not be cheaper than the exact pass, or is not to be had.
+    Raises ModelError if it would not be cheaper than the exact pass, or is not available here.
     """
     import torch
 
@@ -56,23 +55,27 @@ def make_screener(model: ScoringModel, kind: Kind, pack_tokens: int | None = Non
     if kind == "bfloat16":
         if hf_model.dtype != torch.float32:
             raise ModelError(
-                f"scoring.screen is 'bfloat16' but the exact pass is in it already; {OFF}"
+                f"verification.screen is 'bfloat16', but the exact pass already is bfloat16; {OFF}"
             )
         if device.type == "cpu" and not cpu_has_bfloat16():
             raise ModelError(
-                f"scoring.screen is 'bfloat16' but this CPU only emulates it, slower than the "
-                f"exact pass; {OFF}"
+                f"verification.screen is 'bfloat16', but this CPU only emulates it, slower than "
+                f"the exact pass; {OFF}"
             )
         half = replace(model, hf_model=copy.deepcopy(hf_model).bfloat16())
         return PackedScorer(half, pack_tokens=pack_tokens)
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ModelError(
-            f"scoring.screen is 'fp8' but scoring runs on {device}, which does not multiply 8-bit "
-            f"floats (a CUDA device of compute capability 8.9 does); {OFF}"
+            f"verification.screen is 'fp8', but scoring runs on {device}, which does not multiply "
+            f"8-bit floats (CUDA devices of compute capability 8.9 or later do); {OFF}"
         )
     if hf_model.dtype != torch.bfloat16:
-        raise ModelError("scoring.screen is 'fp8': set scoring.dtype to 'bfloat16' with it")
+        raise ModelError(
+            f"verification.screen is 'fp8', but scoring.dtype is not bfloat16; set it, or {OFF}"
+        )
     scorer = PackedScorer(model, pack_tokens=pack_tokens, float8=True)
     if scorer.mode != "packed":
-        raise ModelError(f"scoring.screen is 'fp8' but this model can't be scored so; {OFF}")
+        raise ModelError(
+            f"verification.screen is 'fp8', but this model can't be scored in 8-bit floats; {OFF}"
+        )
     return scorer

@@ -14,13 +14,14 @@ class RootSettings(Section):
     """Which documents of the corpus become roots."""
 
     fraction: float = Field(0.0001, ge=0, le=1)
-    """Share of eligible documents that become roots. The paper: 100K of over 1B."""
+    """Share of documents drawn as roots, if their length allows. The paper: 100K of over 1B."""
     fraction_by_source: Mapping[str, Annotated[float, Field(ge=0, le=1)]] = {}
-    """The same for single sources, by name; the others take `fraction`."""
+    """Fraction for single sources, by name; `fraction` holds for the others."""
     min_tokens: int = Field(256, ge=2)
-    """Shortest root (tokens of the scoring model)."""
+    """Minimum length of a root (tokens of the scoring model)."""
     max_tokens: int = Field(4096, ge=2)
-    """Longest root (tokens). Longer documents stay in the pool of contexts but are no roots."""
+    """Maximum length of a root (tokens of the scoring model). Longer documents are still retrieved
+    as contexts."""
 
     @model_validator(mode="after")
     def _range(self) -> RootSettings:
@@ -35,22 +36,22 @@ class ScoringModelSettings(Section):
     model: str = "HuggingFaceTB/SmolLM2-135M"
     """Hub id, folder, GGUF file, or `pkg://<package>/<file or folder>`."""
     trust_remote_code: bool = False
-    """Run Python code that the model's repository ships. Off: a model that needs it is refused."""
+    """Run Python code from the model's repository. Off: a model that needs it is refused."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights and activations; `auto`: bfloat16 on CUDA, float32 elsewhere. Entropies are
-    always reduced in float32."""
+    """Type of weights and activations; `auto`: bfloat16 on CUDA, float32 elsewhere. Entropies are
+    always computed in float32 from the logits."""
     bos: Literal["auto", "always", "never"] = "auto"
-    """Begin every scored sequence and every sample with the BOS token; `auto`: as the model's
+    """Begin every scored sequence and every sample with the BOS token; `auto`: if the model's
     tokenizer does."""
     separator: str = "\n\n"
-    """Text put after every context and every root, when scored and when packed."""
+    """Text after every context and every root, when scored and when packed."""
     max_forward_tokens: int = Field(8192, ge=16)
-    """Longest sequence that is scored (tokens), where the model takes as many."""
+    """Maximum length of a scored sequence (tokens), within the model's own maximum."""
     pack_tokens: int | None = Field(None, ge=16)
-    """Tokens of all sequences that share a forward pass; none: by the device. More fills a larger
-    device better and takes more of its memory."""
+    """Maximum number of tokens per forward pass, over all its sequences; none: chosen by the
+    device. More tokens use a larger device better and take more of its memory."""
 
 
 class EntropySettings(Section):
@@ -59,4 +60,4 @@ class EntropySettings(Section):
     alpha: float = Field(2.0, allow_inf_nan=False)
     """τ = μ + α·σ of the root's entropies. The paper: 2.0."""
     min_anchor_position: int = Field(32, ge=0)
-    """Positions before this are no anchors: there any prefix helps a cold model (tokens)."""
+    """First position that can be an anchor (tokens): before it, any context lowers the entropy."""

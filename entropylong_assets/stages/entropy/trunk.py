@@ -1,14 +1,14 @@
-"""The decoder's layers, from tokens laid end to end to hidden states, at the hardware's speed.
+"""The decoder's layers: from concatenated token sequences to hidden states.
 
-The model's own modules do the work. For the time of a packed pass some of them are exchanged for
-faster equals, and put back afterwards, so that whoever else holds the model sees it unchanged:
+The model's own modules are used. During a packed pass some of them are replaced by faster ones and
+restored afterwards, so that other users of the model see it unchanged:
 - attention: `attention.packed`;
 - the layer: compiled (CUDA), once for all layers of a kind;
 - the gated MLP: matrix product, activation and gate in one kernel (CUDA, bfloat16);
-- the last layer's MLP: on scored rows only, because nothing after it mixes tokens;
+- the last layer's MLP: computed for scored rows only, because nothing after it mixes tokens;
 - for an approximate screen only: all linear layers in 8-bit floats (`float8_cuda.py`).
 
-Legend: T tokens of a pack, R rows that are scored, D hidden size.
+Legend: T tokens of a pack, R scored rows, D hidden size.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Exchange = tuple[nn.Module, str, nn.Module]
-"""(parent, attribute, its faster equal)."""
+Replacement = tuple[nn.Module, str, nn.Module]
+"""(parent, attribute, faster module)."""
 
 
 class Trunk:
@@ -38,28 +38,30 @@ class Trunk:
     def __init__(
         self, hf_model: PreTrainedModel, compile_layers: bool, float8: bool = False
     ) -> None:
-        """float8: approximate, all linear layers of the layers in 8-bit floats."""
+        """float8: compute all linear layers of the trunk in 8-bit floats, which is approximate."""
         self._hf_model = hf_model
         self._decoder = hf_model.get_decoder()
         self._layers: list[Any] = list(getattr(self._decoder, "layers", ()))
         kinds = {type(layer) for layer in self._layers} if compile_layers else set()
         self.is_compiled = compile_layers
-        self._compiled = {kind: torch.compile(_own(kind.forward), dynamic=True) for kind in kinds}
+        self._compiled = {
+            kind: torch.compile(_copy_of(kind.forward), dynamic=True) for kind in kinds
+        }
         self._last_rows: OnRows | None = None
-        self._exchanges = self._faster_equals(float8)
+        self._replacements = self._make_replacements(float8)
 
     def hidden(self, ids_1T: Tensor) -> Tensor:
-        """[T, D] of one sequence, by the unchanged model."""
+        """Return [T, D] of one sequence, computed by the unchanged model."""
         states_1TD: Tensor = self._decoder(input_ids=ids_1T, use_cache=False).last_hidden_state
         return states_1TD[0]
 
     def hidden_packed(
         self, ids_1T: Tensor, positions_1T: Tensor, borders_S: Tensor, longest: int, rows_R: Tensor
     ) -> Tensor:
-        """[R, D] at `rows_R` of sequences laid end to end; only inside `ready`.
+        """Return [R, D] at `rows_R` of concatenated sequences. Call it within `ready` only.
 
-        positions_1T: each token's place in its own sequence. borders_S: int32 [S + 1]. longest:
-        tokens of the longest sequence, or more.
+        positions_1T: position of each token in its own sequence. borders_S: int32 [S + 1]. longest:
+        at least the number of tokens of the longest sequence.
         """
         if self._last_rows is not None:
             self._last_rows.rows = rows_R
@@ -76,14 +78,14 @@ class Trunk:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Inside, the model is exchanged for its faster self."""
-        with attention.packed(self._hf_model), self._exchanged():
+        """Let the model run packed, with its faster modules."""
+        with attention.packed(self._hf_model), self._replaced():
             yield
 
     @contextmanager
-    def _exchanged(self) -> Iterator[None]:
-        before = [(parent, name, getattr(parent, name)) for parent, name, _ in self._exchanges]
-        for parent, name, faster in self._exchanges:
+    def _replaced(self) -> Iterator[None]:
+        before = [(parent, name, getattr(parent, name)) for parent, name, _ in self._replacements]
+        for parent, name, faster in self._replacements:
             setattr(parent, name, faster)
         for layer in self._layers:
             if type(layer) in self._compiled:
@@ -96,32 +98,31 @@ class Trunk:
             for parent, name, own in before:
                 setattr(parent, name, own)
 
-    def _faster_equals(self, float8: bool) -> list[Exchange]:
-        exchanges: list[Exchange] = []
+    def _make_replacements(self, float8: bool) -> list[Replacement]:
+        replacements: list[Replacement] = []
         for layer in self._layers:
             if float8:
                 from entropylong_assets.stages.entropy import float8_cuda
 
-                exchanges += float8_cuda.faster_equals(layer)
+                replacements += float8_cuda.replacements(layer)
             else:
                 fused = _fused_mlp(getattr(layer, "mlp", None))
-                exchanges += [(layer, "mlp", fused)] if fused is not None else []
+                replacements += [(layer, "mlp", fused)] if fused is not None else []
         if self._layers and isinstance(getattr(self._layers[-1], "mlp", None), nn.Module):
             last = self._layers[-1]
             kind = OnRows if self.is_compiled else OnRowsOfThread
-            of_last = [x for parent, name, x in exchanges if parent is last and name == "mlp"]
+            of_last = [x for parent, name, x in replacements if parent is last and name == "mlp"]
             self._last_rows = kind(*of_last or [last.mlp])
-            exchanges = [x for x in exchanges if x[0] is not last or x[1] != "mlp"]
-            exchanges.append((last, "mlp", self._last_rows))
-        return exchanges
+            replacements = [x for x in replacements if x[0] is not last or x[1] != "mlp"]
+            replacements.append((last, "mlp", self._last_rows))
+        return replacements
 
 
-def _own(function: Any) -> Any:
-    """The same function with code of its own.
+def _copy_of(function: Any) -> Any:
+    """Return the same function with its own copy of the code.
 
-    The compiler keeps what it compiled with a function's code, eight variants at most, and runs
-    uncompiled beyond. Engines of several models, dtypes or precisions in one process must not
-    share that place.
+    The compiler caches at most eight variants per code object, and runs further ones uncompiled.
+    Engines of several models, dtypes or precisions in one process must not share that cache.
     """
     own = types.FunctionType(
         function.__code__.replace(),
@@ -135,7 +136,7 @@ def _own(function: Any) -> Any:
 
 
 class OnRows(nn.Module):
-    """A module that maps each token by itself, run on some rows; the others come out as zeros."""
+    """Applies a token-wise module to some rows; the others are zeros."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -149,7 +150,7 @@ class OnRows(nn.Module):
 
 
 class OnRowsOfThread(OnRows):
-    """The same for passes that run in several threads at once, each with its own rows."""
+    """The same for passes in several threads at once, each with its own rows."""
 
     def __init__(self, module: nn.Module) -> None:
         self._of_thread = threading.local()
@@ -165,7 +166,7 @@ class OnRowsOfThread(OnRows):
 
 
 def _fused_mlp(mlp: Any) -> nn.Module | None:
-    """A fused equal of a gated MLP, or nothing where there is none for it."""
+    """Return the fused replacement of a gated MLP, or None if there is none."""
     gate = getattr(mlp, "gate_proj", None)
     if not isinstance(gate, nn.Linear) or not gate.weight.is_cuda:
         return None

@@ -1,4 +1,4 @@
-"""What scoring took: tokens, passes, seconds, arithmetic, and the share of the hardware's peak."""
+"""Cost of scoring: tokens, passes, seconds, floating-point operations, and the hardware's peak."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Arithmetic of a decoder, from its shape: a multiplication and its addition are 2."""
+    """Floating-point operations of a decoder, from its shape; a multiply-add counts as 2."""
 
     flop_per_token: float
-    """Of all linear layers of the trunk (of a mixture of experts: of all experts)."""
+    """All linear layers of the trunk; of a mixture of experts, all experts."""
     flop_per_pair: float
-    """Of attention, for each (query, key) that sees each other."""
+    """Attention, per pair of a query and a key that it attends to."""
     flop_per_position: float
-    """Of the LM head."""
+    """The LM head."""
 
     @classmethod
     def of(cls, hf_model: PreTrainedModel) -> ModelCost:
@@ -37,17 +37,17 @@ class ModelCost:
         )
 
     def flop(self, lengths: Sequence[int], positions: int) -> float:
-        """Of causal attention over whole sequences; sliding windows count as if they were not."""
-        seen = sum(n * (n + 1) / 2 for n in lengths)
+        """Return the operations for whole sequences; sliding windows count as full attention."""
+        pairs = sum(n * (n + 1) / 2 for n in lengths)
         return (
             sum(lengths) * self.flop_per_token
-            + seen * self.flop_per_pair
+            + pairs * self.flop_per_pair
             + positions * self.flop_per_position
         )
 
 
 class Usage:
-    """Running totals of one engine; `since` and `metadata` give the share of one partition."""
+    """Running totals of one engine; `since` returns those of one partition."""
 
     def __init__(self, cost: ModelCost) -> None:
         self.cost = cost
@@ -55,7 +55,7 @@ class Usage:
         self.seconds = self.flop = 0.0
 
     def add(self, lengths: Sequence[int], positions: int, seconds: float) -> None:
-        """One forward pass over sequences of these lengths, packed without padding."""
+        """Count one forward pass over sequences of these lengths, packed without padding."""
         self.passes += 1
         self.sequences += len(lengths)
         self.tokens += sum(lengths)
@@ -67,26 +67,26 @@ class Usage:
         return {key: value for key, value in vars(self).items() if key != "cost"}
 
     def since(self, before: dict[str, float]) -> dict[str, Any]:
-        """Metadata of all passes after `before = snapshot()`."""
-        took = {key: value - before[key] for key, value in self.snapshot().items()}
-        seconds = took["seconds"]
+        """Return figures of all passes after `before = snapshot()`."""
+        spent = {key: value - before[key] for key, value in self.snapshot().items()}
+        seconds = spent["seconds"]
         figures: dict[str, Any] = {
-            "forward_passes": int(took["passes"]),
-            "forward_sequences": int(took["sequences"]),
-            "forward_tokens": int(took["tokens"]),
-            "scored_positions": int(took["positions"]),
-            "padded_share": 0.0,  # packs hold no padding
+            "forward_passes": int(spent["passes"]),
+            "forward_sequences": int(spent["sequences"]),
+            "forward_tokens": int(spent["tokens"]),
+            "scored_positions": int(spent["positions"]),
+            "padded_share": 0.0,  # packs have no padding
             "scoring_seconds": round(seconds, 3),
         }
         if seconds > 0:
-            figures["tokens_per_second"] = round(took["tokens"] / seconds, 1)
-            figures["tflop_per_second"] = round(took["flop"] / seconds / 1e12, 4)
+            figures["tokens_per_second"] = round(spent["tokens"] / seconds, 1)
+            figures["tflop_per_second"] = round(spent["flop"] / seconds / 1e12, 4)
         return figures
 
 
 @lru_cache(maxsize=8)
 def matmul_peak(device: str, dtype: str, side: int = 8192, repeats: int = 10) -> float:
-    """Measured TFLOP/s of one square matrix product of random values on a CUDA device."""
+    """Measure the TFLOP/s of a product of two square random matrices on a CUDA device."""
     import torch
 
     kind = getattr(torch, dtype)

@@ -1,168 +1,204 @@
-"""Candidates of all anchors of a shard: query, search, leak guard, in batches of roots."""
+"""Candidates of all anchors of a shard: query, search and leak check, in batches of roots."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
-from entropylong_assets.settings.model import RetrievalSettings
 from entropylong_assets.stages.embeddings.embedder import Embedder
-from entropylong_assets.stages.embeddings.table import ChunkTable
+from entropylong_assets.stages.embeddings.vector_table import VectorTable
 from entropylong_assets.stages.entropy.model import Tokenizer
-from entropylong_assets.stages.retrieval.leak_check import RootGuard
+from entropylong_assets.stages.retrieval.leak_check import NEAR_DUPLICATE, PASSED
 from entropylong_assets.stages.retrieval.queries import anchor_query
+from entropylong_assets.stages.retrieval.registry import make_leak_check
 from entropylong_assets.stages.retrieval.search import COLUMNS, SearchTable, nominate
-from entropylong_assets.storage.tables import PartitionWriter
+from entropylong_assets.stages.retrieval.settings import RetrievalSettings
+from entropylong_assets.storage.partition_writer import PartitionWriter
 
-PASSED, NEAR_DUPLICATE = "passed", "near_duplicate"
+OTHER_SHARD, NO_CANDIDATES = "owned_by_another_shard", "no_candidates"
 
-ROOTS_A_BATCH = 16
-"""Roots whose passages are held in memory at once."""
+ROOTS_PER_BATCH = 16
+"""Roots whose chunks are in memory at once."""
 
 _CHUNK_COLUMNS = ["chunk_id", "doc_id", "source", "start", "end", "text"]
+
+
+@dataclass(frozen=True, eq=False)
+class Retriever:
+    """What turns anchors into candidates.
+
+    search: searches `table`, which has `n_rows` indexed rows.
+    """
+
+    tokenizer: Tokenizer
+    embedder: Embedder
+    table: VectorTable
+    search: SearchTable
+    n_rows: int
+    settings: RetrievalSettings
+
+    def queries(self, roots: pl.DataFrame) -> pl.DataFrame:
+        """Return root_id, anchor and query of each anchor of the roots."""
+        half_window = self.settings.half_window
+        rows = [
+            {
+                "root_id": root_id,
+                "anchor": anchor,
+                "query": anchor_query(self.tokenizer, token_ids, anchor, half_window),
+            }
+            for root_id, token_ids, anchors in roots.select(
+                "root_id", "token_ids", "anchors"
+            ).iter_rows()
+            for anchor in anchors
+        ]
+        schema = {"root_id": pl.String, "anchor": pl.Int32, "query": pl.String}
+        return pl.DataFrame(rows, schema=schema)
+
+    def nearest(self, queries: pl.DataFrame) -> pl.DataFrame:
+        """Return the K nearest chunks of each anchor. Equal queries are embedded once."""
+        texts = queries["query"].unique(maintain_order=True)
+        anchors = queries.select(pl.int_range(pl.len()).alias("query"), "root_id", "anchor")
+        if not len(texts):
+            return pl.DataFrame(schema=COLUMNS).join(anchors, on="query")
+        vectors = self.embedder.embed(texts.to_list())
+        position = {text: i for i, text in enumerate(texts)}
+        rows = [position[text] for text in queries["query"]]
+        nominated = nominate(
+            self.search,
+            vectors[rows],
+            anchors["root_id"].to_list(),
+            self.settings.top_k,
+            self.n_rows,
+        )
+        return nominated.join(anchors, on="query", maintain_order="left")
+
+    def fetch(self, chunk_ids: pl.Series) -> pl.DataFrame:
+        """Return place and text of these chunks, each once."""
+        return self.table.fetch(chunk_ids.unique().sort().to_list(), _CHUNK_COLUMNS)
+
+    def check_leaks(
+        self, nominated: pl.DataFrame, roots: pl.DataFrame, chunks: pl.DataFrame
+    ) -> pl.DataFrame:
+        """Add containment and leak_check. Each (root, chunk) is compared once."""
+        checks = {
+            root_id: make_leak_check(self.settings, self.tokenizer.decode(token_ids))
+            for root_id, token_ids in roots.select("root_id", "token_ids").iter_rows()
+        }
+        text = dict(chunks.select("chunk_id", "text").iter_rows())
+        pairs = nominated.select("root_id", "chunk_id").unique(maintain_order=True)
+        shares = [checks[root].containment(text[chunk]) for root, chunk in pairs.iter_rows()]
+        pairs = pairs.with_columns(pl.Series("containment", shares, dtype=pl.Float32))
+        # In float32, as it is stored, so that the SQL check decides alike.
+        leaks = pl.col("containment") >= pl.lit(self.settings.max_containment, pl.Float32)
+        result = pl.when(leaks).then(pl.lit(NEAR_DUPLICATE)).otherwise(pl.lit(PASSED))
+        return nominated.join(
+            pairs, on=["root_id", "chunk_id"], maintain_order="left"
+        ).with_columns(leak_check=result)
+
+
+@dataclass
+class WrittenCandidates:
+    """Counts of what was written for one shard."""
+
+    roots: int = 0
+    anchors: int = 0
+    candidates: int = 0
+    near_duplicate: int = 0
+    chunks: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Anchors by reason."""
 
 
 def find_candidates(
     root_batches: Iterable[pl.DataFrame],
     foreign_roots: frozenset[str],
-    tokenizer: Tokenizer,
-    embedder: Embedder,
-    table: ChunkTable,
-    search: SearchTable,
-    n_rows: int,
-    settings: RetrievalSettings,
+    retriever: Retriever,
     writer: PartitionWriter,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Writes queries, candidates and their chunks; returns the counts.
+) -> WrittenCandidates:
+    """Write queries, candidates, their chunks and dropped anchors; return their counts.
 
-    root_batches: root_id, token_ids, anchors; the anchors of each are searched for together.
-    foreign_roots: roots whose document another shard owns; their anchors are dropped here, with
-    the reason. `on_progress` gets finished anchors.
+    root_batches: frames with root_id, token_ids and anchors; the anchors of a frame are searched
+    for together. foreign_roots: roots whose document belongs to another shard; their anchors are
+    dropped. on_progress: called with the number of anchors just finished.
     """
-    known = pl.Series("chunk_id", [], pl.String)
-    counts: Counter[str] = Counter()
+    output = _Output(retriever, writer)
     for roots in root_batches:
-        dropped = _dropped_roots(roots, foreign_roots)
-        writer.append("dropped", dropped)
-        counts["dropped_owned_by_another_shard"] += sum(row["n_anchors"] for row in dropped)
-        own = roots.filter(~pl.col("root_id").is_in(list(foreign_roots)))
-        queries = _queries(own, tokenizer, settings.half_window)
-        found = _searched(queries, embedder, search, n_rows, settings.top_k)
-        for part in own.iter_slices(ROOTS_A_BATCH):
-            mine = pl.col("root_id").is_in(part["root_id"].to_list())
-            asked, nominated = queries.filter(mine), found.filter(mine)
-            known = _write(
-                asked, nominated, part, known, table, tokenizer, settings, writer, counts
-            )
-            on_progress(len(asked))
-    counts["chunks"] = len(known)
-    return {name: n for name, n in counts.items() if n or not name.startswith("dropped_")}
+        is_foreign = pl.col("root_id").is_in(list(foreign_roots))
+        output.drop_foreign(roots.filter(is_foreign))
+        own = roots.filter(~is_foreign)
+        queries = retriever.queries(own)
+        nominated = retriever.nearest(queries)
+        for part in own.iter_slices(ROOTS_PER_BATCH):
+            is_of_part = pl.col("root_id").is_in(part["root_id"].to_list())
+            part_queries = queries.filter(is_of_part)
+            output.write(part, part_queries, nominated.filter(is_of_part))
+            on_progress(len(part_queries))
+    return output.written
 
 
-def gathered(batches: Iterable[pl.DataFrame], queries: int) -> Iterator[pl.DataFrame]:
-    """The same roots in batches of at least so many anchors (the last one: what is left)."""
+def gather_roots(batches: Iterable[pl.DataFrame], min_anchors: int) -> Iterator[pl.DataFrame]:
+    """Yield the same roots in frames of at least `min_anchors` anchors; the last may have fewer."""
     pending: list[pl.DataFrame] = []
     anchors = 0
     for batch in batches:
         pending.append(batch)
         anchors += int(batch["anchors"].list.len().sum())
-        if anchors >= queries:
+        if anchors >= min_anchors:
             yield pl.concat(pending)
             pending, anchors = [], 0
     if pending:
         yield pl.concat(pending)
 
 
-def _searched(
-    queries: pl.DataFrame, embedder: Embedder, search: SearchTable, n_rows: int, top_k: int
-) -> pl.DataFrame:
-    """The K nearest chunks of each anchor, equal queries embedded once."""
-    texts = queries["query"].unique(maintain_order=True)
-    asked = queries.select(pl.int_range(pl.len()).alias("query"), "root_id", "anchor")
-    if not len(texts):
-        return pl.DataFrame(schema=COLUMNS).join(asked, on="query")
-    vectors = embedder.embed(texts.to_list())
-    position = {text: i for i, text in enumerate(texts)}
-    rows = [position[text] for text in queries["query"]]
-    found = nominate(search, vectors[rows], asked["root_id"].to_list(), top_k, n_rows)
-    return found.join(asked, on="query", maintain_order="left")
+class _Output:
+    """Writes the tables of one shard, each chunk once, and counts."""
 
+    def __init__(self, retriever: Retriever, writer: PartitionWriter) -> None:
+        self.written = WrittenCandidates()
+        self._retriever = retriever
+        self._writer = writer
+        self._chunk_ids = pl.Series("chunk_id", [], pl.String)
 
-def _write(
-    queries: pl.DataFrame,
-    found: pl.DataFrame,
-    roots: pl.DataFrame,
-    known: pl.Series,
-    table: ChunkTable,
-    tokenizer: Tokenizer,
-    settings: RetrievalSettings,
-    writer: PartitionWriter,
-    counts: Counter[str],
-) -> pl.Series:
-    """Guards and writes what was found for a few roots; returns the chunks written so far."""
-    if len(found):
-        chunks = table.fetch(found["chunk_id"].unique().sort().to_list(), _CHUNK_COLUMNS)
-        candidates = _guarded(found, roots, chunks, tokenizer, settings)
-        writer.append("candidates", candidates)
-        new = chunks.join(known.to_frame(), on="chunk_id", how="anti").sort("chunk_id")
-        writer.append("chunks", new)
-        known = pl.concat([known, new["chunk_id"]])
-        counts["candidates"] += len(candidates)
-        counts["near_duplicate"] += len(candidates.filter(pl.col("guard") == NEAR_DUPLICATE))
-    without = queries.join(found.select("root_id", "anchor"), on=["root_id", "anchor"], how="anti")
-    writer.append("queries", queries)
-    writer.append(
-        "dropped",
-        [
-            {"root_id": r, "anchor": a, "reason": "no_candidates", "n_anchors": 1}
-            for r, a in without.select("root_id", "anchor").iter_rows()
-        ],
-    )
-    counts["roots"] += len(roots)
-    counts["anchors"] += len(queries)
-    counts["dropped_no_candidates"] += len(without)
-    return known
+    def drop_foreign(self, roots: pl.DataFrame) -> None:
+        rows = [
+            {"root_id": root_id, "anchor": None, "reason": OTHER_SHARD, "n_anchors": len(anchors)}
+            for root_id, anchors in roots.select("root_id", "anchors").iter_rows()
+        ]
+        self._drop(rows)
 
+    def write(self, roots: pl.DataFrame, queries: pl.DataFrame, nominated: pl.DataFrame) -> None:
+        """Write what was nominated for the anchors of these roots."""
+        if len(nominated):
+            self._write_candidates(roots, nominated)
+        key = ["root_id", "anchor"]
+        without = queries.join(nominated.select(key), on=key, how="anti")
+        self._writer.append("queries", queries)
+        self._drop(
+            [
+                {"root_id": root_id, "anchor": anchor, "reason": NO_CANDIDATES, "n_anchors": 1}
+                for root_id, anchor in without.select(key).iter_rows()
+            ]
+        )
+        self.written.roots += len(roots)
+        self.written.anchors += len(queries)
 
-def _dropped_roots(roots: pl.DataFrame, foreign: frozenset[str]) -> list[dict[str, Any]]:
-    rows = roots.filter(pl.col("root_id").is_in(list(foreign)))
-    return [
-        {"root_id": r, "anchor": None, "reason": "owned_by_another_shard", "n_anchors": len(a)}
-        for r, a in rows.select("root_id", "anchors").iter_rows()
-    ]
+    def _write_candidates(self, roots: pl.DataFrame, nominated: pl.DataFrame) -> None:
+        chunks = self._retriever.fetch(nominated["chunk_id"])
+        candidates = self._retriever.check_leaks(nominated, roots, chunks)
+        self._writer.append("candidates", candidates)
+        new = chunks.join(self._chunk_ids.to_frame(), on="chunk_id", how="anti").sort("chunk_id")
+        self._writer.append("chunks", new)
+        self._chunk_ids = pl.concat([self._chunk_ids, new["chunk_id"]])
+        self.written.candidates += len(candidates)
+        self.written.near_duplicate += len(candidates.filter(leak_check=NEAR_DUPLICATE))
+        self.written.chunks = len(self._chunk_ids)
 
-
-def _queries(roots: pl.DataFrame, tokenizer: Tokenizer, half_window: int) -> pl.DataFrame:
-    rows = [
-        {"root_id": r, "anchor": t, "query": anchor_query(tokenizer, ids, t, half_window)}
-        for r, ids, anchors in roots.select("root_id", "token_ids", "anchors").iter_rows()
-        for t in anchors
-    ]
-    return pl.DataFrame(rows, schema={"root_id": pl.String, "anchor": pl.Int32, "query": pl.String})
-
-
-def _guarded(
-    found: pl.DataFrame,
-    roots: pl.DataFrame,
-    chunks: pl.DataFrame,
-    tokenizer: Tokenizer,
-    settings: RetrievalSettings,
-) -> pl.DataFrame:
-    """Adds containment and guard; each (root, chunk) is compared once."""
-    guards = {
-        r: RootGuard(tokenizer.decode(ids), settings.leak_ngram_words)
-        for r, ids in roots.select("root_id", "token_ids").iter_rows()
-    }
-    text = dict(chunks.select("chunk_id", "text").iter_rows())
-    compared = found.select("root_id", "chunk_id").unique(maintain_order=True)
-    shares = [guards[r].containment(text[c]) for r, c in compared.iter_rows()]
-    compared = compared.with_columns(pl.Series("containment", shares, dtype=pl.Float32))
-    copied = pl.col("containment") >= pl.lit(settings.max_containment, pl.Float32)
-    guard = pl.when(copied).then(pl.lit(NEAR_DUPLICATE)).otherwise(pl.lit(PASSED))
-    return found.join(compared, on=["root_id", "chunk_id"], maintain_order="left").with_columns(
-        guard.alias("guard")
-    )
+    def _drop(self, rows: list[dict[str, Any]]) -> None:
+        self._writer.append("dropped", rows)
+        for row in rows:
+            self.written.dropped[row["reason"]] += row["n_anchors"]

@@ -10,10 +10,10 @@ from entropylong_assets.stages.entropy.model import Tokenizer
 def anchor_query(
     tokenizer: Tokenizer, token_ids: Sequence[int], anchor: int, half_window: int
 ) -> str:
-    """Text of the tokens anchor-w .. anchor+w, cut at the ends of the root.
+    """Return the text of the tokens anchor-w .. anchor+w, cut at the ends of the root.
 
-    A window can begin or end inside a character of several tokens; what is left of it there says
-    nothing and is taken off.
+    A window can begin or end within a character of several tokens; the rest of such a character is
+    removed.
     """
     first = max(0, anchor - half_window)
     text = tokenizer.decode(token_ids[first : anchor + half_window + 1])

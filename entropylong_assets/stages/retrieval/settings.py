@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from entropylong_assets.settings.section import Section
+from entropylong_assets.stages.retrieval.registry import LEAK_CHECKS
 
 
 class RetrievalSettings(Section):
-    """`candidate_contexts`: nominating contexts for anchors (paper, section 3.2)."""
+    """`candidate_contexts`: retrieving candidates for anchors (paper, section 3.2)."""
 
     half_window: int = Field(16, ge=0)
     """Query of anchor t: the text of tokens t-w .. t+w. The paper: 16."""
     top_k: int = Field(8, ge=1)
-    """Candidates an anchor. K is not in our sources."""
+    """Candidates per anchor, K. The paper does not state K."""
+    leak_check: Annotated[str, AfterValidator(LEAK_CHECKS.check)] = "word_ngrams"
+    """How a candidate is recognised that repeats the root's text (docs/extending.md)."""
     leak_ngram_words: int = Field(8, ge=1)
-    """Words in the n-grams of the leak guard."""
+    """Words per n-gram of the leak check `word_ngrams`."""
     max_containment: float = Field(0.2, gt=0, le=1)
-    """A candidate with at least this share of its word n-grams in the root is refused as a copy."""
+    """A candidate is rejected as a near-duplicate if at least this share of it occurs in the root,
+    as the leak check measures it."""

@@ -16,15 +16,38 @@ from entropylong_assets.storage.schemas import (
     SHARD,
     SOURCE,
     START,
-    Summary,
     TEXT,
+    Summary,
     TableSet,
     column,
 )
 
 
 class CandidateContextsSummary(Summary):
-    """Counts and figures of one partition of `candidate_contexts`."""
+    """Counts of one partition of `candidate_contexts`, and the index that was searched."""
+
+    roots: int
+    """Roots whose document belongs to this shard."""
+    anchors: int
+    """Anchors of these roots, each with a query."""
+    candidates: int
+    """(anchor, chunk) pairs."""
+    near_duplicate: int
+    """Candidates that the leak check rejected."""
+    chunks: int
+    """Distinct chunks among the candidates."""
+    dropped: dict[str, int]
+    """Anchors without candidates, by reason."""
+    index: str
+    """Tag of the version of the chunk table that was searched."""
+    excluded_shards: list[str]
+    """Shards that are in the table but not in the index."""
+    search: str
+    """`exact`, or the type of the index."""
+    nprobes: int | None
+    """Partitions of the index searched per query."""
+    refine_factor: int | None
+    """Rows taken from the index per row wanted; the exact vectors choose among them."""
 
 
 CANDIDATE_CONTEXTS = TableSet(
@@ -42,8 +65,8 @@ CANDIDATE_CONTEXTS = TableSet(
                 column("rank", INT, "by similarity, from 1"),
                 CHUNK_ID,
                 column("similarity", FLOAT, "cosine of query and chunk"),
-                column("containment", FLOAT, "share of the chunk's word n-grams in the root"),
-                column("guard", TEXT, "`passed` or `near_duplicate`"),
+                column("containment", FLOAT, "share of the chunk that occurs in the root"),
+                column("leak_check", TEXT, "`passed` or `near_duplicate`"),
             ]
         ),
         "chunks": pa.schema(
@@ -54,7 +77,7 @@ CANDIDATE_CONTEXTS = TableSet(
                 SOURCE,
                 START,
                 END,
-                column("text", pa.large_string(), "text of the passage"),
+                column("text", pa.large_string(), "text of the chunk"),
             ]
         ),
         "dropped": pa.schema(
@@ -62,7 +85,7 @@ CANDIDATE_CONTEXTS = TableSet(
                 ROOT_ID,
                 column("anchor", INT, "position; null: the whole root", "token", null=True),
                 REASON,
-                column("n_anchors", INT, "anchors lost with it"),
+                column("n_anchors", INT, "anchors dropped"),
             ]
         ),
     },

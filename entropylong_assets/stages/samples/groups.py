@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 
 TokenIds = NDArray[np.uint32]
 
@@ -30,29 +33,31 @@ class Dependency:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Context:
-    """One passage that was scored for a root, or stands before it `unverified`.
-
-    It is a verified context where `dependencies` holds anything, else a hard negative, unless it
-    is `unverified`: chosen without regard to any score. `worth`
-    is the sum of its dependencies' gains; `first_anchor` and `first_rank` name the first anchor
-    that it serves (a hard negative: that nominated it); `similarity` is its best to any anchor.
-    token_ids: uint32 [T], the separator's tokens at the end included.
-    """
+    """A passage placed before a root, with the dependencies that it resolves."""
 
     root_id: str
     chunk_id: str
     doc_id: str
     source: str
     token_ids: TokenIds
+    """uint32 [T], including the separator's tokens at the end."""
     dependencies: tuple[Dependency, ...]
-    worth: float
+    priority: float
+    """If not all contexts fit, those with the highest priority are kept: the sum of the gains of
+    its dependencies; for an unverified context its similarity."""
     first_anchor: int
+    """First anchor that it serves; for a hard negative, that nominated it."""
     first_rank: int
+    """Its rank among the candidates of that anchor."""
     similarity: float
+    """Highest similarity to any anchor."""
     unverified: bool = False
+    """Whether it was chosen without regard to any score."""
 
     @property
     def role(self) -> str:
+        """Role of its tokens: a context that is neither verified nor unverified failed
+        verification, and is a hard negative."""
         if self.unverified:
             return "unverified"
         return "verified" if self.dependencies else "hard_negative"
@@ -60,24 +65,49 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """A root with the contexts chosen for it, and hard negatives to fill up with.
-
-    token_ids: uint32 [T], the root's own tokens without separator. piece_tokens: longest piece
-    that the root is cut into, each with the contexts that its anchors nominated behind it; None:
-    the root stays whole, behind its contexts.
-    """
+    """A root with the contexts chosen for it, and hard negatives to fill a sample with."""
 
     root_id: str
     token_ids: TokenIds
+    """uint32 [T], the root's own tokens without separator."""
     chosen: tuple[Context, ...]
     negatives: tuple[Context, ...]
     piece_tokens: int | None = None
+    """Maximum length of the pieces that the root is cut into, each followed by the contexts that
+    its anchors nominated. None: the root stays whole, after its contexts."""
+
+
+def unverified(
+    *,
+    root_id: str,
+    chunk_id: str,
+    doc_id: str,
+    source: str,
+    token_ids: Sequence[int],
+    similarity: float = 0.0,
+    anchor: int = 0,
+    rank: int = 0,
+) -> Context:
+    """Make a context that was chosen without regard to any score."""
+    return Context(
+        root_id=root_id,
+        chunk_id=chunk_id,
+        doc_id=doc_id,
+        source=source,
+        token_ids=np.asarray(token_ids, np.uint32),
+        dependencies=(),
+        priority=similarity,
+        first_anchor=anchor,
+        first_rank=rank,
+        similarity=similarity,
+        unverified=True,
+    )
 
 
 def _token_ids(frame: pl.DataFrame, key: str) -> dict[str, TokenIds]:
     """Token ids by `key`, as views into the frame's one buffer of values."""
     if frame[key].n_unique() != len(frame):
-        raise SampleError(f"{key}: not unique in its table; materialise the stage before again")
+        raise SampleError(f"{key}: not unique in its table; materialize the stage before again")
     lists = frame["token_ids"].cast(pl.List(pl.UInt32))
     values = lists.explode(empty_as_null=False, keep_nulls=False).to_numpy()
     ends = lists.list.len().to_numpy().astype(np.int64).cumsum()
@@ -86,10 +116,10 @@ def _token_ids(frame: pl.DataFrame, key: str) -> dict[str, TokenIds]:
 
 
 def _by_context(pairs: pl.DataFrame, gain: str) -> pl.DataFrame:
-    """One row a (root, chunk) that is a verified context or a hard negative, sorted by both.
+    """One row per (root, chunk) that is a verified context or a hard negative, sorted by both.
 
-    A hard negative was scored for every anchor that nominated it and failed for each. What was
-    never scored (near-duplicates, `not_tried`) has no entropy behind the context.
+    A hard negative was scored for every anchor that nominated it and failed for each. Pairs that
+    were never scored (near-duplicates, `not_tried`) have no entropy given the context.
     """
     accepted = pl.col("accepted")
     serving = accepted | ~accepted.any()  # the pairs that say where the context belongs
@@ -98,7 +128,7 @@ def _by_context(pairs: pl.DataFrame, gain: str) -> pl.DataFrame:
         pairs.sort("root_id", "chunk_id", "anchor", "rank")
         .group_by("root_id", "chunk_id", maintain_order=True)
         .agg(
-            pl.col(gain).cast(pl.Float64).filter(accepted).sum().alias("worth"),
+            pl.col(gain).cast(pl.Float64).filter(accepted).sum().alias("priority"),
             pl.col("anchor").filter(serving).first().alias("first_anchor"),
             pl.col("rank").filter(serving).first().alias("first_rank"),
             pl.col("similarity").max(),
@@ -119,29 +149,38 @@ def _contexts(pairs: pl.DataFrame, contexts: pl.DataFrame, gain: str) -> Iterato
         if chunk_id not in token_ids:
             raise SampleError(
                 f"chunk {chunk_id} of root {row['root_id']}: scored, but its tokens are not in "
-                "verified_dependencies.contexts; materialise verified_dependencies again"
+                f"{VERIFIED_DEPENDENCIES.name}.contexts; materialize {VERIFIED_DEPENDENCIES.name} "
+                "again"
             )
         details = tuple(Dependency(**detail) for detail in row.pop("dependencies"))
         yield Context(**row, token_ids=token_ids[chunk_id], dependencies=details)
 
 
+def no_such_root(root_id: str) -> SampleError:
+    """The error for a pair whose root was not scored."""
+    return SampleError(
+        f"root {root_id}: scored pairs, but no row in {ENTROPY_SCORES.name}.roots; materialize "
+        f"{VERIFIED_DEPENDENCIES.name} again"
+    )
+
+
 def build_groups(
     roots: pl.DataFrame, pairs: pl.DataFrame, contexts: pl.DataFrame, *, gain: str
 ) -> list[Group]:
-    """All roots with their contexts, by root_id, whatever the order of the rows.
+    """Make a group of each root with its contexts, sorted by root_id.
 
-    roots: root_id, token_ids. pairs, contexts: the tables of `verified_dependencies`. gain: the
-    column that the rule in force judges by. A chunk that was accepted for one anchor and failed
-    for others is a verified context. Raises SampleError where the tables don't fit each other.
+    The order of the rows has no effect. A chunk that is accepted for one anchor and rejected for
+    others is a verified context.
+
+    roots: root_id, token_ids. pairs, contexts: tables of `verified_dependencies`; `accepted` says
+    which pairs are dependencies. gain: column of `pairs` that gives contexts their priority. Raises
+    SampleError if the tables contradict each other.
     """
     root_tokens = _token_ids(roots.select("root_id", "token_ids"), "root_id")
     by_root: dict[str, list[Context]] = {root_id: [] for root_id in sorted(root_tokens)}
     for context in _contexts(pairs, contexts, gain):
         if context.root_id not in by_root:
-            raise SampleError(
-                f"root {context.root_id}: scored pairs, but no row in entropy_scores.roots; "
-                "materialise verified_dependencies again"
-            )
+            raise no_such_root(context.root_id)
         by_root[context.root_id].append(context)
     return [
         Group(

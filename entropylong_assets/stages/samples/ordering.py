@@ -10,21 +10,22 @@ from entropylong_assets.stages.samples.groups import Context
 
 
 def hash_key(seed: int, *names: str) -> bytes:
-    """A sort key that is uniform over names and the same on every machine and in every run."""
+    """Return a sort key that is uniform over names and the same on every machine and run."""
     return hashlib.blake2b("\0".join((str(seed), *names)).encode(), digest_size=16).digest()
 
 
 def shuffle(contexts: Iterable[Context], seed: int) -> list[Context]:
-    """A random permutation, fixed by seed, root and chunk; no matter how the contexts came."""
+    """Return a random permutation, determined by seed, roots and chunks, not by the given order."""
     return sorted(contexts, key=lambda c: (hash_key(seed, c.root_id, c.chunk_id), c.chunk_id))
 
 
 def sequence(contexts: Iterable[Context]) -> list[Context]:
-    """By the first anchor that each serves, then by rank; ties by chunk and root."""
+    """Sort by the first anchor that each context serves, then rank, chunk and root."""
     return sorted(contexts, key=lambda c: (c.first_anchor, c.first_rank, c.chunk_id, c.root_id))
 
 
 def order_contexts(
     contexts: Iterable[Context], order: Literal["shuffle", "sequence"], seed: int
 ) -> list[Context]:
+    """Return the contexts in the order that `samples.order` names."""
     return shuffle(contexts, seed) if order == "shuffle" else sequence(contexts)

@@ -1,14 +1,14 @@
-"""Groups into samples of one exact length.
+"""Packing groups into samples of one exact length.
 
-A sample is `[BOS?] C_1, C_2, ..., D, ...`: contexts as they were scored (separator included), roots
-with the separator behind them, padding at the end. Nothing is ever cut. Groups are packed by
-best-fit decreasing over root and verified contexts, so that a sample holds as many dependencies
-as it can; hard negatives only fill what is left.
+A sample is `[BOS?] C_1, C_2, ..., D, ...`: contexts as they were scored (with the separator), roots
+followed by the separator, padding at the end. No context and no root loses a token. Groups are
+packed by best-fit decreasing over root and verified contexts, so that a sample holds as many
+dependencies as possible; hard negatives only fill the rest.
 
-Share of tokens that are not padding, by `benchmarks/packing_utilisation.py` (131,072 tokens,
-roots of 256-4,096 tokens, 46 verified contexts and 100 hard negatives of 64-512 tokens a root):
+Share of tokens that are not padding, by `benchmarks/packing_utilisation.py` (131,072 tokens, roots
+of 256-4,096 tokens, 46 verified contexts and 100 hard negatives of 64-512 tokens per root):
 
-    roots a shard   samples   verified_only             hard_negatives
+    roots/shard     samples   verified_only             hard_negatives
         20              3     0.777 (full ones 0.930)   1.000
        200             24     0.972 (0.981)             1.000
      2,000            242     0.977 (0.980)             1.000
@@ -21,12 +21,16 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from entropylong_assets.settings.model import SampleSettings
 from entropylong_assets.stages.samples.groups import Context, Group, SampleError, TokenIds
 from entropylong_assets.stages.samples.ordering import hash_key, order_contexts
+from entropylong_assets.stages.samples.settings import SampleSettings
+
+if TYPE_CHECKING:
+    from entropylong_assets.stages.entropy.model import Tokenizer
 
 NO_DEPENDENCY = "no_verified_dependency"
 NO_CONTEXT_FITS = "no_context_fits"
@@ -35,7 +39,7 @@ GROUP_TOO_LARGE = "group_too_large"
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """What was not packed: a context, or a whole root where `chunk_id` is None."""
+    """What was not packed: a context, or a whole root if `chunk_id` is None."""
 
     root_id: str
     chunk_id: str | None
@@ -45,7 +49,7 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segment:
-    """A run of tokens of one role. `context` and `group` name what it was made from."""
+    """A run of tokens of one role, and the group and context that it was made from."""
 
     role: str
     token_ids: TokenIds
@@ -55,18 +59,30 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """Tokens that stand around contexts and roots; the same that they were scored with."""
+    """Tokens around contexts and roots: those that they were scored with, and the padding."""
 
     bos_id: int | None
+    """Begins a sample; None if the model scores without one."""
     separator_ids: tuple[int, ...]
+    """Ends every context and root."""
     pad_id: int
+    """Fills a sample; masked from the loss."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Framing:
+        """The framing with which this tokenizer's model scores."""
+        return cls(
+            bos_id=tokenizer.bos_ids[0] if tokenizer.bos_ids else None,
+            separator_ids=tokenizer.separator_ids,
+            pad_id=tokenizer.pad_id,
+        )
 
     @property
     def bos_tokens(self) -> int:
         return 0 if self.bos_id is None else 1
 
     def root_ids(self, group: Group) -> TokenIds:
-        """Tokens of a root's segment."""
+        """Tokens of a whole root, with the separator."""
         return np.concatenate([group.token_ids, np.array(self.separator_ids, np.uint32)])
 
 
@@ -75,17 +91,17 @@ def _n_tokens(contexts: Sequence[Context]) -> int:
 
 
 def size_of(group: Group, framing: Framing) -> int:
-    """Tokens of a group without its hard negatives."""
+    """Number of tokens of a group without its hard negatives."""
     return len(group.token_ids) + len(framing.separator_ids) + _n_tokens(group.chosen)
 
 
 def fit_group(
     group: Group, framing: Framing, sample_tokens: int
 ) -> tuple[Group | None, list[Dropped]]:
-    """The group with as many verified contexts as one sample holds, and what it gave up.
+    """Drop contexts until the group fits one sample; return the group and what was dropped.
 
-    Contexts are taken by worth, the largest first, as far as each fits whole: the lowest gains
-    go. Raises SampleError where the root alone is longer than a sample.
+    Contexts are kept by priority, as far as each fits whole. The group is None if no context is
+    left. Raises SampleError if the root alone is longer than a sample.
     """
     total = sum(len(context.dependencies) for context in group.chosen)
     root_tokens = len(group.token_ids) + len(framing.separator_ids)
@@ -93,32 +109,32 @@ def fit_group(
     if room < 0:
         raise SampleError(
             f"root {group.root_id}: {root_tokens + framing.bos_tokens} tokens with separator and "
-            f"BOS, a sample has {sample_tokens}; raise samples.tokens or lower "
-            "corpus.root_max_tokens"
+            f"BOS, a sample has {sample_tokens}; raise samples.tokens or lower roots.max_tokens"
         )
 
-    def gone(context: Context | None, reason: str, n: int) -> Dropped:
+    def drop(context: Context | None, reason: str, n: int) -> Dropped:
         chunk_id = None if context is None else context.chunk_id
         return Dropped(root_id=group.root_id, chunk_id=chunk_id, reason=reason, n_dependencies=n)
 
     if not group.chosen:
-        return None, [gone(None, NO_DEPENDENCY, 0)]
-    kept, given_up = [], []
-    for context in sorted(group.chosen, key=lambda c: (-c.worth, c.chunk_id)):
+        return None, [drop(None, NO_DEPENDENCY, 0)]
+    kept, dropped = [], []
+    for context in sorted(group.chosen, key=lambda c: (-c.priority, c.chunk_id)):
         if len(context.token_ids) <= room:
             room -= len(context.token_ids)
             kept.append(context)
         else:
-            given_up.append(gone(context, GROUP_TOO_LARGE, len(context.dependencies)))
+            dropped.append(drop(context, GROUP_TOO_LARGE, len(context.dependencies)))
     if not kept:
-        return None, [gone(None, NO_CONTEXT_FITS, total)]
-    return replace(group, chosen=tuple(kept)), given_up
+        return None, [drop(None, NO_CONTEXT_FITS, total)]
+    return replace(group, chosen=tuple(kept)), dropped
 
 
 def assign(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of items by bin: best-fit decreasing. Every size is at most `capacity`.
+    """Pack items into bins by best-fit decreasing; return the indices of the items of each bin.
 
-    Ties go by index, so that the result depends on the sizes' order alone.
+    Every size is at most `capacity`. Ties are broken by index, so the result depends on the sizes
+    and their order alone.
     """
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (tokens left, bin), ascending
@@ -135,10 +151,8 @@ def assign(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def choose_negatives(groups: Sequence[Group], room: int) -> list[Context]:
-    """Hard negatives of a sample's roots that fit whole into `room` tokens, most similar first.
-
-    A passage that already stands in the sample is not put there again.
-    """
+    """Choose hard negatives of a sample's roots that fit whole into `room` tokens, most similar
+    first. A passage that the sample contains already is not added again."""
     present = {context.chunk_id for group in groups for context in group.chosen}
     candidates = (context for group in groups for context in group.negatives)
     chosen = []
@@ -150,10 +164,11 @@ def choose_negatives(groups: Sequence[Group], room: int) -> list[Context]:
     return chosen
 
 
-def cut_up(
+def lay_out_pieces(
     group: Group, fillers: Sequence[Context], framing: Framing, settings: SampleSettings, seed: int
 ) -> Iterator[Segment]:
-    """Fillers, then the root piece by piece, each with its contexts behind it (NExtLong)."""
+    """The segments of a group whose root is cut: fillers, then each piece followed by its contexts
+    (NExtLong)."""
 
     def segments(contexts: Sequence[Context]) -> Iterator[Segment]:
         for context in order_contexts(contexts, settings.order, seed):
@@ -186,7 +201,7 @@ def lay_out(
     by_id = {group.root_id: group for group in groups}
 
     def blocks(members: Sequence[Group]) -> Iterator[Segment]:
-        """Contexts of these groups in their order, then their roots."""
+        """Ordered contexts of these groups, then their roots."""
         ids = {group.root_id for group in members}
         contexts = [context for group in members for context in group.chosen]
         contexts += [context for context in negatives if context.root_id in ids]
@@ -206,7 +221,7 @@ def lay_out(
     if any(group.piece_tokens for group in groups):
         for group in groups:
             own = [context for context in negatives if context.root_id == group.root_id]
-            segments.extend(cut_up(group, own, framing, settings, seed))
+            segments.extend(lay_out_pieces(group, own, framing, settings, seed))
     else:
         for members in [groups] if settings.layout == "interleaved" else [[g] for g in groups]:
             segments.extend(blocks(members))
@@ -219,9 +234,10 @@ def lay_out(
 def arrange(
     sizes: Mapping[str, int], framing: Framing, settings: SampleSettings, seed: int
 ) -> list[list[str]]:
-    """The roots of each sample, from the tokens that each takes with its contexts.
+    """Assign roots to samples; return the root_ids of each sample.
 
-    Roots in a sample and samples in the shard stand in an order by hash, not by size.
+    sizes: tokens of each root with its contexts, by root_id. Roots within a sample and samples
+    within the shard are ordered by hash, not by size.
     """
 
     def key(root_id: str) -> tuple[bytes, str]:
@@ -236,12 +252,15 @@ def arrange(
 def pack(
     groups: Sequence[Group], framing: Framing, settings: SampleSettings, seed: int
 ) -> tuple[list[list[Group]], list[Dropped]]:
-    """The groups of each sample, and what no sample holds; for groups that are all in memory."""
+    """Assign groups to samples; return the groups of each sample and what was dropped.
+
+    For groups that are all in memory; `pack_shard` reads them in batches.
+    """
     fitted: dict[str, Group] = {}
     dropped: list[Dropped] = []
     for group in sorted(groups, key=lambda g: g.root_id):
-        kept, given_up = fit_group(group, framing, settings.tokens)
-        dropped.extend(given_up)
+        kept, too_large = fit_group(group, framing, settings.tokens)
+        dropped.extend(too_large)
         if kept is not None:
             fitted[kept.root_id] = kept
     sizes = {root_id: size_of(group, framing) for root_id, group in fitted.items()}

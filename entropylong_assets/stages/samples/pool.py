@@ -1,28 +1,29 @@
-"""Passages of the indexed corpus for recipes that don't ask the anchors: drawn, or by keywords."""
+"""Passages of the indexed corpus for recipes without anchors: at random, or by keywords."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import polars as pl
-from numpy.typing import NDArray
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.retrieval.registry import make_leak_check
+from entropylong_assets.stages.retrieval.search import nominate
+from entropylong_assets.stages.retrieval.searched_index import SearchedIndex, open_searched_index
+from entropylong_assets.stages.samples.groups import Context, Group, unverified
+from entropylong_assets.stages.stage import Partition
 
-from entropylong_assets.settings.model import Settings
-from entropylong_assets.stages.entropy.model import Tokenizer
-from entropylong_assets.stages.retrieval.leak_check import RootGuard
-from entropylong_assets.stages.retrieval.search import SearchTable, nominate
-from entropylong_assets.stages.samples.groups import Context, Group
-from entropylong_assets.stages.samples.recipes import unverified
-from entropylong_assets.stages.verification.controls import ChunkUniverse
+if TYPE_CHECKING:
+    from entropylong_assets.stages.entropy.model import Tokenizer
 
-MOST_DRAWS = 1024
+MAX_DRAWS = 1024
 NOT_A_CONTROL = -1
-"""Stands where a control's number does when chunks are drawn, so that no control is drawn again."""
+"""Used in place of a control's number to draw chunks, so that controls are not drawn again."""
+
+CHUNKS_PER_FETCH = 8
+_COLUMNS = ["chunk_id", "doc_id", "source", "start", "end", "text"]
 
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
 _BREAK = re.compile(r"[^\w\s'-]+|\n")
@@ -40,11 +41,12 @@ _FUNCTION_WORDS = (
 STOPWORDS = frozenset(_FUNCTION_WORDS.split())
 
 
-def keywords(text: str, most: int = 8) -> list[str]:
-    """The strongest keyphrases of a text by RAKE (Rose et al., 2010), at most three words each.
+def keywords(text: str, limit: int = 8) -> list[str]:
+    """Extract the strongest keyphrases of a text by RAKE (Rose et al., 2010).
 
-    A phrase is a run of words without a stopword or a break; a word scores its degree over its
-    frequency, a phrase the sum over its words. Ties go by the alphabet.
+    A phrase is a run of at most three words without a stopword or a break. The score of a word is
+    its degree divided by its frequency, that of a phrase the sum over its words. Ties are broken
+    alphabetically.
     """
     phrases: set[tuple[str, ...]] = set()
     frequency: Counter[str] = Counter()
@@ -63,71 +65,60 @@ def keywords(text: str, most: int = 8) -> list[str]:
             run = []
     scores = {p: sum(degree[w] / frequency[w] for w in p) for p in phrases}
     ranked = sorted(scores, key=lambda p: (-scores[p], p))
-    return [" ".join(phrase) for phrase in ranked[:most]]
+    return [" ".join(phrase) for phrase in ranked[:limit]]
 
 
 class IndexPool:
-    """The pool of the recipes, over the shards that are indexed."""
+    """The passages of an index. Implements `Pool`."""
 
-    def __init__(
-        self,
-        universe: ChunkUniverse,
-        fetch: Callable[[Sequence[str]], pl.DataFrame],
-        search: SearchTable,
-        n_rows: int,
-        embed: Callable[[Sequence[str]], NDArray[np.float32]],
-        tokenizer: Tokenizer,
-        settings: Settings,
-    ) -> None:
-        """fetch: chunk ids to chunk_id, doc_id, source, start, end, text and shard. search: of
-        the index with `n_rows` rows, excluded shards left out."""
-        self._universe = universe
-        self._fetch = fetch
-        self._search = search
-        self._n_rows = n_rows
-        self._embed = embed
+    def __init__(self, index: SearchedIndex, tokenizer: Tokenizer, settings: Settings) -> None:
+        self._index = index
         self._tokenizer = tokenizer
         self._settings = settings
-        self._given: dict[str, dict[str, Any]] = {}
+        self._returned: dict[str, dict[str, Any]] = {}
 
     def at_random(self, group: Group) -> Iterator[Context]:
-        def drawn() -> Iterator[str]:
-            for attempt in range(min(MOST_DRAWS, 8 * self._universe.total)):
-                yield self._universe.draw(
-                    self._settings.seed, group.root_id, NOT_A_CONTROL, attempt
-                )
+        universe, seed = self._index.universe, self._settings.seed
 
-        yield from self._contexts(group, drawn(), {})
+        def draw() -> Iterator[str]:
+            for attempt in range(min(MAX_DRAWS, 8 * universe.total)):
+                yield universe.draw(seed, group.root_id, NOT_A_CONTROL, attempt)
 
-    def on_keywords(self, group: Group, most: int = 256) -> Iterator[Context]:
+        yield from self._contexts(group, draw(), {})
+
+    def on_keywords(self, group: Group, limit: int = 256) -> Iterator[Context]:
         text = self._tokenizer.decode(group.token_ids.tolist())
         query = ", ".join(keywords(text)) or text[:200]
-        found = nominate(self._search, self._embed([query]), [group.root_id], most, self._n_rows)
+        vectors_QE = self._index.embedder.embed([query])
+        found = nominate(
+            self._index.search, vectors_QE, [group.root_id], limit, self._index.universe.total
+        )
         similarity = dict(found.select("chunk_id", "similarity").iter_rows())
         yield from self._contexts(group, iter(found["chunk_id"].to_list()), similarity)
 
     def rows(self, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
-        return [self._given[chunk_id] for chunk_id in chunk_ids]
+        return [self._returned[chunk_id] for chunk_id in chunk_ids]
 
     def _contexts(
         self, group: Group, chunk_ids: Iterator[str], similarity: dict[str, float]
     ) -> Iterator[Context]:
         retrieval, separator = self._settings.retrieval, self._tokenizer.separator_ids
         root_text = self._tokenizer.decode(group.token_ids.tolist())
-        guard = RootGuard(root_text, retrieval.leak_ngram_words)
+        leak_check = make_leak_check(retrieval, root_text)
         seen: set[str] = set()
-        while batch := list(islice(chunk_ids, 8)):
+        while batch := list(islice(chunk_ids, CHUNKS_PER_FETCH)):
             fresh = [c for c in dict.fromkeys(batch) if c not in seen]
             seen.update(fresh)
-            rows = {row["chunk_id"]: row for row in self._fetch(fresh).iter_rows(named=True)}
+            fetched = self._index.table.fetch(fresh, _COLUMNS)
+            rows = {row["chunk_id"]: row for row in fetched.iter_rows(named=True)}
             for chunk_id in fresh:
                 row = rows.get(chunk_id)
                 if row is None or row["doc_id"] == group.root_id:
                     continue
-                if guard.containment(row["text"]) >= retrieval.max_containment:
+                if leak_check.containment(row["text"]) >= retrieval.max_containment:
                     continue
                 token_ids = [*self._tokenizer.encode([row["text"]])[0], *separator]
-                self._given[chunk_id] = row | {"token_ids": token_ids}
+                self._returned[chunk_id] = row | {"token_ids": token_ids}
                 yield unverified(
                     root_id=group.root_id,
                     chunk_id=chunk_id,
@@ -138,22 +129,12 @@ class IndexPool:
                 )
 
 
-def open_pool(settings: Settings, shard: str) -> IndexPool:
-    """The pool over the index that the shard's candidates were searched in.
+def open_pool(partition: Partition) -> IndexPool:
+    """Open the index that the candidates of this partition's shard were searched in.
 
-    Raises TableError where the shard has no candidates or its index is gone.
+    Raises TableError if the shard has no candidates or its index no longer exists.
     """
     from entropylong_assets.stages.entropy.model import load_tokenizer
-    from entropylong_assets.stages.verification.searched_index import open_searched_index
 
-    index = open_searched_index(settings, shard)
-    columns = ["chunk_id", "doc_id", "source", "start", "end", "text"]
-    return IndexPool(
-        index.universe,
-        lambda ids: index.table.fetch(ids, columns),
-        index.search,
-        index.universe.total,
-        index.embedder.embed,
-        load_tokenizer(settings.scoring),
-        settings,
-    )
+    settings = partition.settings
+    return IndexPool(open_searched_index(partition), load_tokenizer(settings.scoring), settings)

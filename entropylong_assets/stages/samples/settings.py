@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from entropylong_assets.settings.section import Section
+from entropylong_assets.stages.samples.registry import RECIPES
+
+BUILT_IN_RECIPES = (
+    "entropylong",
+    "calibrated",
+    "no_verify",
+    "random",
+    "quest",
+    "nextlong",
+    "policylong",
+)
 
 
 class SampleSettings(Section):
@@ -15,15 +26,18 @@ class SampleSettings(Section):
     tokens: int = Field(131_072, ge=16)
     """Exact length of a sample (tokens). The paper: 131,072."""
     order: Literal["shuffle", "sequence"] = "shuffle"
-    """Order of a root's contexts: random, or by the position of the anchor they serve."""
+    """Order of a root's contexts: random, or by the position of the first anchor that each
+    serves."""
     layout: Literal["grouped", "interleaved"] = "grouped"
-    """`grouped`: each root after its own contexts. `interleaved`: all contexts of the sample's
-    roots first, then the roots, so that dependencies span the window."""
+    """`grouped`: each root directly after its own contexts. `interleaved`: first the contexts of
+    all roots of the sample, then the roots, so that dependencies span the sample."""
     fill: Literal["verified_only", "hard_negatives"] = "hard_negatives"
-    """What stands between verified contexts: nothing (the rest of the sample is padding, masked
-    from the loss), or candidates of the same roots that failed verification."""
-    recipe: str | None = None
-    """How a root's contexts are chosen (`samples/recipes.py`), out of as many tokens as the rule
-    in force verified for that root; none: just what that rule verified."""
+    """How the rest of a sample is filled: `hard_negatives` with candidates of the same roots that
+    failed verification, then padding; `verified_only` with padding alone. Padding is masked from
+    the loss."""
+    recipe: Annotated[str, AfterValidator(RECIPES.check)] | None = None
+    """How a root's contexts are chosen, within as many tokens as the rule in force verified for
+    that root (`stages/samples/recipes.py`, docs/extending.md); none: the contexts that the rule in
+    force verified."""
     meta_chunk_tokens: int = Field(256, ge=1)
-    """Longest piece that recipe `nextlong` cuts a root into (tokens)."""
+    """Recipe `nextlong`: maximum length of the pieces that a root is cut into (tokens)."""

@@ -1,15 +1,18 @@
-"""What samples are made of, read for a few roots at a time."""
+"""The inputs of a shard's samples, read for a few roots at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import duckdb
 import polars as pl
 
-from entropylong_assets.stages.samples.groups import SampleError
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.samples.groups import no_such_root
+from entropylong_assets.stages.samples.registry import IN_FORCE
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage import duck
 from entropylong_assets.storage.tables import TableStore
 
@@ -26,27 +29,26 @@ class ShardTables:
     def __init__(self, session: duckdb.DuckDBPyConnection) -> None:
         self._session = session
 
-    def _rows(self, query: str, **frames: pl.DataFrame) -> pl.DataFrame:
+    def _rows(
+        self, query: str, params: dict[str, Any] | None = None, **frames: pl.DataFrame
+    ) -> pl.DataFrame:
         for name, frame in frames.items():
             self._session.register(name, frame.to_arrow())
-        found = pl.from_arrow(self._session.sql(query).to_arrow_table())
+        found = pl.from_arrow(self._session.sql(query, params=params).to_arrow_table())
         assert isinstance(found, pl.DataFrame)
         return found
 
     def root_ids(self) -> list[str]:
-        """All roots, sorted. Raises SampleError where a pair has none."""
+        """Return all root_ids, sorted. Raises SampleError if a pair has no root."""
         orphans = self._rows("SELECT root_id FROM pairs ANTI JOIN roots USING (root_id) LIMIT 1")
         for (root_id,) in orphans.iter_rows():
-            raise SampleError(
-                f"root {root_id}: scored pairs, but no row in entropy_scores.roots; materialise "
-                "verified_dependencies again"
-            )
+            raise no_such_root(root_id)
         return self._rows("SELECT DISTINCT root_id FROM roots ORDER BY root_id")[
             "root_id"
         ].to_list()
 
     def of(self, root_ids: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        """roots (root_id, token_ids), pairs and contexts of these roots, in any order."""
+        """Return roots (root_id, token_ids), pairs and contexts of these roots, in any order."""
         wanted = pl.DataFrame({"root_id": root_ids}, schema={"root_id": pl.String})
         roots = self._rows(
             "SELECT root_id, token_ids FROM roots SEMI JOIN wanted USING (root_id)", wanted=wanted
@@ -54,19 +56,29 @@ class ShardTables:
         return roots, self._rows(_PAIRS), self._rows(_CONTEXTS)
 
     def among_contexts(self, chunk_ids: Sequence[str]) -> set[str]:
-        """Those of these chunks that were scored for any root."""
-        asked = pl.DataFrame({"chunk_id": chunk_ids}, schema={"chunk_id": pl.String})
-        query = "SELECT DISTINCT chunk_id FROM contexts SEMI JOIN asked USING (chunk_id)"
-        return set(self._rows(query, asked=asked)["chunk_id"])
+        """Return those of these chunks that were scored for any root."""
+        given = pl.DataFrame({"chunk_id": chunk_ids}, schema={"chunk_id": pl.String})
+        query = "SELECT DISTINCT chunk_id FROM contexts SEMI JOIN given USING (chunk_id)"
+        return set(self._rows(query, given=given)["chunk_id"])
 
-    def count(self, condition: str) -> int:
-        """Pairs for which a condition on their columns holds; of the code's own, not a user's."""
-        return int(self._rows(f"SELECT count(*) AS n FROM pairs WHERE {condition}")["n"][0])
+    def count_pairs(self, with_value: str | None = None) -> int:
+        """Count all pairs, or those in which a column has a value."""
+        counted = "*" if with_value is None else f'"{with_value}"'
+        return int(self._rows(f"SELECT count({counted}) AS n FROM pairs")["n"][0])
+
+    def count_accepted(self, rule: str) -> int:
+        """Count the pairs that a rule accepts, or the rule in force."""
+        if rule == IN_FORCE:
+            rows = self._rows("SELECT count(*) AS n FROM pairs WHERE accepted")
+        else:
+            query = "SELECT count(*) AS n FROM pairs WHERE list_contains(accepted_by, $rule)"
+            rows = self._rows(query, {"rule": rule})
+        return int(rows["n"][0])
 
 
 @contextmanager
-def open_tables(store: TableStore, views: Mapping[str, Any]) -> Iterator[ShardTables]:
-    """views: where `roots`, `pairs` and `contexts` are to be had. Raises as `duck.querying`."""
+def open_tables(store: TableStore, views: duck.Views) -> Iterator[ShardTables]:
+    """Open the tables. views: of `roots`, `pairs` and `contexts`. Raises as `duck.querying`."""
     with duck.querying(store, views) as session:
         yield ShardTables(session)
 
@@ -74,7 +86,7 @@ def open_tables(store: TableStore, views: Mapping[str, Any]) -> Iterator[ShardTa
 def stored(shard: str) -> dict[str, duck.View]:
     """The views of a shard that was scored and verified."""
     return {
-        "roots": ("entropy_scores", [shard], "roots"),
-        "pairs": ("verified_dependencies", [shard], "pairs"),
-        "contexts": ("verified_dependencies", [shard], "contexts"),
+        "roots": (ENTROPY_SCORES, [shard], "roots"),
+        "pairs": (VERIFIED_DEPENDENCIES, [shard], "pairs"),
+        "contexts": (VERIFIED_DEPENDENCIES, [shard], "contexts"),
     }

@@ -1,4 +1,4 @@
-"""Tables of this stage, and the summary of a partition."""
+"""Tables of the stage, and the summary of a partition."""
 
 from __future__ import annotations
 
@@ -17,15 +17,36 @@ from entropylong_assets.storage.schemas import (
     SHARD,
     SOURCE,
     START,
-    Summary,
     TEXT,
+    Summary,
     TableSet,
     column,
 )
 
 
 class LongContextSamplesSummary(Summary):
-    """Counts and figures of one partition of `long_context_samples`."""
+    """Counts that reconcile: every root and dependency is packed, or dropped with a reason."""
+
+    samples: int
+    roots: int
+    """Roots of the shard."""
+    roots_packed: int
+    roots_dropped: dict[str, int]
+    """Roots by reason."""
+    contexts_dropped: dict[str, int]
+    """Contexts of packed roots, by reason."""
+    dependencies: int
+    """Dependencies that the recipe's rule verified; 0 for a recipe that verifies nothing."""
+    dependencies_packed: int
+    dependencies_dropped: dict[str, int]
+    """Dependencies of dropped roots and contexts, by reason."""
+    negatives_available: int
+    """Hard negatives of packed roots."""
+    negatives_packed: int
+    tokens: dict[str, int]
+    """Tokens of all samples by role."""
+    utilisation: float | None
+    """Share of tokens that are not padding; None without samples."""
 
 
 LONG_CONTEXT_SAMPLES = TableSet(
@@ -36,7 +57,7 @@ LONG_CONTEXT_SAMPLES = TableSet(
     optional=frozenset({"passages"}),
     format_version=2,
     schemas={
-        # Passages that no anchor nominated: only where a recipe takes such (`OPTIONAL`).
+        # Passages that no anchor nominated; written only if a recipe takes such.
         "passages": pa.schema(
             [
                 CHUNK_ID,
@@ -67,7 +88,7 @@ LONG_CONTEXT_SAMPLES = TableSet(
                 column("end", INT, "one past the last position", "token"),
                 column("root_id", TEXT, "root that it belongs to", null=True),
                 column("doc_id", TEXT, "document that it was cut from", null=True),
-                column("chunk_id", TEXT, "passage, where it is a context", null=True),
+                column("chunk_id", TEXT, "passage, if it is a context", null=True),
                 column("source", TEXT, "name of the source", null=True),
             ]
         ),
@@ -85,7 +106,7 @@ LONG_CONTEXT_SAMPLES = TableSet(
                 column("gain", pa.float64(), "ΔI"),
                 column("calibrated_gain", pa.float64(), "ΔI*", null=True),
                 column("entropy", FLOAT, "H_t of the root alone", "nat"),
-                column("entropy_context", FLOAT, "H'_t behind the context", "nat"),
+                column("entropy_context", FLOAT, "H'_t given the context", "nat"),
             ]
         ),
         "dropped": pa.schema(
@@ -93,7 +114,7 @@ LONG_CONTEXT_SAMPLES = TableSet(
                 ROOT_ID,
                 column("chunk_id", TEXT, "context; null: the whole root", null=True),
                 REASON,
-                column("n_dependencies", INT, "verified dependencies lost with it"),
+                column("n_dependencies", INT, "verified dependencies dropped with it"),
             ]
         ),
     },

@@ -1,50 +1,49 @@
-"""Figures of the datasheet, from the tables of the exported shards."""
+"""Figures of an export, from the tables of the exported shards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import polars as pl
 
-from entropylong_assets.settings.model import Settings
-from entropylong_assets.stages.verification.false_acceptance import (
-    clustered_rate,
-    held_out_controls,
-)
-from entropylong_assets.stages.verification.gain import judge
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.verification.false_acceptance import passed_by_root, rates_by_rule
+from entropylong_assets.stages.verification.registry import evaluated_rules
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.duck import View, querying
 from entropylong_assets.storage.tables import TableStore
 
 _TABLES = {
-    "documents": ("corpus_documents", "documents"),
-    "roots": ("entropy_scores", "roots"),
-    "candidates": ("candidate_contexts", "candidates"),
-    "pairs": ("verified_dependencies", "pairs"),
-    "samples": ("long_context_samples", "samples"),
-    "segments": ("long_context_samples", "segments"),
-    "dependencies": ("long_context_samples", "dependencies"),
+    "documents": (CORPUS_DOCUMENTS, "documents"),
+    "roots": (ENTROPY_SCORES, "roots"),
+    "candidates": (CANDIDATE_CONTEXTS, "candidates"),
+    "pairs": (VERIFIED_DEPENDENCIES, "pairs"),
+    "samples": (LONG_CONTEXT_SAMPLES, "samples"),
+    "segments": (LONG_CONTEXT_SAMPLES, "segments"),
+    "dependencies": (LONG_CONTEXT_SAMPLES, "dependencies"),
 }
 
 _COUNTS = """
 SELECT
   (SELECT count(*) FROM documents) AS documents,
-  (SELECT count(*) FROM documents WHERE is_root) AS roots,
   (SELECT count(*) FROM roots) AS roots_scored,
   (SELECT coalesce(sum(len(anchors)), 0)::BIGINT FROM roots) AS anchors,
   (SELECT count(*) FROM candidates) AS candidates,
-  (SELECT count(*) FROM candidates WHERE guard = 'near_duplicate') AS near_duplicates_refused,
+  (SELECT count(*) FROM candidates WHERE leak_check = 'near_duplicate') AS near_duplicates_refused,
   (SELECT count(*) FROM samples) AS samples,
   (SELECT count(*) FROM dependencies) AS dependencies
 """
 
-# Of pairs that were scored; gains and surprisals are of those accepted by the rule in force.
+# Of pairs that were scored. Gains and surprisals are of those that the rule in force accepted.
 _PAIRS = """
 SELECT
   count(*) AS pairs_scored,
   count(*) FILTER (accepted) AS pairs_accepted,
-  count(*) FILTER (accepted_plain) AS pairs_accepted_plain,
-  count(*) FILTER (accepted_calibrated) AS pairs_accepted_calibrated,
   count(*) FILTER (accepted) / nullif(count(*), 0) AS acceptance_rate,
   avg(gain::DOUBLE) FILTER (accepted) AS mean_gain,
   avg(calibrated_gain::DOUBLE) FILTER (accepted) AS mean_calibrated_gain,
@@ -52,6 +51,12 @@ SELECT
   count(*) FILTER (accepted AND surprisal_context > surprisal)
     / nullif(count(*) FILTER (accepted), 0) AS accepted_with_surprisal_rise
 FROM pairs WHERE entropy_context IS NOT NULL
+"""
+
+_PAIRS_BY_RULE = """
+SELECT rule, count(*) AS pairs
+FROM (SELECT unnest(accepted_by) AS rule FROM pairs WHERE entropy_context IS NOT NULL)
+GROUP BY rule ORDER BY rule
 """
 
 _PER_ROOT = """
@@ -88,41 +93,60 @@ def _rounded(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def chance_rates(store: TableStore, shards: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """Share of held-out controls that pass each rule over all shards, with its 95% interval."""
-    passed: dict[str, list[np.ndarray]] = {"plain": [], "calibrated": []}
-    totals: list[np.ndarray] = []
+def false_acceptance_rates(
+    store: TableStore, shards: Sequence[str], settings: Settings
+) -> dict[str, dict[str, float]]:
+    """Share of held-out controls that each evaluated rule accepts over all shards.
+
+    By rule: rate, low and high of its 95% interval, and the number of trials; empty without
+    controls.
+    """
+    by_root = []
     for shard in shards:
         columns = ["root_id", "anchor", "entropy", "surprisal"]
-        anchors = store.read("verified_dependencies", shard, "pairs", columns).unique()
-        controls = store.read("verified_dependencies", shard, "controls")
-        judged = judge(held_out_controls(anchors, controls), settings.verification)
-        groups = judged.select("root_id", "accepted_plain", "accepted_calibrated").sort("root_id")
-        by_root = groups.group_by("root_id", maintain_order=True)
-        counts = by_root.sum().join(by_root.len("total"), on="root_id", maintain_order="left")
-        totals.append(counts["total"].to_numpy().astype(np.int64))
-        for rule, parts in passed.items():
-            parts.append(counts[f"accepted_{rule}"].to_numpy().astype(np.int64))
-    rates = {}
-    for rule, parts in passed.items():
-        rate = clustered_rate(np.concatenate(parts), np.concatenate(totals))
-        if rate.total:
-            values = {"rate": rate.value, "low": rate.low, "high": rate.high}
-            rates[rule] = {name: round(value, 6) for name, value in values.items()}
-            rates[rule]["trials"] = rate.total
-    return rates
+        pairs = store.read(VERIFIED_DEPENDENCIES, shard, "pairs", columns)
+        controls = store.read(VERIFIED_DEPENDENCIES, shard, "controls")
+        by_root.append(passed_by_root(pairs, controls, settings.verification))
+    rates = rates_by_rule(pl.concat(by_root), settings.verification)
+    return {
+        rule: {
+            "rate": round(rate.value, 6),
+            "low": round(rate.low, 6),
+            "high": round(rate.high, 6),
+            "trials": rate.total,
+        }
+        for rule, rate in rates.items()
+        if rate.total
+    }
+
+
+def _with_source_licenses(
+    rows: Sequence[Mapping[str, Any]], exported: Mapping[str, int], settings: Settings
+) -> dict[str, dict[str, int]]:
+    """Documents per source and licence.
+
+    A context can belong to a source of which no shard is exported: its licence is that of the
+    settings, with 0 documents.
+    """
+    licenses: dict[str, dict[str, int]] = {}
+    for row in rows:
+        licenses.setdefault(row["source"], {})[row["license"]] = row["documents"]
+    for source in settings.corpus.sources:
+        if source.name in exported:
+            licenses.setdefault(source.name, {source.license: 0})
+    return licenses
 
 
 def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """All figures, as JSON values: shares from 0 to 1, gains and distances as in the tables,
-    entropies and surprisals in nats, distances in tokens.
+    """All figures, as JSON values.
 
-    Raises TableError where a table of a shard is not there or damaged, ConnectionError where the
-    store gives no answer.
+    Shares are from 0 to 1, gains and distances as in the tables, entropies and surprisals in nats,
+    distances in tokens. Raises TableError if a table of a shard is missing or damaged,
+    ConnectionError if the store does not answer.
     """
-    views: dict[str, View] = {name: (a, shards, t) for name, (a, t) in _TABLES.items()}
+    views: dict[str, View] = {name: (t, shards, table) for name, (t, table) in _TABLES.items()}
     with querying(store, views) as session:
-        session.execute("SET threads = 1")  # sums of floats in one order: the same figures again
+        session.execute("SET threads = 1")  # a fixed order of float sums: the same figures again
 
         def rows(query: str) -> list[dict[str, Any]]:
             result = session.execute(query)
@@ -133,23 +157,22 @@ def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings
             ]
 
         figures = rows(_COUNTS)[0] | rows(_PAIRS)[0]
+        accepted = {row["rule"]: row["pairs"] for row in rows(_PAIRS_BY_RULE)}
         figures["dependencies_per_root"] = rows(_PER_ROOT)[0]
         figures["distance_tokens"] = rows(_DISTANCES)[0]
         tokens = {row["role"]: row["tokens"] for row in rows(_ROLES)}
         sources = {row["source"]: row["tokens"] for row in rows(_SOURCES)}
-        licenses: dict[str, dict[str, int]] = {}
-        for row in rows(_LICENSES):
-            licenses.setdefault(row["source"], {})[row["license"]] = row["documents"]
-    # A context may come from a source of which no shard is exported.
-    for source in settings.corpus.sources:
-        if source.name in sources:
-            licenses.setdefault(source.name, {source.license: 0})
+        licenses = _with_source_licenses(rows(_LICENSES), sources, settings)
     total = sum(tokens.values())
+    drawn = sum(store.summary(ENTROPY_SCORES, shard).drawn for shard in shards)
+    rules = evaluated_rules(settings.verification)
     return figures | {
+        "documents_drawn": drawn,
+        "pairs_accepted_by": {rule: accepted.get(rule, 0) for rule in rules},
         "tokens": total,
         "tokens_by_role": tokens,
         "share_by_role": {role: round(n / total, 6) for role, n in tokens.items()},
         "tokens_by_source": sources,
         "licenses": licenses,
-        "false_acceptance": chance_rates(store, shards, settings),
+        "false_acceptance": false_acceptance_rates(store, shards, settings),
     }

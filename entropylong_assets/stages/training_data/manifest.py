@@ -1,7 +1,7 @@
-"""The manifest of an export: what it holds, what it was made from, and the hash of every file.
+"""The manifest of an export: its contents, what it was made from, and the hash of every file.
 
-JSON with sorted keys; `digest` is the sha256 of the same JSON without it. A reader that writes
-what it parsed and does not get the same bytes has a damaged manifest.
+JSON with sorted keys; `digest` is the sha256 of the same JSON without it. If encoding the parsed
+content does not return the same bytes, the manifest is damaged.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class ExportError(ValueError):
@@ -23,13 +23,13 @@ def _encode(content: dict[str, Any]) -> bytes:
 
 
 def encode_manifest(content: dict[str, Any]) -> bytes:
-    """The manifest's bytes, its own digest included."""
+    """The bytes of the manifest, including its own digest."""
     digest = hashlib.sha256(_encode(content)).hexdigest()
     return _encode(content | {"digest": digest})
 
 
 def decode_manifest(data: bytes) -> dict[str, Any]:
-    """The content of a manifest. Raises ExportError where a byte of it was changed."""
+    """The content of a manifest. Raises ExportError if any byte of it was changed."""
     try:
         content = json.loads(data)
         digest = content.pop("digest")
@@ -39,14 +39,14 @@ def decode_manifest(data: bytes) -> dict[str, Any]:
         raise ExportError("manifest.json: damaged; export again")
     if content["format_version"] != FORMAT_VERSION:
         raise ExportError(
-            f"manifest.json: of format {content['format_version']}, this version reads "
+            f"manifest.json: written in format {content['format_version']}, but this version reads "
             f"{FORMAT_VERSION}; export again"
         )
     return content
 
 
 def without_secrets(value: Any) -> Any:
-    """A JSON value with user names, passwords and queries taken out of its URIs."""
+    """A JSON value without the user names, passwords and queries of its URIs."""
     if isinstance(value, dict):
         return {key: without_secrets(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

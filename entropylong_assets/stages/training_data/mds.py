@@ -1,17 +1,17 @@
 """MDS, the shard format of MosaicML Streaming (version 2), as ProLong's trainer reads it.
 
-Our own writer: the library's pins (NumPy below 2.2, transformers below 5) don't fit ours. The
+This is our own writer, because the library pins NumPy below 2.2 and transformers below 5. The
 tests read its files with the library itself.
 
 A dataset is a folder of `shard.<nnnnn>.mds` and `index.json`. A shard, all numbers little-endian:
 
     uint32                  n, number of samples
-    uint32 [n + 1]          where each sample begins, from the file's first byte; then the end
+    uint32 [n + 1]          offset of each sample from the file's first byte; then the end
     JSON                    the shard's configuration (below), up to the first sample
     n samples               each: uint32 size of every column of variable size, in the order of
                             the columns; then the values of all columns in that order
 
-Columns stand in the order of their names. Encodings used here:
+Columns are ordered by name. Encodings used here:
 
     ndarray:<dtype>         one byte (dimensions << 2 | c), c = 0, 1, 2, 3 for a shape written in
                             uint8, uint16, uint32, uint64; the shape; the values, row-major
@@ -19,32 +19,40 @@ Columns stand in the order of their names. Encodings used here:
     str, json               UTF-8
 
 `index.json` lists each shard's configuration with its file, bytes, sha256 and samples. No column
-is a Python list or object: those become pickles, which careful readers refuse.
+is a Python list or object: those are pickled, and careful readers refuse pickles.
 
 Columns of a sample:
 
     input_ids          ndarray:uint32   [T]
-    indices            ndarray:int64    [[0, T]]: ONE span. The trainers attend only inside a span,
-                                        so spans by document would cut every context from its root
+    indices            ndarray:int64    [[0, T]]: ONE span. Trainers attend only inside a span, so
+                                        spans per document would cut every context from its root
     length             int              T
     domain             str              source of the sample's roots
-    mask               ndarray:uint8    [T], 0 where a token is kept from the loss; only in exports
-                                        with padding, read by trainers that are told to
-    position_weighted  ndarray:float32  [T], on request
+    mask               ndarray:uint8    [T], 0 where a token is excluded from the loss; only in
+                                        exports with padding, read by trainers set to apply masks
+    position_weighted  ndarray:float32  [T], with `export.position_weighted`
     provenance         json             sample_id, shard, segments and dependencies, by column
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.training_data.publication import Publication
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.training_data.registry import (
+    EXPORT_FORMATS,
+    ExportFacts,
+    ExportFormat,
+    FormatFiles,
+    FormatFolder,
+)
 from entropylong_assets.stages.training_data.samples import Sample
+from entropylong_assets.stages.training_data.source_writers import SourceWriters
 
 Pieces = list[bytes | memoryview]
 
@@ -52,7 +60,7 @@ _SHAPE_TYPES = ((0, np.uint8), (1, np.uint16), (2, np.uint32), (3, np.uint64))
 
 
 def encode_array(values: NDArray[Any]) -> Pieces:
-    """An array as MDS stores it. A copy: a view would keep the whole batch that it was read in."""
+    """An array as MDS stores it. A copy: a view would keep its whole batch in memory."""
     code, kind = next(
         (code, kind) for code, kind in _SHAPE_TYPES if max(values.shape) <= np.iinfo(kind).max
     )
@@ -61,12 +69,13 @@ def encode_array(values: NDArray[Any]) -> Pieces:
 
 
 class MdsWriter:
-    """Writes the samples of one folder; `file_bytes` is the size limit of a shard."""
+    """Writes one MDS dataset."""
 
     def __init__(
-        self, publication: Publication, folder: str, columns: Mapping[str, str], file_bytes: int
+        self, folder: FormatFolder, path: str, columns: Mapping[str, str], file_bytes: int
     ) -> None:
-        self._publication, self._folder, self._file_bytes = publication, folder, file_bytes
+        """path: of the dataset, relative to the folder. file_bytes: size limit of a shard."""
+        self._folder, self._path, self._file_bytes = folder, path, file_bytes
         self._names = sorted(columns)
         self._fixed = {name for name in columns if columns[name] == "int"}
         self._config = {
@@ -89,7 +98,7 @@ class MdsWriter:
         self._bytes = 8 + len(self._header)
 
     def write(self, values: Mapping[str, Sequence[bytes | memoryview]]) -> None:
-        """Adds a sample: its columns as encoded pieces."""
+        """Add a sample: its columns as encoded pieces."""
         lengths = {name: sum(map(len, values[name])) for name in self._names}
         head = np.array([lengths[n] for n in self._names if n not in self._fixed], "<u4").tobytes()
         size = len(head) + sum(lengths.values())
@@ -107,20 +116,20 @@ class MdsWriter:
         offsets += 4 + 4 * (count + 1) + len(self._header)
         assert offsets[-1] < 2**32, "offsets are uint32"
         name = f"shard.{len(self._shards):05d}.mds"
-        with self._publication.file(f"{self._folder}/{name}") as file:
+        with self._folder.file(f"{self._path}/{name}") as file:
             file.write(np.uint32(count).tobytes() + offsets.astype("<u4").tobytes() + self._header)
             for piece in self._pieces:
                 file.write(piece)
-        written = self._publication.files[-1]
+        written = file.exported(name)
         raw = {"basename": name, "bytes": written.bytes, "hashes": {"sha256": written.sha256}}
         self._shards.append(self._config | {"samples": count, "raw_data": raw, "zip_data": None})
         self._clear()
 
     def close(self) -> None:
-        """Writes the last shard and the index."""
+        """Write the last shard and the index."""
         if self._sizes:
             self._flush()
-        with self._publication.file(f"{self._folder}/index.json") as file:
+        with self._folder.file(f"{self._path}/index.json") as file:
             file.write(json.dumps({"version": 2, "shards": self._shards}, sort_keys=True).encode())
 
 
@@ -138,7 +147,7 @@ def sample_columns(*, mask: bool, weights: bool) -> dict[str, str]:
 
 
 def encode_sample(sample: Sample, *, mask: bool, anchor_weight: float | None) -> dict[str, Pieces]:
-    """A sample's columns; `anchor_weight` None leaves the weights out."""
+    """The columns of a sample; without weights if `anchor_weight` is None."""
     assert sample.provenance is not None, "samples were read without provenance"
     length = len(sample.token_ids_T)
     columns: dict[str, Pieces] = {
@@ -153,3 +162,46 @@ def encode_sample(sample: Sample, *, mask: bool, anchor_weight: float | None) ->
     if anchor_weight is not None:
         columns["position_weighted"] = encode_array(sample.weights(anchor_weight))
     return columns
+
+
+@EXPORT_FORMATS.register("mds")
+class MdsFormat(ExportFormat):
+    """One MDS dataset per split and source: `<split>/<source>/`."""
+
+    description: ClassVar[str] = (
+        "MosaicML Streaming shards, read by the trainers of ProLong and EntropyLong"
+    )
+    needs_provenance: ClassVar[bool] = True
+
+    def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
+        super().__init__(folder, settings, facts)
+        export = settings.export
+        self._weight = export.anchor_weight if export.position_weighted else None
+        self._writers = SourceWriters(self._open)
+
+    def _open(self, split: str, source: str) -> MdsWriter:
+        columns = sample_columns(mask=self.facts.has_padding, weights=self._weight is not None)
+        path = f"{split}/{source}"
+        return MdsWriter(self.folder, path, columns, self.settings.export.file_bytes)
+
+    def write(self, sample: Sample, split: str) -> None:
+        values = encode_sample(sample, mask=self.facts.has_padding, anchor_weight=self._weight)
+        self._writers.get(split, sample.domain).write(values)
+
+    def close(self) -> None:
+        self._writers.close()
+
+    @classmethod
+    def count_samples(cls, files: FormatFiles) -> Iterator[tuple[str, int]]:
+        for path in files.paths:
+            if path.endswith("/index.json"):
+                shards = json.loads(files.read(path))["shards"]
+                yield path.partition("/")[0], sum(shard["samples"] for shard in shards)
+
+    @classmethod
+    def usage(cls, facts: ExportFacts) -> str:
+        mask = ", `mask` (0 at padding)" if facts.has_padding else ""
+        return f"""**MosaicML Streaming** (`mds/<split>/<source>/`): `input_ids`, `indices`,
+`length`, `domain`, `provenance`{mask}. `indices` is one span over the whole sample: spans per
+document would keep roots from attending to their contexts.
+"""

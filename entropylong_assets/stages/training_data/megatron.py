@@ -11,44 +11,91 @@
     int64 [n]      first byte of each sequence in `.bin`
     int64 [n + 1]  document borders: every sample is a document of one sequence, so 0 .. n
 
-The format has no mask: padding, if any, is learnt unless the trainer masks its id.
+The format has no mask: padding, if any, is learnt unless the trainer masks its token id.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.training_data.publication import Publication
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.training_data.registry import (
+    EXPORT_FORMATS,
+    ExportFacts,
+    ExportFormat,
+    FormatFiles,
+    FormatFolder,
+)
+from entropylong_assets.stages.training_data.samples import Sample
+from entropylong_assets.stages.training_data.source_writers import SourceWriters
 
 _INT32 = 4
+_HEAD = struct.Struct("<9sQBQ")
+"""Magic bytes, version, type of the ids, number of sequences."""
 
 
 class MegatronWriter:
-    """Writes one pair of files at `prefix`."""
+    """Writes one pair of files, `<prefix>.bin` and `<prefix>.idx`."""
 
-    def __init__(self, publication: Publication, prefix: str) -> None:
-        self._publication, self._prefix = publication, prefix
+    def __init__(self, folder: FormatFolder, prefix: str) -> None:
+        self._folder, self._prefix = folder, prefix
         self._stack = ExitStack()
-        self._bin = self._stack.enter_context(publication.file(f"{prefix}.bin"))
+        self._bin = self._stack.enter_context(folder.file(f"{prefix}.bin"))
         self._lengths: list[int] = []
 
     def write(self, token_ids_T: NDArray[np.uint32]) -> None:
-        """Adds a sequence. Ids must be below 2^31, as every vocabulary's are."""
+        """Add a sequence. Ids must be below 2^31, as those of every vocabulary are."""
         self._bin.write(np.ascontiguousarray(token_ids_T, dtype="<u4"))
         self._lengths.append(len(token_ids_T))
 
     def close(self) -> None:
-        """Ends `.bin` and writes `.idx`."""
+        """Finish `.bin` and write `.idx`."""
         self._stack.close()
         lengths = np.array(self._lengths, "<i4")
         count = len(lengths)
         starts = np.zeros(count, "<i8")
         np.cumsum(lengths[:-1], dtype=np.int64, out=starts[1:])
-        with self._publication.file(f"{self._prefix}.idx") as file:
+        with self._folder.file(f"{self._prefix}.idx") as file:
             file.write(b"MMIDIDX\0\0" + np.uint64(1).tobytes() + bytes([_INT32]))
             file.write(np.array([count, count + 1], "<u8").tobytes())
             file.write(lengths.tobytes() + (4 * starts).tobytes())
             file.write(np.arange(count + 1, dtype="<i8").tobytes())
+
+
+@EXPORT_FORMATS.register("megatron")
+class MegatronFormat(ExportFormat):
+    """One pair of files per split and source: `<split>-<source>.bin` and `.idx`."""
+
+    description: ClassVar[str] = "Megatron-LM's indexed dataset, one document per sample"
+
+    def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
+        super().__init__(folder, settings, facts)
+        self._writers = SourceWriters(
+            lambda split, source: MegatronWriter(folder, f"{split}-{source}")
+        )
+
+    def write(self, sample: Sample, split: str) -> None:
+        self._writers.get(split, sample.domain).write(sample.token_ids_T)
+
+    def close(self) -> None:
+        self._writers.close()
+
+    @classmethod
+    def count_samples(cls, files: FormatFiles) -> Iterator[tuple[str, int]]:
+        for path in files.paths:
+            if path.endswith(".idx"):
+                with files.open(path) as stream:
+                    yield path.partition("-")[0], _HEAD.unpack(stream.read(_HEAD.size))[3]
+
+    @classmethod
+    def usage(cls, facts: ExportFacts) -> str:
+        del facts
+        return """**Megatron-LM** (`megatron/<split>-<source>.bin`, `.idx`): int32 ids, one document
+per sample. Leave `--reset-position-ids` and `--reset-attention-mask` off. The format has no mask.
+"""

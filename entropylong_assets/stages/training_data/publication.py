@@ -1,9 +1,10 @@
-"""A folder of files that appears whole: hashed as they are written, named when all are there.
+"""Publishing a folder of files whole: files are hashed while they are written.
 
-On a local disk the files are written into `.tmp-<name>-<random>` beside the final folder, which is
-renamed at the end. Object storage has no such rename: there the files go to their final names and
-the manifest, without which no reader of ours takes the folder for an export, comes last. Two
-exporters of one name write the same bytes under the same names, so neither harms the other.
+On a local disk the files are written into `.tmp-<name>-<random>` beside the final folder, and that
+folder is renamed at the end. Object storage can't rename folders: there the files are written under
+their final names and the manifest last; without it no reader of ours takes the folder for an
+export. Two exporters of one name write the same bytes under the same names, so neither harms the
+other.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from entropylong_assets.storage.folders import remove_dead
 from entropylong_assets.storage.object_storage import open_uri
-from entropylong_assets.storage.tables import remove_dead
 
 MANIFEST = "manifest.json"
 
@@ -36,7 +37,7 @@ class ExportedFile:
 
 
 class HashedFile(io.RawIOBase):
-    """A file opened for writing from start to end that hashes what passes."""
+    """A file opened for writing from start to end, which hashes what is written."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -61,7 +62,10 @@ class HashedFile(io.RawIOBase):
 
 
 class Publication:
-    """Writes the folder `<uri>/<name>`. Use as a context; without `publish` nothing appears."""
+    """Writes the folder `<uri>/<name>`.
+
+    Use it as a context manager. Without `publish` nothing becomes visible.
+    """
 
     def __init__(self, uri: str, name: str) -> None:
         self.fs, root = open_uri(uri)
@@ -90,9 +94,9 @@ class Publication:
             os.close(self._lock)
 
     def _remove_foreign(self) -> None:
-        """Removes what an older export under this name held beyond this one's files.
+        """Remove files of an older export under this name that this one does not have.
 
-        Without a depth, s3fs lists all files at once, and a listing that fails is raised.
+        Without a depth, s3fs lists all files at once, and raises if the listing fails.
         """
         ours = {MANIFEST, *(file.path for file in self.files)}
         for path in self.fs.find(self._folder):
@@ -102,7 +106,7 @@ class Publication:
 
     @contextmanager
     def file(self, path: str) -> Iterator[HashedFile]:
-        """A new file at `path`, relative to the folder; listed in `files` once it is closed."""
+        """Open a new file; `path` is relative to the folder. Once closed it is in `files`."""
         full = f"{self._folder}/{path}"
         self.fs.makedirs(full.rpartition("/")[0], exist_ok=True)
         with self.fs.open(full, "wb") as stream:
@@ -111,7 +115,7 @@ class Publication:
         self.files.append(hashed.exported(path))
 
     def publish(self, manifest: bytes) -> None:
-        """Writes the manifest and gives the folder its name, in place of an older one."""
+        """Write the manifest and give the folder its name, replacing an older one."""
         self.fs.pipe_file(f"{self._folder}/{MANIFEST}", manifest)
         if not self.is_local:
             self._remove_foreign()
@@ -120,7 +124,7 @@ class Publication:
         staged.chmod(0o755)
         try:
             staged.rename(final)
-        except OSError:  # an older one is there; were it another fault, it would come again below
+        except OSError:  # an older one exists; any other fault is raised again below
             old = Path(tempfile.mkdtemp(prefix=f".tmp-{self.name}-old-", dir=self.root))
             final.rename(old / self.name)
             staged.rename(final)

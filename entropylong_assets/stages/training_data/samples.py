@@ -1,4 +1,4 @@
-"""Samples as the writers of all formats take them: one at a time, in a fixed order.
+"""Samples as all export formats receive them: one at a time, in a fixed order.
 
 Legend: T tokens of a sample.
 """
@@ -14,11 +14,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from entropylong_assets.storage.tables import TableError, TableStore
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.tables import TableStore
 
-ASSET = "long_context_samples"
 READ_ROWS = 16
-"""Samples read at once (8 MiB of tokens at 131,072)."""
+"""Samples read at once (8 MiB of token ids at 131,072)."""
 
 _Item = TypeVar("_Item")
 
@@ -27,19 +28,20 @@ _ORDER = {"segments": ("segment",), "dependencies": ("context_start", "anchor_po
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """token_ids_T: uint32. details: one row, `segments` and `dependencies`, each a struct of
-    lists (the columns of these tables without sample_id). provenance: the same with sample_id and
-    shard as JSON, where it was asked for. padding: spans kept from the loss. anchors: positions
-    that a context resolves.
-    """
+    """One sample and its provenance."""
 
     sample_id: str
     shard: str
     token_ids_T: NDArray[np.uint32]
     details: pl.DataFrame
+    """One row: `segments` and `dependencies`, each a struct of lists, whose fields are the columns
+    of these tables without sample_id."""
     provenance: str | None
+    """sample_id, shard and the details as JSON; None if no format needs it."""
     padding: Sequence[tuple[int, int]]
+    """Spans excluded from the loss."""
     anchors: Sequence[int]
+    """Positions of the sample with a verified dependency."""
 
     @property
     def domain(self) -> str:
@@ -55,7 +57,7 @@ class Sample:
         return mask_T
 
     def weights(self, anchor_weight: float) -> NDArray[np.float32]:
-        """[T], `anchor_weight` at anchors, 0 at padding, else 1."""
+        """[T], `anchor_weight` at anchors, 0 at padding, 1 elsewhere."""
         weights_T = self.loss_mask.astype(np.float32)
         weights_T[self.anchors] = anchor_weight
         return weights_T
@@ -66,24 +68,28 @@ def domain_of(shard: str) -> str:
 
 
 def export_order(shards: Sequence[str]) -> list[str]:
-    """Shards by source, then number, so that one source's files are written together."""
+    """Shards by source, then by name, so that the files of one source are written together."""
     return sorted(set(shards), key=lambda shard: (domain_of(shard), shard))
 
 
 def _details(store: TableStore, shard: str) -> pl.DataFrame:
-    """One row a sample, in the order of the samples: sample_id, segments, dependencies."""
-    ids = details = store.read(ASSET, shard, "samples", ["sample_id"])
+    """One row per sample, in the order of the samples: sample_id, segments, dependencies."""
+    ids = details = store.read(LONG_CONTEXT_SAMPLES, shard, "samples", ["sample_id"])
     if not ids["sample_id"].is_sorted():
-        raise TableError(f"{ASSET}, {shard}: samples are not in order; materialise it again")
+        raise TableError(
+            f"{LONG_CONTEXT_SAMPLES.name}, {shard}: samples are not in order; materialize it again"
+        )
     for table, order in _ORDER.items():
-        rows = store.read(ASSET, shard, table).sort("sample_id", *order)
+        rows = store.read(LONG_CONTEXT_SAMPLES, shard, table).sort("sample_id", *order)
         names = rows.columns[1:]
         assert rows.columns[0] == "sample_id"
-        # Six decimals are short in JSON and as exact as float32 needs here.
+        # Six decimals keep the JSON short and suffice for float32 values of this size.
         rows = rows.with_columns(pl.selectors.float().cast(pl.Float64).round(6))
         joined = ids.join(rows, on="sample_id", how="left", maintain_order="left_right")
-        there = pl.col(order[0]).is_not_null()  # false only for a sample without such rows
-        grouped = joined.group_by("sample_id", maintain_order=True).agg(pl.col(names).filter(there))
+        has_rows = pl.col(order[0]).is_not_null()  # false only for a sample without such rows
+        grouped = joined.group_by("sample_id", maintain_order=True).agg(
+            pl.col(names).filter(has_rows)
+        )
         details = details.with_columns(grouped.select(pl.struct(names)).to_series().alias(table))
     return details
 
@@ -91,7 +97,7 @@ def _details(store: TableStore, shard: str) -> pl.DataFrame:
 def _batch(
     details: pl.DataFrame, batch: pl.DataFrame, shard: str, provenance: bool
 ) -> list[Sample]:
-    """Samples of one batch of tokens and the rows of `details` that belong to it."""
+    """The samples of one batch of tokens, and of the rows of `details` that belong to it."""
     segments, dependencies = (pl.col(table).struct for table in _ORDER)
     is_padding = segments.field("role").list.eval(pl.element() == "padding")
     names = pl.struct("sample_id", pl.lit(shard).alias("shard"), *_ORDER)
@@ -108,7 +114,8 @@ def _batch(
         details["sample_id"]
     ):
         raise TableError(
-            f"{ASSET}, {shard}: segments don't cover the samples' tokens; materialise it again"
+            f"{LONG_CONTEXT_SAMPLES.name}, {shard}: segments don't cover the samples' tokens; "
+            "materialize it again"
         )
     rows = details.select(*_ORDER)
     tokens = batch["input_ids"].explode(empty_as_null=False).to_numpy()
@@ -139,27 +146,28 @@ def _batches(store: TableStore, shards: Sequence[str], provenance: bool) -> Iter
     for shard in export_order(shards):
         details, at = _details(store, shard), 0
         columns = ["sample_id", "input_ids"]
-        for batch in _ahead(store.batches(ASSET, shard, "samples", columns, rows=READ_ROWS)):
+        batches = store.batches(LONG_CONTEXT_SAMPLES, shard, "samples", columns, rows=READ_ROWS)
+        for batch in _prefetch(batches):
             yield _batch(details[at : at + len(batch)], batch, shard, provenance)
             at += len(batch)
 
 
-def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """The same items; the next one is made in a thread while this one is used."""
-    with ThreadPoolExecutor(1) as maker:
-        coming = maker.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = maker.submit(next, items, None)
+def _prefetch(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The same items; a thread makes the next one while this one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
             yield item
 
 
 def iterate_samples(
     store: TableStore, shards: Sequence[str], *, provenance: bool = True
 ) -> Iterator[Sample]:
-    """All samples of these shards, by source, shard and id, in bounded memory.
+    """All samples of these shards, ordered by source, shard and id, in bounded memory.
 
-    Tokens are read, samples made of them, and samples used, each a batch ahead of what follows.
-    Raises TableError where a sample's tokens and segments don't match.
+    One thread reads tokens and another makes samples, each one batch ahead of the caller. Raises
+    TableError if the tokens and segments of a sample don't match.
     """
-    for samples in _ahead(_batches(store, shards, provenance)):
+    for samples in _prefetch(_batches(store, shards, provenance)):
         yield from samples

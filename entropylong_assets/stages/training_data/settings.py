@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from entropylong_assets.settings.section import Section, refuse_credentials
+from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS
 
 
 class ExportSettings(Section):
     """`training_dataset`: files that trainers load."""
 
-    formats: tuple[Literal["mds", "parquet", "megatron"], ...] = ("mds", "parquet")
+    formats: tuple[Annotated[str, AfterValidator(EXPORT_FORMATS.check)], ...] = ("mds", "parquet")
     """`mds`: MosaicML Streaming, as ProLong's trainer reads it. `parquet`: Hugging Face datasets.
-    `megatron`: Megatron-LM's indexed dataset (.bin and .idx)."""
+    `megatron`: Megatron-LM's indexed dataset (.bin and .idx). Other packages can add formats."""
     destination: str = ""
-    """Folder or URI under which each export gets a folder of its own; empty:
-    `<data_uri>/exports`."""
+    """Folder or URI in which each export gets a folder of its own; empty:
+    `<data_uri>/<dataset>/exports`."""
     validation_fraction: float = Field(0.01, ge=0, le=0.5)
-    """Share of samples held out, at most: samples that share a document stay on one side."""
+    """Maximum share of samples held out. Samples that share a document stay in one split."""
     max_left_out: float = Field(0.0, ge=0, le=0.5)
-    """Share of samples that may be left out of both sides because they share documents with
-    both; 0: less is held out instead, on a large corpus perhaps nothing."""
+    """Maximum share of samples that may be left out of both splits because they share documents
+    with both. With 0, less is held out instead; on a large corpus perhaps nothing."""
     file_bytes: int = Field(67_108_864, ge=1024, lt=2**31)
-    """Most bytes of one MDS shard, and of the token ids in one Parquet file (bytes)."""
+    """Maximum size of one MDS shard, and of the token ids in one Parquet file (bytes)."""
     position_weighted: bool = False
-    """Add to MDS a weight for each token, `anchor_weight` at anchors and 1 elsewhere."""
+    """Add to MDS a weight per token: `anchor_weight` at anchors, 1 elsewhere, 0 at padding."""
     anchor_weight: float = Field(2.0, gt=0, allow_inf_nan=False)
-    """Weight of anchors under `position_weighted`."""
+    """Weight of anchors with `position_weighted`."""
 
     _destination_without_credentials = field_validator("destination")(refuse_credentials)
 

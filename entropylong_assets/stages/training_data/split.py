@@ -1,9 +1,9 @@
-"""Train and validation: no document stands on both sides.
+"""Split samples into train and validation so that no document is in both.
 
-Samples that share a document, as root or context, hang together. What hangs together goes to one
-side whole. On a large corpus a few popular passages tie most samples into one such component;
-then a validation split is only to be had by leaving the samples between the two sides out, and
-`max_left_out` says how many that may cost.
+Samples that share a document, as root or context, are linked; a connected component of samples
+goes into one split as a whole. On a large corpus a few popular passages link most samples into one
+component. Then there is a validation split only if samples between the two splits are left out;
+`max_left_out` limits how many.
 """
 
 from __future__ import annotations
@@ -15,24 +15,30 @@ import polars as pl
 
 from entropylong_assets.stages.samples.ordering import hash_key
 
-_TRIES_A_SAMPLE = 50
-"""Samples looked at for each that is still wanted, before we settle for fewer."""
+TRAIN, VALIDATION = "train", "validation"
+
+_TRIES_PER_SAMPLE = 50
+"""Samples tried per sample to hold out, before fewer are held out."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Sample ids of `validation` and `left_out`; all others are train. components: sets of
-    samples that hang together."""
+    """Which samples are held out or left out; all others are in train."""
 
     validation: frozenset[str]
+    """Ids of the samples held out."""
     left_out: frozenset[str]
+    """Ids of the samples in neither split."""
     samples: int
+    """Number of all samples."""
     components: int
+    """Number of connected components of samples."""
     largest_component: int
+    """Samples in the largest one."""
 
 
 def _whole_components(names: list[str], labels: list[int], room: int, seed: int) -> set[int]:
-    """Samples of whole components, in an order by hash, each component that still fits."""
+    """Samples of whole components, taken in an order by hash, as long as they fit."""
     members: dict[int, list[int]] = {}
     for sample, label in enumerate(labels):
         members.setdefault(label, []).append(sample)
@@ -50,13 +56,12 @@ def _whole_components(names: list[str], labels: list[int], room: int, seed: int)
 def split_samples(
     documents: pl.DataFrame, fraction: float, seed: int, max_left_out: float = 0.0
 ) -> Split:
-    """Holds out at most `fraction` of the samples.
+    """Hold out at most `fraction` of the samples.
 
-    documents: sample_id and doc_id (or its hash) of every root and context, verified or not.
-    Whole components come first. If they give too little, single samples follow, those with the
-    fewest links first, and the samples linked to them are left out of both sides, up to the share
-    `max_left_out`.
-    The same rows in any order give the same split.
+    documents: sample_id and doc_id (or its hash) of every root and context, verified or not. Whole
+    components are held out first. If they are too few, single samples follow, those with the
+    fewest links first; the samples linked to them are left out of both splits, up to the share
+    `max_left_out`. The same rows in any order give the same split.
     """
     from scipy.sparse import coo_array, csr_array
     from scipy.sparse.csgraph import connected_components
@@ -78,10 +83,10 @@ def split_samples(
     if len(held) < wanted and budget:
         documents_of = csr_array((ones_E, (sample_E, document_E)), shape=(n, n_documents))
         samples_of = csr_array((ones_E, (document_E, sample_E)), shape=(n_documents, n))
-        links = documents_of @ np.diff(samples_of.indptr)  # counts a sample once a document
+        links = documents_of @ np.diff(samples_of.indptr)  # counts a sample once per document
         keys = [hash_key(seed, "validation", name) for name in ids]
         order = sorted(range(n), key=lambda s: (links[s], keys[s]))
-        for sample in order[: _TRIES_A_SAMPLE * wanted]:
+        for sample in order[: _TRIES_PER_SAMPLE * wanted]:
             if len(held) == wanted:
                 break
             mine = documents_of.indices[slice(*documents_of.indptr[sample : sample + 2])]

@@ -1,4 +1,4 @@
-"""Reads a whole export again and compares it with its manifest."""
+"""Reading a whole export again, and comparing it with its manifest."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ _READ_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Verification:
-    """What was read, and a line for each file that is not as it was written."""
+    """Result of reading an export."""
 
     files: int
     bytes: int
     faults: tuple[str, ...]
+    """One line per file that is not as it was written."""
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
-    """The manifest of the export at `uri`. Raises ExportError where it is missing or damaged."""
+    """The manifest of the export at `uri`. Raises ExportError if it is missing or damaged."""
     fs, folder = open_uri(uri)
     try:
         data = fs.cat_file(f"{folder.rstrip('/')}/{MANIFEST}")
@@ -44,13 +45,15 @@ def _fault(fs: Any, path: str, expected: dict[str, Any]) -> str | None:
     except FileNotFoundError:
         return "missing"
     if size != expected["bytes"]:
-        return f"{size} bytes, {expected['bytes']} were written"
+        return f"{size} bytes, but {expected['bytes']} were written"
     return None if digest.hexdigest() == expected["sha256"] else "its bytes have changed"
 
 
 def verify_export(uri: str) -> Verification:
-    """Reads every file; finds changed, missing and foreign ones. Raises ExportError where the
-    manifest itself is missing or damaged."""
+    """Read every file; find changed, missing and foreign ones.
+
+    Raises ExportError if the manifest itself is missing or damaged.
+    """
     manifest = read_manifest(uri)
     fs, folder = open_uri(uri)
     folder = folder.rstrip("/")

@@ -1,14 +1,12 @@
-"""How much of what the rule accepts is chance.
+"""False-acceptance rate: the share of control contexts that a rule accepts.
 
-Each control context of a root is held out in turn and judged like a candidate against the
-others. It is a random text, so what passes passes by chance.
+Each control context of a root is held out in turn and judged like a candidate, against the other
+controls. It is a random text, so whatever is accepted is accepted by chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,14 +14,9 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 from scipy.stats import t as student
 
-from entropylong_assets.settings.model import VerificationSettings
-from entropylong_assets.stages.verification.gain import judge
-
-RULES = ("plain", "calibrated")
-
-_NO_ROOTS = pl.DataFrame(
-    schema={"root_id": pl.String, "total": pl.Int64, **dict.fromkeys(RULES, pl.Int64)}
-)
+from entropylong_assets.stages.verification.gain import accepted_by, judge
+from entropylong_assets.stages.verification.registry import evaluated_rules
+from entropylong_assets.stages.verification.settings import VerificationSettings
 
 
 @dataclass(frozen=True)
@@ -43,14 +36,14 @@ class Rate:
 def clustered_rate(
     passed_C: NDArray[np.int64], total_C: NDArray[np.int64], confidence: float = 0.95
 ) -> Rate:
-    """The share of all trials that pass, where trials come in clusters (one a root).
+    """Return the share of all trials that pass, where trials come in clusters (one per root).
 
-    passed_C, total_C: per cluster. Anchors of one root behind one control are not independent:
-    the interval is Clopper-Pearson's on an effective number of trials (Korn and Graubard, 1998),
-    the number divided by the design effect of the ratio estimator, never below 1, and the less the
-    fewer clusters that effect was estimated from. Where nothing passed, everything did, or all
-    trials are of one cluster, the effect can't be estimated; trials then count as independent, and
-    the interval is narrower than it should be.
+    passed_C, total_C: per cluster. Anchors of one root given one control are not independent: the
+    interval is that of Clopper and Pearson with an effective number of trials (Korn and Graubard,
+    1998). This is the number of trials divided by the design effect of the ratio estimator, at
+    least 1, and is lowered further if the effect was estimated from few clusters. If no trial
+    passes, all pass, or all belong to one cluster, the effect can't be estimated; trials then count
+    as independent, and the interval is narrower than it should be.
     """
     passed, total = int(passed_C.sum()), int(total_C.sum())
     if total == 0:
@@ -71,21 +64,22 @@ def clustered_rate(
 
 
 def acceptance_rate(
-    scored: pl.DataFrame, column: str = "accepted", confidence: float = 0.95
+    scored: pl.DataFrame, accepted: str | pl.Expr = "accepted", confidence: float = 0.95
 ) -> Rate:
-    """Share of rows for which `column` is true, with its interval; roots are the clusters."""
+    """Return the share of rows for which `accepted` is true; the clusters are the roots."""
+    passed = pl.col(accepted) if isinstance(accepted, str) else accepted
     by_root = scored.group_by("root_id").agg(
-        pl.col(column).sum().cast(pl.Int64).alias("passed"), pl.len().cast(pl.Int64).alias("total")
+        passed.sum().cast(pl.Int64).alias("passed"), pl.len().cast(pl.Int64).alias("total")
     )
     by_root = by_root.sort("root_id")
     return clustered_rate(by_root["passed"].to_numpy(), by_root["total"].to_numpy(), confidence)
 
 
 def held_out_controls(anchors: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
-    """Each control as a candidate against the mean of the other controls of its anchor.
+    """Return each control as a candidate, against the mean of the other controls of its anchor.
 
-    `anchors`: root_id, anchor, entropy, surprisal. `controls`: root_id, control, anchor, entropy,
-    surprisal. The result has the columns that `judge` wants.
+    anchors: root_id, anchor, entropy, surprisal. controls: root_id, control, anchor, entropy,
+    surprisal. The result has the columns that `judge` reads.
     """
     others = (pl.len().over("root_id", "anchor") - 1).cast(pl.Float64)
 
@@ -108,43 +102,39 @@ def held_out_controls(anchors: pl.DataFrame, controls: pl.DataFrame) -> pl.DataF
 def passed_by_root(
     pairs: pl.DataFrame, controls: pl.DataFrame, settings: VerificationSettings
 ) -> pl.DataFrame:
-    """Of each root: (anchor, control) pairs in all, and those that pass by chance under each rule.
+    """Count the (anchor, control) pairs of each root, and those that each rule accepts.
 
-    Columns: root_id, total, plain, calibrated. `pairs` repeat the scores of an anchor alone.
+    pairs: any rows with root_id, anchor, entropy and surprisal of the anchors; rows may repeat.
+    Columns of the result: root_id, rule, passed, total; one row per root and evaluated rule.
     """
     anchors = pairs.select("root_id", "anchor", "entropy", "surprisal").unique()
     judged = judge(held_out_controls(anchors, controls), settings)
-    return judged.group_by("root_id").agg(
-        pl.len().cast(pl.Int64).alias("total"),
-        *(pl.col(f"accepted_{rule}").sum().cast(pl.Int64).alias(rule) for rule in RULES),
+    return pl.concat(
+        judged.group_by("root_id").agg(
+            pl.lit(rule).alias("rule"),
+            accepted_by(rule).sum().cast(pl.Int64).alias("passed"),
+            pl.len().cast(pl.Int64).alias("total"),
+        )
+        for rule in evaluated_rules(settings)
     )
 
 
-def rates_of(by_root: pl.DataFrame) -> dict[str, Rate]:
-    """Share of (anchor, control) pairs that pass by chance, under `plain` and `calibrated`."""
+def rates_by_rule(by_root: pl.DataFrame, settings: VerificationSettings) -> dict[str, Rate]:
+    """Return the false-acceptance rate of each evaluated rule, from what `passed_by_root` counts.
+
+    A rule without trials has a rate with `total` 0.
+    """
     by_root = by_root.sort("root_id")
-    total = by_root["total"].to_numpy()
-    return {rule: clustered_rate(by_root[rule].to_numpy(), total) for rule in RULES}
+
+    def rate(rule: str) -> Rate:
+        rows = by_root.filter(rule=rule)
+        return clustered_rate(rows["passed"].to_numpy(), rows["total"].to_numpy())
+
+    return {rule: rate(rule) for rule in evaluated_rules(settings)}
 
 
 def false_acceptance(
     anchors: pl.DataFrame, controls: pl.DataFrame, settings: VerificationSettings
 ) -> dict[str, Rate]:
-    """The same of all roots at once."""
-    return rates_of(passed_by_root(anchors, controls, settings))
-
-
-def chance_of(by_root: Sequence[pl.DataFrame], settings: VerificationSettings) -> dict[str, Any]:
-    """Figures of the false acceptance of a shard: under the rule in force, and under both.
-
-    by_root: what `passed_by_root` gave for its roots, a few at a time.
-    """
-    rates = rates_of(pl.concat([_NO_ROOTS, *by_root]))
-    rate = rates[settings.rule]
-    return {
-        "control_trials": rate.total,
-        "false_acceptance": rate.value if rate.total else None,
-        "false_acceptance_low": rate.low if rate.total else None,
-        "false_acceptance_high": rate.high if rate.total else None,
-        **{f"false_acceptance_{rule}": r.value for rule, r in rates.items() if r.total},
-    }
+    """Return the false-acceptance rate of each evaluated rule, from all roots at once."""
+    return rates_by_rule(passed_by_root(anchors, controls, settings), settings)

@@ -1,7 +1,7 @@
-"""Which forward passes a root needs: [C; D] for every distinct candidate and control.
+"""Requests for the forward passes of a root: [C; D] for every distinct candidate and control.
 
-Anchors of a root that nominate the same chunk share one pass, and D is cut after the last anchor
-that needs the chunk: causal attention makes both exact.
+Anchors of a root that nominate the same chunk share one pass, and D is cut after the last of them.
+Causal attention makes both exact.
 
 Legend: T tokens of a sequence, N anchors.
 """
@@ -21,10 +21,10 @@ def context_request(
     root_ids: Sequence[int],
     anchors: Sequence[int],
 ) -> ScoringRequest:
-    """[BOS? ; C ; D] with D cut after the last anchor, to be scored at the anchors.
+    """Return [BOS?; C; D], with D cut after the last anchor, to be scored at the anchors.
 
-    `context_ids` ends with the separator's tokens, as it will stand in a sample. `anchors` are
-    positions in the root, in any order, without repeats.
+    context_ids: ends with the separator's tokens, as in a sample. anchors: positions in the root,
+    in any order, without repeats.
     """
     ordered = sorted(anchors)
     before = len(bos_ids) + len(context_ids)
@@ -37,5 +37,5 @@ def context_request(
 def fits(
     bos_ids: Sequence[int], context_ids: Sequence[int], last_anchor: int, max_positions: int
 ) -> bool:
-    """Whether the model has positions enough for context and root up to the last anchor."""
+    """Return whether context and root up to the last anchor fit into the model's positions."""
     return len(bos_ids) + len(context_ids) + last_anchor + 1 <= max_positions

@@ -1,4 +1,7 @@
-"""Verifies the candidates of a shard, root by root (paper, section 3.3; controls are ours)."""
+"""Verification of roots: plan their forward passes, score them, and judge every pair.
+
+Paper, section 3.3; the controls are ours.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,21 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from entropylong_assets.settings.model import VerificationSettings
 from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, ScoringRequest
+from entropylong_assets.stages.retrieval.leak_check import PASSED
 from entropylong_assets.stages.verification.controls import Control
 from entropylong_assets.stages.verification.gain import NOT_TRIED, TOO_LONG, judge
 from entropylong_assets.stages.verification.requests import context_request, fits
 from entropylong_assets.stages.verification.screen import Key, Screen
-
-PASSED = "passed"
+from entropylong_assets.stages.verification.settings import VerificationSettings
 
 
 @dataclass(frozen=True)
 class RootCandidates:
-    """One root and what was nominated for it.
+    """One root and its candidates.
 
     token_ids: of the root. entropies, surprisals: by position, nats, None where undefined.
-    candidates: rows of the table `candidates`, this root's.
+    candidates: this root's rows of the table `candidates`.
     """
 
     root_id: str
@@ -36,22 +38,22 @@ class RootCandidates:
 
 @dataclass
 class RootPlan:
-    """The forward passes of one root, before and after they are scored."""
+    """The forward passes of one root."""
 
     root: RootCandidates
     refusals: dict[str, str]
-    """Chunks that are not scored, and why."""
+    """Why chunks are not scored, by chunk."""
     contexts: dict[str, list[int]]
-    """Anchors, ascending, that each chunk to be tried was nominated for; best yield first."""
+    """Anchors of each chunk to be tried, ascending; the most promising chunk first."""
     controls: list[Control]
     control_anchors: list[int]
     requests: dict[str, ScoringRequest] = field(default_factory=dict)
-    """Of each chunk in `contexts`."""
+    """One per chunk in `contexts`."""
     control_requests: list[ScoringRequest] = field(default_factory=list)
 
 
 DrawControls = Callable[[RootCandidates, int], list[Control]]
-"""(root, length in tokens) to its control contexts."""
+"""(root, length in tokens) to the control contexts of the root."""
 
 
 def plan_root(
@@ -62,17 +64,17 @@ def plan_root(
     draw: DrawControls,
     max_forward_tokens: int | None = None,
 ) -> RootPlan:
-    """Requests for every distinct candidate and for every control of the root.
+    """Make the requests for every distinct candidate and every control of the root.
 
-    context_ids: token ids of each chunk as they will be packed, the separator's included. Under
-    `max_forward_tokens` the controls are those that the root would have without it, and the
-    candidates that no longer fit are refused as not tried.
+    context_ids: token ids of each chunk as in a sample, including the separator's. With
+    max_forward_tokens the controls are the same as without it, and candidates that exceed it are
+    refused as not tried.
     """
     refusals: dict[str, str] = {}
     contexts: dict[str, list[int]] = {}
-    for chunk_id, guard, anchors in by_expected_yield(root.candidates).iter_rows():
-        if guard != PASSED:
-            refusals[chunk_id] = guard
+    for chunk_id, leak_check, anchors in by_expected_yield(root.candidates).iter_rows():
+        if leak_check != PASSED:
+            refusals[chunk_id] = leak_check
         elif not fits(bos_ids, context_ids[chunk_id], max(anchors), max_positions):
             refusals[chunk_id] = TOO_LONG
         else:
@@ -91,17 +93,17 @@ def plan_root(
     plan.control_requests = [
         context_request(bos_ids, c.token_ids, root.token_ids, anchors) for c in controls
     ]
-    return plan if max_forward_tokens is None else _within(plan, max_forward_tokens)
+    return plan if max_forward_tokens is None else _fit_to_budget(plan, max_forward_tokens)
 
 
 def by_expected_yield(candidates: pl.DataFrame) -> pl.DataFrame:
-    """chunk_id, guard and anchors of each distinct candidate, the most promising first.
+    """Return chunk_id, leak_check and anchors of each distinct candidate, most promising first.
 
-    That is the one with the most anchors behind it, then with the highest similarity, then with
-    the best rank; the id decides what is still equal.
+    Candidates are ordered by the number of anchors that nominate them, then by their highest
+    similarity, then by their best rank, then by id.
     """
     return (
-        candidates.group_by("chunk_id", "guard")
+        candidates.group_by("chunk_id", "leak_check")
         .agg(
             "anchor",
             pl.len().alias("votes"),
@@ -109,20 +111,20 @@ def by_expected_yield(candidates: pl.DataFrame) -> pl.DataFrame:
             pl.col("rank").min().alias("best_rank"),
         )
         .sort(
-            ["votes", "similarity", "best_rank", "chunk_id", "guard"],
+            ["votes", "similarity", "best_rank", "chunk_id", "leak_check"],
             descending=[True, True, False, False, False],
         )
-        .select("chunk_id", "guard", "anchor")
+        .select("chunk_id", "leak_check", "anchor")
     )
 
 
-def _within(plan: RootPlan, max_forward_tokens: int) -> RootPlan:
-    """The plan without what comes after the budget is spent; without controls if that is all."""
-    left = max_forward_tokens - sum(_tokens(r) for r in plan.control_requests)
+def _fit_to_budget(plan: RootPlan, max_forward_tokens: int) -> RootPlan:
+    """Drop the candidates after the budget is spent, and the controls if none is left."""
+    budget = max_forward_tokens - sum(_tokens(r) for r in plan.control_requests)
     kept: dict[str, list[int]] = {}
     for chunk_id, anchors in plan.contexts.items():
-        left -= _tokens(plan.requests[chunk_id])
-        if left < 0:
+        budget -= _tokens(plan.requests[chunk_id])
+        if budget < 0:
             break
         kept[chunk_id] = anchors
     untried = [c for c in plan.contexts if c not in kept]
@@ -138,7 +140,7 @@ def _within(plan: RootPlan, max_forward_tokens: int) -> RootPlan:
 
 
 def _tokens(request: ScoringRequest) -> int:
-    """What its forward pass takes: up to the last scored position."""
+    """Return the tokens of the forward pass, which ends with the last scored position."""
     return int(request.positions_N[-1])
 
 
@@ -148,14 +150,14 @@ def verify_roots(
     settings: VerificationSettings,
     on_progress: Callable[[int], None] = lambda _: None,
     *,
-    max_contexts: int | None = None,
     screen: Screen | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Scores these roots and judges every pair: rows of `pairs` and `controls`.
+    """Score these roots and judge every pair. Return the rows of `pairs` and `controls`.
 
-    Under `max_contexts` a root's candidates are tried in waves, each as large as what the root
-    still lacks, so that it never gets more; the rest is refused as not tried.
+    With `max_contexts_per_root` the candidates of a root are tried in waves, each as large as the
+    number of contexts that the root still lacks; the rest is refused as not tried.
     """
+    max_contexts = settings.max_contexts_per_root
     of_controls = iter(scorer.score([r for p in plans for r in p.control_requests], on_progress))
     controls = [
         _control_rows(plan, [(control, next(of_controls)) for control in plan.controls])
@@ -163,17 +165,17 @@ def verify_roots(
     ]
     scores: list[dict[str, PositionScores]] = [{} for _ in plans]
 
-    def judged(found: Sequence[Mapping[str, PositionScores]]) -> pl.DataFrame:
-        rows = [_pair_rows(p, f, c) for p, f, c in zip(plans, found, controls, strict=True)]
+    def judge_all(by_plan: Sequence[Mapping[str, PositionScores]]) -> pl.DataFrame:
+        rows = [_pair_rows(p, s, c) for p, s, c in zip(plans, by_plan, controls, strict=True)]
         return judge(pl.concat(rows), settings) if rows else pl.DataFrame()
 
     by_root = {plan.root.root_id: number for number, plan in enumerate(plans)}
 
-    def judged_only(of: Mapping[Key, PositionScores]) -> pl.DataFrame:
-        found: list[dict[str, PositionScores]] = [{} for _ in plans]
-        for (root_id, chunk_id), score in of.items():
-            found[by_root[root_id]][chunk_id] = score
-        return judged(found).filter(pl.col("entropy_context").is_not_null())
+    def judge_scored(by_key: Mapping[Key, PositionScores]) -> pl.DataFrame:
+        by_plan: list[dict[str, PositionScores]] = [{} for _ in plans]
+        for (root_id, chunk_id), score in by_key.items():
+            by_plan[by_root[root_id]][chunk_id] = score
+        return judge_all(by_plan).filter(pl.col("entropy_context").is_not_null())
 
     accepted = dict.fromkeys(by_root, 0)
     while wave := _wave(plans, scores, accepted, max_contexts):
@@ -181,16 +183,17 @@ def verify_roots(
             new = scorer.score(list(wave.values()), on_progress)
             of_wave = dict(zip(wave, new, strict=True))
         else:
-            of_wave = screen.score(wave, scorer, judged_only, on_progress)
+            of_wave = screen.score(wave, scorer, judge_scored, on_progress)
         for (root_id, chunk_id), score in of_wave.items():
             scores[by_root[root_id]][chunk_id] = score
         if max_contexts is not None:
-            served = judged_only(of_wave).filter("accepted").select("root_id", "chunk_id").unique()
-            for (root_id,), rows in served.group_by("root_id"):
+            dependencies = judge_scored(of_wave).filter("accepted")
+            contexts = dependencies.select("root_id", "chunk_id").unique()
+            for (root_id,), rows in contexts.group_by("root_id"):
                 accepted[str(root_id)] += len(rows)
-    for plan, found in zip(plans, scores, strict=True):
-        plan.refusals |= {c: NOT_TRIED for c in plan.contexts if c not in found}
-    return judged(scores), pl.concat(controls) if controls else pl.DataFrame()
+    for plan, tried in zip(plans, scores, strict=True):
+        plan.refusals |= {c: NOT_TRIED for c in plan.contexts if c not in tried}
+    return judge_all(scores), pl.concat(controls) if controls else pl.DataFrame()
 
 
 def _wave(
@@ -199,13 +202,13 @@ def _wave(
     accepted: Mapping[str, int],
     max_contexts: int | None,
 ) -> dict[Key, ScoringRequest]:
-    """The next candidates of all roots that want more."""
+    """Return the next candidates of all roots that still lack contexts."""
     wave: dict[Key, ScoringRequest] = {}
-    for plan, found in zip(plans, scores, strict=True):
+    for plan, tried in zip(plans, scores, strict=True):
         root_id = plan.root.root_id
         lacking = None if max_contexts is None else max_contexts - accepted[root_id]
-        left = [chunk_id for chunk_id in plan.contexts if chunk_id not in found]
-        wave |= {(root_id, chunk_id): plan.requests[chunk_id] for chunk_id in left[:lacking]}
+        untried = [chunk_id for chunk_id in plan.contexts if chunk_id not in tried]
+        wave |= {(root_id, chunk_id): plan.requests[chunk_id] for chunk_id in untried[:lacking]}
     return wave
 
 
@@ -238,7 +241,7 @@ def _control_rows(plan: RootPlan, scores: Sequence[tuple[Control, PositionScores
 def _pair_rows(
     plan: RootPlan, scores: Mapping[str, PositionScores], controls: pl.DataFrame
 ) -> pl.DataFrame:
-    """One row for each candidate of each anchor, in the order of the candidates."""
+    """Return one row per candidate of each anchor, in the order of the candidates."""
     scored = [
         (chunk_id, anchor, entropy, surprisal)
         for chunk_id, score in scores.items()
@@ -246,7 +249,7 @@ def _pair_rows(
             plan.contexts[chunk_id], score.entropy_N, score.surprisal_N, strict=True
         )
     ]
-    behind = pl.DataFrame(
+    given_context = pl.DataFrame(
         scored,
         schema={
             "chunk_id": pl.String,
@@ -256,7 +259,7 @@ def _pair_rows(
         },
         orient="row",
     )
-    mean = controls.group_by("anchor").agg(
+    given_controls = controls.group_by("anchor").agg(
         pl.col("entropy").cast(pl.Float64).mean().cast(pl.Float32).alias("entropy_control"),
         pl.col("surprisal").cast(pl.Float64).mean().cast(pl.Float32).alias("surprisal_control"),
     )
@@ -271,8 +274,8 @@ def _pair_rows(
     return (
         plan.root.candidates.select("root_id", "anchor", "rank", "chunk_id", "similarity")
         .with_columns(pl.col("anchor").cast(pl.Int32))
-        .join(behind, on=["chunk_id", "anchor"], how="left", maintain_order="left")
-        .join(mean, on="anchor", how="left", maintain_order="left")
+        .join(given_context, on=["chunk_id", "anchor"], how="left", maintain_order="left")
+        .join(given_controls, on="anchor", how="left", maintain_order="left")
         .join(alone, on="anchor", how="left", maintain_order="left")
         .with_columns(refusal.alias("refusal"))
     )

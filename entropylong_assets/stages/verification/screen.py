@@ -1,12 +1,10 @@
-"""The approximate screen: all contexts by a cheaper scorer, the doubtful ones once more exactly.
+"""The approximate screen: score all contexts cheaply, and the doubtful ones again exactly.
 
-Off unless `scoring.screen` names one. Of each batch of roots a sample of contexts, drawn by hash,
-is scored both ways. One half of it gives the margin: how far a cheap gain may be off. Pairs within
-that margin of ε (and, where the rule asks for it, of the surprisal's reference) are scored exactly,
-the rest keeps its cheap scores. The other half, on which no margin was fitted, tells how many of
-the exactly accepted pairs are kept (recall) and how many of those kept are right (precision).
-
-Legend: N pairs.
+Off unless `verification.screen` names one. A sample of the contexts of each batch of roots, drawn
+by hash, is scored both ways. One half of it gives the margin: how far a cheap gain or surprisal
+may be off. Pairs whose verdict could change within the margin are scored exactly; the rest keeps
+its cheap scores. The other half, to which no margin was fitted, measures how many of the exactly
+accepted pairs are kept (recall) and how many of those kept are right (precision).
 """
 
 from __future__ import annotations
@@ -14,84 +12,70 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from entropylong_assets.settings.model import VerificationSettings
 from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, ScoringRequest
-
-if TYPE_CHECKING:
-    import polars as pl
+from entropylong_assets.stages.verification.registry import RULES
+from entropylong_assets.stages.verification.settings import VerificationSettings
 
 SAMPLE = 64
-"""Contexts of a batch that are scored both ways, at most; and at most one in four."""
+"""Maximum number of contexts of a batch scored both ways; also at most one in four."""
 
 QUANTILE = 0.995
-"""The margin covers this share of the errors seen."""
-
-
-class Deciding(NamedTuple):
-    """What a verdict hangs on, of N pairs.
-
-    gain_N: of the rule in force, NaN where undefined. surprisal_over_N: the true token's surprisal
-    behind the context above the lower of its references (nats); below 0 is belief.
-    """
-
-    gain_N: NDArray[np.float64]
-    surprisal_over_N: NDArray[np.float64]
+"""Share of the observed errors that the margin covers."""
 
 
 class Margin(NamedTuple):
-    """How far cheap scores may be off: of a gain, and of a surprisal (nats)."""
+    """How far cheap scores may be off: a gain, and a surprisal (nats)."""
 
     gain: float
     surprisal: float
 
 
-def deciding(pairs: pl.DataFrame, settings: VerificationSettings) -> Deciding:
-    """From judged pairs."""
-    import polars as pl
+def fit_margin(cheap: pl.DataFrame, exact: pl.DataFrame, settings: VerificationSettings) -> Margin:
+    """Fit the margin to judged pairs, the same rows scored both ways."""
 
-    column = "gain" if settings.rule == "plain" else "calibrated_gain"
-    over = pl.col("surprisal_context") - pl.min_horizontal("surprisal", "surprisal_control")
-    both = pairs.select(
-        pl.col(column).cast(pl.Float64).fill_null(float("nan")).alias("gain"),
-        over.cast(pl.Float64).fill_null(float("nan")).alias("over"),
+    def covering(column: str) -> float:
+        errors = (cheap[column].cast(pl.Float64) - exact[column].cast(pl.Float64)).abs()
+        errors = errors.filter(errors.is_finite())
+        return float(np.quantile(errors.to_numpy(), QUANTILE)) if len(errors) else 0.0
+
+    return Margin(covering(RULES[settings.rule].gain), covering("surprisal_context"))
+
+
+def doubtful(
+    cheap: pl.DataFrame, margin: Margin, settings: VerificationSettings
+) -> NDArray[np.bool_]:
+    """Return which judged pairs could change their verdict within the margin.
+
+    These are the pairs that the rule in force accepts with scores better by the margin, and rejects
+    with scores worse by it.
+    """
+    return _accepted_if(cheap, margin, 1, settings) & ~_accepted_if(cheap, margin, -1, settings)
+
+
+def _accepted_if(
+    pairs: pl.DataFrame, margin: Margin, better: int, settings: VerificationSettings
+) -> NDArray[np.bool_]:
+    """Which pairs the rule in force accepts if scores are better (1) or worse (-1) by a margin."""
+    entropy, surprisal = (pl.col(f"{name}_context") for name in ("entropy", "surprisal"))
+    rule = RULES[settings.rule]
+    moved = pairs.with_columns(
+        *(pl.col(name) + better * margin.gain for name in ("gain", "calibrated_gain")),
+        entropy.cast(pl.Float64) - better * margin.gain * pl.col("entropy"),
+        surprisal.cast(pl.Float64) - better * margin.surprisal,
     )
-    return Deciding(both["gain"].to_numpy(), both["over"].to_numpy())
-
-
-def fit_margin(cheap: Deciding, exact: Deciding) -> Margin:
-    """From pairs scored both ways."""
-
-    def covering(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-        off = np.abs(a - b)
-        off = off[np.isfinite(off)]
-        return float(np.quantile(off, QUANTILE)) if len(off) else 0.0
-
-    return Margin(
-        covering(cheap.gain_N, exact.gain_N),
-        covering(cheap.surprisal_over_N, exact.surprisal_over_N),
-    )
-
-
-def doubtful(cheap: Deciding, margin: Margin, settings: VerificationSettings) -> NDArray[np.bool_]:
-    """Pairs whose verdict could turn within the margin."""
-    above = cheap.gain_N - settings.epsilon
-    near = np.abs(above) <= margin.gain
-    if settings.rule == "calibrated" and settings.require_surprisal_drop:
-        # Only where belief could decide; and a clear lack of it makes the gain's margin idle.
-        believable = cheap.surprisal_over_N < margin.surprisal
-        near &= believable
-        near |= (above > 0) & (np.abs(cheap.surprisal_over_N) <= margin.surprisal)
-    return near
+    accepts = rule.accepts(settings) & pl.col(rule.gain).is_not_nan()
+    return moved.select(accepts.fill_null(False).alias("accepted"))["accepted"].to_numpy()
 
 
 @dataclass
 class ScreenFigures:
-    """Counts of one batch, and its margins; `joined` gives those of a shard."""
+    """Counts of one batch, and its margins; `add` makes them those of a shard."""
 
     contexts: int = 0
     contexts_rechecked: int = 0
@@ -104,13 +88,13 @@ class ScreenFigures:
     margin_surprisal: float = 0.0
 
     def add(self, other: ScreenFigures) -> None:
-        """Counts are added, of margins the largest is kept."""
+        """Add the counts, and keep the largest margins."""
         for name, value in vars(other).items():
-            mine = getattr(self, name)
-            setattr(self, name, max(mine, value) if name.startswith("margin") else mine + value)
+            own = getattr(self, name)
+            setattr(self, name, max(own, value) if name.startswith("margin") else own + value)
 
     def metadata(self) -> dict[str, float]:
-        """With recall and precision, where the sample had an accepted pair."""
+        """Return all of them, with recall and precision if the sample had an accepted pair."""
         figures: dict[str, float] = dict(vars(self))
         kept = self.sample_kept + self.sample_wrongly_kept
         if self.contexts:
@@ -125,8 +109,9 @@ class ScreenFigures:
 Key = tuple[str, str]
 """(root_id, chunk_id)."""
 
-Judged = Callable[[dict[Key, PositionScores]], "pl.DataFrame"]
-"""Judged pairs of scored contexts, one row a pair, in an order that hangs on nothing else."""
+JudgeScores = Callable[[dict[Key, PositionScores]], pl.DataFrame]
+"""Scores of contexts to their judged pairs, one row per pair, in an order that depends on the set
+of contexts alone."""
 
 
 @dataclass
@@ -142,10 +127,10 @@ class Screen:
         self,
         requests: dict[Key, ScoringRequest],
         exact: Scorer,
-        judged: Judged,
+        judge_scores: JudgeScores,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> dict[Key, PositionScores]:
-        """Scores of all contexts: exact where sampled or doubtful, else cheap."""
+        """Return scores of all contexts: exact if sampled or doubtful, else cheap."""
 
         def scored(scorer: Scorer, keys: Sequence[Key]) -> dict[Key, PositionScores]:
             scores = scorer.score([requests[key] for key in keys], on_progress)
@@ -153,41 +138,44 @@ class Screen:
 
         if not requests:
             return {}
-        scores = scored(self.cheap, list(requests))
-        exactly: dict[Key, PositionScores] = {}
+        cheap_scores = scored(self.cheap, list(requests))
+        exact_scores: dict[Key, PositionScores] = {}
         if self._margin is None:
             sample = _sample(list(requests))
-            exactly = scored(exact, sample)
-            self._margin = self._measure(sample, scores, exactly, judged)
-        pairs = judged(scores)
-        is_doubtful = doubtful(deciding(pairs, self.settings), self._margin, self.settings)
-        found = pairs.filter(is_doubtful).select("root_id", "chunk_id").unique(maintain_order=True)
-        doubted = [key for key in found.iter_rows() if key not in exactly]
-        exactly |= scored(exact, doubted)
+            exact_scores = scored(exact, sample)
+            self._margin = self._measure(sample, cheap_scores, exact_scores, judge_scores)
+        pairs = judge_scores(cheap_scores)
+        doubted = pairs.filter(doubtful(pairs, self._margin, self.settings))
+        contexts = doubted.select("root_id", "chunk_id").unique(maintain_order=True)
+        again = [key for key in contexts.iter_rows() if key not in exact_scores]
+        exact_scores |= scored(exact, again)
         self.figures.contexts += len(requests)
-        self.figures.contexts_rechecked += len(doubted)
-        return scores | exactly
+        self.figures.contexts_rechecked += len(again)
+        return cheap_scores | exact_scores
 
     def _measure(
         self,
         sample: Sequence[Key],
         cheap: dict[Key, PositionScores],
         exact: dict[Key, PositionScores],
-        judged: Judged,
+        judge_scores: JudgeScores,
     ) -> Margin:
-        """The margin from one half of the sample; recall and precision on the other."""
+        """Fit the margin to one half of the sample; measure recall and precision on the other."""
         fitted, held_out = sample[0::2], sample[1::2]
 
         def both(keys: Sequence[Key]) -> tuple[pl.DataFrame, pl.DataFrame]:
-            return judged({k: cheap[k] for k in keys}), judged({k: exact[k] for k in keys})
+            cheap_pairs, exact_pairs = (
+                judge_scores({k: scores[k] for k in keys}) for scores in (cheap, exact)
+            )
+            return cheap_pairs, exact_pairs
 
-        margin = fit_margin(*(deciding(pairs, self.settings) for pairs in both(fitted)))
+        margin = fit_margin(*both(fitted), self.settings)
         figures = self.figures
         figures.contexts_sampled = len(sample)
         figures.margin_gain, figures.margin_surprisal = margin
         if held_out:
             of_cheap, of_exact = both(held_out)
-            rechecked = doubtful(deciding(of_cheap, self.settings), margin, self.settings)
+            rechecked = doubtful(of_cheap, margin, self.settings)
             accepted = of_exact["accepted"].to_numpy()
             kept = np.where(rechecked, accepted, of_cheap["accepted"].to_numpy())
             figures.sample_pairs = len(accepted)
@@ -198,7 +186,7 @@ class Screen:
 
 
 def _sample(keys: Sequence[Key]) -> list[Key]:
-    """So many contexts, by hash: which ones depends on nothing but themselves."""
+    """Contexts with the lowest hashes: whether one is chosen does not depend on the order."""
     count = min(SAMPLE, max(2, len(keys) // 4))
     by_hash = sorted(keys, key=lambda key: hashlib.sha256("\n".join(key).encode()).digest())
     return by_hash[:count]

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from entropylong_assets.settings.section import Section
+from entropylong_assets.stages.verification.registry import OFF, RULES, SCREENS
+
+RuleName = Annotated[str, AfterValidator(RULES.check)]
+
+
+def _check_screen(name: str) -> str:
+    return name if name == OFF else SCREENS.check(name)
 
 
 class VerificationSettings(Section):
-    """`verified_dependencies`: which candidates do lower the entropy (paper, section 3.3)."""
+    """`verified_dependencies`: which candidates lower the entropy (paper, section 3.3)."""
 
-    rule: Literal["plain", "calibrated"] = "calibrated"
-    """`plain`: ΔI > ε, as published. `calibrated`: ΔI* > ε, against control contexts."""
+    rule: RuleName = "calibrated"
+    """Rule in force. `plain`: ΔI > ε, as published. `calibrated`: ΔI* > ε, against control
+    contexts. Other packages can add rules (docs/extending.md)."""
+    compared_rules: tuple[RuleName, ...] = ("plain", "calibrated")
+    """Rules whose verdicts are stored beside that of the rule in force."""
     epsilon: float = Field(0.4, allow_inf_nan=False, lt=1)
-    """Least gain of an accepted context, as a share of the anchor's entropy. The paper: 0.4."""
+    """An accepted context has a gain above ε, a share of the anchor's entropy. The paper: 0.4."""
     controls: int = Field(2, ge=0, le=32)
-    """Control contexts a root: random chunks of other documents, one forward pass each."""
+    """Control contexts per root: random chunks of other documents, one forward pass each."""
     require_surprisal_drop: bool = True
-    """Also refuse a context behind which the true token became less likely (`calibrated` only)."""
+    """Rule `calibrated`: also reject a context given which the true token is no likelier."""
     max_false_acceptance: float = Field(0.02, ge=0, le=1)
-    """A shard warns when more than this share of (anchor, control) pairs passes the rule."""
-
+    """A shard warns if the rule in force accepts a larger share of control contexts."""
     max_contexts_per_root: int | None = Field(None, ge=1)
-    """A root that has so many accepted contexts tries no further candidates; none: it tries all.
-    Candidates come by the number of anchors that nominate them, then similarity, then rank."""
+    """A root with this many accepted contexts tries no further candidates; none: it tries all.
+    Candidates are tried by the number of anchors that nominate them, then similarity, then rank."""
     max_forward_tokens_per_root: int | None = Field(None, ge=1)
-    """Most tokens that a root's candidates and controls may take in forward passes; none: as
-    many as there are. Later candidates are not tried."""
-    screen: Literal["off", "bfloat16", "fp8"] = "off"
+    """Maximum number of tokens in the forward passes of a root's candidates and controls; none: no
+    limit. Candidates beyond it are not tried."""
+    screen: Annotated[str, AfterValidator(_check_screen)] = OFF
     """Approximate: score all contexts in this cheaper arithmetic, and exactly only a sample and
-    those whose verdict could turn. `fp8` needs a CUDA device of compute capability 8.9 or later."""
+    those whose verdict could change. `bfloat16`, `fp8` (needs a CUDA device of compute capability
+    8.9 or later), or `off`. Other packages can add screens (docs/extending.md)."""
 
     @model_validator(mode="after")
     def _has_controls(self) -> VerificationSettings:
-        if self.rule == "calibrated" and self.controls < 2:
+        if self.controls < 2 and RULES[self.rule].needs_controls:
             raise ValueError(
-                "controls must be at least 2 with rule 'calibrated' (one is held out in turn)"
+                f"controls must be at least 2 with rule '{self.rule}' (one is held out in turn)"
             )
         return self

@@ -1,19 +1,28 @@
-"""One shard's verification: from the tables before it to its own, root batch by root batch."""
+"""Verification of one shard: reads roots and candidates, and writes pairs, batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
-from entropylong_assets.settings.model import Settings, fingerprint
+from entropylong_assets.settings.section import Settings, fingerprint
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.entropy.scoring import Scorer
-from entropylong_assets.stages.retrieval.leak_check import RootGuard
-from entropylong_assets.stages.verification.controls import ChunkUniverse, Control, draw_controls
-from entropylong_assets.stages.verification.figures import Figures
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.retrieval.chunk_universe import ChunkUniverse
+from entropylong_assets.stages.retrieval.registry import make_leak_check
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.verification.controls import (
+    Control,
+    ControlSource,
+    FetchChunks,
+    draw_controls,
+)
 from entropylong_assets.stages.verification.root_verification import (
     RootCandidates,
     RootPlan,
@@ -21,111 +30,55 @@ from entropylong_assets.stages.verification.root_verification import (
     verify_roots,
 )
 from entropylong_assets.stages.verification.screen import Screen, ScreenFigures
-from entropylong_assets.storage.checkpoints import Batch, KeptBatches
-from entropylong_assets.storage.schemas import TABLES
+from entropylong_assets.stages.verification.shard_counts import ShardCounts
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.checkpoints import Batch, Checkpoints
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.partition_writer import PartitionWriter
 from entropylong_assets.storage.spool import TokenSpool
-from entropylong_assets.storage.tables import PartitionWriter, TableError, TableStore
+from entropylong_assets.storage.tables import TableStore
 
-if TYPE_CHECKING:
-    from entropylong_assets.stages.embeddings.table import ChunkTable
+PAIRS = pl.Schema(VERIFIED_DEPENDENCIES.schemas["pairs"])
+CONTROL_CONTEXTS = pl.Schema(VERIFIED_DEPENDENCIES.schemas["control_contexts"])
 
-PAIRS = pl.Schema(TABLES["verified_dependencies"]["pairs"])
-CONTROL_CONTEXTS = pl.Schema(TABLES["verified_dependencies"]["control_contexts"])
-
-ROOTS_A_BATCH = 8
-"""What a killed run may lose."""
-
-MOST_IDS = 4_000_000
-"""Names of chunks kept to draw controls from (some 220 MB)."""
-
-FetchChunks = Callable[[Sequence[str]], pl.DataFrame]
-"""Chunk ids to chunk_id, doc_id and text of those that are indexed."""
+ROOTS_PER_BATCH = 8
+"""An interrupted run loses at most this many roots."""
 
 
-def chunk_universe(
-    table: ChunkTable, excluded_shards: Collection[str], most_ids: int = MOST_IDS
-) -> ChunkUniverse:
-    """All chunks of the table at the version that it is checked out at.
+def checkpoints_key(determinants: Mapping[str, Any], settings: Settings, device: str) -> str:
+    """Return the key of checkpoints: what determines the partition, and how it is computed.
 
-    In the order of their names, which no run changes: the rows' own order is that in which shards
-    were written. `excluded_shards` are in the table but not in its index. Names of the shards
-    last drawn from are kept, `most_ids` of them unless one shard has more.
+    Scores differ in their last bits with the device and with what shares a forward pass.
     """
-    sizes = sorted(
-        (shard, n) for shard, n in table.indexed_rows().items() if shard not in excluded_shards
-    )
-
-    kept: dict[str, pl.Series] = {}
-
-    def ids(shard: str) -> pl.Series:
-        if shard in kept:
-            kept[shard] = kept.pop(shard)  # the latest used stand last
-        else:
-            parts = [batch["chunk_id"] for batch in table.scan(["chunk_id"], shard)]
-            kept[shard] = pl.concat(parts).sort()
-        while len(kept) > 1 and sum(map(len, kept.values())) > most_ids:
-            kept.pop(next(iter(kept)))
-        return kept[shard]
-
-    return ChunkUniverse(sizes, ids)
+    return fingerprint(determinants, settings.scoring, device, ROOTS_PER_BATCH)
 
 
-def batches_key(determinants: Mapping[str, Any], settings: Settings, device: str) -> str:
-    """Of kept batches: what determines the partition, and how it is computed, to the last bit."""
-    return fingerprint(determinants, settings.scoring, device, ROOTS_A_BATCH)
+@dataclass(frozen=True)
+class Verifier:
+    """Settings, scorers and chunks with which the roots of a shard are verified."""
 
+    settings: Settings
+    tokenizer: Tokenizer
+    max_positions: int
+    """Tokens per sequence that the scoring model can take."""
+    scorer: Scorer
+    universe: ChunkUniverse
+    fetch: FetchChunks
+    screener: Scorer | None = None
+    """The cheaper scorer of a screen."""
 
-class VerifiedShard(NamedTuple):
-    """What was written of one shard, and what it took."""
+    def verify(
+        self,
+        roots: Sequence[RootCandidates],
+        context_ids: Mapping[str, Sequence[int]],
+        on_progress: Callable[[int], None],
+    ) -> Batch:
+        """Return the rows of a batch of roots, and `forward_tokens` and `screen` as its figures.
 
-    figures: Figures
-    forward_tokens: int
-    batches_taken_up: int
-    """Batches that an earlier, killed run had finished."""
-    screen: ScreenFigures
-
-
-def verify_shard(
-    store: TableStore,
-    shard: str,
-    settings: Settings,
-    tokenizer: Tokenizer,
-    max_positions: int,
-    scorer: Scorer,
-    universe: ChunkUniverse,
-    fetch: FetchChunks,
-    writer: PartitionWriter,
-    roots_a_batch: int = ROOTS_A_BATCH,
-    on_root: Callable[[int], None] = lambda _: None,
-    on_progress: Callable[[int], None] = lambda _: None,
-    *,
-    kept: KeptBatches | None = None,
-    screener: Scorer | None = None,
-) -> VerifiedShard:
-    """Writes pairs, contexts, controls and control_contexts of one shard.
-
-    `on_root` gets finished roots, `on_progress` the tokens of each forward pass. Batches in `kept`
-    are not scored again, and new ones are put there. `screener`: the cheaper scorer of a screen.
-    """
-
-    def draw(root: RootCandidates, length: int) -> list[Control]:
-        guard = RootGuard(tokenizer.decode(root.token_ids), settings.retrieval.leak_ngram_words)
-        return draw_controls(
-            universe,
-            fetch,
-            tokenizer.encode,
-            lambda text: guard.containment(text) >= settings.retrieval.max_containment,
-            root.root_id,
-            frozenset(root.candidates["chunk_id"]),
-            length,
-            settings.verification.controls,
-            settings.seed,
-            tokenizer.separator_ids,
-        )
-
-    def verified(roots: Sequence[RootCandidates], spool: TokenSpool) -> Batch:
-        budget, tokens = settings.scoring, 0
-        context_ids = spool.take([c for root in roots for c in root.candidates["chunk_id"]])
+        context_ids: token ids of every candidate. on_progress: gets the tokens of each forward
+        pass.
+        """
+        settings, tokens = self.settings.verification, 0
 
         def count(done: int) -> None:
             nonlocal tokens
@@ -136,61 +89,100 @@ def verify_shard(
             plan_root(
                 root,
                 context_ids,
-                tokenizer.bos_ids,
-                max_positions,
-                draw,
-                budget.max_forward_tokens_per_root,
+                self.tokenizer.bos_ids,
+                self.max_positions,
+                self._draw_controls,
+                settings.max_forward_tokens_per_root,
             )
             for root in roots
         ]
-        screen = Screen(screener, settings.verification) if screener else None
-        pairs, controls = verify_roots(
-            plans,
-            scorer,
-            settings.verification,
-            count,
-            max_contexts=budget.max_contexts_per_root,
-            screen=screen,
-        )
+        screen = Screen(self.screener, settings) if self.screener else None
+        pairs, controls = verify_roots(plans, self.scorer, settings, count, screen=screen)
         tables = {
             "pairs": pairs.select(PAIRS.names()),
             "controls": controls,
             "control_contexts": pl.DataFrame(_control_contexts(plans), schema=CONTROL_CONTEXTS),
         }
-        figures = {"forward_tokens": tokens, "screen": vars(screen.figures) if screen else {}}
-        return Batch(tables, figures)
+        return Batch(
+            tables, {"forward_tokens": tokens, "screen": vars(screen.figures) if screen else {}}
+        )
 
-    forward_tokens = taken_up = 0
-    screened = ScreenFigures()
-    figures = Figures(settings.verification)
+    def _draw_controls(self, root: RootCandidates, length: int) -> list[Control]:
+        settings = self.settings
+        if not settings.verification.controls:
+            return []
+        source = ControlSource(
+            self.universe,
+            self.fetch,
+            self.tokenizer.encode,
+            self.tokenizer.separator_ids,
+            settings.seed,
+        )
+        check = make_leak_check(settings.retrieval, self.tokenizer.decode(root.token_ids))
+        return draw_controls(
+            source,
+            root.root_id,
+            frozenset(root.candidates["chunk_id"]),
+            lambda text: check.containment(text) >= settings.retrieval.max_containment,
+            length,
+            settings.verification.controls,
+        )
+
+
+@dataclass
+class VerifiedShard:
+    """Statistics of a verified shard."""
+
+    counts: ShardCounts
+    forward_tokens: int = 0
+    resumed_batches: int = 0
+    """Batches taken from the checkpoints of an interrupted run."""
+    screen: ScreenFigures = field(default_factory=ScreenFigures)
+
+
+def verify_shard(
+    verifier: Verifier,
+    partition: Partition,
+    writer: PartitionWriter,
+    checkpoints: Checkpoints | None = None,
+    *,
+    roots_per_batch: int = ROOTS_PER_BATCH,
+    on_root: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> VerifiedShard:
+    """Write pairs, contexts, controls and control_contexts of one shard.
+
+    partition: where roots and candidates are read. checkpoints: batches in it are not scored again,
+    and new ones are saved to it. on_root: gets the number of roots just written. on_progress: gets
+    the tokens of each forward pass.
+    """
+    store, shard = partition.store, partition.shard
+    verified = VerifiedShard(ShardCounts(verifier.settings.verification))
     with TokenSpool() as spool:
-        _encode_contexts(store, shard, tokenizer, writer, spool)
-        for number, roots in enumerate(_batched(_roots(store, shard), roots_a_batch)):
-            batch = kept.load(number) if kept else None
+        _encode_contexts(partition, verifier.tokenizer, writer, spool)
+        for number, roots in enumerate(_batched(_roots(store, shard), roots_per_batch)):
+            batch = checkpoints.load(number) if checkpoints else None
             if batch is not None:
-                taken_up += 1
+                verified.resumed_batches += 1
             else:
-                batch = verified(roots, spool)
-                if kept:
-                    kept.keep(number, batch)
+                chunk_ids = [c for root in roots for c in root.candidates["chunk_id"]]
+                batch = verifier.verify(roots, spool.take(chunk_ids), on_progress)
+                if checkpoints:
+                    checkpoints.save(number, batch)
             for table, rows in batch.tables.items():
                 writer.append(table, rows)
-            figures.add(batch.tables["pairs"], batch.tables["controls"])
-            forward_tokens += batch.figures["forward_tokens"]
-            screened.add(ScreenFigures(**batch.figures["screen"]))
+            verified.counts.add(batch.tables["pairs"], batch.tables["controls"])
+            verified.forward_tokens += batch.figures["forward_tokens"]
+            verified.screen.add(ScreenFigures(**batch.figures["screen"]))
             on_root(len(roots))
-    return VerifiedShard(figures, forward_tokens, taken_up, screened)
+    return verified
 
 
 def _encode_contexts(
-    store: TableStore,
-    shard: str,
-    tokenizer: Tokenizer,
-    writer: PartitionWriter,
-    spool: TokenSpool,
+    partition: Partition, tokenizer: Tokenizer, writer: PartitionWriter, spool: TokenSpool
 ) -> None:
-    """Token ids of all nominated chunks, the separator's included, to `contexts` and the spool."""
-    for chunks in store.batches("candidate_contexts", shard, "chunks"):
+    """Write the token ids of all candidates, including the separator's, to `contexts` and spool."""
+    for chunks in partition.store.batches(CANDIDATE_CONTEXTS, partition.shard, "chunks"):
         encoded = tokenizer.encode(chunks["text"].to_list())
         token_ids = [[*ids, *tokenizer.separator_ids] for ids in encoded]
         column = pl.Series("token_ids", token_ids, dtype=pl.List(pl.UInt32))
@@ -204,26 +196,28 @@ def _batched(roots: Iterator[RootCandidates], size: int) -> Iterator[list[RootCa
 
 
 def _roots(store: TableStore, shard: str) -> Iterator[RootCandidates]:
-    """Roots that have candidates, in the order of `entropy_scores`, which is that of the
-    candidates too. Raises TableError where it is not."""
-    nominated = _by_root(store.batches("candidate_contexts", shard, "candidates", rows=8192))
+    """Yield the roots that have candidates, in the order of both tables.
+
+    Raises TableError if the tables have different orders.
+    """
+    candidates_of = _by_root(store.batches(CANDIDATE_CONTEXTS, shard, "candidates", rows=8192))
     columns = ["root_id", "token_ids", "entropies", "surprisals"]
-    coming = next(nominated, None)
-    for batch in store.batches("entropy_scores", shard, "roots", columns, rows=32):
+    following = next(candidates_of, None)
+    for batch in store.batches(ENTROPY_SCORES, shard, "roots", columns, rows=32):
         for root_id, token_ids, entropies, surprisals in batch.iter_rows():
-            if coming is not None and root_id == coming[0]:
-                candidates = coming[1].sort("anchor", "rank")
+            if following is not None and root_id == following[0]:
+                candidates = following[1].sort("anchor", "rank")
                 yield RootCandidates(root_id, token_ids, entropies, surprisals, candidates)
-                coming = next(nominated, None)
-    if coming is not None:
+                following = next(candidates_of, None)
+    if following is not None:
         raise TableError(
-            f"candidate_contexts, {shard}: root {coming[0]} is not where entropy_scores has it; "
-            f"materialise candidate_contexts for {shard} again"
+            f"{CANDIDATE_CONTEXTS.name}, {shard}: root {following[0]} is not in the order of "
+            f"{ENTROPY_SCORES.name}; materialize {CANDIDATE_CONTEXTS.name} for {shard} again"
         )
 
 
 def _by_root(batches: Iterable[pl.DataFrame]) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Each root's rows, which stand together but may go over the end of a batch."""
+    """Yield each root's rows, which are adjacent but may span batches."""
     pending: list[pl.DataFrame] = []
     for batch in batches:
         for part in batch.partition_by("root_id", maintain_order=True):

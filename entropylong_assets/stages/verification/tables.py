@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
 
 from entropylong_assets.storage.schemas import (
     ANCHOR,
@@ -18,15 +19,54 @@ from entropylong_assets.storage.schemas import (
     SHARD,
     SOURCE,
     START,
-    Summary,
     TEXT,
+    Summary,
     TableSet,
     column,
 )
 
 
+class FalseAcceptance(BaseModel):
+    """Share of (anchor, control) pairs that a rule accepts, with its 95% interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rate: float
+    low: float
+    high: float
+
+
 class VerifiedDependenciesSummary(Summary):
     """Counts and figures of one partition of `verified_dependencies`."""
+
+    pairs: int
+    """(anchor, candidate) pairs."""
+    pairs_scored: int
+    """Pairs whose context was scored; the verdict of the others says why not."""
+    contexts_scored: int
+    """Distinct (root, chunk) scored: anchors of a root share a forward pass."""
+    accepted: int
+    """Pairs that the rule in force accepts."""
+    accepted_by: dict[str, int]
+    """Pairs that each evaluated rule accepts."""
+    mean_gain: float | None
+    """Mean ΔI of the accepted pairs; None if there are none."""
+    mean_calibrated_gain: float | None
+    """Mean ΔI* of the accepted pairs that have one."""
+    verdicts: dict[str, int]
+    """Pairs by verdict."""
+    control_trials: int
+    """(anchor, control) pairs, each judged like a candidate against the other controls."""
+    false_acceptance: dict[str, FalseAcceptance]
+    """Share of the control trials that each evaluated rule accepts; empty without trials."""
+    forward_tokens: int
+    """Tokens that went through the scoring model, in either arithmetic."""
+    model: str
+    """Identity of the scoring model: reference, content hash and dtype."""
+    vocab_size: int
+    """Entries of the scoring model's vocabulary, |V|."""
+    screen: dict[str, float] | None
+    """Counts of the screen, with its recall and precision; None without a screen."""
 
 
 VERIFIED_DEPENDENCIES = TableSet(
@@ -44,17 +84,18 @@ VERIFIED_DEPENDENCIES = TableSet(
                 CHUNK_ID,
                 column("similarity", FLOAT, "cosine of query and chunk"),
                 column("entropy", FLOAT, "H_t of the root alone", "nat"),
-                column("entropy_context", FLOAT, "H'_t behind the context", "nat", null=True),
-                column("entropy_control", FLOAT, "H^c_t, mean behind controls", "nat", null=True),
+                column("entropy_context", FLOAT, "H'_t given the context", "nat", null=True),
+                column(
+                    "entropy_control", FLOAT, "H^c_t, mean given the controls", "nat", null=True
+                ),
                 column("surprisal", FLOAT, "I(x_t) of the root alone", "nat"),
-                column("surprisal_context", FLOAT, "I(x_t) behind it", "nat", null=True),
-                column("surprisal_control", FLOAT, "mean I(x_t) behind controls", "nat", True),
+                column("surprisal_context", FLOAT, "I(x_t) given the context", "nat", null=True),
+                column("surprisal_control", FLOAT, "mean I(x_t) given the controls", "nat", True),
                 column("gain", pa.float64(), "ΔI = (H - H') / H", null=True),
                 column("calibrated_gain", pa.float64(), "ΔI* = (min(H, H^c) - H') / H", null=True),
-                column("accepted_plain", BOOL, "verdict of the published rule"),
-                column("accepted_calibrated", BOOL, "verdict of the calibrated rule"),
-                column("accepted", BOOL, "verdict of the rule in force"),
-                column("verdict", TEXT, "`accepted` or why not"),
+                column("accepted_by", NAMES, "evaluated rules that accept the pair"),
+                column("accepted", BOOL, "whether the rule in force accepts it"),
+                column("verdict", TEXT, "`accepted`, or the reason of the rejection"),
             ]
         ),
         "contexts": pa.schema(
@@ -65,7 +106,7 @@ VERIFIED_DEPENDENCIES = TableSet(
                 SOURCE,
                 START,
                 END,
-                column("token_ids", IDS, "tokens as scored, the separator's included"),
+                column("token_ids", IDS, "tokens as scored, including the separator's"),
             ]
         ),
         "controls": pa.schema(
@@ -73,8 +114,8 @@ VERIFIED_DEPENDENCIES = TableSet(
                 ROOT_ID,
                 column("control", INT, "number of the control context, from 0"),
                 ANCHOR,
-                column("entropy", FLOAT, "H of the anchor behind this control", "nat"),
-                column("surprisal", FLOAT, "I(x_t) behind this control", "nat"),
+                column("entropy", FLOAT, "H of the anchor given this control", "nat"),
+                column("surprisal", FLOAT, "I(x_t) given this control", "nat"),
             ]
         ),
         "control_contexts": pa.schema(
@@ -82,7 +123,7 @@ VERIFIED_DEPENDENCIES = TableSet(
                 ROOT_ID,
                 column("control", INT, "number of the control context, from 0"),
                 column("chunk_ids", NAMES, "chunks that it was cut from"),
-                column("token_ids", IDS, "tokens as scored, the separator's included"),
+                column("token_ids", IDS, "tokens as scored, including the separator's"),
             ]
         ),
     },

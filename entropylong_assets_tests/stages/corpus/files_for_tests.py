@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.project import make_project
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.documents import ingest_shard
 from entropylong_assets.stages.corpus.shards import plan_shards
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS, CorpusDocumentsSummary
 from entropylong_assets.storage.tables import TableStore
 
 TABLE_ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".csv.gz", ".tsv")
@@ -32,7 +34,7 @@ def compress(path: Path, content: bytes) -> Path:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], row_group_size: int = 7) -> Path:
-    """Rows as a file of the format that the name says."""
+    """Write rows to a file in the format that its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("other", pa.int64())])
@@ -50,29 +52,24 @@ def write_rows(path: Path, rows: list[dict[str, Any]], row_group_size: int = 7) 
 
 
 def settings_for(uri: object, data: object = "data", **corpus: Any) -> Settings:
-    """Settings of one source named `s`; keys that a source has go there."""
+    """Settings of a corpus with one source named `s`, which takes the keys of a source."""
     source = {"name": "s", "uri": str(uri)}
     for key in ("kind", "text_field", "id_field"):
         if key in corpus:
             source[key] = corpus.pop(key)
     values = {"sources": [source], "min_chars": 1, **corpus}
-    return make_settings("calibrated", {"data_uri": str(data), "corpus": values})
-
-
-def words(texts: list[str]) -> list[int]:
-    """Stands for a tokenizer: one token a word."""
-    return [len(text.split()) for text in texts]
+    return make_project({"data_uri": str(data), "corpus": values}).corpus
 
 
 def ingest(
     settings: Settings, store: TableStore
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[CorpusDocumentsSummary]]:
     """Documents, drops and summaries of all shards."""
     documents, dropped, summaries = [], [], []
-    for shard in plan_shards(settings.corpus).shards:
-        with store.write("corpus_documents", shard.key, fingerprint="-") as writer:
-            writer.summary = ingest_shard(shard, settings, words, writer)
-            summaries.append(writer.summary)
-        documents += store.read("corpus_documents", shard.key, "documents").to_dicts()
-        dropped += store.read("corpus_documents", shard.key, "dropped").to_dicts()
+    for shard in plan_shards(settings).shards:
+        with store.write(CORPUS_DOCUMENTS, shard.key, fingerprint="-") as writer:
+            summaries.append(ingest_shard(shard, settings, writer))
+            writer.summary = summaries[-1].model_dump(mode="json")
+        documents += store.read(CORPUS_DOCUMENTS, shard.key, "documents").to_dicts()
+        dropped += store.read(CORPUS_DOCUMENTS, shard.key, "dropped").to_dicts()
     return documents, dropped, summaries

@@ -17,6 +17,7 @@ from entropylong_assets.stages.corpus.errors import CorpusError, one_line
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES
 from entropylong_assets.stages.corpus.shards import plan_shards
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.corpus.files_for_tests import ingest, settings_for, write_rows
 
@@ -128,7 +129,7 @@ def test_bad_input(
     store = TableStore(str(tmp_path / "data"))
 
     # Planning does not fall over it: the shard reports it, and stops only itself.
-    assert len(plan_shards(settings_for(path).corpus).shards) == 1
+    assert len(plan_shards(settings_for(path)).shards) == 1
 
     with pytest.raises(CorpusError) as caught:
         ingest(settings_for(path), store)
@@ -138,7 +139,7 @@ def test_bad_input(
     assert REMEDIES[reason] in message
     assert message.endswith("or set corpus.on_bad_row to 'skip'")
     # Nothing half-done is visible.
-    assert store.shards("corpus_documents") == []
+    assert store.shards(CORPUS_DOCUMENTS) == []
 
     config = settings_for(path, on_bad_row="skip", shard_rows=50_000)
     documents, dropped, (summary,) = ingest(config, store)
@@ -153,9 +154,9 @@ def test_bad_input(
         assert [d["text"] for d in documents] == list(texts)
     assert bad["row"] == row
     assert f"{path}, row {row}: {bad['detail']}; " in message
-    copies = summary["dropped"].get("duplicate_in_shard", 0)
+    copies = summary.dropped.get("duplicate_in_shard", 0)
     assert len(documents) + copies == n_good
-    assert summary["rows_read"] == len(documents) + sum(summary["dropped"].values())
+    assert summary.rows_read == len(documents) + sum(summary.dropped.values())
 
 
 def test_a_damaged_file_gives_its_faults_once_over_many_shards(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_damaged_file_gives_its_faults_once_over_many_shards(tmp_path: Path) -
     config = settings_for(path, on_bad_row="skip", shard_rows=100)
     documents, dropped, summaries = ingest(config, TableStore(str(tmp_path / "data")))
     assert [d["reason"] for d in dropped] == ["unreadable"]
-    assert sum(s["rows_read"] for s in summaries) == len(documents) + 1
+    assert sum(s.rows_read for s in summaries) == len(documents) + 1
     assert len(summaries) > 5
     texts = [json.loads(line)["text"] for line in RANDOM_LINES.splitlines()]
     assert [d["text"] for d in documents] == texts[: len(documents)]
@@ -175,7 +176,7 @@ def test_a_column_that_is_missing_is_told_once_a_shard(tmp_path: Path) -> None:
     config = settings_for(path, text_field="txt", on_bad_row="skip", shard_rows=4)
     _, dropped, summaries = ingest(config, TableStore(str(tmp_path / "data")))
     assert [d["row"] for d in dropped] == [0, 4, 8]
-    assert [s["rows_read"] for s in summaries] == [1, 1, 1]
+    assert [s.rows_read for s in summaries] == [1, 1, 1]
     wrong_id = settings_for(path, id_field="uid")
     with pytest.raises(CorpusError, match=r"row 0: there is no field 'uid' \(the fields: id, text"):
         ingest(wrong_id, TableStore(str(tmp_path / "data2")))
@@ -189,7 +190,7 @@ def test_a_column_that_is_missing_is_told_once_a_shard(tmp_path: Path) -> None:
         ("folder", {}, "source 's': no file at folder; put files there"),
         ("what.xyz", {}, "source 's': the format of what.xyz is not known by its name; set the"),
         ("a.parquet.gz", {}, "source 's': the format of a.parquet.gz is not known by its name"),
-        ("foo://x/*.jsonl", {}, "source 's': cannot open foo://x/*.jsonl: Protocol not known: foo"),
+        ("foo://x/*.jsonl", {}, "source 's': can't open foo://x/*.jsonl: Protocol not known: foo"),
         (", ,", {"kind": "python_docs"}, "source 's': its uri names no package"),
         ("numpy,nope", {"kind": "python_docs"}, "no Python sources of 'nope' in this environment"),
         ("../x", {"kind": "python_docs"}, "no Python sources of '../x' in this environment"),
@@ -203,7 +204,7 @@ def test_sources_that_cannot_be_planned(
     (tmp_path / "what.xyz").write_text("x")
     (tmp_path / "a.parquet.gz").write_text("x")
     with pytest.raises(CorpusError) as caught:
-        plan_shards(settings_for(uri, **values).corpus)
+        plan_shards(settings_for(uri, **values))
     assert str(caught.value).startswith("source 's'")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -216,7 +217,7 @@ def test_file_names_that_no_table_takes_are_refused(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / name).write_text(GOOD)
         with pytest.raises(CorpusError, match=r"the file name .* rename it") as caught:
-            plan_shards(settings_for(folder / "*.jsonl").corpus)
+            plan_shards(settings_for(folder / "*.jsonl"))
         assert str(caught.value).isprintable()
 
 
@@ -225,7 +226,7 @@ def test_messages_cannot_be_forged_by_the_corpus(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"\x1b[2J\nERROR \u202e": 1, "id": "x\ny"}))
     config = settings_for(path, id_field="id")
-    (item,) = read_rows(str(path), "jsonl", config.corpus.sources[0])
+    (item,) = read_rows(str(path), "jsonl", config.sources[0])
     assert item.external_id == "x\\ny"
     with pytest.raises(CorpusError) as caught:
         ingest(config, TableStore(str(tmp_path / "data")))
@@ -247,4 +248,4 @@ def test_a_fault_of_the_store_is_no_bad_row(tmp_path: Path, monkeypatch) -> None
     )
     monkeypatch.setattr("fsspec.implementations.local.LocalFileOpener.__getattr__", fail)
     with pytest.raises(OSError, match="Input/output"):
-        list(read_rows(str(path), "jsonl", settings_for(path).corpus.sources[0]))
+        list(read_rows(str(path), "jsonl", settings_for(path).sources[0]))

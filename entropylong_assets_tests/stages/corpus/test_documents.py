@@ -1,15 +1,13 @@
-"""Canonical text, ids, drops and roots of a shard."""
+"""Canonical text, ids and drops of a shard."""
 
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 import unicodedata
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,15 +16,14 @@ from entropylong_assets.stages.corpus.documents import (
     canonical_texts,
     document_id,
     ingest_shard,
-    is_drawn,
 )
 from entropylong_assets.stages.corpus.shards import plan_shards
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.corpus.files_for_tests import (
     compress,
     ingest,
     settings_for,
-    words,
     write_rows,
 )
 
@@ -120,33 +117,16 @@ def test_document_ids_are_128_bits_of_the_text() -> None:
     assert document_id("é") == "d4b1b0202b21bb84e60a3d272ecab0db"
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.15, 0.5, 1.0])
-def test_share_of_roots(fraction: float) -> None:
-    ids = [document_id(str(i)) for i in range(20_000)]
-    drawn = sum(is_drawn(i, 7, fraction) for i in ids)
-    spread = 4 * math.sqrt(len(ids) * fraction * (1 - fraction))
-    assert abs(drawn - fraction * len(ids)) <= spread
-
-
-def test_roots_depend_on_the_seed_and_grow_with_the_fraction() -> None:
-    ids = [document_id(str(i)) for i in range(5_000)]
-    small = {i for i in ids if is_drawn(i, 1, 0.1)}
-    large = {i for i in ids if is_drawn(i, 1, 0.3)}
-    other = {i for i in ids if is_drawn(i, 2, 0.1)}
-    assert small < large
-    assert len(small & other) < 0.5 * len(small)
-
-
 TEXTS = {
     "long": "word " * 50,
-    "root": "a fine root of some ten words or so, good",
+    "first": "a fine text of some ten words or so, good",
     "short": "tiny",
     "spaces": " \n\t\u3000 ",
     "invisible": "\u200b\u2060\ufeff\x00",
     "nul": "before\x00after and some more",
     "emoji": "🙂🎉🏳️‍🌈" * 5,
     "rtl": "שלום עולם, מה שלומך היום?",
-    "copy": "a fine root of some ten words\u200b or so, good",
+    "copy": "a fine text of some ten words\u200b or so, good",
     "surrogate": "lone \ud83d surrogate here, no more",
     "special": "<|endoftext|><s>[INST] not a control token",
 }
@@ -155,10 +135,7 @@ TEXTS = {
 def test_every_row_ends_as_a_document_or_under_a_reason(tmp_path: Path) -> None:
     rows = [{"id": key, "text": text} for key, text in TEXTS.items()]
     path = write_rows(tmp_path / "a.jsonl", rows)
-    config = settings_for(
-        path, id_field="id", min_chars=10, max_chars=200, shard_rows=6,
-        root_fraction=1.0, root_min_tokens=8, root_max_tokens=10,
-    )  # fmt: skip
+    config = settings_for(path, id_field="id", min_chars=10, max_chars=200, shard_rows=6)
     documents, dropped, summaries = ingest(config, TableStore(str(tmp_path / "data")))
     reasons = {drop["external_id"]: drop["reason"] for drop in dropped}
     assert reasons == {
@@ -171,16 +148,14 @@ def test_every_row_ends_as_a_document_or_under_a_reason(tmp_path: Path) -> None:
     assert texts["nul"] == "beforeafter and some more"
     assert texts["surrogate"] == "lone  surrogate here, no more"
     assert texts["special"] == TEXTS["special"]
-    # `copy` is the same text as `root` but in the next shard: that is for the index to resolve.
-    assert texts["copy"] == texts["root"]
-    assert [d["external_id"] for d in documents if d["is_root"]] == ["root", "copy"]
-    assert [s["rows_read"] for s in summaries] == [6, 5]
+    # `copy` is the same text as `first` but in the next shard: the index resolves that.
+    assert texts["copy"] == texts["first"]
+    assert [s.rows_read for s in summaries] == [6, 5]
     for summary in summaries:
-        assert summary["rows_read"] == summary["documents"] + sum(summary["dropped"].values())
-    assert summaries[0]["dropped"] == {"empty": 2, "too_long": 1, "too_short": 1}
-    assert summaries[0]["roots"] == 1
+        assert summary.rows_read == summary.documents + sum(summary.dropped.values())
+    assert summaries[0].dropped == {"empty": 2, "too_long": 1, "too_short": 1}
     assert all(document["n_chars"] == len(document["text"]) for document in documents)
-    assert all(document["n_tokens"] == len(document["text"].split()) for document in documents)
+    assert sum(s.chars for s in summaries) == sum(len(d["text"]) for d in documents)
 
 
 def test_a_copy_within_the_shard_counts_once_and_the_first_counts(tmp_path: Path) -> None:
@@ -200,7 +175,7 @@ def test_a_copy_within_the_shard_counts_once_and_the_first_counts(tmp_path: Path
 
 
 def test_documents_are_the_same_however_files_are_cut(tmp_path: Path) -> None:
-    """Roots depend on the text and the seed alone, never on shards or their order."""
+    """Documents and their ids depend on the text alone, never on shards or their order."""
     draw = random.Random(5)
     rows = [{"id": str(i), "text": f"{draw.random()} " * 5} for i in range(300)]
     write_rows(tmp_path / "one/a.jsonl", rows)
@@ -208,49 +183,34 @@ def test_documents_are_the_same_however_files_are_cut(tmp_path: Path) -> None:
     write_rows(tmp_path / "two/a.csv.gz", rows[170:])
     found = []
     for folder, shard_rows in [("one", 300), ("one", 7), ("two", 50)]:
-        config = settings_for(
-            tmp_path / folder, shard_rows=shard_rows, root_fraction=0.3, root_min_tokens=2
-        )
+        config = settings_for(tmp_path / folder, shard_rows=shard_rows)
         documents, dropped, _ = ingest(config, TableStore(str(tmp_path / f"d{folder}{shard_rows}")))
         assert not dropped
-        found.append({d["doc_id"]: (d["text"], d["is_root"], d["n_tokens"]) for d in documents})
+        found.append({d["doc_id"]: (d["text"], d["n_chars"]) for d in documents})
     assert found[0] == found[1] == found[2]
-    assert 50 < sum(is_root for _, is_root, _ in found[0].values()) < 130
+    assert len(found[0]) == 300
 
 
-def test_a_sources_own_root_fraction_comes_first(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", [{"id": "1", "text": f"text {i}"} for i in range(9)])
-    config = settings_for(path, root_fraction=0.0, root_min_tokens=2)
-    source = config.corpus.sources[0].model_copy(update={"root_fraction": 1.0})
-    config = config.model_copy(
-        update={"corpus": config.corpus.model_copy(update={"sources": (source,)})}
-    )
-    documents, _, summaries = ingest(config, TableStore(str(tmp_path / "data")))
-    assert summaries[0]["roots"] == sum(d["is_root"] for d in documents) == 9
-
-
-def test_a_million_tiny_documents_in_a_fast_form(tmp_path: Path) -> None:
-    """100,000 of them: one shard, several batches, nothing quadratic."""
+def test_ingest_of_many_tiny_documents_is_linear(tmp_path: Path) -> None:
+    """100,000 of them: one shard, many batches, nothing quadratic."""
     lines = "".join(f'{{"text": "t{i}"}}\n' for i in range(100_000))
     path = compress(tmp_path / "a.jsonl.gz", lines.encode())
     progress: list[int] = []
-    config = settings_for(path, root_fraction=0.01)
+    config = settings_for(path)
     store = TableStore(str(tmp_path / "data"))
-    (shard,) = plan_shards(config.corpus).shards
-    with store.write("corpus_documents", shard.key, fingerprint="-") as writer:
-        summary = ingest_shard(
-            shard, config, words, writer, lambda rows, total: progress.append(rows)
-        )
-    assert summary["documents"] == 100_000
-    assert progress == sorted(progress)
-    assert progress[-1] == 100_000
+    (shard,) = plan_shards(config).shards
+    with store.write(CORPUS_DOCUMENTS, shard.key, fingerprint="-") as writer:
+        summary = ingest_shard(shard, config, writer, progress.append)
+    assert summary.documents == 100_000
+    assert min(progress) > 0
+    assert sum(progress) == 100_000
     assert len(progress) > 50
 
 
 def test_a_line_of_50_mb_becomes_a_drop_and_its_neighbours_stay(tmp_path: Path) -> None:
     big = json.dumps({"text": "é" * 25_000_000}, ensure_ascii=False)
     path = tmp_path / "a.jsonl"
-    path.write_text(f'{{"text": "before"}}\n{big}\n{{"text": "behind"}}\n', encoding="utf-8")
+    path.write_text(f'{{"text": "before"}}\n{big}\n{{"text": "after"}}\n', encoding="utf-8")
     documents, dropped, _ = ingest(settings_for(path), TableStore(str(tmp_path / "data")))
-    assert [d["text"] for d in documents] == ["before", "behind"]
+    assert [d["text"] for d in documents] == ["before", "after"]
     assert [(d["row"], d["reason"]) for d in dropped] == [(1, "too_long")]

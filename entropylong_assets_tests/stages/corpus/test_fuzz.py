@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from entropylong_assets.settings.model import SourceSettings
-from entropylong_assets.stages.corpus.files import kind_of
 from entropylong_assets.stages.corpus.readers import count_rows, read_rows
+from entropylong_assets.stages.corpus.registry import kind_of
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow, Row
+from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets_tests.stages.corpus.files_for_tests import TABLE_ENDINGS, write_rows
 
 ROWS = [{"id": f"d{i}", "text": f'text {i} é\n "q" ' * 5} for i in range(23)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from entropylong_assets.stages.corpus import python_docs
+from entropylong_assets.stages.corpus.formats import python_docs
 from entropylong_assets.stages.corpus.shards import plan_shards, read_shard
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.corpus.files_for_tests import ingest, settings_for
@@ -37,7 +37,7 @@ def test_texts_are_the_docstrings_that_python_itself_shows() -> None:
 
 
 def test_topics_and_shards_over_packages() -> None:
-    corpus = settings_for(PACKAGES, kind="python_docs", shard_rows=40).corpus
+    corpus = settings_for(PACKAGES, kind="python_docs", shard_rows=40)
     plan = plan_shards(corpus)
     files = dict.fromkeys(file for shard in plan.shards for file in shard.files)
     assert list(files) == [f"python_docs:{package}" for package in PACKAGES.split(",")]
@@ -52,7 +52,7 @@ def test_topics_and_shards_over_packages() -> None:
 _SCRIPT = """
 import hashlib, sys
 {first}
-from entropylong_assets.stages.corpus import python_docs
+from entropylong_assets.stages.corpus.formats import python_docs
 digest = hashlib.sha256()
 for package in {packages!r}.split(","):
     start, rows = 0, []
@@ -60,24 +60,25 @@ for package in {packages!r}.split(","):
         rows += part
         start += {step}
     digest.update(repr(rows).encode())
-print(digest.hexdigest(), "numpy" in sys.modules, "asyncio" in sys.modules)
+print(digest.hexdigest(), "sklearn" in sys.modules)
 """
 
 
 def test_every_process_sees_the_same_rows() -> None:
     """Whatever it imported before, whatever its hash seed, and however it cuts them."""
     found = set()
-    for seed, first, step in [("1", "", 7), ("2", "import numpy.linalg, asyncio", 1000)]:
-        script = _SCRIPT.format(first=first, packages=PACKAGES, step=step)
+    for seed, first, step in [("1", "", 7), ("2", "import sklearn.cluster, asyncio", 1000)]:
+        packages = f"{PACKAGES},sklearn.cluster"
+        script = _SCRIPT.format(first=first, packages=packages, step=step)
         result = subprocess.run(
             [sys.executable, "-c", script],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        digest, numpy, _ = result.stdout.split()
+        digest, sklearn = result.stdout.split()
         found.add(digest)
         assert result.stderr == ""
-        assert numpy == str(bool(first))  # what is read is not imported
+        assert sklearn == str(bool(first))  # what is read is not imported
     assert len(found) == 1
 
 
@@ -142,9 +143,9 @@ def test_packages_are_read_in_threads() -> None:
 
 
 def test_documents_of_the_demo_source(tmp_path: Path) -> None:
-    config = settings_for("statistics,numpy.linalg", kind="python_docs", root_fraction=0.5)
+    config = settings_for("statistics,numpy.linalg", kind="python_docs")
     documents, dropped, summaries = ingest(config, TableStore(str(tmp_path)))
-    assert len(documents) + len(dropped) == sum(s["rows_read"] for s in summaries) >= 30
+    assert len(documents) + len(dropped) == sum(s.rows_read for s in summaries) >= 30
     assert {document["file"] for document in documents} == {
         "python_docs:statistics",
         "python_docs:numpy.linalg",

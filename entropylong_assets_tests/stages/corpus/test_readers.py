@@ -23,11 +23,12 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from entropylong_assets.settings.model import SourceSettings
 from entropylong_assets.stages.corpus.errors import CorpusError
-from entropylong_assets.stages.corpus.files import file_version, kind_of, list_files
+from entropylong_assets.stages.corpus.listing import file_version, list_files
 from entropylong_assets.stages.corpus.readers import count_rows, read_rows
+from entropylong_assets.stages.corpus.registry import kind_of
 from entropylong_assets.stages.corpus.rows import BadRow, Row
+from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.shards import plan_shards, read_shard
 from entropylong_assets_tests.stages.corpus.files_for_tests import (
     TABLE_ENDINGS,
@@ -59,7 +60,7 @@ def test_every_table_format_gives_back_its_rows(tmp_path: Path, ending: str) -> 
 @pytest.mark.parametrize("shard_rows", [1, 4, 22, 23, 24])
 def test_ranges_tile_the_file(tmp_path: Path, ending: str, shard_rows: int) -> None:
     path = write_rows(tmp_path / f"a{ending}", ROWS)
-    corpus = settings_for(path, shard_rows=shard_rows).corpus
+    corpus = settings_for(path, shard_rows=shard_rows)
     shards = plan_shards(corpus).shards
     assert len(shards) == -(-len(ROWS) // shard_rows)
     read = [list(read_shard(shard, corpus.sources[0])) for shard in shards]
@@ -161,7 +162,7 @@ def test_folder_of_text_and_markdown(tmp_path: Path) -> None:
     names = ["b.md", "a/x.txt", "a/y.md.gz", "c.rst", ".hidden.txt", ".git/d.txt", "e.png"]
     for name in names:
         compress(tmp_path / name, f"text of {name}".encode())
-    corpus = settings_for(tmp_path, shard_rows=3).corpus
+    corpus = settings_for(tmp_path, shard_rows=3)
     shards = plan_shards(corpus).shards
     assert [shard.n_rows for shard in shards] == [3, 1]
     assert {shard.kind for shard in shards} == {"text"}
@@ -300,7 +301,9 @@ def test_a_line_of_50_mb_is_read_whole(tmp_path: Path) -> None:
 
 def test_a_row_over_the_bound_is_reported_and_not_held(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("entropylong_assets.stages.corpus.streams.MAX_ROW_BYTES", 2**21)
-    monkeypatch.setattr("entropylong_assets.stages.corpus.readers.MAX_ROW_BYTES", 2**21)
+    for kind in ("csv", "text"):
+        module = f"entropylong_assets.stages.corpus.formats.{kind}"
+        monkeypatch.setattr(f"{module}.MAX_ROW_BYTES", 2**21)
     big = b"x" * 2**26
     for name, content, good in [
         ("a.jsonl.zst", b'{"text": "a"}\n' + big + b'\n{"text": "b"}\n', ["a", "b"]),

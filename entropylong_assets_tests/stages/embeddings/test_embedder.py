@@ -9,7 +9,7 @@ import pytest
 
 from entropylong_assets.settings.model import EmbeddingSettings
 from entropylong_assets.stages.embeddings.embedder import load_embedder
-from entropylong_assets.stages.entropy.model_files import ModelError
+from entropylong_assets.stages.model_files import ModelError
 
 
 @pytest.mark.parametrize("size", [0, 100, 5000])

@@ -1,4 +1,4 @@
-"""Anchors against float64 NumPy, and the rows that come of scores."""
+"""Anchors against float64 sums, and the rows made from scores."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from entropylong_assets.settings.model import EntropySettings
 from entropylong_assets.stages.entropy.anchors import find_anchors, root_request, score_roots
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.entropy.settings import EntropySettings
 
 
 def entropies(seed: int, n: int, undefined: int) -> NDArray[np.float32]:
@@ -23,9 +23,7 @@ def entropies(seed: int, n: int, undefined: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize("undefined", [0, 1])
 @pytest.mark.parametrize("n", [2, 5, 300, 4000])
 @pytest.mark.parametrize(("alpha", "first"), [(2.0, 32), (0.0, 0), (1.5, 3), (-1.0, 1)])
-def test_threshold_and_positions_equal_the_plain_sums(
-    n: int, undefined: int, alpha: float, first: int
-) -> None:
+def test_find_anchors_equals_plain_sums(n: int, undefined: int, alpha: float, first: int) -> None:
     values_T = entropies(n, n, undefined)
     found = find_anchors(values_T, EntropySettings(alpha=alpha, min_anchor_position=first))
     defined = [float(h) for h in values_T if not math.isnan(h)]
@@ -39,7 +37,7 @@ def test_threshold_and_positions_equal_the_plain_sums(
     assert wanted or n < 300
 
 
-def test_positions_before_the_first_count_in_the_mean_and_are_no_anchors() -> None:
+def test_find_anchors_counts_early_positions_in_the_mean_only() -> None:
     values_T = np.array([np.nan, 9, 1, 1, 1, 9], np.float32)
     found = find_anchors(values_T, EntropySettings(alpha=1.0, min_anchor_position=2))
     assert found.positions == (5,)
@@ -47,20 +45,20 @@ def test_positions_before_the_first_count_in_the_mean_and_are_no_anchors() -> No
 
 
 @pytest.mark.parametrize("value", [0.1, 1.0, 3.3333333])
-def test_equal_entropies_have_no_anchor(value: float) -> None:
+def test_find_anchors_finds_none_among_equal_entropies(value: float) -> None:
     for n in (3, 7, 4095):
         values_T = np.full(n, value, np.float32)
         assert find_anchors(values_T, EntropySettings(min_anchor_position=0)).positions == ()
 
 
 @pytest.mark.parametrize("values", [[], [np.nan]])
-def test_a_root_without_a_defined_position_has_none(values: list[float]) -> None:
+def test_find_anchors_finds_none_without_a_defined_position(values: list[float]) -> None:
     found = find_anchors(np.array(values, np.float32), EntropySettings())
     assert (found.mean, found.std, found.threshold, found.positions) == (0, 0, 0, ())
 
 
 class Echo:
-    """Scores position t of a sequence by the token there: entropy id / 8, surprisal id / 4."""
+    """Scores a position by its token id: entropy id / 8, surprisal id / 4."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -80,7 +78,7 @@ class Echo:
 
 
 @pytest.mark.parametrize("bos_ids", [(), (1,)])
-def test_each_token_gets_its_own_score_and_the_first_only_behind_a_bos(
+def test_score_roots_gives_each_token_its_score_and_the_first_only_after_a_bos(
     bos_ids: tuple[int, ...],
 ) -> None:
     settings, scorer = EntropySettings(alpha=1.0, min_anchor_position=0), Echo()
@@ -99,7 +97,7 @@ def test_each_token_gets_its_own_score_and_the_first_only_behind_a_bos(
 
 
 @pytest.mark.parametrize("bos_ids", [(), (1,)])
-def test_a_root_of_one_token(bos_ids: tuple[int, ...]) -> None:
+def test_score_roots_scores_a_root_of_one_token(bos_ids: tuple[int, ...]) -> None:
     request = root_request([5], bos_ids)
     assert list(request.token_ids_T) == [*bos_ids, 5]
     assert list(request.positions_N) == ([1] if bos_ids else [])

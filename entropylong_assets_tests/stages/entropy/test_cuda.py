@@ -32,7 +32,7 @@ def float64(hidden: Any, head: Head, targets: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("positions", "size"), [(1, 64), (130, 576), (700, 640), (12_000, 64)])
 @pytest.mark.parametrize("kind", ["plain", "capped", "biased"])
 def test_fused_head(vocabulary: int, positions: int, size: int, kind: str) -> None:
-    """Guards against a last tile that counts rows or columns which are not there."""
+    """Guards against rows or columns beyond the end in the last tile."""
     torch.manual_seed(vocabulary + positions)
     hidden = torch.randn(positions, size, device="cuda") * torch.rand(positions, 1, device="cuda")
     hidden, weight = hidden.bfloat16(), torch.randn(vocabulary, size, device="cuda").bfloat16()
@@ -102,7 +102,9 @@ def test_packed_flash_attention(window: int, size: int) -> None:
     query = torch.randn(total, 8, size, device="cuda").bfloat16()
     key, value = torch.randn(2, total, 2, size, device="cuda").bfloat16()
     got = attention._attend(query, key, value, borders, 512, 0.1, window)
-    oracle = attention._one_by_one(query.float(), key.float(), value.float(), borders, 0.1, window)
+    oracle = attention.attend_one_by_one(
+        query.float(), key.float(), value.float(), borders, 0.1, window
+    )
     assert (got.float() - oracle).norm() / oracle.norm() < 1e-2
 
 
@@ -110,7 +112,7 @@ def test_packed_flash_attention(window: int, size: int) -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 1.0)])
 def test_engine(kind: Any, compiled: bool, dtype: str, limit: float) -> None:
-    """bfloat16 is held against the float32 model of the same rounded weights."""
+    """bfloat16 is compared with the float32 model of the same rounded weights."""
     torch.backends.cuda.matmul.allow_tf32 = False
     model = kind()
     model.hf_model.to("cuda", getattr(torch, dtype))
@@ -129,7 +131,7 @@ def test_engine(kind: Any, compiled: bool, dtype: str, limit: float) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_float8_linear(bias: bool) -> None:
-    """Guards against scales of outputs and tokens taken for each other, and parts out of order."""
+    """Guards against confused scales of outputs and tokens, and outputs in the wrong order."""
     from entropylong_assets.stages.entropy import float8_cuda
 
     torch.manual_seed(2)
@@ -149,7 +151,7 @@ def test_float8_linear(bias: bool) -> None:
 
 @pytest.mark.parametrize("kind", [tiny.llama, tiny.gemma3])
 def test_float8_engine(kind: Any) -> None:
-    """Near the plain scores, no leak between packed sequences, and the model left as it was."""
+    """Near the plain scores, no leak between packed sequences, and the model unchanged."""
     model = kind()
     model.hf_model.to("cuda", torch.bfloat16)
     requests = tiny.requests(30, seed=4)

@@ -33,8 +33,10 @@ def largest_difference(a: list[PositionScores], b: list[PositionScores]) -> floa
 
 @pytest.mark.parametrize("mode", ["packed", "single"])
 @pytest.mark.parametrize("budget", [16, 128, 4096])
-def test_any_packing_gives_the_plain_scores(model: ScoringModel, mode: Any, budget: int) -> None:
-    """Guards against a wrong border, place, window, cap or row anywhere in the fast path."""
+def test_score_equals_the_plain_definition_in_any_packing(
+    model: ScoringModel, mode: Any, budget: int
+) -> None:
+    """Guards against a wrong border, position, window, cap or row anywhere in the fast path."""
     requests = tiny.requests(24, seed=budget)
     plain = [score_plainly(model, r) for r in requests]
     scorer = PackedScorer(model, pack_tokens=budget, mode=mode)
@@ -44,8 +46,8 @@ def test_any_packing_gives_the_plain_scores(model: ScoringModel, mode: Any, budg
     assert max(len(r.token_ids_T) for r in requests) > 16, "longer than the window and a budget"
 
 
-def test_order_of_requests_does_not_matter(model: ScoringModel) -> None:
-    """Guards against scores handed back to the wrong request."""
+def test_score_does_not_depend_on_the_order_of_requests(model: ScoringModel) -> None:
+    """Guards against scores returned for the wrong request."""
     requests = tiny.requests(17, seed=5)
     order = np.random.default_rng(0).permutation(len(requests))
     scorer = PackedScorer(model, pack_tokens=200)
@@ -55,8 +57,8 @@ def test_order_of_requests_does_not_matter(model: ScoringModel) -> None:
     assert scorer.mode == "packed", "otherwise nothing shared a pass"
 
 
-def test_passes_side_by_side_keep_apart(model: ScoringModel) -> None:
-    """Guards against state that concurrent passes share, and a thread count left changed."""
+def test_score_keeps_concurrent_passes_apart(model: ScoringModel) -> None:
+    """Guards against shared state of concurrent passes, and a thread count that stays changed."""
     requests = tiny.requests(40, seed=9)
     before = torch.get_num_threads()
     try:
@@ -70,8 +72,8 @@ def test_passes_side_by_side_keep_apart(model: ScoringModel) -> None:
     assert scorer.usage.passes > 8
 
 
-def test_the_model_is_left_as_it_was(model: ScoringModel) -> None:
-    """Guards against a swapped attention that outlives the engine's own passes."""
+def test_score_leaves_the_model_unchanged(model: ScoringModel) -> None:
+    """Guards against a replaced attention that stays after the engine's own passes."""
     probe = tiny.requests(1, seed=1)[0]
     before = score_plainly(model, probe)
     implementation = model.hf_model.config._attn_implementation
@@ -80,11 +82,11 @@ def test_the_model_is_left_as_it_was(model: ScoringModel) -> None:
     assert largest_difference([before], [score_plainly(model, probe)]) == 0
 
 
-def test_a_leak_between_sequences_is_caught(
+def test_engine_does_not_pack_if_sequences_leak(
     model: ScoringModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The border taken away: neighbours' scores move, and the engine refuses to pack."""
-    honest = attention._one_by_one
+    """Without borders the scores of neighbours change, and the engine does not pack."""
+    original = attention.attend_one_by_one
     requests = tiny.requests(2, seed=3, longest=40)
     changed = [ScoringRequest(requests[0].token_ids_T[::-1].copy(), requests[0].positions_N)]
 
@@ -95,20 +97,20 @@ def test_a_leak_between_sequences_is_caught(
     assert largest_difference(second(scorer, requests[0]), second(scorer, changed[0])) < 1e-6
 
     def leaking(q: Any, k: Any, v: Any, borders: Any, *rest: Any) -> Any:
-        return honest(q, k, v, torch.tensor([0, int(borders[-1])]), *rest)
+        return original(q, k, v, torch.tensor([0, int(borders[-1])]), *rest)
 
-    monkeypatch.setattr(attention, "_one_by_one", leaking)
+    monkeypatch.setattr(attention, "attend_one_by_one", leaking)
     assert largest_difference(second(scorer, requests[0]), second(scorer, changed[0])) > 1e-3
     assert PackedScorer(model).mode == "single"
 
 
-def test_a_model_off_the_plain_definition_is_scored_plainly() -> None:
+def test_engine_scores_plainly_if_fast_modes_differ() -> None:
     """Guards against silently wrong scores of models that scale their logits after the head."""
     model = tiny.llama()
-    honest = model.hf_model.forward
+    original = model.hf_model.forward
 
     def scaled(*args: Any, **kwargs: Any) -> Any:
-        result = honest(*args, **kwargs)
+        result = original(*args, **kwargs)
         result.logits = result.logits * 0.5
         return result
 
@@ -121,18 +123,18 @@ def test_a_model_off_the_plain_definition_is_scored_plainly() -> None:
     )
 
 
-def test_compiled_layers_give_the_plain_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a compiled layer that keeps the first layer's weights or shapes."""
+def test_compiled_layers_equal_the_plain_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against compiled layers that all use the first layer's weights or shapes."""
     model = tiny.llama(tie_word_embeddings=True)
     requests = tiny.requests(12, seed=11)
     plain = [score_plainly(model, r) for r in requests]
-    # The C++ of the full compiler takes a minute here; what can go wrong is in the capture.
+    # Compiling C++ takes a minute here; what can go wrong is in the capture of the graph.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     scorer = PackedScorer(model, compile_layers=True, mode="packed", pack_tokens=150)
     assert largest_difference(scorer.score(requests), plain) < 1e-5
 
 
-def test_requests_without_positions_and_no_requests(model: ScoringModel) -> None:
+def test_score_accepts_requests_without_positions(model: ScoringModel) -> None:
     scorer = PackedScorer(model, mode="packed")
     nothing = ScoringRequest(np.array([1, 5, 6]), np.zeros(0, np.int64))
     one = ScoringRequest(np.array([1, 5, 6]), np.array([1]))
@@ -141,24 +143,24 @@ def test_requests_without_positions_and_no_requests(model: ScoringModel) -> None
     assert [len(s.entropy_N) for s in scores] == [0, 1, 0]
 
 
-def test_tokens_are_counted_up_to_the_last_scored_position() -> None:
-    """Guards against paying for the tail of a root that no anchor needs."""
+def test_usage_counts_tokens_up_to_the_last_scored_position() -> None:
+    """Guards against computing the end of a root after its last scored position."""
     scorer = PackedScorer(tiny.llama(), mode="packed", pack_tokens=64)
     requests = [ScoringRequest(np.arange(3, 53), np.array([4, 20])) for _ in range(5)]
     seen: list[int] = []
     before = scorer.usage.snapshot()
     scorer.score(requests, seen.append)
-    took = scorer.usage.since(before)
+    spent = scorer.usage.since(before)
     assert seen == [60, 40]
-    assert (took["forward_passes"], took["forward_tokens"], took["scored_positions"]) == (
+    assert (spent["forward_passes"], spent["forward_tokens"], spent["scored_positions"]) == (
         2,
         100,
         10,
     )
-    assert took["tflop_per_second"] >= 0  # rounded: next to nothing on a busy machine
+    assert spent["tflop_per_second"] >= 0  # rounded: may be 0 on a busy machine
 
 
-def test_bfloat16_on_a_cpu_without_its_units_is_computed_in_float32(
+def test_bfloat16_is_computed_in_float32_on_a_cpu_without_bfloat16_units(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny.llama()
@@ -166,5 +168,5 @@ def test_bfloat16_on_a_cpu_without_its_units_is_computed_in_float32(
     monkeypatch.setattr(engine, "cpu_has_bfloat16", lambda: False)
     scorer = PackedScorer(model)
     assert scorer.hf_model.dtype == torch.float32
-    assert model.hf_model.dtype == torch.bfloat16, "others may hold the model"
+    assert model.hf_model.dtype == torch.bfloat16, "others may use the model"
     assert scorer.mode == "packed"

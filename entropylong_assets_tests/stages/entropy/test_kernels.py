@@ -1,4 +1,4 @@
-"""Entropy and surprisal against closed forms and float64 by brute force."""
+"""Entropy and surprisal against closed forms and a float64 computation."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_equals_float64(chunk_logits: int, softcap: float | None, bias: bool) ->
 
 
 def test_closed_forms() -> None:
-    """Uniform logits give ln V, a sure token 0; a shift of all logits changes nothing."""
+    """Uniform logits give ln V, a certain token 0; a shift of all logits changes nothing."""
     rows = torch.zeros(3, 1000)
     rows[1, 7] = 1e4
     rows[2] = -3e4

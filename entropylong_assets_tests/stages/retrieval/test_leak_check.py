@@ -1,20 +1,30 @@
-"""Containment against a naive count, and what the guard is there to refuse."""
+"""Containment against a naive count, what the leak check rejects, and its registry."""
 
 from __future__ import annotations
 
 import re
+from importlib.metadata import EntryPoint
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from entropylong_assets.stages.retrieval.leak_check import RootGuard, containment
+from entropylong_assets.settings import registry
+from entropylong_assets.settings.registry import Registry
+from entropylong_assets.stages.retrieval.leak_check import WordNgrams
+from entropylong_assets.stages.retrieval.registry import LEAK_CHECKS, make_leak_check
+from entropylong_assets.stages.retrieval.settings import RetrievalSettings
 
 TEXTS = st.lists(st.sampled_from(["a", "B", "b", "c,", "é", "x1", "-", "\n"]), max_size=14)
 
 
-def naive(chunk: str, root: str, n: int) -> float:
-    """Every n-gram of the chunk looked up in every place of the root, word by word."""
+def containment(chunk: str, root: str, n: int = 8) -> float:
+    return make_leak_check(RetrievalSettings(leak_ngram_words=n), root).containment(chunk)
+
+
+def naive_containment(chunk: str, root: str, n: int) -> float:
+    """Look up every n-gram of the chunk at every position of the root, word by word."""
     words, root_words = re.findall(r"\w+", chunk.lower()), re.findall(r"\w+", root.lower())
     n = min(n, len(words))
     if n == 0:
@@ -31,29 +41,56 @@ def naive(chunk: str, root: str, n: int) -> float:
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(TEXTS, TEXTS, st.integers(1, 8))
-def test_containment_is_the_naive_share(chunk: list[str], root: list[str], n: int) -> None:
+def test_containment_equals_the_naive_share(chunk: list[str], root: list[str], n: int) -> None:
     one, other = " ".join(chunk), " ".join(root)
-    assert containment(one, other, n) == naive(one, other, n)
+    assert containment(one, other, n) == naive_containment(one, other, n)
 
 
 ROOT = " ".join(f"word{i}" for i in range(60))
 
 
-def test_copies_are_seen_whatever_their_case_and_marks() -> None:
-    guard = RootGuard(ROOT, 8)
-    assert guard.containment(ROOT) == 1
-    assert guard.containment(ROOT.upper().replace(" ", ",\n")) == 1
-    assert guard.containment(" ".join(ROOT.split()[10:30])) == 1
-    assert guard.containment(" ".join(reversed(ROOT.split()))) == 0
-    assert guard.containment("") == guard.containment("?! ...") == 0
+def test_containment_ignores_case_and_punctuation() -> None:
+    check = WordNgrams(RetrievalSettings(), ROOT)
+    assert check.containment(ROOT) == 1
+    assert check.containment(ROOT.upper().replace(" ", ",\n")) == 1
+    assert check.containment(" ".join(ROOT.split()[10:30])) == 1
+    assert check.containment(" ".join(reversed(ROOT.split()))) == 0
+    assert check.containment("") == check.containment("?! ...") == 0
 
 
-def test_half_a_copy_is_about_half() -> None:
+def test_containment_of_half_a_copy_is_about_half() -> None:
     half = ROOT.split()[:30] + [f"other{i}" for i in range(30)]
-    assert RootGuard(ROOT, 8).containment(" ".join(half)) == pytest.approx(23 / 53)
+    assert containment(" ".join(half), ROOT) == pytest.approx(23 / 53)
 
 
-def test_a_text_shorter_than_the_n_gram_is_compared_whole() -> None:
-    guard = RootGuard(ROOT, 8)
-    assert guard.containment("word3 word4") == 1
-    assert guard.containment("word4 word3") == 0
+def test_containment_compares_a_text_shorter_than_the_ngram_as_a_whole() -> None:
+    assert containment("word3 word4", ROOT) == 1
+    assert containment("word4 word3", ROOT) == 0
+
+
+class SameLength:
+    """A leak check of another package: a chunk as long as the root is a copy."""
+
+    def __init__(self, settings: RetrievalSettings, root_text: str) -> None:
+        self._length = len(root_text)
+
+    def containment(self, chunk_text: str) -> float:
+        return float(len(chunk_text) == self._length)
+
+
+def test_leak_check_of_another_package_is_used_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("same_length", f"{__name__}:SameLength", "entropylong_assets.leak_checks")
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [point] if group == point.group else []
+    )
+    monkeypatch.delitem(vars(LEAK_CHECKS), "_external", raising=False)
+    check = make_leak_check(RetrievalSettings(leak_check="same_length"), "four")
+    assert (check.containment("five"), check.containment("three")) == (1, 0)
+    assert LEAK_CHECKS.names() == ("word_ngrams", "same_length")
+    vars(LEAK_CHECKS).pop("_external")
+
+
+def test_unknown_leak_check_is_refused() -> None:
+    assert isinstance(LEAK_CHECKS, Registry)
+    with pytest.raises(ValidationError, match="no leak check 'none'; there are word_ngrams"):
+        RetrievalSettings(leak_check="none")

@@ -1,4 +1,4 @@
-"""Candidates are the K most similar chunks of other documents, by rank, ties by id."""
+"""Candidates are the K most similar chunks of other documents, ranked, with ties by id."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from entropylong_assets.stages.retrieval.search import COLUMNS, SearchTable, nom
 
 
 class Brute:
-    """Search over vectors in memory, equal similarities in the order of the rows, and a log."""
+    """Exact search over vectors in memory that records its calls; ties in the order of the rows."""
 
     def __init__(self, vectors_NE: NDArray[np.float32], docs: list[str], ids: list[str]) -> None:
         self.vectors_NE, self.docs, self.ids = vectors_NE, docs, ids
         self.limits: list[int] = []
-        self.asked: list[int] = []
+        self.n_queries: list[int] = []
 
     def __call__(self, vectors_QE: NDArray[np.float32], limit: int) -> pl.DataFrame:
         self.limits.append(limit)
-        self.asked.append(len(vectors_QE))
+        self.n_queries.append(len(vectors_QE))
         parts = []
         for query, vector in enumerate(vectors_QE):
             similarity = self.vectors_NE @ vector
@@ -50,7 +50,7 @@ def expected(
 
 
 def world(seed: int, n: int, n_docs: int, few_values: bool) -> Brute:
-    """With few values many similarities are equal, also across the border of a search."""
+    """With few values many similarities are equal, also at the limit of a search."""
     draw = np.random.default_rng(seed)
     vectors = draw.integers(0, 2, (n, 3)) if few_values else draw.normal(size=(n, 3))
     numbers = draw.permutation(n)
@@ -60,64 +60,63 @@ def world(seed: int, n: int, n_docs: int, few_values: bool) -> Brute:
 
 @pytest.mark.parametrize("few_values", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize(("n", "n_docs", "k"), [(400, 40, 4), (400, 3, 8), (12, 4, 5), (3, 3, 8)])
-def test_nominations_equal_a_full_sort(n: int, n_docs: int, k: int, few_values: bool) -> None:
+def test_nominate_equals_a_full_sort(n: int, n_docs: int, k: int, few_values: bool) -> None:
     brute = world(n + k, n, n_docs, few_values)
     draw = np.random.default_rng(1)
     queries = draw.integers(0, 2, (9, 3)) if few_values else draw.normal(size=(9, 3))
     queries = queries.astype(np.float32)
     roots = [f"d{i % (n_docs + 1)}" for i in range(9)]
-    found = nominate(brute, queries, roots, k, n)
-    assert found.schema == COLUMNS
+    nominated = nominate(brute, queries, roots, k, n)
+    assert nominated.schema == COLUMNS
     for query, root in enumerate(roots):
-        rows = found.filter(pl.col("query") == query).drop("query").rows()
+        rows = nominated.filter(pl.col("query") == query).drop("query").rows()
         assert rows == expected(brute, queries[query], root, k)
         assert len(rows) <= k
-    assert len(found) > 0
+    assert len(nominated) > 0
 
 
-def test_the_order_of_rows_in_the_table_does_not_matter() -> None:
+def test_nominate_does_not_depend_on_the_order_of_rows() -> None:
     brute = world(3, 300, 30, few_values=True)
     back = Brute(brute.vectors_NE[::-1], brute.docs[::-1], brute.ids[::-1])
     queries = np.eye(3, dtype=np.float32)
     one, other = (nominate(b, queries, ["d1", "d2", "x"], 6, 300) for b in (brute, back))
     assert one.equals(other)
-    assert max(brute.limits) > min(brute.limits), "no tie crossed the border of a search"
+    assert max(brute.limits) > min(brute.limits), "no tie at the limit of a search"
 
 
-def test_a_root_of_many_chunks_is_searched_deeper_until_others_are_found() -> None:
-    """The nearest 500 chunks are the root's own; the others come after them."""
+def test_nominate_searches_deeper_for_a_root_of_many_chunks() -> None:
+    """The nearest 500 chunks are the root's own."""
     n, own = 520, 500
     vectors = np.zeros((n, 3), np.float32)
     vectors[:own, 0], vectors[own:, 0] = 1, np.linspace(0.5, 0.1, n - own)
     brute = Brute(vectors, ["root"] * own + ["other"] * (n - own), [f"c{i:04d}" for i in range(n)])
-    found = nominate(brute, np.eye(3, dtype=np.float32)[:1], ["root"], 4, n)
-    assert found["chunk_id"].to_list() == [f"c{i:04d}" for i in range(own, own + 4)]
-    assert found["rank"].to_list() == [1, 2, 3, 4]
+    nominated = nominate(brute, np.eye(3, dtype=np.float32)[:1], ["root"], 4, n)
+    assert nominated["chunk_id"].to_list() == [f"c{i:04d}" for i in range(own, own + 4)]
+    assert nominated["rank"].to_list() == [1, 2, 3, 4]
     assert brute.limits[-1] == n
 
 
-def test_no_search_asks_for_more_rows_than_memory_holds() -> None:
-    """Thousands of anchors whose text stands in thousands of documents are all tied: each goes on
-    to the depth of the table, and all of them at once were many GB."""
+def test_nominate_limits_the_rows_per_search() -> None:
+    """Anchors whose text occurs in thousands of documents are all tied, so each is searched to the
+    depth of the table; all of them at once would take many GB."""
     brute = world(7, 400, 40, few_values=True)
     queries = np.random.default_rng(2).integers(0, 2, (60, 3)).astype(np.float32)
     roots = [f"d{i % 41}" for i in range(60)]
-    found = nominate(brute, queries, roots, 4, 400, most_rows=900)
+    nominated = nominate(brute, queries, roots, 4, 400, max_rows=900)
     for query, root in enumerate(roots):
-        rows = found.filter(pl.col("query") == query).drop("query").rows()
+        rows = nominated.filter(pl.col("query") == query).drop("query").rows()
         assert rows == expected(brute, queries[query], root, 4)
-    assert max(n * limit for n, limit in zip(brute.asked, brute.limits, strict=True)) <= 900
+    assert max(n * limit for n, limit in zip(brute.n_queries, brute.limits, strict=True)) <= 900
     assert brute.limits[-1] == 400
-    assert brute.asked.count(2) > 3, "the deepest searches were not cut into slices"
-    # A depth that alone is more than that is asked for one query at a time.
+    assert brute.n_queries.count(2) > 3, "the deepest searches were not split"
+    # If one query alone needs more than max_rows, queries are searched one at a time.
     alone = world(7, 400, 40, few_values=True)
-    assert nominate(alone, queries, roots, 4, 400, most_rows=10).equals(found)
-    assert set(alone.asked) == {1}
+    assert nominate(alone, queries, roots, 4, 400, max_rows=10).equals(nominated)
+    assert set(alone.n_queries) == {1}
 
 
-def test_a_search_that_has_no_more_rows_to_give_is_not_repeated_deeper() -> None:
-    """An index gives what its probes hold, however many rows the table has: queries short of
-    candidates were searched again up to a limit of the whole table."""
+def test_nominate_stops_if_a_search_returns_fewer_rows_than_the_limit() -> None:
+    """An index returns rows of the probed partitions only, however many rows the table has."""
     n = 40
     vectors = np.zeros((n, 3), np.float32)
     vectors[:, 0] = np.linspace(1, 0.5, n)
@@ -125,34 +124,34 @@ def test_a_search_that_has_no_more_rows_to_give_is_not_repeated_deeper() -> None
     brute = Brute(vectors, docs, [f"c{i:02d}" for i in range(n)])
 
     def probed(vectors_QE: NDArray[np.float32], limit: int) -> pl.DataFrame:
-        # The third query's probes are empty.
+        # The partitions probed for the third query are empty.
         return brute(vectors_QE, limit).filter(pl.lit(vectors_QE[:, 0]).gather("query") > 0)
 
     queries = np.asarray([[1, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)
-    found = nominate(probed, queries, ["root", "other", "root"], 8, 10**9)
-    assert found.filter(query=0)["chunk_id"].to_list() == ["c37", "c38", "c39"]
-    assert found.filter(query=1)["chunk_id"].to_list() == [f"c{i:02d}" for i in range(8)]
-    assert found.filter(query=2).is_empty()
+    nominated = nominate(probed, queries, ["root", "other", "root"], 8, 10**9)
+    assert nominated.filter(query=0)["chunk_id"].to_list() == ["c37", "c38", "c39"]
+    assert nominated.filter(query=1)["chunk_id"].to_list() == [f"c{i:02d}" for i in range(8)]
+    assert nominated.filter(query=2).is_empty()
     assert brute.limits == [24, 96]
 
 
-def test_fewer_than_k_others_are_all_given_and_none_is_no_rows() -> None:
+def test_nominate_returns_all_others_if_there_are_fewer_than_k() -> None:
     brute = Brute(np.eye(3, dtype=np.float32), ["a", "a", "b"], ["c1", "c2", "c3"])
     queries = np.eye(3, dtype=np.float32)
-    found = nominate(brute, queries, ["a", "b", "z"], 8, 3)
-    assert found["query"].value_counts().sort("query").rows() == [(0, 1), (1, 2), (2, 3)]
+    nominated = nominate(brute, queries, ["a", "b", "z"], 8, 3)
+    assert nominated["query"].value_counts().sort("query").rows() == [(0, 1), (1, 2), (2, 3)]
     alone = Brute(np.eye(3, dtype=np.float32), ["a"] * 3, ["c1", "c2", "c3"])
     assert nominate(alone, queries, ["a"] * 3, 8, 3).rows() == []
 
 
 @pytest.mark.parametrize("n_rows", [0, 5])
-def test_no_queries_or_no_rows_give_an_empty_frame(n_rows: int) -> None:
+def test_nominate_returns_an_empty_frame_without_queries_or_rows(n_rows: int) -> None:
     def never(vectors_QE: NDArray[np.float32], limit: int) -> pl.DataFrame:
         raise AssertionError("nothing to search")
 
     search: SearchTable = never
     n_queries = 0 if n_rows else 2
     queries = np.zeros((n_queries, 3), np.float32)
-    found = nominate(search, queries, ["r"] * n_queries, 4, n_rows)
-    assert found.schema == COLUMNS
-    assert found.is_empty()
+    nominated = nominate(search, queries, ["r"] * n_queries, 4, n_rows)
+    assert nominated.schema == COLUMNS
+    assert nominated.is_empty()

@@ -31,7 +31,7 @@ worlds = st.builds(
     seed=st.integers(0, 10_000),
     n_roots=st.integers(0, 7),
     n_chunks=st.integers(1, 12),
-    pairs_a_root=st.integers(0, 24),
+    pairs_per_root=st.integers(0, 24),
     p_accepted=st.sampled_from([0.0, 0.4, 1.0]),
 )
 options = st.fixed_dictionaries(
@@ -176,7 +176,7 @@ def test_generated_worlds_are_not_vacuous():
     """The two properties above mean nothing if no world reaches the cases they are about."""
     seen = Counter()
     for seed in range(20):
-        world = make_world(seed, n_roots=6, n_chunks=8, pairs_a_root=5 + seed)
+        world = make_world(seed, n_roots=6, n_chunks=8, pairs_per_root=5 + seed)
         for tokens, fill in itertools.product((45, 120), ("verified_only", "hard_negatives")):
             packed = pack(world, tokens, fill=fill)
             seen["several samples"] += len(packed.samples) > 1
@@ -207,7 +207,7 @@ def roots_and_contexts(packed: Packed) -> list[list[str]]:
 
 @pytest.mark.parametrize("layout", ["grouped", "interleaved"])
 def test_layouts_differ_as_they_say(layout):
-    world = make_world(3, n_roots=5, n_chunks=9, pairs_a_root=14, p_accepted=1.0)
+    world = make_world(3, n_roots=5, n_chunks=9, pairs_per_root=14, p_accepted=1.0)
     packed = pack(world, 600, layout=layout)
     (letters,) = roots_and_contexts(packed)
     text = "".join(letters)
@@ -228,7 +228,7 @@ def test_layouts_differ_as_they_say(layout):
 
 
 def test_interleaved_dependencies_reach_further():
-    world = make_world(3, n_roots=5, n_chunks=9, pairs_a_root=14, p_accepted=1.0)
+    world = make_world(3, n_roots=5, n_chunks=9, pairs_per_root=14, p_accepted=1.0)
     means = {}
     for layout in ("grouped", "interleaved"):
         distances = [d["distance"] for d in pack(world, 600, layout=layout).dependencies]
@@ -245,7 +245,7 @@ def context_order(packed: Packed, root_id: str) -> list[str]:
 
 
 def test_sequence_goes_by_the_earliest_anchor():
-    world = make_world(5, n_roots=3, n_chunks=10, pairs_a_root=30, p_accepted=0.5)
+    world = make_world(5, n_roots=3, n_chunks=10, pairs_per_root=30, p_accepted=0.5)
     packed = pack(world, 2000, order="sequence")
     checked = 0
     for root in world.roots:
@@ -264,7 +264,7 @@ def test_sequence_goes_by_the_earliest_anchor():
 
 def test_shuffle_depends_on_root_and_seed_only():
     """A permutation by hash of the chunk alone would repeat itself in every root."""
-    world = make_world(6, n_roots=2, n_chunks=10, root_tokens=(12, 12), pairs_a_root=110)
+    world = make_world(6, n_roots=2, n_chunks=10, root_tokens=(12, 12), pairs_per_root=110)
     for pair in world.pairs:
         pair["accepted"] = True
         pair["entropy_context"], pair["gain"], pair["calibrated_gain"] = 1.0, 0.8, 0.7
@@ -285,7 +285,7 @@ def test_shuffle_depends_on_root_and_seed_only():
 
 def test_group_too_large_gives_up_the_lowest_gains():
     world = make_world(
-        8, n_roots=1, n_chunks=12, root_tokens=(20, 20), chunk_tokens=(8, 8), pairs_a_root=60
+        8, n_roots=1, n_chunks=12, root_tokens=(20, 20), chunk_tokens=(8, 8), pairs_per_root=60
     )
     root_id = world.roots[0]["root_id"]
     worth: dict[str, float] = defaultdict(float)
@@ -308,10 +308,10 @@ def test_group_too_large_gives_up_the_lowest_gains():
 def test_the_rule_in_force_says_which_gain_counts():
     """Under the plain rule the published gain decides, though the calibrated one is known."""
     world = make_world(
-        8, n_roots=1, n_chunks=2, root_tokens=(20, 20), chunk_tokens=(8, 8), pairs_a_root=0
+        8, n_roots=1, n_chunks=2, root_tokens=(20, 20), chunk_tokens=(8, 8), pairs_per_root=0
     )
     first, second = (c["chunk_id"] for c in world.contexts)
-    template = make_world(1, n_roots=1, n_chunks=1, pairs_a_root=1, p_accepted=1.0).pairs[0]
+    template = make_world(1, n_roots=1, n_chunks=1, pairs_per_root=1, p_accepted=1.0).pairs[0]
     for chunk, gain, calibrated in ((first, 0.9, 0.5), (second, 0.6, 0.55)):
         world.pairs.append(
             template
@@ -341,7 +341,7 @@ def test_contexts_that_never_fit_drop_their_root():
 
 def test_a_passage_is_no_filler_where_it_stands_already():
     """The same text twice in a window teaches copying."""
-    world = make_world(4, n_roots=8, n_chunks=16, pairs_a_root=10, p_accepted=0.3)
+    world = make_world(4, n_roots=8, n_chunks=16, pairs_per_root=10, p_accepted=0.3)
     packed = pack(world, 1500)
     chunks = Counter((s["sample_id"], s["chunk_id"]) for s in packed.segments if s["chunk_id"])
     negatives = [s for s in packed.segments if s["role"] == "hard_negative"]
@@ -352,7 +352,7 @@ def test_a_passage_is_no_filler_where_it_stands_already():
 
 
 def test_hard_negatives_fill_as_far_as_whole_ones_fit():
-    world = make_world(12, n_roots=3, n_chunks=30, pairs_a_root=60, p_accepted=0.1)
+    world = make_world(12, n_roots=3, n_chunks=30, pairs_per_root=60, p_accepted=0.1)
     bare = pack(world, 260, fill="verified_only")
     filled = pack(world, 260, fill="hard_negatives")
     assert [s["n_verified"] for s in filled.samples] == [s["n_verified"] for s in bare.samples]
@@ -384,13 +384,13 @@ def test_root_longer_than_a_sample_is_refused_in_one_line():
 
 @pytest.mark.parametrize("missing", ["root", "context"])
 def test_tables_that_do_not_fit_each_other_are_refused(missing):
-    world = make_world(3, n_roots=1, n_chunks=4, pairs_a_root=9, p_accepted=1.0)
+    world = make_world(3, n_roots=1, n_chunks=4, pairs_per_root=9, p_accepted=1.0)
     assert any(pair["accepted"] for pair in world.pairs)
     if missing == "root":
         world.roots.clear()
     else:
         world.contexts.clear()
-    with pytest.raises(SampleError, match="materialise verified_dependencies again"):
+    with pytest.raises(SampleError, match="materialize verified_dependencies again"):
         pack(world, 80)
 
 

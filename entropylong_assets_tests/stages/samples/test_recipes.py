@@ -70,7 +70,7 @@ class HandPool:
 
 def world() -> World:
     """Roots whose plain rule accepts some pairs that the calibrated one refuses."""
-    made = make_world(11, n_roots=6, n_chunks=14, pairs_a_root=26, p_accepted=0.5)
+    made = make_world(11, n_roots=6, n_chunks=14, pairs_per_root=26, p_accepted=0.5)
     for number, pair in enumerate(made.pairs):
         if pair["accepted"] and number % 3 == 0:
             pair.update(accepted=False, accepted_calibrated=False, verdict="gain_too_small")

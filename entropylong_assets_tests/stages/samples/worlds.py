@@ -9,10 +9,15 @@ from typing import Any
 
 import polars as pl
 
-from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.project import make_project
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.samples.packing import Framing
+from entropylong_assets.stages.samples.registry import Pool
 from entropylong_assets.stages.samples.shard_inputs import open_tables
-from entropylong_assets.stages.samples.shard_packing import pack_shard
-from entropylong_assets.storage.schemas import TABLES
+from entropylong_assets.stages.samples.shard_packing import PackedShard, pack_shard
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import TableStore
 
 SHARD = "books-00007"
@@ -34,13 +39,14 @@ class World:
 
     def frames(self, rng: random.Random | None = None) -> tuple[pl.DataFrame, ...]:
         """As frames of the tables' types, shuffled where `rng` is given."""
-        scores, checks = TABLES["entropy_scores"], TABLES["verified_dependencies"]
+        scores, verified = ENTROPY_SCORES.schemas, VERIFIED_DEPENDENCIES.schemas
         tables = [
             (self.roots, pl.Schema({"root_id": pl.String, "token_ids": pl.List(pl.UInt32)})),
-            (self.pairs, pl.from_arrow(checks["pairs"].empty_table()).schema),
-            (self.contexts, pl.from_arrow(checks["contexts"].empty_table()).schema),
+            (self.pairs, pl.Schema(verified["pairs"])),
+            (self.contexts, pl.Schema(verified["contexts"])),
         ]
-        assert scores["roots"].field("token_ids").type == checks["contexts"].field("token_ids").type
+        token_ids = scores["roots"].field("token_ids").type
+        assert token_ids == verified["contexts"].field("token_ids").type
         return tuple(
             pl.DataFrame(rng.sample(rows, len(rows)) if rng else rows, schema=schema)
             for rows, schema in tables
@@ -54,7 +60,7 @@ def make_world(
     n_chunks: int,
     root_tokens: tuple[int, int] = (4, 24),
     chunk_tokens: tuple[int, int] = (3, 12),
-    pairs_a_root: int = 8,
+    pairs_per_root: int = 8,
     p_accepted: float = 0.4,
     first_root: int = 0,
     first_chunk: int = 1000,
@@ -89,7 +95,7 @@ def make_world(
         wanted = [(anchor, c["chunk_id"]) for anchor in anchors for c in contexts]
         copies = {c["chunk_id"] for c in contexts if rng.random() < 0.1}
         ranks: dict[int, int] = {}
-        for anchor, chunk_id in sorted(rng.sample(wanted, min(len(wanted), pairs_a_root))):
+        for anchor, chunk_id in sorted(rng.sample(wanted, min(len(wanted), pairs_per_root))):
             ranks[anchor] = ranks.get(anchor, 0) + 1
             accepted = chunk_id not in copies and rng.random() < p_accepted
             verdict = "accepted" if accepted else rng.choice((*FAILED, "not_tried"))
@@ -111,8 +117,7 @@ def make_world(
                     "surprisal_control": 4.0 if scored else None,
                     "gain": gain if scored else None,
                     "calibrated_gain": gain - 0.1 if scored else None,
-                    "accepted_plain": accepted,
-                    "accepted_calibrated": accepted,
+                    "accepted_by": ["plain", "calibrated"] if accepted else [],
                     "accepted": accepted,
                     "verdict": verdict,
                 }
@@ -121,12 +126,11 @@ def make_world(
 
 
 def settings_for(tokens: int, **samples: Any) -> Settings:
-    return make_settings(
-        overrides={
-            "corpus": {"root_min_tokens": 2, "root_max_tokens": 2},
-            "samples": {"tokens": tokens, **samples},
-        }
-    )
+    values = {
+        "roots": {"min_tokens": 2, "max_tokens": 2},
+        "samples": {"tokens": tokens, **samples},
+    }
+    return make_project(values).dataset
 
 
 @dataclass
@@ -134,6 +138,7 @@ class Packed:
     """The tables that a run wrote, read back from disk."""
 
     summary: dict[str, Any]
+    shown: PackedShard
     samples: list[dict[str, Any]]
     segments: list[dict[str, Any]]
     dependencies: list[dict[str, Any]]
@@ -153,24 +158,29 @@ def run(
     frames: tuple[pl.DataFrame, ...],
     settings: Settings,
     bos: int | None = BOS,
-    pool=None,
-):
-    """Packs into a store under `folder` and reads the tables back."""
+    pool: Pool | None = None,
+) -> Packed:
+    """Pack into a store under `folder` and read the tables back."""
     store = TableStore(folder)
-    asset = "long_context_samples"
     with (
-        store.write(asset, SHARD, fingerprint="test") as writer,
+        store.write(LONG_CONTEXT_SAMPLES, SHARD, fingerprint="test") as writer,
         open_tables(store, views(*frames)) as opened,
     ):
-        summary = pack_shard(
+        packed = pack_shard(
             opened,
             settings=settings,
             shard=SHARD,
-            separator_ids=SEPARATOR,
-            bos_id=bos,
-            pad_id=PAD,
+            framing=Framing(bos_id=bos, separator_ids=SEPARATOR, pad_id=PAD),
             writer=writer,
             pool=pool,
         )
-    tables = {name: store.read(asset, SHARD, name).to_dicts() for name in TABLES[asset]}
-    return Packed(summary, **tables, data_version=store.require(asset, SHARD).data_version)
+    tables = {
+        name: store.read(LONG_CONTEXT_SAMPLES, SHARD, name).to_dicts()
+        for name in LONG_CONTEXT_SAMPLES.schemas
+    }
+    return Packed(
+        packed.summary.model_dump(),
+        packed,
+        **tables,
+        data_version=store.require(LONG_CONTEXT_SAMPLES, SHARD).data_version,
+    )

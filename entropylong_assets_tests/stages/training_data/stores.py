@@ -1,4 +1,4 @@
-"""Tables of a few shards, from generated worlds, as an export finds them."""
+"""Tables of a few shards, from generated worlds, as an export reads them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from entropylong_assets.settings.model import Settings
+from entropylong_assets.project import make_project, open_store
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES, EntropyScoresSummary
+from entropylong_assets.stages.retrieval.tables import (
+    CANDIDATE_CONTEXTS,
+    CandidateContextsSummary,
+)
 from entropylong_assets.stages.samples.shard_inputs import open_tables
 from entropylong_assets.stages.samples.shard_packing import pack_shard
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.samples.worlds import (
     BOS,
@@ -17,7 +26,6 @@ from entropylong_assets_tests.stages.samples.worlds import (
     SEPARATOR,
     World,
     make_world,
-    settings_for,
     views,
 )
 
@@ -30,8 +38,7 @@ CODE = "abc123"
 def export_settings(
     data_uri: str | Path, export: dict[str, Any] | None = None, **samples: Any
 ) -> Settings:
-    """Settings of a small pipeline over the shards above."""
-    base = settings_for(TOKENS, **{"fill": "verified_only", **samples}).model_dump()
+    """Settings of a small dataset over the shards above."""
     sources = [
         {
             "name": "books",
@@ -40,14 +47,18 @@ def export_settings(
         },
         {"name": "web", "uri": "web/*.txt", "license": "odc-by"},
     ]
-    base["corpus"]["sources"] = sources
-    base["data_uri"] = str(data_uri)
-    base["export"] |= export or {}
-    return Settings.model_validate(base)
+    values = {
+        "data_uri": str(data_uri),
+        "corpus": {"sources": sources},
+        "roots": {"min_tokens": 2, "max_tokens": 2},
+        "samples": {"tokens": TOKENS, "fill": "verified_only", **samples},
+        "export": export or {},
+    }
+    return make_project(values).dataset
 
 
 def worlds(shards: Sequence[str] = SHARDS, n_chunks: int = 300) -> dict[str, World]:
-    """A world for each shard. The first two shards share their pool of contexts."""
+    """A world per shard. The first two shards share their pool of contexts."""
     return {
         shard: make_world(
             number,
@@ -63,12 +74,11 @@ def worlds(shards: Sequence[str] = SHARDS, n_chunks: int = 300) -> dict[str, Wor
 
 
 def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
-    """corpus_documents, entropy_scores, candidate_contexts and verified_dependencies."""
+    """Write the tables that the samples of a shard are made of."""
     rng = random.Random(shard)
     source = shard.rpartition("-")[0]
-    with store.write("corpus_documents", shard, fingerprint="t") as writer:
-        ids = [(r["root_id"], True) for r in world.roots]
-        ids += [(c["doc_id"], False) for c in world.contexts]
+    with store.write(CORPUS_DOCUMENTS, shard, fingerprint="t") as writer:
+        ids = [r["root_id"] for r in world.roots] + [c["doc_id"] for c in world.contexts]
         documents = [
             {
                 "doc_id": i,
@@ -77,27 +87,50 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
                 "file": "f",
                 "row": n,
                 "license": "odc-by" if source == "web" else "cc0-1.0",
+                "external_id": None,
+                "n_chars": 1,
             }
-            | {"external_id": None, "n_chars": 1, "n_tokens": 1, "is_root": is_root}
-            for n, (i, is_root) in enumerate(ids)
+            for n, i in enumerate(ids)
         ]
         writer.append("documents", documents)
-    with store.write("entropy_scores", shard, fingerprint="t") as writer:
+    with store.write(ENTROPY_SCORES, shard, fingerprint="t") as writer:
         for root in world.roots:
             n = len(root["token_ids"])
             anchors = sorted({p["anchor"] for p in world.pairs if p["root_id"] == root["root_id"]})
             values = {"entropies": [1.0] * n, "surprisals": [1.0] * n, "anchors": anchors}
             moments = {"mean": 1.0, "std": 0.0, "threshold": 1.0}
             writer.append("roots", [root | values | moments])
-        writer.summary["model"] = model
-    with store.write("candidate_contexts", shard, fingerprint="t") as writer:
+        writer.summary = EntropyScoresSummary(
+            documents=len(ids),
+            not_drawn=len(world.contexts),
+            drawn=len(world.roots),
+            roots=len(world.roots),
+            dropped={},
+            anchors=len({(p["root_id"], p["anchor"]) for p in world.pairs}),
+            forward_tokens=0,
+            model=model,
+            vocab_size=100_000,
+        ).model_dump()
+    with store.write(CANDIDATE_CONTEXTS, shard, fingerprint="t") as writer:
         for pair in world.pairs:
-            guard = "near_duplicate" if pair["verdict"] == "near_duplicate" else "passed"
+            outcome = "near_duplicate" if pair["verdict"] == "near_duplicate" else "passed"
             names = ("root_id", "anchor", "rank", "chunk_id", "similarity")
-            row = {name: pair[name] for name in names} | {"containment": 0.0, "guard": guard}
-            writer.append("candidates", [row])
-        writer.summary["index"] = "index-0001"
-    with store.write("verified_dependencies", shard, fingerprint="t") as writer:
+            row = {name: pair[name] for name in names}
+            writer.append("candidates", [row | {"containment": 0.0, "leak_check": outcome}])
+        writer.summary = CandidateContextsSummary(
+            roots=len(world.roots),
+            anchors=0,
+            candidates=len(world.pairs),
+            near_duplicate=0,
+            chunks=len(world.contexts),
+            dropped={},
+            index="index-0001",
+            excluded_shards=[],
+            search="exact",
+            nprobes=None,
+            refine_factor=None,
+        ).model_dump()
+    with store.write(VERIFIED_DEPENDENCIES, shard, fingerprint="t") as writer:
         writer.append("pairs", world.pairs)
         writer.append("contexts", world.contexts)
         anchors = sorted({(p["root_id"], p["anchor"]) for p in world.pairs})
@@ -113,12 +146,12 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
 def fill_store(
     settings: Settings, by_shard: dict[str, World] | None = None, models: Sequence[str] = (MODEL,)
 ) -> TableStore:
-    """A store that holds all tables of these worlds."""
-    store = TableStore(settings.data_uri)
+    """A store with all tables of these worlds."""
+    store = open_store(settings)
     for number, (shard, world) in enumerate((by_shard or worlds()).items()):
         _upstream(store, shard, world, models[number % len(models)])
         with (
-            store.write("long_context_samples", shard, fingerprint="t") as writer,
+            store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="t") as writer,
             open_tables(store, views(*world.frames())) as opened,
         ):
             writer.summary |= pack_shard(
@@ -136,7 +169,5 @@ def fill_store(
 def table(store: TableStore, name: str, shards: Sequence[str] = SHARDS) -> list[dict[str, Any]]:
     """Rows of a sample table over all shards."""
     return [
-        row
-        for shard in shards
-        for row in store.read("long_context_samples", shard, name).to_dicts()
+        row for shard in shards for row in store.read(LONG_CONTEXT_SAMPLES, shard, name).to_dicts()
     ]

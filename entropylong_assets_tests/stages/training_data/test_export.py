@@ -13,10 +13,12 @@ import polars as pl
 import pytest
 import yaml
 
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.export import export_training_data
 from entropylong_assets.stages.training_data.manifest import ExportError
 from entropylong_assets.stages.training_data.verify import read_manifest, verify_export
-from entropylong_assets.storage.tables import TableError
+from entropylong_assets.storage.manifest import TableError
 from entropylong_assets_tests.stages.samples.worlds import PAD
 from entropylong_assets_tests.stages.training_data.formats import (
     collate_like_prolong,
@@ -191,11 +193,11 @@ def test_mask_is_left_out_where_nothing_is_masked(tmp_path):
     store = fill_store(settings, by_shard)
     full = [s for s in table(store, "samples", SHARDS[:1]) if not s["n_padding"]]
     assert not full
-    samples = store.read("long_context_samples", SHARDS[0], "samples").head(1)
-    segments = store.read("long_context_samples", SHARDS[0], "segments")
-    dependencies = store.read("long_context_samples", SHARDS[0], "dependencies")
+    samples = store.read(LONG_CONTEXT_SAMPLES, SHARDS[0], "samples").head(1)
+    segments = store.read(LONG_CONTEXT_SAMPLES, SHARDS[0], "segments")
+    dependencies = store.read(LONG_CONTEXT_SAMPLES, SHARDS[0], "dependencies")
     name = samples["sample_id"][0]
-    with store.write("long_context_samples", SHARDS[0], fingerprint="t") as writer:
+    with store.write(LONG_CONTEXT_SAMPLES, SHARDS[0], fingerprint="t") as writer:
         role = pl.col("role").str.replace("padding", "hard_negative")
         writer.append("samples", samples)
         writer.append("segments", segments.filter(sample_id=name).with_columns(role))
@@ -304,7 +306,7 @@ def test_manifest_tells_what_it_was_made_from(exported):
     assert manifest["made_from"]["code_version"] == CODE
     assert manifest["settings"]["seed"] == settings.seed
     for shard in SHARDS:
-        known = store.require("long_context_samples", shard).data_version
+        known = store.require(LONG_CONTEXT_SAMPLES, shard).data_version
         assert manifest["made_from"]["data_versions"]["long_context_samples"][shard] == known
     names = {file["path"] for file in manifest["files"]} | {"manifest.json"}
     assert names == set(files_of(export.uri))
@@ -334,7 +336,7 @@ def test_card_opens_with_front_matter_and_shows_the_figures(exported):
     assert front["license"] == "other", "two licences are not one"
     for row in (
         f"| samples | {export.manifest['figures']['samples']} |",
-        "| random contexts that pass the same rule, share |",
+        "| random contexts that the rule accepts, share |",
         f"| scoring model | {MODEL} |",
     ):
         assert row in body
@@ -347,9 +349,9 @@ def test_text_of_names_cannot_break_the_card(exported, tmp_path):
     sources = [s.model_copy(update={"license": hostile}) for s in settings.corpus.sources]
     corpus = settings.corpus.model_copy(update={"sources": tuple(sources)})
     settings = settings.model_copy(update={"corpus": corpus})
-    documents = store.read("corpus_documents", SHARDS[2], "documents")
+    documents = store.read(CORPUS_DOCUMENTS, SHARDS[2], "documents")
     fresh = fill_store(export_settings(tmp_path / "data"))
-    with fresh.write("corpus_documents", SHARDS[2], fingerprint="t") as writer:
+    with fresh.write(CORPUS_DOCUMENTS, SHARDS[2], fingerprint="t") as writer:
         writer.append("documents", documents.with_columns(license=pl.lit(hostile)))
     export = export_training_data(fresh, SHARDS, settings, code_version=CODE)
     text = (Path(export.uri) / "README.md").read_text()
@@ -462,9 +464,9 @@ def test_nothing_to_export_is_one_clear_line(tmp_path):
         export_training_data(store, [], settings, code_version=CODE)
     with pytest.raises(ExportError, match="no root has a verified context"):
         export_training_data(store, SHARDS[:1], settings, code_version=CODE)
-    with pytest.raises(TableError, match="materialise it first"):
+    with pytest.raises(TableError, match="materialize it first"):
         export_training_data(store, ["web-00009"], settings, code_version=CODE)
-    assert not (tmp_path / "exports").exists() or not list((tmp_path / "exports").iterdir())
+    assert not list(tmp_path.rglob("exports/*"))
 
 
 def test_shards_of_two_models_are_not_mixed(tmp_path):

@@ -6,7 +6,9 @@ import statistics
 
 import pytest
 
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.figures import dataset_figures
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets_tests.stages.training_data.stores import (
     SHARDS,
     export_settings,
@@ -30,8 +32,9 @@ def test_counts_and_gains(everything):
     accepted = [p for p in pairs if p["accepted"]]
     scored = [p for p in pairs if p["entropy_context"] is not None]
     assert 0 < len(accepted) < len(scored) < len(pairs)
-    assert figures["roots"] == sum(len(w.roots) for w in by_shard.values())
-    assert figures["documents"] == figures["roots"] + sum(
+    assert figures["roots_scored"] == sum(len(w.roots) for w in by_shard.values())
+    assert figures["documents_drawn"] == figures["roots_scored"]
+    assert figures["documents"] == figures["documents_drawn"] + sum(
         len(w.contexts) for w in by_shard.values()
     )
     assert figures["anchors"] == len({(p["root_id"], p["anchor"]) for p in pairs})
@@ -40,6 +43,9 @@ def test_counts_and_gains(everything):
     assert figures["near_duplicates_refused"] == near > 0
     assert figures["pairs_scored"] == len(scored)
     assert figures["pairs_accepted"] == len(accepted)
+    assert figures["pairs_accepted_by"] == {
+        rule: sum(rule in p["accepted_by"] for p in scored) for rule in ("plain", "calibrated")
+    }
     assert figures["acceptance_rate"] == pytest.approx(len(accepted) / len(scored), abs=1e-6)
     means = {
         "mean_gain": [p["gain"] for p in accepted],
@@ -85,13 +91,13 @@ def test_far_dependencies_are_counted(tmp_path):
     store = fill_store(settings)
     shard = SHARDS[0]
     tables = {
-        name: store.read("long_context_samples", shard, name)
+        name: store.read(LONG_CONTEXT_SAMPLES, shard, name)
         for name in ("samples", "segments", "dependencies")
     }
     far = tables["dependencies"].head(4).to_dicts()
     for row, distance in zip(far, (10, 32_768, 32_769, 65_537), strict=True):
         row["distance"] = distance
-    with store.write("long_context_samples", shard, fingerprint="t") as writer:
+    with store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="t") as writer:
         writer.append("samples", tables["samples"])
         writer.append("segments", tables["segments"])
         writer.append("dependencies", far)
@@ -101,15 +107,15 @@ def test_far_dependencies_are_counted(tmp_path):
     assert distance["max"] == 65_537
 
 
-def test_chance_is_that_of_all_shards_together(everything):
-    """Two controls, each the other's reference: what passes is counted here by hand."""
+def test_false_acceptance_rate_is_that_of_all_shards_together(everything):
+    """Two controls, each the other's reference: accepted ones are counted here by hand."""
     _, store, figures = everything
     passed = trials = 0
     for shard in SHARDS:
-        pairs = store.read("verified_dependencies", shard, "pairs").to_dicts()
+        pairs = store.read(VERIFIED_DEPENDENCIES, shard, "pairs").to_dicts()
         before = {(p["root_id"], p["anchor"]): (p["entropy"], p["surprisal"]) for p in pairs}
         controls: dict[tuple, list] = {}
-        for c in store.read("verified_dependencies", shard, "controls").to_dicts():
+        for c in store.read(VERIFIED_DEPENDENCIES, shard, "controls").to_dicts():
             pair = controls.setdefault((c["root_id"], c["anchor"]), [])
             pair.append((c["entropy"], c["surprisal"]))
         for key, (one, two) in controls.items():

@@ -1,216 +1,380 @@
-"""The asset over all shards, through real Dagster runs: what it takes, leaves out and reports."""
+"""The stage over all shards: which shards it exports, what it reports, and its checks."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
-import dagster as dg
 import pytest
 
-from entropylong_assets.orchestration.local_run import (
-    RunError,
-    export_is_current,
-    register_shards,
-    run_export,
-    run_pipeline,
-)
-from entropylong_assets.settings.model import Settings, make_settings
-from entropylong_assets.stages.training_data.eligibility import find_healthy
-from entropylong_assets.stages.training_data.verify import read_manifest
-from entropylong_assets.storage.tables import TableStore
-from entropylong_assets_tests.tiny_world import tiny_settings
+from entropylong_assets.project import make_project, open_store
+from entropylong_assets.settings.loading import merge
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.checks import CheckResult, run_checks
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.execution import Materialization, materialize
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.destination import export_uri
+from entropylong_assets.stages.training_data.manifest import ExportError
+from entropylong_assets.stages.training_data.stage import TRAINING_DATASET_STAGE
+from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
+from entropylong_assets.stages.training_data.verify import read_manifest, verify_export
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.stages.versioning import Eligibility, eligible_shards, stale_reason
+from entropylong_assets.storage.manifest import CheckOutcome
+from entropylong_assets.storage.schemas import TableSet
+from entropylong_assets.storage.tables import WHOLE, TableStore
+from entropylong_assets_tests.stages.training_data.shards import export_partition, make_shards
+from entropylong_assets_tests.tiny_world import tiny_values
 
 SHARDS = ["tiny-00000", "tiny-00001"]
+FORMATS = ["mds", "parquet", "megatron"]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A dataset whose two shards are made and checked, but not exported."""
+
+    values: dict[str, Any]
+
+    def settings(self, data_uri: Path | None = None, **over: Any) -> Settings:
+        """Its settings with other values, for a copy of the data under `data_uri`."""
+        moved = {"data_uri": str(data_uri)} if data_uri else {}
+        return make_project(merge(self.values, moved | over)).dataset
+
+
+@pytest.fixture(scope="module")
+def tiny(
+    tmp_path_factory: pytest.TempPathFactory, tiny_models: tuple[str, str], tiny_corpus: Path
+) -> Tiny:
+    data = tmp_path_factory.mktemp("data")
+    export = {"formats": FORMATS, "validation_fraction": 0.5}
+    made = Tiny(tiny_values(tiny_corpus, data, tiny_models, export=export))
+    assert make_shards(made.settings()) == SHARDS
+    return made
 
 
 @pytest.fixture
-def made(
-    tmp_path: Path, tiny_models: tuple[str, str], tiny_corpus: Path, world: Any
-) -> tuple[Settings, TableStore]:
-    """A copy of the tables of the pipeline that ran whole, to be damaged."""
-    data = tmp_path / "data"
-    shutil.copytree(world.settings.data_uri, data)
-    settings = tiny_settings(tiny_corpus, data, tiny_models)
-    return settings, TableStore(settings.data_uri)
+def copy(tmp_path: Path, tiny: Tiny) -> Callable[..., Settings]:
+    """Settings for a copy of the data, to be damaged."""
+    shutil.copytree(tiny.settings().data_uri, tmp_path / "data")
+    return lambda **over: tiny.settings(tmp_path / "data", **over)
 
 
-def rewrite(store: TableStore, asset: str, shard: str, **changes: Any) -> None:
-    """Changes top-level keys of a partition's manifest."""
-    path = f"{store.folder(asset, shard)}/manifest.json"
+def eligibility(settings: Settings) -> Eligibility:
+    return eligible_shards(TRAINING_DATASET_STAGE, export_partition(settings))
+
+
+def export(settings: Settings) -> Materialization:
+    return materialize(TRAINING_DATASET_STAGE, export_partition(settings))
+
+
+def check_all(settings: Settings) -> dict[str, CheckResult]:
+    results = run_checks(TRAINING_DATASET_STAGE, export_partition(settings))
+    return {result.check.name: result for result in results}
+
+
+def left_out(settings: Settings) -> dict[str, str]:
+    rows = open_store(settings).read(TRAINING_DATASET, WHOLE, "left_out")
+    return dict(rows.select("shard", "reason").iter_rows())
+
+
+def rewrite_manifest(store: TableStore, tables: TableSet, shard: str, **changes: Any) -> None:
+    """Change top-level keys of a partition's manifest."""
+    path = f"{store.folder(tables, shard)}/manifest.json"
     manifest = json.loads(store.fs.cat_file(path))
     store.put(path, json.dumps(manifest | changes).encode())
 
 
-def test_whole_shards_are_healthy(made: tuple[Settings, TableStore]) -> None:
-    settings, store = made
-    health = find_healthy(store, settings, {})
-    assert list(health.healthy) == SHARDS
-    assert health.left_out == {}
+def change_data(store: TableStore, tables: TableSet, shard: str) -> None:
+    """Give a partition another data version."""
+    before = store.require(tables, shard)
+    files = {name: file.model_dump() for name, file in before.tables.items()}
+    next(iter(files.values()))["sha256"] = "0" * 64
+    rewrite_manifest(store, tables, shard, tables=files)
+    assert store.require(tables, shard).data_version != before.data_version
 
 
-def test_a_shard_with_a_failed_check_is_left_out(made: tuple[Settings, TableStore]) -> None:
-    settings, store = made
-    health = find_healthy(store, settings, {SHARDS[0]: "check x of y failed"})
-    assert list(health.healthy) == SHARDS[1:]
-    assert health.left_out == {SHARDS[0]: "check x of y failed"}
+def fail_check(store: TableStore, shard: str) -> None:
+    outcome = CheckOutcome(passed=False, blocking=True, faulty_rows=1)
+    store.record_checks(LONG_CONTEXT_SAMPLES, shard, {"exact_length": outcome})
 
 
-def test_a_shard_without_samples_is_left_out(made: tuple[Settings, TableStore]) -> None:
-    settings, store = made
-    store.fs.rm(f"{store.folder('long_context_samples', SHARDS[1])}/manifest.json")
-    health = find_healthy(store, settings, {})
-    assert health.left_out == {SHARDS[1]: "long_context_samples is not materialised"}
+# Which shards are exported
+
+
+def test_whole_shards_are_eligible(tiny: Tiny) -> None:
+    assert eligibility(tiny.settings()) == Eligibility(tuple(SHARDS), {})
+
+
+def test_chain_names_every_table_that_an_export_reads(tiny: Tiny) -> None:
+    from entropylong_assets.stages.training_data.export import _INPUTS
+
+    assert {stage.tables for stage in TRAINING_DATASET_STAGE.chain()} == set(_INPUTS)
+    assert "exact_length" in LONG_CONTEXT_SAMPLES_STAGE.blocking_checks
+
+
+def test_a_shard_with_a_failed_check_is_left_out(copy: Callable[..., Settings]) -> None:
+    settings = copy()
+    fail_check(open_store(settings), SHARDS[0])
+    found = eligibility(settings)
+    assert list(found.shards) == SHARDS[1:]
+    assert found.left_out == {SHARDS[0]: "check exact_length of long_context_samples failed"}
+
+
+def test_a_shard_remade_after_its_checks_is_left_out(copy: Callable[..., Settings]) -> None:
+    settings = copy()
+    rewrite_manifest(open_store(settings), LONG_CONTEXT_SAMPLES, SHARDS[1], fingerprint="other")
+    assert eligibility(settings).left_out[SHARDS[1]].endswith("has not run on the present data")
 
 
 @pytest.mark.parametrize(
     ("redone", "stale"),
     [
-        ("corpus_documents", "entropy_scores"),
-        ("entropy_scores", "candidate_contexts"),
-        ("candidate_contexts", "verified_dependencies"),
-        ("verified_dependencies", "long_context_samples"),
+        (CORPUS_DOCUMENTS, ENTROPY_SCORES),
+        (ENTROPY_SCORES, CANDIDATE_CONTEXTS),
+        (CANDIDATE_CONTEXTS, VERIFIED_DEPENDENCIES),
+        (VERIFIED_DEPENDENCIES, LONG_CONTEXT_SAMPLES),
     ],
+    ids=lambda tables: tables.name,
 )
 def test_a_shard_whose_upstream_was_redone_is_left_out(
-    made: tuple[Settings, TableStore], redone: str, stale: str
+    copy: Callable[..., Settings], redone: TableSet, stale: TableSet
 ) -> None:
-    """Guards against samples exported with the tables of another run behind them."""
-    settings, store = made
-    manifest = store.require(redone, SHARDS[0])
-    tables = {name: file.model_dump() for name, file in manifest.tables.items()}
-    next(iter(tables.values()))["sha256"] = "0" * 64
-    rewrite(store, redone, SHARDS[0], tables=tables)
-    health = find_healthy(store, settings, {})
-    assert list(health.healthy) == SHARDS[1:]
-    assert health.left_out[SHARDS[0]].startswith(f"{stale} was made from an older {redone}")
+    """Samples must not be exported with tables of another run as their provenance.
 
-
-def test_a_new_index_leaves_old_shards_healthy(made: tuple[Settings, TableStore]) -> None:
-    """A new shard changes the index; without this every old shard would fall out."""
-    settings, store = made
-    tables = {n: f.model_dump() for n, f in store.require("embedding_index").tables.items()}
-    next(iter(tables.values()))["sha256"] = "0" * 64
-    before = store.require("embedding_index").data_version
-    rewrite(store, "embedding_index", "all", tables=tables)
-    assert store.require("embedding_index").data_version != before
-    assert list(find_healthy(store, settings, {}).healthy) == SHARDS
-
-
-def test_shards_made_under_other_settings_are_left_out(made: tuple[Settings, TableStore]) -> None:
-    """The manifest of an export tells one ε: no shard made under another may be in it."""
-    settings, store = made
-    plain = settings.model_dump(mode="json")
-    plain["verification"]["epsilon"] = 0.2
-    other = make_settings("calibrated", plain)
-    health = find_healthy(store, other, {})
-    assert health.healthy == ()
-    fault = "verified_dependencies was made under other settings or by other code"
-    assert all(why.startswith(fault) for why in health.left_out.values())
-
-
-@pytest.fixture(scope="module")
-def exported(
-    tmp_path_factory: pytest.TempPathFactory, tiny_models: tuple[str, str], tiny_corpus: Path
-) -> Iterator[tuple[Settings, dg.DagsterInstance, dict[str, Any]]]:
-    """A pipeline of its own, run whole and exported."""
-    settings = tiny_settings(
-        tiny_corpus,
-        tmp_path_factory.mktemp("exported"),
-        tiny_models,
-        export={"formats": ["mds", "parquet", "megatron"], "validation_fraction": 0.5},
+    The checks of the redone table count as passed, so that the versions alone decide.
+    """
+    settings = copy()
+    store = open_store(settings)
+    outcomes = store.check_outcomes(redone, SHARDS[0])
+    change_data(store, redone, SHARDS[0])
+    store.record_checks(redone, SHARDS[0], outcomes)
+    found = eligibility(settings)
+    assert list(found.shards) == SHARDS[1:]
+    assert found.left_out[SHARDS[0]].startswith(
+        f"{stale.name} was made from an older {redone.name}"
     )
-    with dg.DagsterInstance.ephemeral() as instance:
-        run_pipeline(settings, register_shards(settings, instance), instance)
-        yield settings, instance, run_export(settings, instance)
 
 
-def latest_checks(instance: dg.DagsterInstance) -> dict[str, str]:
-    names = (
-        "files_as_written",
-        "every_sample_exported",
-        "no_document_in_both_splits",
-        "all_shards_exported",
-    )
-    keys = [dg.AssetCheckKey(dg.AssetKey("training_dataset"), name) for name in names]
-    found = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
-    return {key.name: record.status.value for key, record in found.items()}
+def test_a_new_index_leaves_old_shards_eligible(copy: Callable[..., Settings]) -> None:
+    """A new shard changes the index; without this every old shard would be left out."""
+    settings = copy()
+    change_data(open_store(settings), EMBEDDING_INDEX, WHOLE)
+    assert list(eligibility(settings).shards) == SHARDS
 
 
-def test_the_ui_shows_figures_and_a_link_to_the_report(
-    exported: tuple[Settings, dg.DagsterInstance, dict[str, Any]],
+def test_shards_made_under_other_settings_are_left_out(copy: Callable[..., Settings]) -> None:
+    """The manifest of an export names one ε: no shard made under another may be in it."""
+    found = eligibility(copy(verification={"epsilon": 0.2}))
+    assert found.shards == ()
+    fault = "verified_dependencies is stale (setting verification.epsilon has changed)"
+    assert all(reason.startswith(fault) for reason in found.left_out.values())
+    assert len(found.left_out) == 2
+
+
+# What is exported and reported
+
+
+def test_summary_and_tables_are_those_of_the_export(copy: Callable[..., Settings]) -> None:
+    settings = copy()
+    made = export(settings)
+    store = open_store(settings)
+    summary = store.summary(TRAINING_DATASET)
+    uri = export_uri(settings, summary.version)
+    assert made.metadata["uri"] == uri
+    assert Path(uri).parent == Path(store.dataset_uri) / "exports"
+    manifest = read_manifest(uri)
+    assert summary.samples == manifest["figures"]["samples"] > 0
+    assert summary.mean_gain == manifest["figures"]["mean_gain"]
+    assert summary.splits == manifest["splits"]
+    assert summary.files == len(manifest["files"])
+    assert summary.bytes == sum(file["bytes"] for file in manifest["files"])
+    assert (summary.shards, summary.shards_left_out, summary.reused) == (2, 0, False)
+    assert made.metadata["formats"] == "mds, parquet, megatron"
+    assert made.unit == "samples"
+    rows = store.read(TRAINING_DATASET, WHOLE, "shards").to_dicts()
+    assert [row["shard"] for row in rows] == SHARDS
+    for row in rows:
+        samples = store.require(LONG_CONTEXT_SAMPLES, row["shard"])
+        assert row["data_version"] == samples.data_version
+        assert row["n_samples"] == samples.tables["samples"].rows
+        assert row["export"] == summary.version
+    assert sum(row["n_samples"] for row in rows) == summary.samples
+    assert {name: r.passed for name, r in check_all(settings).items()} == {
+        "files_as_written": True,
+        "every_sample_exported": True,
+        "no_document_in_both_splits": True,
+        "all_shards_exported": True,
+    }
+
+
+def test_a_second_export_is_the_same_one(copy: Callable[..., Settings]) -> None:
+    settings = copy()
+    first = export(settings).manifest
+    assert stale_reason(TRAINING_DATASET_STAGE, export_partition(settings)) is None
+    again = export(settings).manifest
+    assert again.summary["reused"] is True
+    assert again.summary["version"] == first.summary["version"]
+    assert again.data_version == first.data_version
+
+
+@pytest.mark.parametrize(
+    ("over", "setting"),
+    [
+        ({"export": {"formats": ["mds"]}}, "export"),
+        ({"export": {"destination": "/elsewhere"}}, "export"),
+        ({"seed": 7}, "seed"),
+    ],
+)
+def test_a_changed_setting_makes_the_export_stale(
+    copy: Callable[..., Settings], over: dict[str, Any], setting: str
 ) -> None:
-    settings, instance, metadata = exported
-    manifest = read_manifest(metadata["uri"])
-    assert metadata["dagster/row_count"] == manifest["figures"]["samples"] > 0
-    assert metadata["mean_gain"] == manifest["figures"]["mean_gain"]
-    assert metadata["shards exported"] == 2
-    assert metadata["formats"] == "mds, parquet, megatron"
-    report = Path(unquote(urlparse(metadata["report"]).path))
-    assert report.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert not report.is_relative_to(metadata["uri"]), "it is no file of the export"
-    assert set(latest_checks(instance).values()) == {"SUCCEEDED"}
-    assert len(latest_checks(instance)) == 4
-    assert settings.data_uri in metadata["uri"]
+    settings = copy()
+    export(settings)
+    made = export_partition(settings).store.require(TRAINING_DATASET).determinants["settings"]
+    changed = copy_settings(settings, over)
+    reason = stale_reason(TRAINING_DATASET_STAGE, export_partition(changed))
+    assert setting in made
+    assert reason is not None
 
 
-def test_a_second_export_is_the_same_one(
-    exported: tuple[Settings, dg.DagsterInstance, dict[str, Any]],
+def copy_settings(settings: Settings, over: dict[str, Any]) -> Settings:
+    changes = {
+        name: getattr(settings, name).model_copy(update=value) if isinstance(value, dict) else value
+        for name, value in over.items()
+    }
+    return settings.model_copy(update=changes)
+
+
+def test_another_format_has_another_data_version(copy: Callable[..., Settings]) -> None:
+    """What reads the export sees that it has changed, though the shards are the same."""
+    first = export(copy()).manifest
+    second = export(copy(export={"formats": ["mds"]})).manifest
+    assert first.data_version != second.data_version
+
+
+def test_another_destination_gets_the_same_export(
+    copy: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    settings, instance, metadata = exported
-    assert export_is_current(settings, instance)
-    export = settings.export.model_copy(update={"formats": ("mds",)})
-    assert not export_is_current(settings.model_copy(update={"export": export}), instance)
-    again = run_export(settings, instance)
-    assert again["kept as it was"] is True
-    assert again["uri"] == metadata["uri"]
+    first = export(copy())
+    second = export(copy(export={"destination": str(tmp_path / "shelf")}))
+    version = first.manifest.summary["version"]
+    assert second.manifest.summary["version"] == version
+    assert second.metadata["uri"] == str(tmp_path / "shelf" / version)
+    assert verify_export(second.metadata["uri"]).faults == ()
 
 
-def test_a_shard_whose_check_did_not_pass_falls_out(
-    exported: tuple[Settings, dg.DagsterInstance, dict[str, Any]],
+def test_shards_that_are_left_out_are_named(copy: Callable[..., Settings]) -> None:
+    settings = copy()
+    store = open_store(settings)
+    fail_check(store, SHARDS[0])
+    made = export(settings)
+    assert store.summary(TRAINING_DATASET).shards == 1
+    assert left_out(settings) == {SHARDS[0]: "check exact_length of long_context_samples failed"}
+    assert made.metadata["left out"] == left_out(settings)
+    assert read_manifest(made.metadata["uri"])["figures"]["documents"] > 0
+    result = check_all(settings)["all_shards_exported"]
+    assert not result.passed
+    assert result.check.warns
+    assert not result.check.blocking
+    assert result.examples["shard"].to_list() == [SHARDS[0]]
+
+    fail_check(store, SHARDS[1])
+    with pytest.raises(
+        ExportError, match=r"none of 2 shards can be exported; tiny-00000: check exact_length"
+    ):
+        export(settings)
+
+
+def test_a_planned_shard_without_samples_is_named(copy: Callable[..., Settings]) -> None:
+    settings = copy()
+    store = open_store(settings)
+    store.fs.rm(f"{store.folder(LONG_CONTEXT_SAMPLES, SHARDS[1])}/manifest.json")
+    export(settings)
+    assert left_out(settings) == {SHARDS[1]: "long_context_samples is not materialized"}
+    assert store.summary(TRAINING_DATASET).shards_left_out == 1
+
+
+def test_nothing_to_export_is_one_clear_line(tmp_path: Path, tiny: Tiny) -> None:
+    with pytest.raises(ExportError, match="no shard yet; materialize long_context_samples first"):
+        export(tiny.settings(tmp_path / "empty"))
+
+
+def test_a_copied_data_folder_is_exported_by_itself(
+    copy: Callable[..., Settings], tmp_path: Path, tiny: Tiny
 ) -> None:
-    """Through Dagster's own records: a failed check now, whatever it said before."""
-    settings, instance, _ = exported
-    samples = dg.AssetKey("long_context_samples")
-    failed = dg.AssetCheckEvaluation(
-        asset_key=samples,
-        check_name="exact_length",
-        passed=False,
-        metadata={},
-        blocking=True,
-        partition=SHARDS[0],
-    )
-    instance.report_runless_asset_event(failed)
-    made = run_export(settings, instance)
-    assert made["shards exported"] == 1
-    assert set(made["why left out"]) == {SHARDS[0]}
-    assert made["why left out"][SHARDS[0]].startswith("check exact_length of long_context_samples")
-    assert read_manifest(made["uri"])["figures"]["documents"] > 0
-    assert latest_checks(instance)["all_shards_exported"] == "FAILED"
+    """No Dagster instance knows the copy: its manifests and check outcomes suffice."""
+    here = copy()
+    first = export(here).manifest
+    shutil.copytree(here.data_uri, tmp_path / "moved")
+    shutil.rmtree(here.data_uri)
+    there = tiny.settings(tmp_path / "moved")
+    assert stale_reason(TRAINING_DATASET_STAGE, export_partition(there)) is None
+    version = open_store(there).summary(TRAINING_DATASET).version
+    assert verify_export(export_uri(there, version)).faults == ()
+    assert all(result.passed for result in check_all(there).values())
 
-    # A table made after its checks were run is as good as unchecked.
-    redone = dg.AssetMaterialization(samples, partition=SHARDS[1])
-    instance.report_runless_asset_event(redone)
-    assert not export_is_current(settings, instance)
-    with pytest.raises(RunError, match=r"none of 2 shards is healthy; tiny-00000: check "):
-        run_export(settings, instance)
+    shutil.rmtree(tmp_path / "moved" / there.name / "exports")
+    again = export(there)
+    assert again.manifest.summary["version"] == first.summary["version"]
+    assert again.manifest.data_version == first.data_version
+    assert again.metadata["uri"].startswith(str(tmp_path / "moved"))
+    assert read_manifest(again.metadata["uri"])["figures"]["samples"] > 0
 
 
-def test_a_flipped_byte_fails_the_check(
-    tmp_path: Path, exported: tuple[Settings, dg.DagsterInstance, dict[str, Any]]
-) -> None:
-    from entropylong_assets.stages.training_data.verify import verify_export
+# The checks
 
-    _, _, metadata = exported
-    copy = tmp_path / "copy"
-    shutil.copytree(metadata["uri"], copy)
-    assert verify_export(str(copy)).faults == ()
-    path = next(copy.rglob("*.mds"))
+
+def test_a_flipped_byte_fails_the_check(copy: Callable[..., Settings]) -> None:
+    settings = copy()
+    folder = Path(export(settings).metadata["uri"])
+    path = next(folder.rglob("*.mds"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert verify_export(str(copy)).faults == (f"{path.relative_to(copy)}: its bytes have changed",)
+    results = check_all(settings)
+    fault = f"{path.relative_to(folder)}: its bytes have changed"
+    assert results["files_as_written"].examples["fault"].to_list() == [fault]
+    assert results["files_as_written"].check.blocking
+    assert [name for name, result in results.items() if not result.passed] == ["files_as_written"]
+
+
+def test_samples_missing_from_one_format_fail_the_check(copy: Callable[..., Settings]) -> None:
+    settings = copy()
+    folder = Path(export(settings).metadata["uri"])
+    path = next(folder.glob("mds/*/*/index.json"))
+    index = json.loads(path.read_text())
+    index["shards"][-1]["samples"] -= 1
+    path.write_text(json.dumps(index))
+    result = check_all(settings)["every_sample_exported"]
+    assert result.examples.select("format", "split").rows() == [("mds", path.parts[-3])]
+
+
+def test_samples_missing_from_the_splits_fail_the_check(copy: Callable[..., Settings]) -> None:
+    """Every sample of the tables must be in a split or counted as left out."""
+    settings = copy()
+    export(settings)
+    store = open_store(settings)
+    with store.write(LONG_CONTEXT_SAMPLES, SHARDS[0], fingerprint="t") as writer:
+        writer.append(
+            "samples", open_store(settings).read(LONG_CONTEXT_SAMPLES, SHARDS[1], "samples")
+        )
+        writer.append("samples", store.read(LONG_CONTEXT_SAMPLES, SHARDS[0], "samples"))
+    result = check_all(settings)["every_sample_exported"]
+    assert result.examples["format"].to_list() == ["tables"]
+
+
+def test_a_document_in_both_splits_fails_the_check(copy: Callable[..., Settings]) -> None:
+    settings = copy()
+    folder = Path(export(settings).metadata["uri"]) / "parquet"
+    shutil.copy(folder / "train-00000.parquet", folder / "validation-00000.parquet")
+    assert not check_all(settings)["no_document_in_both_splits"].passed

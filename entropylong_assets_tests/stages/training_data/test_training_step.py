@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.project import make_project
 from entropylong_assets.stages.training_data.export import export_training_data
 from entropylong_assets_tests.stages.samples.worlds import make_world
 from entropylong_assets_tests.stages.training_data.formats import collate_like_prolong, read_mds
@@ -25,9 +25,8 @@ def test_a_step_on_an_exported_sample_lowers_its_loss(tmp_path):
 
     from entropylong_assets.stages.entropy.model import load_scoring_model
 
-    small = export_settings(tmp_path, {"formats": ["mds"], "validation_fraction": 0.0})
-    settings = Settings.model_validate(
-        small.model_dump() | {"samples": small.samples.model_dump() | {"tokens": 131_072}}
+    settings = export_settings(
+        tmp_path, {"formats": ["mds"], "validation_fraction": 0.0}, tokens=131_072
     )
     world = make_world(1, n_roots=6, n_chunks=40, root_tokens=(40, 60), first_token=1000)
     export = export_training_data(
@@ -42,7 +41,7 @@ def test_a_step_on_an_exported_sample_lowers_its_loss(tmp_path):
     labels = torch.from_numpy(batch["labels"][:SLICE])[None]
     assert (labels != -100).sum() > 180
 
-    scoring = make_settings("quickstart").scoring.model_copy(
+    scoring = make_project(profile="quickstart").dataset.scoring.model_copy(
         update={"device": "cpu", "dtype": "float32"}
     )
     # A copy: other tests share the loaded model.

@@ -15,27 +15,29 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from entropylong_assets.settings.model import Settings
-from entropylong_assets.stages.embeddings.embedder import load_embedder
-from entropylong_assets.stages.embeddings.table import ChunkTable
+from entropylong_assets.project import dataset_model, open_store
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.embeddings.table import open_table
 from entropylong_assets.stages.entropy.engine import PackedScorer
 from entropylong_assets.stages.entropy.model import load_scoring_model
+from entropylong_assets.stages.retrieval.chunk_universe import chunk_universe
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.stage import Partition
 from entropylong_assets.stages.verification.shard_verification import (
     VerifiedShard,
-    chunk_universe,
+    Verifier,
     verify_shard,
 )
-from entropylong_assets.storage.checkpoints import KeptBatches
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.checkpoints import Checkpoints, remove_checkpoints
 from entropylong_assets.storage.tables import TableStore
-
-ASSET = "verified_dependencies"
 
 
 class Outcome(NamedTuple):
-    """What was written, and what `verify_shard` says of it."""
+    """The written pairs, and what `verify_shard` returns."""
 
     pairs: pl.DataFrame
-    done: VerifiedShard
+    verified: VerifiedShard
 
 
 def verify(
@@ -47,43 +49,47 @@ def verify(
     on_root: Callable[[int], None] = lambda _: None,
     screener: Any = None,
 ) -> Outcome:
-    """Two roots a batch; kept under `key` where there is one."""
-    store = TableStore(settings.data_uri)
-    candidates = store.require("candidate_contexts", shard)
-    embedder = load_embedder(settings.embedding)
-    table = ChunkTable(settings.data_uri, embedder.dimension, embedder.identity)
-    table.checkout(candidates.summary["index"])
+    """Verify a shard with two roots per batch; with checkpoints if there is a key for them."""
+    store = open_store(settings)
+    candidates = store.summary(CANDIDATE_CONTEXTS, shard)
+    table = open_table(store, candidates.index)
     model = load_scoring_model(settings.scoring)
-    kept = KeptBatches(into, ASSET, shard, key) if key else None
-    with into.write(ASSET, shard, fingerprint="test") as writer:
-        done = verify_shard(
-            store,
-            shard,
-            settings,
-            model.tokenizer,
-            model.max_positions,
-            PackedScorer(model),
-            chunk_universe(table, candidates.summary["excluded_shards"]),
-            lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
+    verifier = Verifier(
+        settings,
+        model.tokenizer,
+        model.max_positions,
+        PackedScorer(model),
+        chunk_universe(table, candidates.excluded_shards),
+        lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
+        screener,
+    )
+    with into.write(VERIFIED_DEPENDENCIES, shard, fingerprint="test") as writer:
+        verified = verify_shard(
+            verifier,
+            Partition(settings, store, shard),
             writer,
-            roots_a_batch=2,
+            Checkpoints(into, VERIFIED_DEPENDENCIES, shard, key) if key else None,
+            roots_per_batch=2,
             on_root=on_root,
-            kept=kept,
-            screener=screener,
         )
-    if kept:
-        kept.remove_all()
-    return Outcome(into.read(ASSET, shard, "pairs"), done)
+    remove_checkpoints(into, VERIFIED_DEPENDENCIES, shard)
+    return Outcome(into.read(VERIFIED_DEPENDENCIES, shard, "pairs"), verified)
+
+
+def with_verification(settings: Settings, **changes: Any) -> Settings:
+    """Settings of a dataset with other settings of the verification."""
+    section = settings.verification.model_copy(update=changes)
+    return settings.model_copy(update={"verification": section})
 
 
 def main() -> None:
-    settings = Settings.model_validate_json(Path(sys.argv[1]).read_text())
-    left = int(sys.argv[4])
+    settings = dataset_model().model_validate_json(Path(sys.argv[1]).read_text())
+    remaining = int(sys.argv[4])
 
     def stop_here(_: int) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
+        nonlocal remaining
+        remaining -= 1
+        if remaining == 0:
             print("in the middle", flush=True)
             time.sleep(600)
 

@@ -1,4 +1,4 @@
-"""Controls are random passages of other documents: even, repeatable, of the exact length."""
+"""Controls: random chunks of other documents, drawn evenly and repeatably, of equal length."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 from scipy.stats import chisquare
 
 from entropylong_assets.stages.embeddings.table import ChunkTable, chunk_schema, open_table
-from entropylong_assets.stages.verification.controls import ChunkUniverse, Control, draw_controls
-from entropylong_assets.stages.verification.shard_verification import chunk_universe
+from entropylong_assets.stages.retrieval.chunk_universe import ChunkUniverse, chunk_universe
+from entropylong_assets.stages.verification.controls import Control, ControlSource, draw_controls
 from entropylong_assets_tests.stages.embeddings.test_table import World
 
 SEPARATOR = (7, 8)
 SHARDS = {"a": 5, "b": 12, "c": 3}
 ROOT = "b2"
 CANDIDATES = {"a1-0", "c0-0"}
-COPIES = {"b4-0", "b5-0"}
-GONE = "a3-0"
+NEAR_DUPLICATES = {"b4-0", "b5-0"}
+NOT_INDEXED = "a3-0"
 """A chunk that is not in the index: another shard owns its document."""
 
 
@@ -31,13 +31,13 @@ def ids(shard: str) -> list[str]:
 
 
 ALL = [c for shard in SHARDS for c in ids(shard)]
-ALLOWED = set(ALL) - CANDIDATES - COPIES - {GONE, f"{ROOT}-0"}
+ALLOWED = set(ALL) - CANDIDATES - NEAR_DUPLICATES - {NOT_INDEXED, f"{ROOT}-0"}
 WORDS = {chunk: [100 * i + k for k in range(4 + i % 3)] for i, chunk in enumerate(ALL, 1)}
 TEXTS = {chunk: " ".join(map(str, words)) for chunk, words in WORDS.items()}
 
 
 def fetch(chunk_ids: Sequence[str]) -> pl.DataFrame:
-    rows = [(c, c.partition("-")[0], TEXTS[c]) for c in sorted(chunk_ids) if c != GONE]
+    rows = [(c, c.partition("-")[0], TEXTS[c]) for c in sorted(chunk_ids) if c != NOT_INDEXED]
     schema = {"chunk_id": pl.String, "doc_id": pl.String, "text": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
@@ -46,17 +46,19 @@ def encode(texts: Sequence[str]) -> list[list[int]]:
     return [[int(word) for word in text.split()] for text in texts]
 
 
-def is_copy(text: str) -> bool:
-    return text in {TEXTS[c] for c in COPIES}
+def is_near_duplicate(text: str) -> bool:
+    return text in {TEXTS[c] for c in NEAR_DUPLICATES}
 
 
 UNIVERSE = ChunkUniverse(list(SHARDS.items()), ids)
 
 
+def source(universe: ChunkUniverse = UNIVERSE, seed: int = 1) -> ControlSource:
+    return ControlSource(universe, fetch, encode, SEPARATOR, seed)
+
+
 def draw(length: int = 6, count: int = 2, seed: int = 1, root: str = ROOT) -> list[Control]:
-    return draw_controls(
-        UNIVERSE, fetch, encode, is_copy, root, CANDIDATES, length, count, seed, SEPARATOR
-    )
+    return draw_controls(source(seed=seed), root, CANDIDATES, is_near_duplicate, length, count)
 
 
 def test_every_chunk_is_equally_likely() -> None:
@@ -65,7 +67,7 @@ def test_every_chunk_is_equally_likely() -> None:
     assert chisquare([drawn[c] for c in ALL]).pvalue > 0.001
 
 
-def test_every_chunk_that_may_be_drawn_begins_a_control_equally_often() -> None:
+def test_every_allowed_chunk_begins_a_control_equally_often() -> None:
     first: Counter[str] = Counter()
     for seed in range(1500):
         for control in draw(seed=seed):
@@ -74,7 +76,7 @@ def test_every_chunk_that_may_be_drawn_begins_a_control_equally_often() -> None:
     assert chisquare([first[c] for c in sorted(ALLOWED)]).pvalue > 0.001
 
 
-def test_no_control_holds_what_it_must_not() -> None:
+def test_controls_contain_no_excluded_chunk() -> None:
     seen: set[str] = set()
     for seed in range(300):
         for control in draw(length=20, seed=seed):
@@ -85,7 +87,7 @@ def test_no_control_holds_what_it_must_not() -> None:
 
 
 @pytest.mark.parametrize("length", [3, 6, 7, 15, 40])
-def test_controls_have_the_exact_length_and_are_made_of_their_chunks(length: int) -> None:
+def test_controls_have_the_exact_length_and_consist_of_their_chunks(length: int) -> None:
     for seed in range(50):
         controls = draw(length=length, count=3, seed=seed)
         assert [c.number for c in controls] == [0, 1, 2]
@@ -99,7 +101,7 @@ def test_controls_have_the_exact_length_and_are_made_of_their_chunks(length: int
             assert len(whole) - last < length - 2
 
 
-def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
+def test_the_same_seed_draws_the_same_controls_and_another_seed_others() -> None:
     assert draw() == draw()
     assert draw(count=1) == draw(count=2)[:1], "a control depends on how many there are"
     assert draw() != draw(seed=2)
@@ -107,17 +109,15 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     assert len({c.token_ids for c in draw(count=6, length=30)}) == 6
 
 
-def test_a_corpus_without_other_documents_gives_fewer_controls_and_ends() -> None:
+def test_a_corpus_without_other_documents_gives_no_controls() -> None:
     for universe in (ChunkUniverse([("b", 3)], lambda _: ["b2-0"] * 3), ChunkUniverse([], ids)):
-        controls = draw_controls(
-            universe, fetch, encode, is_copy, ROOT, CANDIDATES, 6, 2, 1, SEPARATOR
-        )
+        controls = draw_controls(source(universe), ROOT, CANDIDATES, is_near_duplicate, 6, 2)
         assert controls == []
 
 
 def test_a_small_corpus_gives_shorter_controls() -> None:
     one = ChunkUniverse([("c", 1)], lambda _: ["c1-0"])
-    (control,) = draw_controls(one, fetch, encode, is_copy, ROOT, set(), 99, 1, 1, SEPARATOR)
+    (control,) = draw_controls(source(one), ROOT, set(), is_near_duplicate, 99, 1)
     assert control.chunk_ids == ("c1-0",)
     assert list(control.token_ids[:-2])[: len(WORDS["c1-0"])] == WORDS["c1-0"]
     assert len(control.token_ids) < 99

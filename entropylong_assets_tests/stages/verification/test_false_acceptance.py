@@ -1,4 +1,4 @@
-"""The share that passes by chance, and its interval."""
+"""False-acceptance rates and their intervals."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import polars as pl
 import pytest
 from scipy.stats import binomtest
 
-from entropylong_assets.settings.model import make_settings
 from entropylong_assets.stages.verification.false_acceptance import (
-    chance_of,
+    acceptance_rate,
     clustered_rate,
     false_acceptance,
     held_out_controls,
     passed_by_root,
+    rates_by_rule,
 )
+from entropylong_assets.stages.verification.gain import accepted_by, judge
+from entropylong_assets.stages.verification.settings import VerificationSettings
+from entropylong_assets.stages.verification.shard_counts import ShardCounts
 
 
 @pytest.mark.parametrize(("passed", "total"), [(0, 50), (1, 50), (7, 80), (80, 80), (79, 80)])
@@ -99,38 +102,68 @@ def test_rates_of_a_table_worked_out_by_hand() -> None:
     Calibrated: r,3,1 has (4 - 1) / 4; r,5,0 and r,5,1 have (2.5 - 1) / 4 = 0.375, too little;
     s,2,0 has 0.75 and a surprisal that rose: 1 of 9.
     """
-    settings = make_settings().verification
+    settings = VerificationSettings()
     rates = false_acceptance(ANCHORS, CONTROLS, settings)
     assert (rates["plain"].passed, rates["plain"].total) == (4, 9)
     assert (rates["calibrated"].passed, rates["calibrated"].total) == (1, 9)
-    loose = make_settings(overrides={"verification": {"epsilon": 0.35}}).verification
+    loose = VerificationSettings(epsilon=0.35)
     assert false_acceptance(ANCHORS, CONTROLS, loose)["calibrated"].passed == 3
-    free = {"verification": {"require_surprisal_drop": False}}
-    free_rates = false_acceptance(ANCHORS, CONTROLS, make_settings(overrides=free).verification)
-    assert free_rates["calibrated"].passed == 2
+    free = VerificationSettings(require_surprisal_drop=False)
+    assert false_acceptance(ANCHORS, CONTROLS, free)["calibrated"].passed == 2
 
 
-def test_the_order_of_rows_changes_nothing_and_pairs_repeat_their_anchor() -> None:
-    settings = make_settings().verification
+def test_the_order_of_rows_changes_nothing_and_anchors_may_repeat() -> None:
+    settings = VerificationSettings()
     pairs = pl.concat([ANCHORS, ANCHORS[::-1]])
     shuffled = CONTROLS.sample(fraction=1, shuffle=True, seed=2)
-    one = chance_of([passed_by_root(pairs, CONTROLS, settings)], settings)
-    assert one == chance_of(
-        [
-            passed_by_root(pairs[::-1].filter(mine), shuffled.filter(mine), settings)
-            for mine in (pl.col("root_id") == "s", pl.col("root_id") != "s")
-        ],
-        settings,
+    one = rates_by_rule(passed_by_root(pairs, CONTROLS, settings), settings)
+    by_root = [
+        passed_by_root(pairs[::-1].filter(rows), shuffled.filter(rows), settings)
+        for rows in (pl.col("root_id") == "s", pl.col("root_id") != "s")
+    ]
+    assert one == rates_by_rule(pl.concat(by_root), settings)
+    assert {rate.total for rate in one.values()} == {9}
+    assert one["calibrated"].value == pytest.approx(1 / 9)
+    assert one["plain"].value == pytest.approx(4 / 9)
+    assert one["calibrated"].low < 1 / 9 < one["calibrated"].high
+
+
+@pytest.mark.parametrize("rule", ["plain", "calibrated"])
+def test_the_rate_of_one_rule_is_that_of_its_own_verdicts(rule: str) -> None:
+    """Whatever rules are evaluated beside it."""
+    settings = VerificationSettings(rule=rule, compared_rules=())
+    judged = judge(held_out_controls(ANCHORS, CONTROLS), settings)
+    rates = false_acceptance(ANCHORS, CONTROLS, settings)
+    assert rates == {rule: acceptance_rate(judged)}
+    assert rates[rule] == acceptance_rate(judged, accepted_by(rule))
+    assert rates[rule] == false_acceptance(ANCHORS, CONTROLS, VerificationSettings())[rule]
+
+
+def pairs_like_anchors() -> pl.DataFrame:
+    """One pair per anchor, not scored."""
+    unscored = [f"{a}_{b}" for a in ("entropy", "surprisal") for b in ("context", "control")]
+    return ANCHORS.with_columns(
+        *(pl.lit(None, pl.Float32).alias(name) for name in unscored),
+        chunk_id=pl.lit("c"),
+        refusal=pl.lit("not_tried"),
     )
-    assert one["control_trials"] == 9
-    assert one["false_acceptance"] == one["false_acceptance_calibrated"] == pytest.approx(1 / 9)
-    assert one["false_acceptance_plain"] == pytest.approx(4 / 9)
-    assert one["false_acceptance_low"] < 1 / 9 < one["false_acceptance_high"]
 
 
-def test_no_controls_are_no_estimate_and_not_a_rate_of_zero() -> None:
-    plain = {"verification": {"rule": "plain", "controls": 0}}
-    rule = make_settings(overrides=plain).verification
-    none = chance_of([passed_by_root(ANCHORS, CONTROLS.clear(), rule)], rule)
-    assert none["control_trials"] == 0
-    assert none["false_acceptance"] is None
+def test_a_shard_without_controls_has_no_estimate_rather_than_a_rate_of_zero() -> None:
+    rule = VerificationSettings(rule="plain", controls=0)
+    counts = ShardCounts(rule)
+    assert counts.summary()["false_acceptance"] == {}
+    counts.add(judge(pairs_like_anchors(), rule), CONTROLS.clear())
+    assert counts.summary()["control_trials"] == 0
+    assert counts.summary()["false_acceptance"] == {}
+
+
+def test_a_shard_with_controls_has_an_estimate_per_rule() -> None:
+    rule = VerificationSettings()
+    counts = ShardCounts(rule)
+    counts.add(judge(pairs_like_anchors(), rule), CONTROLS)
+    summary = counts.summary()
+    assert summary["control_trials"] == 9
+    for name, rate in false_acceptance(ANCHORS, CONTROLS, rule).items():
+        estimate = summary["false_acceptance"][name]
+        assert (estimate.rate, estimate.low, estimate.high) == (rate.value, rate.low, rate.high)

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from entropylong_assets.settings.model import make_settings
 from entropylong_assets.stages.verification.gain import judge
+from entropylong_assets.stages.verification.settings import VerificationSettings
 
 FLOATS = [
     "entropy",
@@ -23,12 +23,12 @@ SCHEMA = pl.Schema(dict.fromkeys(FLOATS, pl.Float32) | {"refusal": pl.String})
 
 
 def judged(*scores: float | None, refusal: str | None = None, **rule: Any) -> dict[str, Any]:
-    settings = make_settings(overrides={"verification": rule}).verification
+    settings = VerificationSettings(**rule)
     row = dict(zip(FLOATS, scores, strict=True)) | {"refusal": refusal}
     return judge(pl.DataFrame([row], schema=SCHEMA), settings).row(0, named=True)
 
 
-# entropy: alone, behind the context, behind controls; surprisal likewise. ε = 0.4.
+# entropy: alone, given the context, given controls; surprisal likewise. ε = 0.4.
 CASES: dict[str, tuple[tuple[float | None, ...], float | None, float | None, str, str]] = {
     # scores, ΔI, ΔI*, verdict under `plain`, verdict under `calibrated`
     "both gains": ((4, 1, 3.5, 3, 1, 2.5), 0.75, 0.625, "accepted", "accepted"),
@@ -38,7 +38,7 @@ CASES: dict[str, tuple[tuple[float | None, ...], float | None, float | None, str
     "entropy rises": ((4, 6, 4, 3, 1, 3), -0.5, -0.5, "gain_too_small", "gain_too_small"),
     "surprisal rises": ((4, 1, 4, 3, 3.5, 4), 0.75, 0.75, "accepted", "surprisal_rose"),
     "surprisal stays": ((4, 1, 4, 3, 3, 4), 0.75, 0.75, "accepted", "surprisal_rose"),
-    "less than alone, more than behind controls": (
+    "less than alone, more than given controls": (
         (4, 1, 4, 3, 2, 1.5), 0.75, 0.75, "accepted", "surprisal_rose",
     ),
     "both too small and rose": ((4, 3, 4, 3, 9, 3), 0.25, 0.25, "gain_too_small",
@@ -57,37 +57,47 @@ def test_gains_and_verdicts(case: str, rule: str) -> None:
     assert row["gain"] == pytest.approx(gain)
     assert row["calibrated_gain"] == pytest.approx(calibrated)
     assert row["verdict"] == (plain_verdict if rule == "plain" else calibrated_verdict)
-    assert row["accepted_plain"] is (plain_verdict == "accepted")
-    assert row["accepted_calibrated"] is (calibrated_verdict == "accepted")
-    assert row["accepted"] is row[f"accepted_{rule}"]
+    verdicts = {"plain": plain_verdict, "calibrated": calibrated_verdict}
+    assert row["accepted_by"] == [name for name, v in verdicts.items() if v == "accepted"]
+    assert row["accepted"] is (rule in row["accepted_by"])
 
 
 @pytest.mark.parametrize("refusal", ["near_duplicate", "too_long_for_model", "not_tried"])
 @pytest.mark.parametrize("rule", ["plain", "calibrated"])
-def test_what_was_not_scored_says_why(rule: str, refusal: str) -> None:
+def test_judge_keeps_the_reason_of_a_pair_that_was_not_scored(rule: str, refusal: str) -> None:
     row = judged(4, None, 3, 3, None, 2, refusal=refusal, rule=rule)
     assert row["verdict"] == refusal
     assert (row["gain"], row["calibrated_gain"]) == (None, None)
-    assert {row[f"accepted{kind}"] for kind in ("", "_plain", "_calibrated")} == {False}
+    assert (row["accepted"], row["accepted_by"]) == (False, [])
 
 
-def test_surprisal_counts_only_where_it_is_asked_for() -> None:
+def test_surprisal_counts_only_if_the_rule_and_the_settings_say_so() -> None:
     scores = CASES["surprisal rises"][0]
     assert judged(*scores, require_surprisal_drop=False)["verdict"] == "accepted"
     assert judged(*scores, rule="plain", require_surprisal_drop=True)["verdict"] == "accepted"
 
 
 @pytest.mark.parametrize(("epsilon", "accepted"), [(0.74, True), (0.75, False), (-1.0, True)])
-def test_epsilon_is_a_strict_border(epsilon: float, accepted: bool) -> None:
+def test_a_gain_must_exceed_epsilon(epsilon: float, accepted: bool) -> None:
     assert judged(4, 1, 4, 3, 1, 3, epsilon=epsilon)["accepted"] is accepted
 
 
 @pytest.mark.parametrize("rule", ["plain", "calibrated"])
 @pytest.mark.parametrize("broken", [1, 2, 4])
-def test_a_score_that_is_no_number_accepts_nothing(rule: str, broken: int) -> None:
+def test_a_score_that_is_not_a_number_accepts_nothing(rule: str, broken: int) -> None:
     scores: list[float | None] = [4, 1, 4, 3, 1, 3]
     scores[broken] = math.nan
     row = judged(*scores, rule=rule)
     if broken == 1:
-        assert not row["accepted_plain"]
-    assert not row["accepted_calibrated"]
+        assert "plain" not in row["accepted_by"]
+    assert "calibrated" not in row["accepted_by"]
+
+
+@pytest.mark.parametrize("compared", [(), ("plain",), ("calibrated", "plain")])
+def test_accepted_by_names_the_compared_rules_and_the_rule_in_force(
+    compared: tuple[str, ...],
+) -> None:
+    """Here both rules accept, and the calibrated one is in force."""
+    row = judged(*CASES["both gains"][0], compared_rules=compared)
+    assert row["accepted_by"] == list(dict.fromkeys((*compared, "calibrated")))
+    assert row["accepted"]

@@ -3,13 +3,13 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from entropylong_assets.settings.model import VerificationSettings
 from entropylong_assets.stages.verification.gain import judge
+from entropylong_assets.stages.verification.settings import VerificationSettings
 
 
 @pytest.mark.parametrize(("rule", "verdict"), [("calibrated", "no_control"), ("plain", "accepted")])
-def test_a_pair_that_no_control_could_judge_says_so(rule: str, verdict: str) -> None:
-    """In a corpus too small to draw controls from, every gain was once called too small."""
+def test_judge_names_a_missing_control(rule: str, verdict: str) -> None:
+    """Guards against `gain_too_small` for every pair of a corpus too small for controls."""
     pair = {
         "entropy": 6.0,
         "entropy_context": 0.1,

@@ -1,4 +1,4 @@
-"""A run killed in the middle of a shard loses one batch at most, and ends in the same tables."""
+"""A run killed in the middle of a shard loses at most one batch and ends in the same tables."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from entropylong_assets.settings.model import make_settings
-from entropylong_assets.stages.verification.shard_verification import batches_key
-from entropylong_assets.storage.checkpoints import PREFIX, Batch, KeptBatches
+from entropylong_assets.project import make_project
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.verification.shard_verification import checkpoints_key
+from entropylong_assets.stages.verification.stage import VERIFIED_DEPENDENCIES_STAGE
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.stages.versioning import determining_settings
+from entropylong_assets.storage.checkpoints import (
+    PREFIX,
+    Batch,
+    Checkpoints,
+    remove_checkpoints,
+)
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.conftest import World
-from entropylong_assets_tests.stages.verification.one_shard import ASSET, verify
+from entropylong_assets_tests.stages.verification.one_shard import verify
 
 
 def folders(store: TableStore, shard: str) -> list[str]:
-    folder = Path(store.folder(ASSET, shard))
+    folder = Path(store.folder(VERIFIED_DEPENDENCIES, shard))
     return [path.name for path in folder.iterdir() if path.name.startswith(PREFIX)]
 
 
-def test_a_killed_run_is_taken_up_and_ends_in_the_same_tables(world: World, tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_and_ends_in_the_same_tables(world: World, tmp_path: Path) -> None:
     shard, settings = world.shards[0], tmp_path / "settings.json"
     settings.write_text(world.settings.model_dump_json())
     straight, killed = TableStore(str(tmp_path / "straight")), TableStore(str(tmp_path / "killed"))
@@ -40,36 +49,38 @@ def test_a_killed_run_is_taken_up_and_ends_in_the_same_tables(world: World, tmp_
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
-    assert killed.manifest(ASSET, shard) is None, "nothing half-done is visible"
+    assert killed.manifest(VERIFIED_DEPENDENCIES, shard) is None, "nothing unfinished is visible"
     assert folders(killed, shard) == [f"{PREFIX}k"]
 
     scored: list[int] = []
     done = verify(world.settings, shard, killed, key="k", on_root=scored.append)
-    assert done.done.batches_taken_up == 2
+    assert done.verified.resumed_batches == 2
     assert scored == batches
-    assert killed.require(ASSET, shard).data_version == straight.require(ASSET, shard).data_version
-    assert folders(killed, shard) == [], "what is published needs no batches"
+    versions = {s.require(VERIFIED_DEPENDENCIES, shard).data_version for s in (killed, straight)}
+    assert len(versions) == 1
+    assert folders(killed, shard) == [], "a published partition has no checkpoints"
 
 
-def test_another_key_finds_nothing_and_damage_is_done_again(tmp_path: Path) -> None:
+def test_checkpoints_of_another_key_or_damaged_ones_are_not_loaded(tmp_path: Path) -> None:
     store = TableStore(str(tmp_path))
-    kept = KeptBatches(store, ASSET, "s", "one")
+    checkpoints = Checkpoints(store, VERIFIED_DEPENDENCIES, "s", "one")
     rows = pl.DataFrame({"a": [1, 2]}, schema={"a": pl.Int32})
-    kept.keep(0, Batch({"pairs": rows}, {"forward_tokens": 7}))
-    again = kept.load(0)
+    checkpoints.save(0, Batch({"pairs": rows}, {"forward_tokens": 7}))
+    again = checkpoints.load(0)
     assert again is not None
     assert again.tables["pairs"].equals(rows)
     assert again.tables["pairs"].schema == rows.schema
     assert again.figures == {"forward_tokens": 7}
-    assert kept.load(1) is None
-    assert KeptBatches(store, ASSET, "s", "two").load(0) is None
-    path = tmp_path / ASSET / "s" / f"{PREFIX}one" / "0-pairs.parquet"
+    assert checkpoints.load(1) is None
+    assert Checkpoints(store, VERIFIED_DEPENDENCIES, "s", "two").load(0) is None
+    partition = Path(store.folder(VERIFIED_DEPENDENCIES, "s"))
+    path = partition / f"{PREFIX}one" / "0-pairs.parquet"
     path.write_bytes(path.read_bytes()[:-9])
-    assert kept.load(0) is None
+    assert checkpoints.load(0) is None
     path.unlink()
-    assert kept.load(0) is None
-    kept.remove_all()
-    assert list((tmp_path / ASSET / "s").iterdir()) == []
+    assert checkpoints.load(0) is None
+    remove_checkpoints(store, VERIFIED_DEPENDENCIES, "s")
+    assert list(partition.iterdir()) == []
 
 
 BASIS = {"code": 2, "model": "m@1:float32", "inputs": {"entropy_scores": "a"}, "settings": {"e": 1}}
@@ -85,21 +96,31 @@ BASIS = {"code": 2, "model": "m@1:float32", "inputs": {"entropy_scores": "a"}, "
         {"settings": {"e": 2}},
     ],
 )
-def test_what_determines_a_batch_is_in_its_key(change: dict[str, object]) -> None:
-    settings = make_settings()
-    key = batches_key(BASIS, settings, "cpu")
-    assert key == batches_key(dict(reversed(BASIS.items())), settings, "cpu")
-    assert key != batches_key(BASIS | change, settings, "cpu")
+def test_the_key_depends_on_what_determines_a_batch(change: dict[str, object]) -> None:
+    settings = make_project().dataset
+    key = checkpoints_key(BASIS, settings, "cpu")
+    assert key == checkpoints_key(dict(reversed(BASIS.items())), settings, "cpu")
+    assert key != checkpoints_key(BASIS | change, settings, "cpu")
+
+
+def key_of(settings: Settings, device: str = "cpu") -> str:
+    found = determining_settings(VERIFIED_DEPENDENCIES_STAGE, settings)
+    return checkpoints_key(BASIS | {"settings": found}, settings, device)
 
 
 @pytest.mark.parametrize(
-    "change", [{"pack_tokens": 64}, {"screen": "bfloat16"}, {"max_contexts_per_root": 3}]
+    "change",
+    [
+        {"scoring": {"pack_tokens": 64}},
+        {"verification": {"screen": "bfloat16"}},
+        {"verification": {"max_contexts_per_root": 3}},
+    ],
 )
-def test_a_changed_way_of_scoring_is_in_the_key(change: dict[str, object]) -> None:
-    other = make_settings(overrides={"scoring": change})
-    assert batches_key(BASIS, make_settings(), "cpu") != batches_key(BASIS, other, "cpu")
-    assert batches_key(BASIS, other, "cpu") != batches_key(BASIS, other, "cuda:0")
+def test_the_key_depends_on_the_way_of_scoring(change: dict[str, dict[str, object]]) -> None:
+    settings, other = make_project().dataset, make_project(change).dataset
+    assert key_of(settings) != key_of(other)
+    assert key_of(other) != key_of(other, "cuda:0")
 
 
-def test_a_published_shard_leaves_no_batches(world: World) -> None:
+def test_a_published_shard_has_no_checkpoints(world: World) -> None:
     assert [folders(world.store, shard) for shard in world.shards] == [[] for _ in world.shards]

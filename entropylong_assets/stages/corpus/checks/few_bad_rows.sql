@@ -1,5 +1,5 @@
--- Rows that could not be read, where they are more than max_bad_share of all rows read: then the
--- file is damaged, or the source's text_field names the wrong column.
+-- Unreadable rows, if they are more than max_bad_share of all rows read: then the file is damaged,
+-- or the source's text_field names the wrong column.
 WITH bad AS (
     SELECT file, "row", reason, detail
     FROM dropped

@@ -1,5 +1,5 @@
--- Chunks of a document are numbered in order, do not overlap and lie inside its text; each has one
--- at least.
+-- Chunks of a document are numbered in order, do not overlap and lie inside its text; every document
+-- has at least one.
 WITH placed AS (
     SELECT chunk_id, doc_id, start, "end", n_embedder_tokens,
            lag("end", 1, 0) OVER (PARTITION BY doc_id ORDER BY chunk_number) AS free_from,

@@ -1,4 +1,4 @@
--- Rows of shards outside the index are not searched: a killed run may have left them.
+-- Rows of shards outside the index are never searched: a killed run may have left them.
 SELECT doc_id, list(DISTINCT shard) AS shards
 FROM indexed SEMI JOIN shards USING (shard)
 GROUP BY doc_id

@@ -1,4 +1,4 @@
--- Copies of documents that another shard owns are taken out when the index is made.
+-- Copies of documents that another shard owns are deleted when the index is made.
 WITH expected AS (
     SELECT chunk_id FROM chunks WHERE doc_id NOT IN (SELECT doc_id FROM duplicates)
 ),

@@ -1,4 +1,4 @@
--- Mean, deviation, threshold and anchors once more, from the stored entropies.
+-- Recompute mean, deviation, threshold and anchors from the stored entropies.
 WITH tokens AS (
     SELECT root_id, unnest(entropies)::DOUBLE AS entropy,
            generate_subscripts(entropies, 1) - 1 AS position

@@ -1,4 +1,4 @@
--- 0 <= H <= ln |V|; only the first position can be without a prefix.
+-- 0 <= H <= ln |V|; only the first position can lack a prefix, and so a score.
 WITH tokens AS (
     SELECT root_id, unnest(entropies) AS entropy, unnest(surprisals) AS surprisal,
            generate_subscripts(entropies, 1) - 1 AS position

@@ -1,5 +1,5 @@
--- Every anchor has a query, or its whole root was dropped; every query has candidates, or was
--- dropped for want of them; no candidate stands without a query.
+-- Every anchor has a query unless its whole root was dropped; every query has candidates unless it
+-- was dropped; every candidate has a query.
 WITH anchors AS (SELECT root_id, unnest(anchors) AS anchor FROM roots),
 whole AS (SELECT root_id FROM dropped WHERE anchor IS NULL),
 single AS (SELECT root_id, anchor FROM dropped WHERE anchor IS NOT NULL),

@@ -1,5 +1,5 @@
--- Each dependency points at a verified context that ends before its anchor, and the anchor lies
--- where its root's segment puts it.
+-- Each dependency names a verified context that ends before its root, and a position of its anchor
+-- that follows from the root's segment.
 SELECT d.sample_id, d.root_id, d.anchor, d.anchor_position, d.context_start, d.context_end
 FROM dependencies AS d
 LEFT JOIN segments AS c

@@ -1,7 +1,11 @@
--- Over all shards that have samples: a root belongs to one of them, whole or in pieces. That
--- the pieces make up the root once is for tokens_as_verified to say.
-SELECT root_id, count(*) AS times, list(sample_id) AS samples
-FROM all_segments
-WHERE role = 'root'
+-- A root occurs in one sample of one shard, whole or in pieces. That the pieces add up to the root
+-- once is checked by tokens_as_verified.
+WITH used AS (
+    SELECT root_id, sample_id, start FROM segments WHERE role = 'root'
+    UNION ALL
+    SELECT root_id, sample_id, NULL FROM roots_of_other_shards
+)
+SELECT root_id, count(DISTINCT sample_id) AS times, list(DISTINCT sample_id) AS samples
+FROM used
 GROUP BY root_id
-HAVING count(DISTINCT sample_id) > 1 OR count(*) > count(DISTINCT start)
+HAVING count(DISTINCT sample_id) > 1 OR count(start) > count(DISTINCT start)

@@ -1,4 +1,4 @@
--- Tokens by role add up to what the sample says of itself.
+-- Tokens by role add up to the sample's own counts.
 WITH counted AS (
     SELECT sample_id,
            coalesce(sum("end" - start) FILTER (role = 'root'), 0) AS root,

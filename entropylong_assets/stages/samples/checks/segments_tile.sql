@@ -1,4 +1,4 @@
--- Without gap or overlap, from the first token to the last.
+-- Segments cover the sample from the first token to the last without gap or overlap.
 WITH placed AS (
     SELECT *, lag("end", 1, 0) OVER (PARTITION BY sample_id ORDER BY segment) AS free_from,
            row_number() OVER (PARTITION BY sample_id ORDER BY segment) - 1 AS number,

@@ -1,4 +1,4 @@
--- Token by token: what stands in a sample is what was scored, separators included.
+-- The tokens of every segment are those that were scored, including separators.
 WITH stored AS (
     SELECT sample_id, unnest(input_ids) AS token,
            generate_subscripts(input_ids, 1) - 1 AS position
@@ -12,7 +12,7 @@ texts AS (
     SELECT root_id, list_concat(token_ids, $separator_ids::UINTEGER[]) FROM roots
 ),
 placed AS (
-    -- A root may stand in pieces: each goes on where the one before it ended.
+    -- A root can be in pieces: each continues where the one before it ended.
     SELECT sample_id, start, "end", role, coalesce(chunk_id, root_id) AS key,
            CASE WHEN role = 'root' THEN coalesce(sum("end" - start) OVER (
                PARTITION BY sample_id, root_id, role ORDER BY start

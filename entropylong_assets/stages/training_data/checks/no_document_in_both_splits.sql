@@ -1,5 +1,5 @@
--- A document, as root or as context, stands in train or in validation, not in both.
+-- A document, as root or as context, is in train or in validation, not in both.
 SELECT doc_id, count(DISTINCT split) AS splits
-FROM documents
+FROM exported_ids
 WHERE doc_id IS NOT NULL
 GROUP BY doc_id HAVING count(DISTINCT split) > 1

@@ -1,4 +1,4 @@
--- Entropy and surprisal behind controls are the means of the controls of that anchor.
+-- Entropy and surprisal given the controls are the means over the controls of that anchor.
 WITH means AS (
     SELECT root_id, anchor, avg(entropy::DOUBLE) AS entropy, avg(surprisal::DOUBLE) AS surprisal,
            count(*) AS n

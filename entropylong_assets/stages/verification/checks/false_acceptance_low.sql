@@ -1,4 +1,4 @@
--- The share of random contexts that the rule in force would accept.
+-- The share of control contexts that the rule in force accepts.
 SELECT false_acceptance, false_acceptance_low, false_acceptance_high
 FROM summary
 WHERE false_acceptance > $max_false_acceptance

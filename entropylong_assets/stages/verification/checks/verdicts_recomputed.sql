@@ -1,39 +1,51 @@
--- Both gains and all verdicts once more, from the stored entropies and surprisals.
+-- Gains and verdicts, computed again from the stored entropies and surprisals. Verdicts of the
+-- built-in rules are computed here; of a rule of another package they must agree with each other.
 WITH base AS (
-    SELECT *, entropy::DOUBLE AS h, entropy_context::DOUBLE AS behind,
+    SELECT *, entropy::DOUBLE AS h, entropy_context::DOUBLE AS h_context,
            least(entropy, entropy_control)::DOUBLE AS reference,
-           surprisal_context < least(surprisal, surprisal_control) AS believes
+           surprisal_context < least(surprisal, surprisal_control) AS likelier
     FROM pairs
 ),
 gains AS (
     SELECT *,
-           CASE WHEN h > 0 THEN (h - behind) / h END AS g,
-           CASE WHEN h > 0 AND entropy_control IS NOT NULL THEN (reference - behind) / h END AS cg
+           CASE WHEN h > 0 THEN (h - h_context) / h END AS g,
+           CASE WHEN h > 0 AND entropy_control IS NOT NULL THEN (reference - h_context) / h END
+               AS cg
     FROM base
 ),
 verdicts AS (
     SELECT *,
            coalesce(g > $epsilon, false) AS plain,
-           coalesce(cg > $epsilon AND (believes OR NOT $require_surprisal_drop), false)
+           coalesce(cg > $epsilon AND (likelier OR NOT $require_surprisal_drop), false)
                AS calibrated
     FROM gains
 ),
 reasons AS (
     SELECT *,
-           CASE WHEN $rule = 'plain' THEN plain ELSE calibrated END AS passes,
+           CASE $rule WHEN 'plain' THEN plain
+                      WHEN 'calibrated' THEN calibrated
+                      ELSE list_contains(accepted_by, $rule) END AS passes,
            CASE WHEN passes THEN 'accepted'
+                WHEN $rule NOT IN ('plain', 'calibrated') THEN verdict
                 WHEN $rule = 'calibrated' AND cg > $epsilon THEN 'surprisal_rose'
                 WHEN $rule = 'calibrated' AND entropy_control IS NULL THEN 'no_control'
                 ELSE 'gain_too_small' END AS reason
     FROM verdicts
 )
-SELECT root_id, anchor, chunk_id, gain, g AS recomputed, calibrated_gain, cg AS recomputed_calibrated,
-       accepted, verdict
+SELECT root_id, anchor, chunk_id, gain, g AS recomputed, calibrated_gain,
+       cg AS recomputed_calibrated, accepted_by, accepted, verdict
 FROM reasons
 WHERE (gain IS NULL) <> (g IS NULL) OR abs(gain - g) > 1e-9
    OR (calibrated_gain IS NULL) <> (cg IS NULL) OR abs(calibrated_gain - cg) > 1e-9
-   OR accepted_plain <> plain OR accepted_calibrated <> calibrated
+   OR list_contains(accepted_by, 'plain')
+      <> (plain AND list_contains($evaluated_rules, 'plain'))
+   OR list_contains(accepted_by, 'calibrated')
+      <> (calibrated AND list_contains($evaluated_rules, 'calibrated'))
+   OR NOT list_has_all($evaluated_rules, accepted_by)
+   OR len(list_distinct(accepted_by)) <> len(accepted_by)
    OR accepted <> passes
+   OR accepted <> (verdict = 'accepted')
+   OR (entropy_context IS NULL AND len(accepted_by) > 0)
    OR CASE WHEN entropy_context IS NULL
            THEN verdict NOT IN ('near_duplicate', 'too_long_for_model', 'not_tried')
            ELSE verdict <> reason END

@@ -1,0 +1,58 @@
+"""What all commands share: the console, the settings option, and errors in one line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from entropylong_assets.project import Project
+    from entropylong_assets.settings.section import Settings
+
+out = Console(highlight=False)
+
+SettingsFile = Annotated[
+    str | None,
+    typer.Option(
+        "--settings", "-s", help="YAML file; else ENTROPYLONG_SETTINGS or ENTROPYLONG_PROFILE."
+    ),
+]
+DatasetName = Annotated[
+    str | None,
+    typer.Option("--dataset", "-d", help="Name of the dataset, if the settings have several."),
+]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End a user's mistake, or a store out of reach, with its one line and exit code 2."""
+    # Dagster's notes to developers on what it may change; our pins decide when that reaches users.
+    warnings.filterwarnings("ignore", message=r".* is currently in (preview|beta), and may have")
+    try:
+        yield
+    except Exception as error:
+        from entropylong_assets.orchestration.errors import is_ours, is_transient, line
+
+        if not (is_ours(error) or isinstance(error, OSError) or is_transient(error)):
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[red]error:[/] {escape(line(error))}"
+        )
+        raise typer.Exit(2) from None
+
+
+def open_project(path: str | None) -> Project:
+    from entropylong_assets.project import load_project
+
+    return load_project(path)
+
+
+def open_dataset(path: str | None, name: str | None) -> Settings:
+    """Settings of one dataset; without a name, of the only one."""
+    return open_project(path).find_dataset(name)

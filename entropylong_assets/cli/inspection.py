@@ -1,0 +1,122 @@
+"""Commands that look at what was made: `show`, `compare`, `report`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from entropylong_assets.cli.common import (
+    DatasetName,
+    SettingsFile,
+    open_dataset,
+    open_project,
+    out,
+    plain_errors,
+)
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command()(show)
+    app.command()(compare)
+    app.command()(report)
+
+
+def show(
+    sample: Annotated[str, typer.Argument(help="Id of a sample, e.g. numpy-docs-00000-00000.")],
+    settings_file: SettingsFile = None,
+    dataset: DatasetName = None,
+    strongest: Annotated[int, typer.Option(help="Dependencies shown in full.")] = 3,
+) -> None:
+    """Show a sample's segments and its strongest dependencies as readable text."""
+    with plain_errors():
+        settings = open_dataset(settings_file, dataset)
+        from entropylong_assets.project import open_store
+        from entropylong_assets.report.show import show_sample
+        from entropylong_assets.stages.entropy.model import load_tokenizer
+
+        tokenizer = load_tokenizer(settings.scoring)
+        shown = show_sample(open_store(settings), tokenizer, sample, strongest)
+    table = Table(
+        title=f"{sample}: segments", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for name in ("role", "start", "end", "tokens", "root", "document", "source"):
+        table.add_column(name, justify="right" if name in ("start", "end", "tokens") else "left")
+    for row in shown.segments.iter_rows(named=True):
+        table.add_row(
+            row["role"],
+            f"{row['start']:,}",
+            f"{row['end']:,}",
+            f"{row['end'] - row['start']:,}",
+            (row["root_id"] or "")[:8],
+            (row["doc_id"] or "")[:8],
+            row["source"] or "",
+        )
+    out.print(table)
+    out.print(f"{shown.n_dependencies} verified dependencies; the strongest:")
+    for d in shown.dependencies:
+        gains = f"ΔI {d.gain:.2f}" + (
+            "" if d.calibrated_gain is None else f", ΔI* {d.calibrated_gain:.2f}"
+        )
+        out.print(
+            Panel(
+                f"[dim]root {d.root_id[:8]}:[/] …{escape(d.before)}[bold reverse]{escape(d.token)}"
+                f"[/]{escape(d.after)}…\n\n"
+                f"[dim]context {d.chunk_id}:[/] {escape(d.context.strip())}",
+                title=f"entropy {d.entropy:.2f} → {d.entropy_context:.2f} nats, {gains}, "
+                f"{d.distance:,} tokens apart",
+                title_align="left",
+            )
+        )
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="Name of a dataset.")],
+    b: Annotated[str, typer.Argument(help="Name of the dataset to compare it with.")],
+    settings_file: SettingsFile = None,
+) -> None:
+    """Put two datasets side by side: settings, anchors, acceptance, overlap of pairs, samples."""
+    with plain_errors():
+        project = open_project(settings_file)
+        from entropylong_assets.project import open_store
+        from entropylong_assets.report.comparison import compare_datasets
+        from entropylong_assets.report.run import open_dataset as open_source
+
+        sources = [
+            open_source(settings, open_store(settings))
+            for settings in (project.find_dataset(a), project.find_dataset(b))
+        ]
+        compared = compare_datasets(*sources)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in (a, b):
+        table.add_column(name, justify="right")
+    for name, value_a, value_b in compared.rows():
+        table.add_row(name, escape(value_a), escape(value_b))
+    out.print(table)
+    for line in compared.overlap_lines():
+        out.print(escape(line))
+
+
+def report(
+    settings_file: SettingsFile = None,
+    dataset: DatasetName = None,
+    against: Annotated[
+        str | None, typer.Option(help="Name of another dataset, to compare with.")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--out", help="File to write; else report.html in the dataset.")
+    ] = None,
+) -> None:
+    """Write the report: one HTML file that needs no network."""
+    with plain_errors():
+        project = open_project(settings_file)
+        from entropylong_assets.report.page import save_report
+
+        other = project.find_dataset(against) if against else None
+        written = save_report(project.find_dataset(dataset), file, other)
+    out.print(f"wrote {escape(written)}", soft_wrap=True)

@@ -1,0 +1,73 @@
+"""Commands that measure what verification is worth: `ablate`, `audit`, `evidence`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from entropylong_assets.cli.common import (
+    DatasetName,
+    SettingsFile,
+    open_dataset,
+    open_project,
+    out,
+    plain_errors,
+)
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command()(ablate)
+    app.command()(audit)
+    app.command()(evidence)
+
+
+def ablate(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
+    """Show what α, ε, K, order and verification change, from stored scores: no forward pass."""
+    with plain_errors():
+        settings = open_dataset(settings_file, dataset)
+        from entropylong_assets.audits.ablation import ablate as ablated
+        from entropylong_assets.audits.ablation import read_scores
+        from entropylong_assets.audits.ablation_output import print_ablation, save
+        from entropylong_assets.project import open_store
+        from entropylong_assets.report.run import open_dataset as open_source
+
+        source = open_source(settings, open_store(settings))
+        # Under the settings that the scores were made with.
+        table = ablated(read_scores(source.store, source.shards), source.settings)
+        print_ablation(out, table)
+        for file in save(source.store, table):
+            out.print(f"wrote {escape(file)}", soft_wrap=True)
+
+
+def audit(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
+    """Audit a sample of every verified shard: false acceptance, a second model, other recipes."""
+    with plain_errors():
+        project = open_project(settings_file)
+        settings = project.find_dataset(dataset)
+        from entropylong_assets.orchestration.local_run import Watcher, open_instance, run_audits
+
+        def on_end(_: object, __: object, shard: str, was_run: bool) -> None:
+            out.print(f"{shard}: {'audited' if was_run else 'up to date'}")
+
+        with open_instance() as instance:
+            runs = run_audits(project, settings, instance, Watcher(on_end=on_end))
+    out.print(f"{runs} runs" if runs else "Nothing had changed: no run was needed.")
+
+
+def evidence(
+    settings_file: SettingsFile = None,
+    dataset: DatasetName = None,
+    file: Annotated[str, typer.Option("--out", help="File to write.")] = "docs/evidence.md",
+) -> None:
+    """Run pipeline, audits and planted facts where they are not up to date; write the evidence."""
+    with plain_errors():
+        project = open_project(settings_file)
+        from entropylong_assets.orchestration.evidence_run import make_evidence
+        from entropylong_assets.orchestration.local_run import open_instance
+
+        settings = project.find_dataset(dataset)
+        with open_instance() as instance:
+            make_evidence(project, settings, instance, file, lambda line: out.print(escape(line)))
+    out.print(f"wrote {escape(file)}", soft_wrap=True)

@@ -1,0 +1,74 @@
+"""Reporting partitions to a Dagster instance that did not make them.
+
+The data carries its manifests and the outcomes of its checks, so that it can be moved, shared and
+exported anywhere; the instance shows it.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from entropylong_assets.orchestration.metadata import table_schema
+from entropylong_assets.orchestration.naming import asset_key
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.stage import Partition, Stage
+from entropylong_assets.stages.versioning import code_version
+from entropylong_assets.storage.tables import WHOLE
+
+
+def adopt(
+    settings: Settings, stage: Stage, partition: Partition, instance: dg.DagsterInstance
+) -> bool:
+    """Report a partition and the outcomes of its checks, unless the instance knows it.
+
+    Returns whether it was reported.
+    """
+    key = asset_key(settings, stage)
+    manifest = partition.store.require(stage.tables, partition.shard)
+    shard = None if partition.shard == WHOLE else partition.shard
+    if _known_version(instance, key, shard) == manifest.data_version:
+        return False
+    instance.report_runless_asset_event(
+        dg.AssetMaterialization(
+            key,
+            description="Made by another Dagster instance and found up to date.",
+            partition=shard,
+            metadata={
+                "dagster/row_count": manifest.tables[stage.tables.main].rows,
+                "dagster/column_schema": table_schema(stage.tables),
+                "bytes": sum(table.bytes for table in manifest.tables.values()),
+            },
+            tags={
+                "dagster/data_version": manifest.data_version,
+                "dagster/code_version": code_version(stage, settings),
+            },
+        )
+    )
+    outcomes = partition.store.check_outcomes(stage.tables, partition.shard)
+    for check in stage.checks:
+        if check.name in outcomes:
+            instance.report_runless_asset_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=key,
+                    check_name=check.name,
+                    passed=outcomes[check.name].passed,
+                    metadata={"faulty rows": outcomes[check.name].faulty_rows},
+                    severity=dg.AssetCheckSeverity.WARN
+                    if check.warns
+                    else dg.AssetCheckSeverity.ERROR,
+                    blocking=check.blocking,
+                    partition=shard,
+                )
+            )
+    return True
+
+
+def _known_version(instance: dg.DagsterInstance, key: dg.AssetKey, shard: str | None) -> str | None:
+    """Data version of the latest materialization that the instance knows."""
+    partitions = None if shard is None else [shard]
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(key, asset_partitions=partitions), limit=1
+    ).records
+    if not records or records[0].asset_materialization is None:
+        return None
+    return (records[0].asset_materialization.tags or {}).get("dagster/data_version")

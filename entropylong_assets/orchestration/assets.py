@@ -1,0 +1,150 @@
+"""Assets and asset checks, made from the declarations of the stages by one factory.
+
+Dagster reads the annotations of the functions here, so they are not postponed.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from entropylong_assets.orchestration.automation import condition_of
+from entropylong_assets.orchestration.cluster import step_tags
+from entropylong_assets.orchestration.errors import RETRIES, plain_errors
+from entropylong_assets.orchestration.metadata import (
+    materialization_metadata,
+    preview,
+    table_schema,
+)
+from entropylong_assets.orchestration.naming import (
+    OWNERS,
+    asset_key,
+    group_of,
+    partitions_of,
+    pool_of,
+    prefixed,
+)
+from entropylong_assets.project import Project, open_store
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.checks import EXAMPLES, CheckResult, run_checks
+from entropylong_assets.stages.execution import materialize
+from entropylong_assets.stages.progress import Observer
+from entropylong_assets.stages.stage import Check, Partition, Stage
+from entropylong_assets.stages.versioning import code_version
+from entropylong_assets.storage.tables import WHOLE
+
+observers: list[Observer] = []
+"""Called with the progress of every step in this process, beside the run's log: how the command
+line draws its bars."""
+
+
+def _notify(unit: str, done: int, total: int | None, rate: float) -> None:
+    for observer in observers:
+        observer(unit, done, total, rate)
+
+
+def _partition(context: Any, settings: Settings, stage: Stage) -> Partition:
+    """The partition of this run, under the settings of the launchpad."""
+    chosen: Settings = getattr(context.resources, settings.name)
+    shard = context.partition_key if stage.partitioned else WHOLE
+    return Partition(chosen, open_store(chosen), shard)
+
+
+def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.AssetsDefinition:
+    """The asset of one stage of a corpus or dataset."""
+
+    @dg.asset(
+        key=asset_key(settings, stage),
+        deps=[asset_key(settings, source) for source in stage.inputs],
+        partitions_def=partitions_of(settings, stage),
+        description=stage.description,
+        group_name=group_of(settings, stage),
+        owners=OWNERS,
+        kinds=set(stage.kinds),
+        metadata={
+            "dagster/column_schema": table_schema(stage.tables),
+            "dagster/uri": f"{settings.data_uri}/{settings.name}/{stage.name}",
+        },
+        code_version=code_version(stage, settings),
+        automation_condition=condition_of(settings, stage),
+        retry_policy=RETRIES,
+        pool=pool_of(settings, stage),
+        op_tags=step_tags(project.cluster, project.resources(stage)),
+        required_resource_keys={settings.name},
+    )
+    def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        with plain_errors():
+            made = materialize(
+                stage,
+                _partition(context, settings, stage),
+                log=context.log.info,
+                warn=context.log.warning,
+                observer=_notify,
+            )
+        return dg.MaterializeResult(
+            metadata=materialization_metadata(stage.tables, made),
+            data_version=dg.DataVersion(made.manifest.data_version),
+        )
+
+    return asset
+
+
+def build_checks(
+    project: Project, settings: Settings, stage: Stage
+) -> dg.AssetChecksDefinition | None:
+    """All checks of one stage, as one step that can run any of them alone; None without checks."""
+    if not stage.checks:
+        return None
+    key = asset_key(settings, stage)
+
+    @dg.multi_asset_check(
+        name=f"{prefixed(settings, stage.name)}_checks",
+        specs=[
+            dg.AssetCheckSpec(
+                check.name,
+                asset=key,
+                description=check.description,
+                blocking=check.blocking,
+                partitions_def=partitions_of(settings, stage),
+            )
+            for check in stage.checks
+        ],
+        can_subset=True,
+        compute_kind="duckdb",
+        # Without a policy, a cluster node that dies during a check fails the run.
+        retry_policy=RETRIES,
+        op_tags=step_tags(project.cluster, project.cluster.resources.checks),  # type: ignore[attr-defined]
+        required_resource_keys={settings.name},
+    )
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        partition = _partition(context, settings, stage)
+        selected = {key.name for key in context.selected_asset_check_keys}
+        results = run_checks(stage, partition, selected)
+        while True:
+            with plain_errors():
+                result = next(results, None)
+            if result is None:
+                return
+            yield dg.AssetCheckResult(
+                asset_key=key,
+                check_name=result.check.name,
+                passed=result.passed,
+                severity=severity_of(result.check),
+                description=None
+                if result.passed
+                else f"{result.faulty_rows:,} faulty rows. The rule: {result.check.description}",
+                metadata=_check_metadata(result),
+            )
+
+    return checks
+
+
+def severity_of(check: Check) -> dg.AssetCheckSeverity:
+    return dg.AssetCheckSeverity.WARN if check.warns else dg.AssetCheckSeverity.ERROR
+
+
+def _check_metadata(result: CheckResult) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"faulty rows": result.faulty_rows}
+    if not result.passed:
+        metadata["examples"] = preview(result.examples, EXAMPLES)
+    return metadata

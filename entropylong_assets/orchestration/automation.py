@@ -1,0 +1,192 @@
+"""Declarative automation: how a new shard flows to samples by itself.
+
+Each stage declares what starts it (`Stage.automation`); the conditions are evaluated by one sensor
+per corpus and per dataset. A shard's asset is requested if it is missing, or if one of its inputs
+was made again with other content. A changed setting, or a new version of an input over all shards,
+recomputes no old shard.
+
+Our own conditions look into our tables and the instance, so the sensors are evaluated by the code
+server (`use_user_code_server`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import dagster as dg
+
+from entropylong_assets.orchestration.naming import asset_key
+from entropylong_assets.orchestration.readiness import is_outdated, shards_contained
+from entropylong_assets.project import open_store
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.stage import Partition, Stage
+
+_C = dg.AutomationCondition
+Condition = dg.AutomationCondition[dg.AssetKey]
+Context = dg.AutomationContext[dg.AssetKey]
+AssetResult = dg.AutomationResult[dg.AssetKey]
+
+
+class ContainedInInputs(dg.AutomationCondition[dg.AssetKey]):
+    """True for shards that the inputs over all shards contain as they are now.
+
+    An index leaves out shards that failed their checks, and takes in new ones once per batch: a
+    shard whose candidates were searched before would never find its own source's documents.
+    """
+
+    def __init__(self, settings: Settings, stage: Stage) -> None:
+        self._settings, self._stage = settings, stage
+
+    @property
+    def name(self) -> str:
+        return "shard_is_contained_in_inputs"
+
+    def evaluate(self, context: Context) -> AssetResult:
+        asked = context.candidate_subset
+        keys: Set[str] = frozenset()
+        if not asked.is_empty:
+            keys = asked.expensively_compute_partition_keys()
+        partition = Partition(self._settings, open_store(self._settings))
+        contained = shards_contained(self._stage, partition, keys)
+        assert context.partitions_def is not None
+        return dg.AutomationResult(
+            context,
+            context.asset_graph_view.get_subset_from_partition_keys(
+                context.key, context.partitions_def, contained
+            ),
+        )
+
+
+class StillMissing(dg.AutomationCondition[dg.AssetKey]):
+    """False for shards that were missing when the tick began and have been made since.
+
+    Dagster reads what was made before it reads what is being made: a shard whose run ends between
+    the two is neither made nor in progress, and would be requested again.
+    """
+
+    @property
+    def name(self) -> str:
+        return "still_missing"
+
+    async def evaluate(  # type: ignore[override]
+        self, context: Context
+    ) -> AssetResult:
+        asked, view = context.candidate_subset, context.asset_graph_view
+        missing = await view.compute_missing_subset(key=context.key, from_subset=asked)
+        if missing.is_empty:
+            return dg.AutomationResult(context, asked)
+        materialized = view.instance.get_materialized_partitions(context.key)
+        made_since = missing.expensively_compute_partition_keys() & materialized
+        assert context.partitions_def is not None
+        return dg.AutomationResult(
+            context,
+            asked.compute_difference(
+                view.get_subset_from_partition_keys(context.key, context.partitions_def, made_since)
+            ),
+        )
+
+
+class Outdated(dg.AutomationCondition[dg.AssetKey]):
+    """True if a stage over all shards, made now, would contain other shards or other content.
+
+    Told from the tables and the outcomes of checks, not from the events since the last tick: an
+    update that ends while the stage is being made would otherwise be missed.
+    """
+
+    def __init__(self, settings: Settings, stage: Stage) -> None:
+        self._settings, self._stage = settings, stage
+        self._known: tuple[object, bool] = (None, False)
+
+    @property
+    def name(self) -> str:
+        return "eligible_shards_differ_from_content"
+
+    def evaluate(self, context: Context) -> AssetResult:
+        view = context.asset_graph_view
+        # The manifests are read again only if something was made or a check has run since.
+        basis = self._latest_events(view.instance)
+        if self._known[0] != basis:
+            partition = Partition(self._settings, open_store(self._settings))
+            self._known = basis, is_outdated(self._stage, partition)
+        return dg.AutomationResult(
+            context,
+            context.candidate_subset if self._known[1] else view.get_empty_subset(key=context.key),
+        )
+
+    def _latest_events(self, instance: dg.DagsterInstance) -> object:
+        stages = [self._stage, *self._stage.upstream()]
+        keys = [asset_key(self._settings, stage) for stage in stages]
+        records = instance.get_asset_records(keys)
+        made = tuple(sorted(r.asset_entry.last_materialization_storage_id or 0 for r in records))
+        checks = instance.get_event_records(
+            dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION), limit=1
+        )
+        return made, checks[0].storage_id if checks else 0
+
+
+def condition_of(settings: Settings, stage: Stage) -> Condition | None:
+    """The condition under which a stage's asset is requested; None if nothing starts it.
+
+    Stages started by a scan have none: the scan of the sources asks for their runs.
+    """
+    if stage.automation == "per_shard":
+        condition = _per_shard(settings, stage)
+        if any(not source.partitioned for source in stage.inputs):
+            condition = condition & ContainedInInputs(settings, stage)
+        return condition.with_label("shard_follows")
+    if stage.automation == "per_batch":
+        return _per_batch(Outdated(settings, stage)).with_label("once_per_batch")
+    return None
+
+
+def _inputs_changed(settings: Settings, stage: Stage) -> Condition:
+    """An input of the shard was made again with other content, by a run without the stage."""
+    changed = _C.data_version_changed() & ~_C.executed_with_root_target()
+    whole = [asset_key(settings, source) for source in stage.inputs if not source.partitioned]
+    matches = _C.any_deps_match(changed.with_label("content_changed"))
+    return matches.ignore(dg.AssetSelection.assets(*whole)) if whole else matches
+
+
+def _ready() -> Condition:
+    """All inputs exist, have passed their blocking checks, and are not being made.
+
+    Inputs that this tick requests come into the same run, where their checks hold back the rest.
+    """
+    passed = _C.all_checks_match(_C.check_passed(), blocking_only=True)
+    return (
+        ~_C.any_deps_missing()
+        & ~_C.any_deps_in_progress()
+        & _C.all_deps_match(passed | _C.will_be_requested()).with_label("inputs_passed_checks")
+        & ~_C.in_progress()
+    )
+
+
+def _not_tried() -> Condition:
+    """Missing, and the last attempt did not fail: a failed shard waits for a user or new input."""
+    return (_C.missing() & ~_C.execution_failed()).with_label("missing_and_not_failed")
+
+
+def _per_shard(settings: Settings, stage: Stage) -> Condition:
+    changed = _inputs_changed(settings, stage).since_last_handled()
+    return (_not_tried() | changed) & _ready() & StillMissing()
+
+
+def _per_batch(
+    outdated: Condition,
+) -> Condition:
+    """For a stage over all shards: it is outdated, and the shards before it have settled.
+
+    Which of them are complete and healthy the stage looks up itself; a failed shard does not hold
+    it back.
+    """
+    next_shard = _not_tried() & _ready()
+    settled = (
+        ~_C.any_deps_match(_C.in_progress()).with_label("an_input_is_being_made")
+        & ~_C.any_deps_match(_C.any_checks_match(_C.in_progress())).with_label("checks_running")
+        & ~_C.any_deps_match(_C.any_deps_match(_C.in_progress())).with_label("a_shard_is_coming")
+        & ~_C.any_deps_match(next_shard).with_label("a_shard_is_next")
+    )
+    exists = _C.any_deps_match(~_C.missing()).with_label("an_input_exists")
+    updated = _C.any_deps_match(_C.newly_updated()).since_last_handled()
+    # A failed attempt waits for a user or for new input.
+    return exists & settled & ~_C.in_progress() & (~_C.execution_failed() | updated) & outdated

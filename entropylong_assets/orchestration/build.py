@@ -1,0 +1,35 @@
+"""All Dagster definitions of a project."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from entropylong_assets.orchestration.assets import build_asset, build_checks
+from entropylong_assets.orchestration.cluster import executor
+from entropylong_assets.orchestration.jobs import build_jobs
+from entropylong_assets.orchestration.resources import settings_resource
+from entropylong_assets.orchestration.sensors import build_schedules, build_sensors
+from entropylong_assets.project import Project, open_store
+from entropylong_assets.stages.records import refuse_contradiction
+
+
+def build_definitions(project: Project, *, with_executor: bool = True) -> dg.Definitions:
+    """Assets, checks, jobs, sensors, schedules and resources of all corpora and datasets.
+
+    with_executor: False for a component in another project, whose executor stays its own. Raises
+    SettingsError if a name is in use for something else under the same data_uri.
+    """
+    owners = [*project.corpora.values(), *project.datasets.values()]
+    for settings in owners:
+        refuse_contradiction(settings, project.stages_of(settings), open_store(settings))
+    pairs = [(settings, stage) for settings in owners for stage in project.stages_of(settings)]
+    checks = [build_checks(project, settings, stage) for settings, stage in pairs]
+    return dg.Definitions(
+        assets=[build_asset(project, settings, stage) for settings, stage in pairs],
+        asset_checks=[check for check in checks if check is not None],
+        jobs=[job for settings in owners for job in build_jobs(project, settings)],
+        sensors=[sensor for settings in owners for sensor in build_sensors(project, settings)],
+        schedules=[s for settings in owners for s in build_schedules(project, settings)],
+        resources={settings.name: settings_resource(settings) for settings in owners},
+        executor=executor(project) if with_executor else None,
+    )

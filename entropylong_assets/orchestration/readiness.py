@@ -1,0 +1,128 @@
+"""What could be made now: stages over all shards that are outdated, and gaps in single shards.
+
+Answered from the tables and their check outcomes, for automation conditions, schedules and the
+command line alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from entropylong_assets.settings.section import fingerprint
+from entropylong_assets.stages.stage import Partition, Stage
+from entropylong_assets.stages.versioning import (
+    THREADS,
+    eligible_shards,
+    failed_check,
+    shard_versions,
+)
+from entropylong_assets.storage.tables import WHOLE
+
+
+def outdated_shards(stage: Stage, partition: Partition) -> list[str]:
+    """Shards that a stage over all shards would take in, renew or leave out if it were made now.
+
+    Shards that are only stale under the present settings don't count: a changed setting alone
+    starts nothing.
+    """
+    whole = replace(partition, shard=WHOLE)
+    manifest = partition.store.manifest(stage.tables, WHOLE)
+    recorded = manifest.determinants.get("inputs", {}) if manifest else {}
+    eligible = eligible_shards(stage, whole).shards
+    outdated: set[str] = set()
+    for source in stage.inputs:
+        if not source.partitioned:
+            continue
+        wanted = shard_versions(source, whole, eligible)
+        contained = recorded.get(source.name, {})
+        outdated |= {s for s in wanted if contained.get(s) != wanted[s]}
+        if not stage.requires_up_to_date_inputs:
+            outdated |= contained.keys() - wanted.keys()
+    return sorted(outdated)
+
+
+def is_outdated(stage: Stage, partition: Partition) -> bool:
+    """Whether a stage over all shards would have other content if it were made now."""
+    if outdated_shards(stage, partition):
+        return True
+    whole = [source for source in stage.inputs if not source.partitioned]
+    manifest = partition.store.manifest(stage.tables, WHOLE)
+    recorded = manifest.determinants.get("inputs", {}) if manifest else {}
+    current = [(s.name, partition.store.manifest(s.tables, WHOLE)) for s in whole]
+    return any(m is not None and recorded.get(name) != m.data_version for name, m in current)
+
+
+def shards_contained(stage: Stage, partition: Partition, shards: Iterable[str]) -> set[str]:
+    """Those of the shards whose present data all inputs over all shards contain."""
+    found = set(shards)
+    for source in stage.inputs:
+        if source.partitioned or not found:
+            continue
+        manifest = partition.store.manifest(source.tables, WHOLE)
+        recorded = manifest.determinants.get("inputs", {}) if manifest else {}
+        for contained in source.inputs:
+            if contained.partitioned:
+                versions = recorded.get(contained.name, {})
+                found = {
+                    s
+                    for s in found & versions.keys()
+                    if _version(contained, partition, s) == versions[s]
+                }
+    return found
+
+
+def _version(stage: Stage, partition: Partition, shard: str) -> str | None:
+    manifest = partition.store.manifest(stage.tables, shard)
+    return manifest.data_version if manifest else None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The first stage of a shard that is missing or older than its inputs."""
+
+    shard: str
+    stage: Stage
+    basis: str
+    """Fingerprint of the inputs that it would read now: each gap is requested once."""
+
+
+def find_gaps(
+    stages: Sequence[Stage],
+    partition: Partition,
+    shards: Collection[str],
+    is_known: Container[tuple[str, str]],
+) -> list[Gap]:
+    """The first gap of each of these shards, if its inputs have passed their blocking checks.
+
+    stages: of one corpus or dataset. is_known: (stage name, shard) pairs whose materialization
+    the Dagster instance knows. Reads a few small manifests per shard.
+    """
+    follows = [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
+
+    def gap(shard: str) -> Gap | None:
+        here = replace(partition, shard=shard)
+        for stage in follows:
+            sources = [source for source in stage.inputs if source.partitioned]
+            versions = {source.name: _version(source, here, shard) for source in sources}
+            if None in versions.values() or any(failed_check(source, here) for source in sources):
+                continue
+            manifest = here.store.manifest(stage.tables, shard)
+            try:
+                files = stage.identify(here) if stage.automation == "by_scan" else {}
+            except ValueError:  # a source file is missing: the scan reports it, the data stays
+                continue
+            if manifest is not None and (stage.name, shard) in is_known:
+                made = manifest.determinants
+                inputs = made.get("inputs", {})
+                if all(inputs.get(n) == v for n, v in versions.items()) and all(
+                    made.get(name) == value for name, value in files.items()
+                ):
+                    continue
+            if shards_contained(stage, here, [shard]):
+                return Gap(shard, stage, fingerprint(versions, files))
+        return None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [found for found in pool.map(gap, sorted(shards)) if found]

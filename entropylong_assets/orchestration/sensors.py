@@ -1,0 +1,179 @@
+"""Sensors and schedules of each corpus and dataset. All are off until a user switches them on."""
+
+import os
+from typing import Any
+
+import dagster as dg
+
+from entropylong_assets.orchestration.naming import asset_key, partition_set, prefixed
+from entropylong_assets.orchestration.readiness import find_gaps, outdated_shards
+from entropylong_assets.orchestration.scanning import busy_shards, register, scan
+from entropylong_assets.project import Project, open_store
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.stage import Partition, Stage, is_corpus
+
+FILES_PER_TICK = 5
+"""New files that the sensor looks into per tick; the others follow with its next ticks. The daemon
+creates the runs of a tick one after another, and no other sensor ticks until it has finished."""
+
+FILES_PER_DAY = 2_000
+"""The same for the daily schedule."""
+
+SECONDS_BETWEEN_TICKS = int(os.environ.get("ENTROPYLONG_TICK_SECONDS", "30"))
+"""Of all sensors."""
+
+
+def build_sensors(project: Project, settings: Settings) -> list[dg.SensorDefinition]:
+    stages = project.stages_of(settings)
+    keys = [asset_key(settings, stage) for stage in stages]
+    sensors: list[dg.SensorDefinition] = [_carrier(settings, keys)]
+    if is_corpus(settings):
+        sensors.append(_new_files(settings, stages))
+    return sensors
+
+
+def build_schedules(project: Project, settings: Settings) -> list[dg.ScheduleDefinition]:
+    stages = project.stages_of(settings)
+    schedules = [_fill_gaps(settings, stages)]
+    if is_corpus(settings):
+        schedules.append(_daily_scan(settings, stages))
+        schedules += [_refresh(settings, s) for s in stages if s.automation == "per_batch"]
+    return schedules
+
+
+def _scan_job(settings: Settings, stages: list[Stage]) -> str:
+    """The job that a scan starts for new and changed shards."""
+    return prefixed(settings, next(s.job.name for s in stages if s.automation == "by_scan"))
+
+
+def _carrier(settings: Settings, keys: list[dg.AssetKey]) -> dg.SensorDefinition:
+    name = prefixed(settings, "carry_new_shards")
+    return dg.AutomationConditionSensorDefinition(
+        name,
+        target=dg.AssetSelection.assets(*keys),
+        # The conditions look into our own tables, which the daemon alone can't.
+        use_user_code_server=True,
+        # A run for each shard, so that one that fails is retried alone.
+        emit_backfills=False,
+        minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
+        description=(
+            f"Carries the shards of `{settings.name}` on: starts each stage for a shard once its "
+            "inputs exist and have passed their blocking checks, and stages over all shards once "
+            "per batch of shards. Starts nothing for shards that have all stages, unless an input "
+            "was made again, and nothing because a setting has changed."
+        ),
+        run_tags={"entropylong/started_by": name},
+    )
+
+
+def _new_files(settings: Settings, stages: list[Stage]) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=prefixed(settings, "new_files"),
+        job_name=_scan_job(settings, stages),
+        minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
+        required_resource_keys={settings.name},
+        description=(
+            f"Scans the sources of `{settings.name}` every {SECONDS_BETWEEN_TICKS} seconds "
+            "(ENTROPYLONG_TICK_SECONDS). Registers a partition for each new shard and starts "
+            "`ingest` for it; starts `ingest` again for shards whose files have changed. Reports "
+            "files that have changed or are missing. Starts nothing for unchanged shards."
+        ),
+    )
+    def new_files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        found = scan(getattr(context.resources, settings.name), context.instance, FILES_PER_TICK)
+        context.log.info(found.message)
+        if not found.requests:
+            return dg.SensorResult(skip_reason=found.message)
+        partitions = dg.DynamicPartitionsDefinition(name=partition_set(settings))
+        return dg.SensorResult(
+            run_requests=found.requests,
+            dynamic_partitions_requests=[partitions.build_add_request(list(found.unregistered))],
+        )
+
+    return new_files
+
+
+def _daily_scan(settings: Settings, stages: list[Stage]) -> Any:
+    @dg.schedule(
+        name=prefixed(settings, "daily_scan"),
+        job_name=_scan_job(settings, stages),
+        cron_schedule="0 3 * * *",
+        required_resource_keys={settings.name},
+        description=(
+            "The same scan of the sources as the sensor `new_files`, once a day at 3:00 UTC, for "
+            "sources that are slow or costly to list. Starts `ingest` for new and changed shards."
+        ),
+    )
+    def daily_scan(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        found = scan(getattr(context.resources, settings.name), context.instance, FILES_PER_DAY)
+        context.log.info(found.message)
+        register(settings, found, context.instance)
+        return found.requests or dg.SkipReason(found.message)
+
+    return daily_scan
+
+
+def _refresh(settings: Settings, stage: Stage) -> Any:
+    """A schedule for a stage over all shards of a corpus."""
+
+    @dg.schedule(
+        name=prefixed(settings, f"refresh_{stage.job.name}"),
+        job_name=prefixed(settings, stage.job.name),
+        cron_schedule="15 * * * *",
+        required_resource_keys={settings.name},
+        description=(
+            f"Every hour: starts `{stage.job.name}` if eligible shards are not yet contained in "
+            f"{stage.name}, or others are no longer eligible. Also takes in new shards while more "
+            "keep coming, for which `carry_new_shards` would wait."
+        ),
+    )
+    def refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        chosen: Settings = getattr(context.resources, settings.name)
+        outdated = outdated_shards(stage, Partition(chosen, open_store(chosen)))
+        if not outdated:
+            return dg.SkipReason(f"{stage.name} contains all eligible shards")
+        context.log.info(f"not contained as they are now: {', '.join(outdated[:20])}")
+        return dg.RunRequest()
+
+    return refresh
+
+
+def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
+    follows = [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
+
+    @dg.schedule(
+        name=prefixed(settings, "fill_gaps"),
+        target=dg.AssetSelection.assets(*(asset_key(settings, stage) for stage in follows)),
+        cron_schedule="45 * * * *",
+        required_resource_keys={settings.name},
+        description=(
+            "Every hour: for each registered shard without an active run, starts the first stage "
+            "that is missing or older than its inputs, if the inputs have passed their checks. "
+            "Requests each gap once: what failed waits for a retry by a user or for new input."
+        ),
+    )
+    def fill_gaps(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        chosen: Settings = getattr(context.resources, settings.name)
+        instance = context.instance
+        shards = set(instance.get_dynamic_partitions(partition_set(settings)))
+        known = {
+            (stage.name, shard)
+            for stage in follows
+            for shard in instance.get_materialized_partitions(asset_key(settings, stage))
+        }
+        gaps = find_gaps(
+            stages,
+            Partition(chosen, open_store(chosen)),
+            shards - busy_shards(settings, instance),
+            known,
+        )
+        return [
+            dg.RunRequest(
+                run_key=f"{settings.name}:{gap.shard}:{gap.stage.name}@{gap.basis}",
+                partition_key=gap.shard,
+                asset_selection=[asset_key(settings, gap.stage)],
+            )
+            for gap in gaps
+        ] or dg.SkipReason("no shard has a gap that can be filled now")
+
+    return fill_gaps

@@ -1,0 +1,222 @@
+"""The stages `chunk_embeddings` and `embedding_index`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from entropylong_assets.settings.cluster import GPU_STEP
+from entropylong_assets.settings.section import fingerprint
+from entropylong_assets.stages.corpus.shards import load_plan
+from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE, INGEST
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
+from entropylong_assets.stages.embeddings.tables import (
+    CHUNK_EMBEDDINGS,
+    EMBEDDING_INDEX,
+    ChunkEmbeddingsSummary,
+)
+from entropylong_assets.stages.stage import Check, Job, Partition, Result, Stage, Step
+from entropylong_assets.storage import duck
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.tables import WHOLE
+
+if TYPE_CHECKING:
+    from entropylong_assets.stages.embeddings.table import ChunkTable
+
+INDEX = Job("index", "Tag and index all chunks embedded so far, and measure the recall.", hours=12)
+
+_CHECKS = Path(__file__).parent / "checks"
+_WRITERS = "lancedb_writer_{corpus}"
+_DOCUMENTS_PER_BATCH = 64
+
+
+def _embedder(partition: Partition) -> Mapping[str, str]:
+    from entropylong_assets.stages.embeddings.embedder import embedder_identity
+
+    return {"embedder": embedder_identity(partition.settings.embedding)}
+
+
+def _open_table(partition: Partition, tag: str | None = None) -> ChunkTable:
+    from entropylong_assets.stages.embeddings.table import open_table
+
+    return open_table(partition.store, tag)
+
+
+def _embed(step: Step) -> Result:
+    from entropylong_assets.stages.embeddings.chunks import ShardEmbedding
+    from entropylong_assets.stages.embeddings.embedder import load_embedder
+    from entropylong_assets.stages.embeddings.table import ChunkTable
+
+    settings = step.settings.embedding
+    embedder = load_embedder(settings)
+    table = ChunkTable(step.store.corpus_uri, embedder.dimension, embedder.identity)
+    columns = ["doc_id", "source", "text"]
+    documents = step.store.batches(
+        CORPUS_DOCUMENTS, step.shard, "documents", columns, _DOCUMENTS_PER_BATCH
+    )
+    embedding = ShardEmbedding(step.shard, embedder, settings.min_chunk_chars)
+    table.replace_shard(step.shard, embedding.rows(documents, step.writer, step.progress))
+    return Result(
+        ChunkEmbeddingsSummary(
+            documents=embedding.documents,
+            chunks=embedding.chunks,
+            embedder_tokens=embedding.tokens,
+            dimension=embedder.dimension,
+            window_tokens=embedder.window_tokens,
+            embedder=embedder.identity,
+        ),
+        {"preview": step.writer.preview("chunks")},
+    )
+
+
+def _chunk_views(partition: Partition) -> Mapping[str, duck.View]:
+    store, shard = partition.store, partition.shard
+
+    def duplicates() -> pl.DataFrame:
+        """Documents of this shard that the present index removed from the table."""
+        if store.manifest(EMBEDDING_INDEX) is None:
+            return pl.DataFrame(schema={"doc_id": pl.String})
+        rows = store.read(EMBEDDING_INDEX, WHOLE, "duplicates", ["doc_id", "shard"])
+        return rows.filter(pl.col("shard") == shard).select("doc_id")
+
+    return {
+        "documents": (CORPUS_DOCUMENTS, [shard], "documents"),
+        "chunks": (CHUNK_EMBEDDINGS, [shard], "chunks"),
+        "duplicates": duplicates,
+        "vectors": lambda: _open_table(partition).reader(["chunk_id", "doc_id", "vector"], shard),
+        "summary": lambda: duck.summary(store, CHUNK_EMBEDDINGS, shard, ["window_tokens"]),
+    }
+
+
+CHUNK_EMBEDDINGS_STAGE = Stage(
+    tables=CHUNK_EMBEDDINGS,
+    description="""Chunks of one shard's documents with unit vectors, for retrieval.
+
+Chunks are cut at line and sentence borders and fit the embedder's window. Text and vectors go to
+the corpus' LanceDB table in one commit, which replaces the rows of this shard and no others.""",
+    compute=_embed,
+    inputs=(CORPUS_DOCUMENTS_STAGE,),
+    sections={"embedding": EmbeddingSettings},
+    determined_by=lambda _: (
+        "embedding.model",
+        "embedding.chunk_tokens",
+        "embedding.min_chunk_chars",
+    ),
+    identify=_embedder,
+    permanent=("embedding.model",),
+    code_version=4,
+    check_folder=_CHECKS,
+    checks=(
+        Check("one_vector_per_chunk", "The LanceDB table holds one vector per chunk."),
+        Check("vectors_unit_length", "Vectors are finite and of length 1."),
+        Check(
+            "chunks_within_documents",
+            "Every document has chunks; they are in order, inside its text and the window.",
+        ),
+    ),
+    views=_chunk_views,
+    job=INGEST,
+    automation="per_shard",
+    resources=GPU_STEP,
+    pool=_WRITERS,
+    unit="chunks",
+    kinds=frozenset({"lancedb", "huggingface"}),
+)
+
+
+def _planned(partition: Partition) -> dict[str, int]:
+    """Place in the plan of each shard."""
+    return {shard.key: shard.position for shard in load_plan(partition.store).shards}
+
+
+def _identify_index(partition: Partition) -> Mapping[str, object]:
+    return {**_embedder(partition), "plan": _planned(partition)}
+
+
+def _index(step: Step) -> Result:
+    from entropylong_assets.stages.embeddings.embedder import load_embedder
+    from entropylong_assets.stages.embeddings.index import index_shards
+    from entropylong_assets.stages.embeddings.table import ChunkTable
+
+    positions: Mapping[str, int] = step.determinants["plan"]
+    eligible: Mapping[str, str] = step.determinants["inputs"][CHUNK_EMBEDDINGS.name]
+    versions = {s: eligible[s] for s in step.input_shards(CHUNK_EMBEDDINGS) if s in positions}
+    left_out = dict(step.left_out)
+    for shard in sorted(eligible.keys() - versions.keys()):
+        left_out[shard] = "it is no longer in the plan of shards"
+        step.warn(f"shard {shard} is left out: {left_out[shard]}")
+    if left_out and not versions:
+        first, reason = next(iter(left_out.items()))
+        raise TableError(
+            f"{step.stage.name}: none of {len(left_out)} embedded shards can be used. The first, "
+            f"{first}: {reason}. Correct that, then materialize {step.stage.name} again"
+        )
+    embedder = load_embedder(step.settings.embedding)
+    table = ChunkTable(step.store.corpus_uri, embedder.dimension, embedder.identity)
+    tag = f"index-{fingerprint(step.determinants)}"
+    summary = index_shards(step.store, step.settings, table, positions, versions, tag, step.writer)
+    step.progress(summary.n_shards)
+    step.log(f"indexed {summary.n_shards} shards as {tag}")
+    return Result(summary, {"shards left out": len(left_out), "left out": left_out})
+
+
+def _index_views(partition: Partition) -> Mapping[str, duck.View]:
+    store = partition.store
+    tag = store.summary(EMBEDDING_INDEX).tag
+    return {
+        "shards": (EMBEDDING_INDEX, [WHOLE], "shards"),
+        "indexed": lambda: _open_table(partition, tag).reader(["chunk_id", "doc_id", "shard"]),
+        "summary": lambda: duck.summary(
+            store, EMBEDDING_INDEX, WHOLE, ["recall", "recall_queries"]
+        ),
+    }
+
+
+EMBEDDING_INDEX_STAGE = Stage(
+    tables=EMBEDDING_INDEX,
+    description="""One tagged version of the LanceDB table, over all usable shards embedded so far.
+
+A shard that has not passed a blocking check of its documents or chunks is left out and listed in
+the metadata with the reason. A document that occurs in several shards is indexed once, in the
+shard that was registered first. Small tables are searched exactly. Larger ones get an index, whose
+probes and refine factor are raised until the measured recall@K reaches its target.""",
+    compute=_index,
+    inputs=(CHUNK_EMBEDDINGS_STAGE,),
+    partitioned=False,
+    determined_by=lambda _: (
+        "embedding.model",
+        "embedding.search",
+        "embedding.index",
+        "embedding.ann_min_rows",
+        "embedding.target_recall",
+        "embedding.recall_queries",
+        "embedding.recall_k",
+        "seed",  # of the rows used as queries
+    ),
+    identify=_identify_index,
+    code_version=4,
+    check_folder=_CHECKS,
+    checks=(
+        Check("no_document_indexed_twice", "Every document is indexed in one shard."),
+        Check("index_rows_reconcile", "The index holds every chunk of its shards."),
+        Check(
+            "recall_reached",
+            "recall@K against exact search reaches its target.",
+            blocking=False,
+            warns=True,
+        ),
+    ),
+    views=_index_views,
+    check_parameters=lambda partition: {
+        "target_recall": partition.settings.embedding.target_recall
+    },
+    job=INDEX,
+    automation="per_batch",
+    pool=_WRITERS,
+    unit="shards",
+    kinds=frozenset({"lancedb"}),
+)

@@ -1,0 +1,120 @@
+"""What the stages ask of a table of vectors, and how it is searched.
+
+`table.ChunkTable`, over LanceDB, is the one implementation.
+
+Legend: Q queries, E dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from entropylong_assets.stages.embeddings.exact import Block
+
+FOUND = pl.Schema(
+    {
+        "query": pl.Int64,
+        "chunk_id": pl.String,
+        "doc_id": pl.String,
+        "shard": pl.String,
+        "similarity": pl.Float32,
+    }
+)
+"""Columns of the result of a search."""
+
+
+class Search(NamedTuple):
+    """How a table is searched: by its index, or exactly."""
+
+    search: str
+    """`exact`, or the type of the index."""
+    nprobes: int | None = None
+    """Partitions of the index searched per query."""
+    refine_factor: int | None = None
+    """The index nominates this many rows per row wanted; the whole vectors decide."""
+
+
+EXACT = Search("exact")
+
+
+class Searched(Protocol):
+    """A summary that records how its table was searched."""
+
+    @property
+    def search(self) -> str: ...
+    @property
+    def nprobes(self) -> int | None: ...
+    @property
+    def refine_factor(self) -> int | None: ...
+
+
+def search_of(summary: Searched) -> Search:
+    """The search that a summary of `embedding_index` or of the candidates records."""
+    return Search(summary.search, summary.nprobes, summary.refine_factor)
+
+
+class VectorTable(Protocol):
+    """A table of chunks with vectors, read at one version. One row per chunk and shard.
+
+    Columns: chunk_id, doc_id, shard, source, start, end, text, vector (unit length, float32).
+    """
+
+    @property
+    def version(self) -> int:
+        """Number of the version that is read."""
+
+    def checkout(self, tag: str) -> None:
+        """Read from the tagged version from now on. Raises TableError if it does not exist."""
+
+    def indexed_rows(self) -> dict[str, int]:
+        """Rows per indexed shard, and perhaps of others."""
+
+    def scan(self, columns: list[str], shard: str | None = None) -> Iterator[pl.DataFrame]:
+        """Yield the rows of one shard, or of all, in batches."""
+
+    def vectors(self, excluded_shards: Sequence[str] = ()) -> Iterator[Block]:
+        """Yield row numbers and vectors of all shards but these, in blocks."""
+
+    def fetch(self, chunk_ids: Sequence[str], columns: list[str]) -> pl.DataFrame:
+        """Return the rows of these chunks, with the column shard."""
+
+    def search(
+        self,
+        vectors_QE: NDArray[np.float32],
+        limit: int,
+        excluded_shards: Sequence[str] = (),
+        how: Search = EXACT,
+        device: str = "auto",
+    ) -> pl.DataFrame:
+        """Return the `limit` nearest chunks per query by cosine; columns as `FOUND`."""
+
+
+class WritableVectorTable(VectorTable, Protocol):
+    """What the stages that fill and index the table ask of it besides."""
+
+    def replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
+        """Replace all rows of a shard in one commit."""
+
+    def delete_documents(self, shard: str, doc_ids: Sequence[str]) -> None:
+        """Delete documents of one shard."""
+
+    def rows_by_shard(self) -> dict[str, int]:
+        """Count the rows per shard."""
+
+    def optimize(self) -> None:
+        """Compact the table and add new rows to its indexes."""
+
+    def index_for_lookup(self) -> None:
+        """Index what `fetch` looks rows up by."""
+
+    def build_index(self, kind: str) -> None:
+        """Index the vectors of all rows. Raises TableError if some are left out."""
+
+    def tag(self, name: str) -> int:
+        """Give the present version a name under which it is kept; return its number."""

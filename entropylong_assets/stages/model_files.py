@@ -1,0 +1,132 @@
+"""Files of a model: a hub id, folder, GGUF file or installed package, resolved to one folder.
+
+This module does not import torch: identities are needed where no model is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.gguf", "*.jinja")
+"""Files fetched from a hub: weights as safetensors or GGUF, never pickles."""
+
+_HASHED_WHOLE = 256 << 20
+"""Files up to this size (bytes) are hashed whole; of larger ones the first and last MiB."""
+
+
+class ModelError(ValueError):
+    """A model can't be used. The message is one line and says what to do."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk."""
+
+    folder: Path
+    gguf_file: str | None
+    """Name of the file in `folder` if the weights are a GGUF file."""
+    identity: str
+    """Reference and content: equal for equal weights under the same reference, on any machine."""
+
+
+def refusal(setting: str, reference: str, error: Exception, otherwise: str) -> ModelError:
+    """Make the error for a model that a library can't load.
+
+    setting: section of the settings, `scoring` or `embedding`. otherwise: the message unless the
+    model needs trust_remote_code; `{reason}` stands for the library's own message.
+    """
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{setting}.model {reference}: it needs Python code of its own, which is run only if "
+            f"{setting}.trust_remote_code is true; set that if you trust the code, or name another "
+            f"model"
+        )
+    reason = " ".join(str(error).split())[:200]
+    return ModelError(f"{setting}.model {reference}: {otherwise.format(reason=reason)}")
+
+
+def locate(reference: str, trust_remote_code: bool = False) -> ModelFiles:
+    """Find the files of a model, and download them if necessary.
+
+    reference: folder, `*.gguf` file, `pkg://<package>/<file or folder>`, or hub id.
+    Raises ModelError if there is no such model.
+    """
+    if not reference.strip():
+        raise ModelError("model '': no model is named; name a hub id, a folder or a GGUF file")
+    if reference.startswith("pkg://"):
+        path = _package_path(reference)
+    else:
+        path = Path(reference).expanduser()
+        looks_local = reference.startswith((".", "/", "~")) or reference.endswith(".gguf")
+        if not path.exists() and not looks_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", reference):
+            path = _snapshot(reference, trust_remote_code)
+            _refuse_pickles(reference, path)
+            return ModelFiles(path, None, f"{reference}@{path.name[:12]}")
+    if not path.exists():
+        raise ModelError(f"model {reference}: {path} does not exist; check the setting")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model {reference}: a single file must be a .gguf; name its folder")
+        return ModelFiles(path.parent, path.name, f"{reference}@{_content_hash([path])}")
+    files = [f for pattern in SAFE_FILES for f in path.rglob(pattern) if f.is_file()]
+    if not (path / "config.json").exists() and not (path / "modules.json").exists():
+        raise ModelError(f"model {reference}: {path} has no config.json; name a model folder")
+    _refuse_pickles(reference, path)
+    return ModelFiles(path, None, f"{reference}@{_content_hash(files)}")
+
+
+def _refuse_pickles(reference: str, folder: Path) -> None:
+    """Refuse weights that exist only as a pickle: unpickling runs whatever code it contains."""
+    for pickle in sorted(folder.rglob("pytorch_model*.bin")):
+        if not any(pickle.parent.glob("*.safetensors")):
+            raise ModelError(
+                f"model {reference}: its weights {pickle} are a pickle, which could run any code; "
+                f"only safetensors and GGUF are loaded: name a revision that has them, or convert "
+                f"the file if you trust it"
+            )
+
+
+def _package_path(reference: str) -> Path:
+    package, _, rest = reference.removeprefix("pkg://").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model {reference}: no package '{package}' is installed; install it with pip"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / rest
+
+
+def _snapshot(reference: str, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [*SAFE_FILES, *(["*.py"] if trust_remote_code else [])]
+    offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+    try:
+        return Path(snapshot_download(reference, allow_patterns=patterns, local_files_only=offline))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"model {reference}: it is no local folder or file, and the model hub did not give it "
+            f"({reason}); check the name, the network, or HF_TOKEN for a gated model"
+        ) from None
+
+
+def _content_hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            if size <= _HASHED_WHOLE:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+            else:
+                digest.update(file.read(1 << 20))
+                file.seek(-(1 << 20), os.SEEK_END)
+                digest.update(file.read())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,137 @@
+"""The stage `candidate_contexts`: retrieve candidates for every anchor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from entropylong_assets.stages.embeddings.stages import EMBEDDING_INDEX_STAGE
+from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
+from entropylong_assets.stages.embeddings.vector_table import EXACT, search_of
+from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.retrieval.settings import RetrievalSettings
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS, CandidateContextsSummary
+from entropylong_assets.stages.stage import Check, Job, Partition, Result, Stage, Step
+from entropylong_assets.storage import duck
+from entropylong_assets.storage.tables import WHOLE
+
+VERIFY = Job("verify", "Retrieve candidates and verify them with the scoring model.", hours=48)
+
+ANCHORS_PER_EXACT_SEARCH = 32_768
+"""Minimum number of anchors searched for together. An exact search reads the whole table each
+time; an index is as fast per query with 1,024 as with more (benchmarks/RESULTS.md)."""
+ANCHORS_PER_INDEX_SEARCH = 1024
+
+
+def _compute(step: Step) -> Result:
+    from entropylong_assets.stages.embeddings.embedder import load_embedder
+    from entropylong_assets.stages.embeddings.table import load_table
+    from entropylong_assets.stages.entropy.model import load_tokenizer
+    from entropylong_assets.stages.retrieval.candidates import (
+        ROOTS_PER_BATCH,
+        Retriever,
+        find_candidates,
+        gather_roots,
+    )
+
+    store, shard, settings = step.store, step.shard, step.settings
+    embedding = settings.corpus.embedding
+    index = store.summary(EMBEDDING_INDEX)
+    embedder = load_embedder(embedding)
+    table, how = load_table(store, embedder, index.tag), search_of(index)
+    step.progress.total = sum(
+        int(batch["anchors"].list.len().sum())
+        for batch in store.batches(ENTROPY_SCORES, shard, "roots", ["anchors"])
+    )
+    columns = ["root_id", "token_ids", "anchors"]
+    roots = store.batches(ENTROPY_SCORES, shard, "roots", columns, ROOTS_PER_BATCH)
+    is_exact = how.search == EXACT.search
+    written = find_candidates(
+        gather_roots(roots, ANCHORS_PER_EXACT_SEARCH if is_exact else ANCHORS_PER_INDEX_SEARCH),
+        _foreign_documents(step),
+        Retriever(
+            load_tokenizer(settings.scoring),
+            embedder,
+            table,
+            lambda vectors_QE, limit: table.search(
+                vectors_QE, limit, index.excluded_shards, how, embedding.device
+            ),
+            index.n_rows,
+            settings.retrieval,
+        ),
+        step.writer,
+        step.progress,
+    )
+    return Result(
+        CandidateContextsSummary(
+            roots=written.roots,
+            anchors=written.anchors,
+            candidates=written.candidates,
+            near_duplicate=written.near_duplicate,
+            chunks=written.chunks,
+            dropped={reason: n for reason, n in sorted(written.dropped.items()) if n},
+            index=index.tag,
+            excluded_shards=index.excluded_shards,
+            search=how.search,
+            nprobes=how.nprobes,
+            refine_factor=how.refine_factor,
+        ),
+        {"preview": step.writer.preview("candidates")},
+    )
+
+
+def _foreign_documents(step: Step) -> frozenset[str]:
+    """Documents of this shard that the index counts under another shard."""
+    batches = step.store.batches(EMBEDDING_INDEX, WHOLE, "duplicates", ["doc_id", "shard"])
+    return frozenset(
+        doc_id for batch in batches for doc_id in batch.filter(shard=step.shard)["doc_id"]
+    )
+
+
+def _identify(partition: Partition) -> Mapping[str, Any]:
+    from entropylong_assets.stages.embeddings.embedder import embedder_identity
+
+    return {
+        "embedder": embedder_identity(partition.corpus.embedding),
+        # The tag changes where the tables of the index don't: with the probes of a search.
+        "index": partition.store.summary(EMBEDDING_INDEX).tag,
+    }
+
+
+def _views(partition: Partition) -> Mapping[str, duck.View]:
+    own = {
+        name: (CANDIDATE_CONTEXTS, [partition.shard], name)
+        for name in ("queries", "candidates", "chunks", "dropped")
+    }
+    return {"roots": (ENTROPY_SCORES, [partition.shard], "roots"), **own}
+
+
+CANDIDATE_CONTEXTS_STAGE = Stage(
+    tables=CANDIDATE_CONTEXTS,
+    description="""The K chunks most similar to the text around each anchor (paper, section 3.2).
+
+Similarity only nominates; the verification decides. Chunks of the root itself are left out;
+near-duplicates of its text are rejected by the leak check and stored with the result.""",
+    compute=_compute,
+    inputs=(ENTROPY_SCORES_STAGE, EMBEDDING_INDEX_STAGE),
+    sections={"retrieval": RetrievalSettings},
+    determined_by=lambda _: ("retrieval", "scoring.model", "corpus.embedding.model"),
+    identify=_identify,
+    code_version=4,
+    check_folder=Path(__file__).parent / "checks",
+    checks=(
+        Check("anchors_reconcile", "Anchors = anchors with candidates + dropped anchors."),
+        Check("ranks_without_gap", "Ranks run from 1 to at most K without a gap or a repeat."),
+        Check("no_own_chunk", "No candidate is a chunk of the root itself."),
+        Check("leak_check_consistent", "Candidates are rejected from `max_containment` on."),
+        Check("similarities_ordered", "Similarities are cosines and fall with the rank."),
+    ),
+    views=_views,
+    check_parameters=lambda partition: partition.settings.retrieval.model_dump(),
+    job=VERIFY,
+    automation="per_shard",
+    unit="anchors",
+    kinds=frozenset({"lancedb", "huggingface"}),
+)

@@ -1,0 +1,5 @@
+"""The export formats of this package: importing this module registers them."""
+
+from entropylong_assets.stages.training_data import mds, megatron, parquet
+
+__all__ = ["mds", "megatron", "parquet"]

@@ -1,0 +1,2 @@
+-- Registered shards that are not in the export, and why.
+SELECT shard, reason FROM left_out ORDER BY shard

@@ -1,0 +1,102 @@
+"""Tables of this stage, and the summary of an export."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from entropylong_assets.storage.schemas import (
+    REASON,
+    TEXT,
+    Summary,
+    TableSet,
+    column,
+)
+
+
+class TrainingDatasetSummary(Summary):
+    """The export that was made last, and its figures.
+
+    Shares are from 0 to 1, gains as in the tables, distances in tokens. A figure is None if there
+    is nothing to take it from, e.g. the calibrated gain without controls.
+    """
+
+    version: str
+    """Name of the export's folder; `destination.export_uri` returns its URI."""
+    formats: tuple[str, ...]
+    """Formats that the samples are written in."""
+    splits: dict[str, int]
+    """Samples per split."""
+    left_out_of_splits: int
+    """Samples in neither split, because they share documents with both."""
+    files: int
+    """Files of the export, without its manifest."""
+    bytes: int
+    """Bytes of these files."""
+    reused: bool
+    """The same export existed already and was kept."""
+    model: str
+    """Identity of the scoring model."""
+    shards: int
+    """Shards exported."""
+    shards_left_out: int
+    """Shards not exported; the table `left_out` has the reasons."""
+    samples: int
+    """Samples of the exported shards."""
+    tokens: int
+    """Tokens of these samples."""
+    documents: int
+    """Documents of the exported shards."""
+    roots_scored: int
+    """Roots of the exported shards."""
+    anchors: int
+    """High-entropy positions of these roots."""
+    dependencies: int
+    """Verified dependencies in the samples."""
+    near_duplicates_refused: int
+    """Candidates that the leak check rejected."""
+    acceptance_rate: float | None
+    """Share of scored pairs that the rule accepted."""
+    mean_gain: float | None
+    """Mean ΔI of accepted pairs."""
+    mean_calibrated_gain: float | None
+    """Mean ΔI* of accepted pairs."""
+    mean_surprisal_drop_nats: float | None
+    """Mean drop of the true token's surprisal in accepted pairs (nats)."""
+    accepted_with_surprisal_rise: float | None
+    """Share of accepted pairs whose true token became less likely."""
+    dependencies_per_root: dict[str, float | None]
+    """Mean, median and maximum."""
+    distance_tokens: dict[str, float | None]
+    """Distance of dependencies: median, 90th percentile, maximum, shares beyond 32K and 64K."""
+    share_by_role: dict[str, float]
+    """Share of tokens per role in the sample."""
+    tokens_by_source: dict[str, int]
+    """Tokens per source."""
+    licenses: dict[str, dict[str, int]]
+    """Documents per source and licence."""
+    false_acceptance: dict[str, dict[str, float]]
+    """Per rule, the share of held-out controls that it accepts, and its 95% interval."""
+
+
+TRAINING_DATASET = TableSet(
+    name="training_dataset",
+    scope="dataset",
+    main="shards",
+    summary=TrainingDatasetSummary,
+    schemas={
+        "shards": pa.schema(
+            [
+                column("shard", TEXT, "exported shard"),
+                column("data_version", TEXT, "version of its samples"),
+                column("n_samples", pa.int64(), "samples of the shard", "row"),
+                column("export", TEXT, "version of the export that contains them"),
+            ]
+        ),
+        "left_out": pa.schema(
+            [
+                column("shard", TEXT, "shard that is not exported"),
+                REASON,
+            ]
+        ),
+    },
+)

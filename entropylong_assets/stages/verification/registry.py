@@ -1,0 +1,91 @@
+"""Rules, which accept or reject scored pairs, and screens, which score them more cheaply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from entropylong_assets.settings.registry import Registry
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from entropylong_assets.stages.entropy.model import ScoringModel
+    from entropylong_assets.stages.entropy.scoring import Scorer
+    from entropylong_assets.stages.verification.settings import VerificationSettings
+
+OFF = "off"
+"""Value of `verification.screen` for no screen."""
+
+GainColumn = Literal["gain", "calibrated_gain"]
+
+
+class Rule(Protocol):
+    """Decides which scored pairs (anchor, context) are dependencies.
+
+    To write a rule, write a class with these attributes and methods and register an instance: in
+    this package with `RULES.register("my_rule")(MyRule())`, in another package through an entry
+    point of the group `entropylong_assets.rules` that names the instance. It is then available as
+    `verification.rule: my_rule`, and in `verification.compared_rules`.
+
+    Both methods return Polars expressions over the columns of a pair:
+
+    - `entropy`, `surprisal`: H and I(x_t) of the root alone;
+    - `entropy_context`, `surprisal_context`: given the context;
+    - `entropy_control`, `surprisal_control`: means over the control contexts, null without any;
+    - `gain`, `calibrated_gain`: ΔI and ΔI*, null where undefined.
+
+    Scores are float32 nats, gains float64. To Polars, not-a-number is larger than any number. The
+    rule decides on each pair by itself, and must not reject a pair for a lower entropy or surprisal
+    given its context: screens rely on it.
+    """
+
+    needs_controls: bool
+    """Whether it compares with control contexts. If so, `verification.controls` must be at least
+    2: one control is held out in turn to measure the false-acceptance rate."""
+    gain: GainColumn
+    """The gain that it measures. It ranks the contexts of a sample. A pair whose gain is undefined
+    is never accepted."""
+    settings: tuple[str, ...]
+    """Fields of `verification` that it reads: changing one of them makes verdicts stale."""
+
+    def accepts(self, settings: VerificationSettings, /) -> pl.Expr:
+        """Return whether a pair is accepted (Boolean; null counts as rejected)."""
+        ...
+
+    def reason(self, settings: VerificationSettings, /) -> pl.Expr:
+        """Return why a pair is rejected (String, one word with underscores); used for pairs that
+        are not accepted."""
+        ...
+
+
+class LoadScreener(Protocol):
+    """Makes the cheaper scorer of a screen.
+
+    To write a screen, write a function of this kind and register it: in this package with
+    `@SCREENS.register("my_screen")`, in another package through an entry point of the group
+    `entropylong_assets.screens`. It is then available as `verification.screen: my_screen`.
+    """
+
+    def __call__(self, model: ScoringModel, pack_tokens: int | None) -> Scorer:
+        """Return the scorer. Raises ModelError, in one line, if the device or the model can't do
+        it or would gain nothing from it.
+
+        pack_tokens: `scoring.pack_tokens`.
+        """
+        ...
+
+
+RULES: Registry[Rule] = Registry(
+    "rule", "entropylong_assets.rules", "entropylong_assets.stages.verification.rules"
+)
+"""Rules by name."""
+
+SCREENS: Registry[LoadScreener] = Registry(
+    "screen", "entropylong_assets.screens", "entropylong_assets.stages.verification.screens"
+)
+"""Screens by name."""
+
+
+def evaluated_rules(settings: VerificationSettings) -> dict[str, Rule]:
+    """Return the rules whose verdicts are stored: the compared ones and the rule in force."""
+    return {name: RULES[name] for name in (*settings.compared_rules, settings.rule)}

@@ -1,0 +1,194 @@
+"""The stage `verified_dependencies`: score every candidate and judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from entropylong_assets.settings.cluster import GPU_STEP
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.stage import Check, Markdown, Partition, Result, Stage, Step
+from entropylong_assets.stages.verification.registry import OFF, SCREENS, evaluated_rules
+from entropylong_assets.stages.verification.settings import VerificationSettings
+from entropylong_assets.stages.verification.tables import (
+    VERIFIED_DEPENDENCIES,
+    VerifiedDependenciesSummary,
+)
+from entropylong_assets.storage import duck
+from entropylong_assets.storage.manifest import TableError
+
+
+def _compute(step: Step) -> Result:
+    from entropylong_assets.stages.charts import gain_histogram
+    from entropylong_assets.stages.embeddings.table import open_table
+    from entropylong_assets.stages.entropy.engine import PackedScorer, load_scorer
+    from entropylong_assets.stages.entropy.model import load_scoring_model
+    from entropylong_assets.stages.retrieval.chunk_universe import chunk_universe
+    from entropylong_assets.stages.verification.shard_verification import (
+        Verifier,
+        checkpoints_key,
+        verify_shard,
+    )
+
+    settings, store, shard = step.settings, step.store, step.shard
+    candidates = store.summary(CANDIDATE_CONTEXTS, shard)
+    model = load_scoring_model(settings.scoring)
+    scored_by = store.summary(ENTROPY_SCORES, shard).model
+    if scored_by != model.identity:
+        raise TableError(
+            f"{ENTROPY_SCORES.name}, {shard}: scored by {scored_by}, but scoring.model is "
+            f"{model.identity}; materialize {ENTROPY_SCORES.name} first"
+        )
+    table = open_table(store, candidates.index)
+    pack_tokens, screen = settings.scoring.pack_tokens, settings.verification.screen
+    scorer = load_scorer(model, pack_tokens)
+    screener = None if screen == OFF else SCREENS[screen](model, pack_tokens)
+    used = {"scoring": scorer, "screen": screener}
+    engines = {name: engine for name, engine in used.items() if isinstance(engine, PackedScorer)}
+    before = {name: engine.usage.snapshot() for name, engine in engines.items()}
+    verified = verify_shard(
+        Verifier(
+            settings,
+            model.tokenizer,
+            model.max_positions,
+            scorer,
+            chunk_universe(table, candidates.excluded_shards),
+            lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
+            screener,
+        ),
+        step,
+        step.writer,
+        step.checkpoints(checkpoints_key(step.determinants, settings, str(scorer.device))),
+        on_progress=step.progress,
+    )
+    if verified.resumed_batches:
+        step.log(f"{verified.resumed_batches} batches come from an interrupted run")
+    summary = VerifiedDependenciesSummary(
+        **verified.counts.summary(),
+        forward_tokens=verified.forward_tokens,
+        model=model.identity,
+        vocab_size=model.vocab_size,
+        screen=verified.screen.metadata() if screener else None,
+    )
+    usage = {name: engine.figures(before[name]) for name, engine in engines.items()}
+    scoring = {
+        **usage.pop("scoring"),
+        "resumed_batches": verified.resumed_batches,
+        "pairs_saved_by_sharing": summary.pairs_scored - summary.contexts_scored,
+        **usage,
+    }
+    scored = summary.pairs_scored
+    histogram = gain_histogram(verified.counts.histograms, settings.verification.epsilon)
+    return Result(
+        summary,
+        {
+            "acceptance rate": summary.accepted / scored if scored else 0.0,
+            "verdicts": summary.verdicts,
+            "scoring": scoring,
+            "preview": verified.counts.best,
+            "gains": Markdown(histogram),
+        },
+    )
+
+
+def _determined_by(settings: Settings) -> tuple[str, ...]:
+    verification: VerificationSettings = settings.verification
+    own = ["rule", "compared_rules", "controls", "screen"]
+    own += ["max_contexts_per_root", "max_forward_tokens_per_root"]
+    own += [name for rule in evaluated_rules(verification).values() for name in rule.settings]
+    paths = [f"verification.{name}" for name in own]
+    paths += [f"scoring.{n}" for n in ("model", "bos", "separator", "dtype", "max_forward_tokens")]
+    if verification.controls:
+        leak_check = ("leak_check", "leak_ngram_words", "max_containment")
+        paths += ["seed", *(f"retrieval.{name}" for name in leak_check)]
+    return tuple(dict.fromkeys(paths))
+
+
+def _identify(partition: Partition) -> Mapping[str, Any]:
+    from entropylong_assets.stages.entropy.model import model_identity
+
+    return {
+        "model": model_identity(partition.settings.scoring),
+        # Controls are drawn from the version of the chunk table that the candidates come from.
+        "index": partition.store.summary(CANDIDATE_CONTEXTS, partition.shard).index,
+    }
+
+
+def _views(partition: Partition) -> Mapping[str, duck.View]:
+    store, shard = partition.store, partition.shard
+
+    def summary() -> pl.DataFrame:
+        """Figures of the rule in force."""
+        figures = store.summary(VERIFIED_DEPENDENCIES, shard)
+        rate = figures.false_acceptance.get(partition.settings.verification.rule)
+        row = {
+            "vocab_size": figures.vocab_size,
+            "false_acceptance": rate and rate.rate,
+            "false_acceptance_low": rate and rate.low,
+            "false_acceptance_high": rate and rate.high,
+        }
+        floats = dict.fromkeys(list(row)[1:], pl.Float64)
+        return pl.DataFrame([row], schema_overrides=floats)
+
+    return {
+        "roots": (ENTROPY_SCORES, [shard], "roots"),
+        "candidates": (CANDIDATE_CONTEXTS, [shard], "candidates"),
+        "pairs": (VERIFIED_DEPENDENCIES, [shard], "pairs"),
+        "controls": (VERIFIED_DEPENDENCIES, [shard], "controls"),
+        "summary": summary,
+    }
+
+
+def _check_parameters(partition: Partition) -> Mapping[str, Any]:
+    settings = partition.settings.verification
+    return settings.model_dump() | {"evaluated_rules": list(evaluated_rules(settings))}
+
+
+VERIFIED_DEPENDENCIES_STAGE = Stage(
+    tables=VERIFIED_DEPENDENCIES,
+    description="""Every (root, anchor, chunk), scored: does the chunk lower the entropy there?
+
+Entropy and surprisal of the root alone, given the chunk and given control contexts; plain and
+calibrated gain; the verdict and its reason (paper, section 3.3; the controls are ours).""",
+    compute=_compute,
+    inputs=(CANDIDATE_CONTEXTS_STAGE, ENTROPY_SCORES_STAGE),
+    sections={"verification": VerificationSettings},
+    determined_by=_determined_by,
+    identify=_identify,
+    code_version=5,
+    check_folder=Path(__file__).parent / "checks",
+    checks=(
+        Check("pairs_reconcile", "Every candidate has one pair with a verdict."),
+        Check(
+            "scores_match_roots", f"Scores of the root alone are those of {ENTROPY_SCORES.name}."
+        ),
+        Check(
+            "conditional_entropies_in_range", "Scores given contexts and controls are plausible."
+        ),
+        Check("verdicts_recomputed", "ΔI, ΔI* and verdicts follow from scores, rule and ε."),
+        Check(
+            "controls_averaged", "Every scored anchor has its controls.", blocking=False, warns=True
+        ),
+        Check(
+            "false_acceptance_low",
+            "The rule in force accepts few control contexts.",
+            blocking=False,
+            warns=True,
+        ),
+    ),
+    views=_views,
+    check_parameters=_check_parameters,
+    job=CANDIDATE_CONTEXTS_STAGE.job,
+    automation="per_shard",
+    resources=GPU_STEP,
+    pool="gpu",
+    unit="tokens",
+    kinds=frozenset({"pytorch", "parquet"}),
+)
