@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from benchmarks import demo_pairs
@@ -295,7 +296,7 @@ def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | Non
     """Verdicts of a real model: bfloat16 against float32, and behind the screen."""
     from entropylong_assets.settings.model import ScoringModelSettings, VerificationSettings
     from entropylong_assets.stages.entropy.model import load_scoring_model
-    from entropylong_assets.stages.verification.screen import Deciding, doubtful, fit_margin
+    from entropylong_assets.stages.verification.screen import doubtful, fit_margin
 
     torch.backends.cuda.matmul.allow_tf32 = False
     passages = demo_pairs.load(pairs)
@@ -345,11 +346,9 @@ def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | Non
     # The screen, for the calibrated rule, on all anchors: margins from half of the contexts.
     settings = VerificationSettings()
     of = np.repeat(np.arange(len(passages)), [len(p.anchors_N) for p in passages])
-    cheap, exact = (Deciding(found[n][1][1], found[n][1][2]) for n in ("float8", "bfloat16"))
+    cheap, exact = (_as_pairs(*found[name][1]) for name in ("float8", "bfloat16"))
     fitted = of % 2 == 0
-    margin = fit_margin(
-        *(Deciding(d.gain_N[fitted], d.surprisal_over_N[fitted]) for d in (cheap, exact))
-    )
+    margin = fit_margin(cheap.filter(fitted), exact.filter(fitted), settings)
     again = doubtful(cheap, margin, settings)
     accepted, by_cheap = found["bfloat16"][0][1], found["float8"][0][1]
     kept = np.where(again, accepted, by_cheap)
@@ -376,6 +375,23 @@ def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | Non
     every = int(accepted.sum())
     shared.lost = every - int((kept & accepted).sum())
     claims.claim("screen_accepted_pairs_kept", 1 - shared.lost / max(every, 1), 0.995, shared.lost)
+
+
+def _as_pairs(gain_N: np.ndarray, calibrated_N: np.ndarray, over_N: np.ndarray) -> pl.DataFrame:
+    """Judged pairs with these gains; over_N: surprisal above the lower of its references."""
+    zero, one = (np.full(len(gain_N), value, np.float32) for value in (0, 1))
+    return pl.DataFrame(
+        {
+            "gain": gain_N.astype(np.float64),
+            "calibrated_gain": calibrated_N.astype(np.float64),
+            "entropy": one,
+            "entropy_context": (1 - gain_N).astype(np.float32),
+            "entropy_control": one,
+            "surprisal": zero,
+            "surprisal_context": over_N.astype(np.float32),
+            "surprisal_control": zero,
+        }
+    )
 
 
 SECTIONS = {

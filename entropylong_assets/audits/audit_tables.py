@@ -61,7 +61,7 @@ def as_row(mean: Mean) -> dict[str, Any]:
     return {"value": mean.value, "low": mean.low, "high": mean.high}
 
 
-class Audited:
+class AuditTables:
     """All audit tables of some shards of a dataset, as one table each."""
 
     def __init__(self, store: TableStore, shards: Sequence[str], settings: Settings) -> None:

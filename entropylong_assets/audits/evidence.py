@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from entropylong_assets.audits.ablation import PAPER, PAPER_RULE, ablate
-from entropylong_assets.audits.audit_tables import Audited, table
+from entropylong_assets.audits.audit_tables import AuditTables, table
 from entropylong_assets.audits.evidence_pairs import (
     null_table,
     null_words,
@@ -97,28 +96,11 @@ Pairs at other anchors are neither true nor false: the facts share their wording
 {settings}"""
 
 
-@dataclass(frozen=True)
-class EvidenceInputs:
-    """What the page shows beside the audit tables."""
-
-    date: str
-    description: Sequence[tuple[str, str]]
-    """Name and value of what the dataset was made with."""
-    second_model: str
-    """Identity of the second model; empty without one."""
-    planted: Sequence[Mapping[str, Any]]
-    """Rows of `planted.measure`."""
-    shortfall: float | None
-    """Of `planted.shortfall` (nats)."""
-    seconds: float
-    """Time that the last call took."""
-
-
 _SHAPE = {"alpha": ("2", "anchors_per_root"), "epsilon": ("0.4", "dependencies_per_root")}
 """By knob: the paper's value, and the figure that it moves."""
 
 
-def shape_table(audited: Audited) -> str:
+def shape_table(audited: AuditTables) -> str:
     """Anchors by α and dependencies by ε beside the paper's, also as shares of those at its own
     values."""
     rows = ablate(audited.scores, audited.settings).iter_rows(named=True)
@@ -140,12 +122,26 @@ def _with_share(value: float | None, reference: float | None) -> str:
     return f"{value:.4g} ({value / reference:.0%})" if value and reference else "–"
 
 
-def write_evidence(audited: Audited, inputs: EvidenceInputs) -> str:
-    """Return the page: all figures, and the words that follow from them."""
-    settings = [[name, str(value).replace("|", "/")] for name, value in inputs.description]
+def write_evidence(
+    audited: AuditTables,
+    *,
+    date: str,
+    description: Sequence[tuple[str, str]],
+    second_model: str,
+    planted: Sequence[Mapping[str, Any]],
+    shortfall: float | None,
+    seconds: float,
+) -> str:
+    """Return the page: all figures, and the words that follow from them.
+
+    description: name and value of what the dataset was made with. second_model: its identity; empty
+    without one. planted: rows of `planted.measure`. shortfall: of `planted.shortfall` (nats).
+    seconds: time that the last call took.
+    """
+    settings = [[name, str(value).replace("|", "/")] for name, value in description]
     return _PAGE.format(
-        date=inputs.date,
-        minutes=f"{inputs.seconds / 60:.0f} minutes",
+        date=date,
+        minutes=f"{seconds / 60:.0f} minutes",
         recipes=recipe_table(audited),
         verdicts="\n".join(verdict_lines(audited)),
         selection=selection_words(audited),
@@ -157,8 +153,8 @@ def write_evidence(audited: Audited, inputs: EvidenceInputs) -> str:
         null_words="\n".join(null_words(audited)),
         shape=shape_table(audited),
         movement=movement_table(audited),
-        second=second_words(audited, inputs.second_model),
-        planted=planted_table(inputs.planted),
-        shortfall=shortfall_words(inputs.shortfall, audited.settings.entropy.alpha),
+        second=second_words(audited, second_model),
+        planted=planted_table(planted),
+        shortfall=shortfall_words(shortfall, audited.settings.entropy.alpha),
         settings=table(("setting", "value"), settings),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.audits.ablation import PAPER_RULE, under_rule
-from entropylong_assets.audits.audit_tables import Audited, as_row, number, rate_cell, table
+from entropylong_assets.audits.audit_tables import AuditTables, as_row, number, rate_cell, table
 from entropylong_assets.audits.cross_model import NO_RULE, group_label, group_rows, summarize
 from entropylong_assets.audits.null_calibration import KINDS, RETRIEVED, epsilon_for, lift, rates
 from entropylong_assets.audits.root_sample import clustered_mean
@@ -17,7 +17,7 @@ from entropylong_assets.stages.verification.false_acceptance import acceptance_r
 from entropylong_assets.stages.verification.gain import accepted_by
 
 
-def null_table(audited: Audited) -> str:
+def null_table(audited: AuditTables) -> str:
     """Acceptance by kind of context, one column per rule."""
     rows = {
         (row["kind"], row["rule"]): row
@@ -32,7 +32,7 @@ def null_table(audited: Audited) -> str:
     return table(("contexts", "trials", *head), lines)
 
 
-def null_words(audited: Audited) -> list[str]:
+def null_words(audited: AuditTables) -> list[str]:
     """The ε that holds the wished rate and the lift, per rule; and the rules at equal yield."""
     lines = []
     wished = audited.settings.audit.wished_false_acceptance
@@ -81,7 +81,7 @@ def equal_epsilon(pairs: pl.DataFrame, rule: str) -> float | None:
     return float(gains.sort(descending=True)[accepted])
 
 
-def second_words(audited: Audited, model: str) -> str:
+def second_words(audited: AuditTables, model: str) -> str:
     """What the second model says of pairs that the rules accept and reject."""
     if not len(audited.second):
         return (

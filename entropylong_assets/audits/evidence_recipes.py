@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from entropylong_assets.audits.audit_tables import OURS, Audited, as_row, number, table
+from entropylong_assets.audits.audit_tables import OURS, AuditTables, as_row, number, table
 from entropylong_assets.audits.null_calibration import rates
 from entropylong_assets.audits.root_sample import Mean, clustered_mean
 from entropylong_assets.stages.samples.registry import IN_FORCE, RECIPES
@@ -17,7 +17,7 @@ from entropylong_assets.stages.verification.gain import accepted_by
 DISTANCES = (128, 256, 512)
 
 
-def recipe_table(audited: Audited) -> str:
+def recipe_table(audited: AuditTables) -> str:
     """The measures of every recipe, and what its rule accepts of random contexts."""
     rows = audited.recipe_rows()
     random = {
@@ -58,7 +58,7 @@ def recipe_table(audited: Audited) -> str:
     return table(head, lines)
 
 
-def served_table(audited: Audited) -> str:
+def served_table(audited: AuditTables) -> str:
     """Surprisal drop of the anchors that a verified context was chosen for, by its place."""
     rows, lines = audited.recipe_rows(), []
     names = ("near", "in_place", "over_replaced")
@@ -76,7 +76,7 @@ def served_table(audited: Audited) -> str:
     return table(head, lines)
 
 
-def verdict_lines(audited: Audited) -> list[str]:
+def verdict_lines(audited: AuditTables) -> list[str]:
     """Whether our recipe beats each rival on the anchors' surprisal drop, in words."""
     if OURS not in audited.recipes:
         return []
@@ -106,7 +106,7 @@ def verdict_lines(audited: Audited) -> list[str]:
     return lines
 
 
-def selection_words(audited: Audited) -> str:
+def selection_words(audited: AuditTables) -> str:
     """Which roots the recipes are compared on, and what that favours."""
     compared, sampled = (f["root_id"].n_unique() for f in (audited.windows, audited.trials))
     words = (
@@ -151,7 +151,7 @@ def overlap_words(pairs: pl.DataFrame, rules: Iterable[str]) -> str:
     )
 
 
-def pieces_words(audited: Audited) -> str:
+def pieces_words(audited: AuditTables) -> str:
     """What the layout of recipe `nextlong` alone does to its figures."""
     length = audited.settings.samples.meta_chunk_tokens
     anchors = audited.anchors.select("root_id", "anchor").unique()
@@ -163,7 +163,7 @@ def pieces_words(audited: Audited) -> str:
     )
 
 
-def distance_table(audited: Audited) -> str:
+def distance_table(audited: AuditTables) -> str:
     """Verified contexts of our recipe by the distance to their anchors."""
     labels = ["0", *map(str, DISTANCES)]
     ours = audited.dependencies.filter(recipe=OURS).with_columns(

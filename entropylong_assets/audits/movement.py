@@ -1,4 +1,4 @@
-"""How acceptance of retrieved and of random contexts moves with the settings, over stored scores."""
+"""How acceptance of retrieved and of random contexts moves with settings and lengths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from entropylong_assets.audits.ablation import judge_again, under_rule
-from entropylong_assets.audits.audit_tables import Audited, rate_cell, table
+from entropylong_assets.audits.audit_tables import AuditTables, rate_cell, table
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 from entropylong_assets.stages.verification.gain import accepted_by, judge
 
@@ -19,7 +19,7 @@ CONTEXT_LENGTHS = (96, 160)
 _NOT_REFUSED = pl.lit(None, pl.String).alias("refusal")
 
 
-def movement_table(audited: Audited) -> str:
+def movement_table(audited: AuditTables) -> str:
     """Acceptance by ε, anchor position, root length, context length and number of controls."""
     lengths = dict(audited.roots.select("root_id", _n_tokens()).iter_rows())
     root_length = pl.col("root_id").replace_strict(lengths, return_dtype=pl.Int32)
@@ -42,7 +42,7 @@ def _n_tokens() -> pl.Expr:
     return pl.col("token_ids").list.len().cast(pl.Int32)
 
 
-def _by_epsilon(audited: Audited) -> list[list[str]]:
+def _by_epsilon(audited: AuditTables) -> list[list[str]]:
     random = audited.trials.filter(kind="random").with_columns(_NOT_REFUSED)
     lines = []
     for epsilon in EPSILONS:
@@ -57,7 +57,7 @@ def _by_epsilon(audited: Audited) -> list[list[str]]:
 
 
 def _by_bin(
-    audited: Audited, name: str, edges: Sequence[int], binned: tuple[pl.Expr, pl.Expr]
+    audited: AuditTables, name: str, edges: Sequence[int], binned: tuple[pl.Expr, pl.Expr]
 ) -> list[list[str]]:
     """One line per bin. binned: the binned value of a pair, and of a trial."""
     labels = [f"below {edges[0]}", *(f"from {edge}" for edge in edges)]
@@ -80,7 +80,7 @@ def _by_bin(
     return lines
 
 
-def _by_controls(audited: Audited, count: int) -> list[str]:
+def _by_controls(audited: AuditTables, count: int) -> list[str]:
     """Rates if only the first `count` stored controls are known."""
     means = (
         audited.controls.filter(pl.col("control") < count)

@@ -96,7 +96,7 @@ def plant(count: int, seed: int) -> list[Fact]:
     sentences = _PROSE_FILE.read_text("utf-8").splitlines()
     if count * _SENTENCES > len(sentences):
         most = len(sentences) // _SENTENCES
-        raise ValueError(f"no prose for {count} facts; {_PROSE_FILE.name} is enough for {most}")
+        raise ValueError(f"{count} facts are too many; {_PROSE_FILE.name} has prose for {most}")
     rng.shuffle(sentences)
     used: set[str] = set()
 
@@ -234,7 +234,7 @@ def measure(
     def share_of_facts(measure: str, rule: str, hits: pl.DataFrame) -> dict[str, Any]:
         trials = pl.DataFrame({"root_id": needs}, schema={"root_id": pl.String})
         hit = pl.col("root_id").is_in(hits["root_id"].unique().to_list())
-        return row(measure, rule, trials, hit)
+        return row(measure, rule, trials.with_columns(hit=hit), pl.col("hit"))
 
     true = pl.col("true")
     rows = [

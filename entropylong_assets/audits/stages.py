@@ -21,6 +21,7 @@ from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
 from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.registry import RECIPES
+from entropylong_assets.stages.samples.stage import LEAK_CHECK_SETTINGS
 from entropylong_assets.stages.stage import Check, Job, Markdown, Partition, Result, Stage, Step
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.stage import VERIFIED_DEPENDENCIES_STAGE
@@ -36,12 +37,6 @@ _KINDS = frozenset({"pytorch", "parquet"})
 
 _SAMPLED = ("seed", "audit.roots")
 _SCORED = ("scoring.model", "scoring.bos", "scoring.dtype", "scoring.max_forward_tokens")
-_LEAK_CHECK = (
-    "retrieval.leak_check",
-    "retrieval.leak_ngram_words",
-    "retrieval.max_containment",
-)
-
 _NO_MODEL = "audit.model names no second model; name one of another family to have this audit"
 
 
@@ -132,7 +127,7 @@ share of the random ones pass, and the lift of retrieval over random contexts.""
         *_SAMPLED,
         *_SCORED,
         *_judged(settings),
-        *_LEAK_CHECK,
+        *LEAK_CHECK_SETTINGS,
         "audit.controls",
         "audit.wished_false_acceptance",
         "corpus.embedding.model",
@@ -263,7 +258,7 @@ def _long_range_determined_by(settings: Settings) -> Sequence[str]:
     return (
         *_SAMPLED,
         *_SCORED,
-        *_LEAK_CHECK,
+        *LEAK_CHECK_SETTINGS,
         *{path for name in settings.audit.recipes for path in RECIPES[name].reads},
         *(("corpus.embedding.model",) if _searches(settings) else ()),
         "audit.recipes",

@@ -142,7 +142,7 @@ def print_export(console: Console, settings: Settings) -> None:
         ("samples", f"{splits}; {made.tokens:,} tokens, {made.bytes:,} bytes"),
         (
             "dependencies",
-            f"{made.dependencies:,} at {made.anchors:,} anchors of {made.roots:,} roots",
+            f"{made.dependencies:,} at {made.anchors:,} anchors of {made.roots_scored:,} roots",
         ),
         ("shards", f"{made.shards:,}, left out {made.shards_left_out:,}"),
     ):

@@ -23,6 +23,7 @@ from entropylong_assets.orchestration.naming import (
     partitions_of,
     pool_of,
     prefixed,
+    settings_key,
 )
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
@@ -45,7 +46,7 @@ def _notify(unit: str, done: int, total: int | None, rate: float) -> None:
 
 def _partition(context: Any, settings: Settings, stage: Stage) -> Partition:
     """The partition of this run, under the settings of the launchpad."""
-    chosen: Settings = getattr(context.resources, settings.name)
+    chosen: Settings = getattr(context.resources, settings_key(settings))
     shard = context.partition_key if stage.partitioned else WHOLE
     return Partition(chosen, open_store(chosen), shard)
 
@@ -70,7 +71,7 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
         retry_policy=RETRIES,
         pool=pool_of(settings, stage),
         op_tags=step_tags(project.cluster, project.resources(stage)),
-        required_resource_keys={settings.name},
+        required_resource_keys={settings_key(settings)},
     )
     def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with plain_errors():
@@ -114,7 +115,7 @@ def build_checks(
         # Without a policy, a cluster node that dies during a check fails the run.
         retry_policy=RETRIES,
         op_tags=step_tags(project.cluster, project.cluster.resources.checks),  # type: ignore[attr-defined]
-        required_resource_keys={settings.name},
+        required_resource_keys={settings_key(settings)},
     )
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         partition = _partition(context, settings, stage)

@@ -12,6 +12,7 @@ server (`use_user_code_server`).
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import Any
 
 import dagster as dg
 
@@ -22,7 +23,8 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.stage import Partition, Stage
 
 _C = dg.AutomationCondition
-Condition = dg.AutomationCondition[dg.AssetKey]
+Condition = Any
+"""Dagster exports the base class of conditions, but not those of composed ones."""
 Context = dg.AutomationContext[dg.AssetKey]
 AssetResult = dg.AutomationResult[dg.AssetKey]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import dagster as dg
 
@@ -47,31 +48,28 @@ def examine(project: Project) -> Iterator[Finding]:
 
 
 def _of_the_instance(project: Project, instance: dg.DagsterInstance) -> Iterator[Question]:
-    yield "instance", lambda: _instance(instance)
-    yield "daemon", lambda: _daemon(instance)
-    yield "pools", lambda: _pools(project, instance)
+    yield "instance", partial(_instance, instance)
+    yield "daemon", partial(_daemon, instance)
+    yield "pools", partial(_pools, project, instance)
     for settings in (*project.corpora.values(), *project.datasets.values()):
-        yield (
-            f"{settings.name} partitions",
-            lambda settings=settings: _partitions(project, settings, instance),
-        )
+        check = partial(_partitions, project, settings, instance)
+        yield f"{settings.name} partitions", check
     if project.cluster.engine == "ray":
-        yield "ray", lambda: _ray(project, instance)
+        yield "ray", partial(_ray, project, instance)
 
 
 def _of_the_machine(project: Project) -> Iterator[Question]:
-    yield "disk", lambda: doctor_checks.disk(project.data_uri)
-    for corpus in project.corpora.values():
-        for name, check in doctor_checks.OF_A_CORPUS.items():
-            yield f"{corpus.name} {name}", lambda corpus=corpus, check=check: check(corpus)
-    for dataset in project.datasets.values():
-        for name, check in doctor_checks.OF_A_DATASET.items():
-            yield f"{dataset.name} {name}", lambda dataset=dataset, check=check: check(dataset)
+    yield "disk", partial(doctor_checks.disk, project.data_uri)
+    for owners, checks in (
+        (project.corpora, doctor_checks.OF_A_CORPUS),
+        (project.datasets, doctor_checks.OF_A_DATASET),
+    ):
+        for settings in owners.values():
+            for name, check in checks.items():
+                yield f"{settings.name} {name}", partial(check, settings)
     for settings in (*project.corpora.values(), *project.datasets.values()):
-        yield (
-            f"{settings.name} tables",
-            lambda settings=settings: doctor_checks.tables(settings, project.stages_of(settings)),
-        )
+        check = partial(doctor_checks.tables, settings, project.stages_of(settings))
+        yield f"{settings.name} tables", check
 
 
 def _answers(questions: Iterator[Question]) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from entropylong_assets.orchestration.errors import line
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import CorpusError
-from entropylong_assets.stages.corpus.files import list_files
+from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow
 from entropylong_assets.stages.corpus.shards import load_plan, plan_shards
@@ -200,11 +200,11 @@ def vector_table(corpus: Settings) -> Finding:
     store = open_store(corpus)
     if not store.shards(CHUNK_EMBEDDINGS):
         return Finding("LanceDB table", "ok", "not made yet")
-    from entropylong_assets.stages.embeddings.embedder import embedder_identity
-    from entropylong_assets.stages.embeddings.table import open_table
+    from entropylong_assets.stages.embeddings.embedder import load_embedder
+    from entropylong_assets.stages.embeddings.table import load_table
 
-    table = open_table(store)  # raises TableError if it is missing
-    table.require_embedder(embedder_identity(corpus.embedding))
+    # Raises TableError if it is missing or of another embedder.
+    table = load_table(store, load_embedder(corpus.embedding))
     version = table.version
     if store.manifest(EMBEDDING_INDEX) is None:
         return Finding("LanceDB table", "ok", f"version {version}, no index yet")
@@ -215,9 +215,11 @@ def vector_table(corpus: Settings) -> Finding:
     )
 
 
-OF_A_CORPUS = {
+Check = Callable[[Settings], Finding]
+
+OF_A_CORPUS: Mapping[str, Check] = {
     "embedding model": embedding_model,
     "sources": sources,
     "LanceDB table": vector_table,
 }
-OF_A_DATASET = {"device": device, "scoring model": scoring_model}
+OF_A_DATASET: Mapping[str, Check] = {"device": device, "scoring model": scoring_model}

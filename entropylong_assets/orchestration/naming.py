@@ -35,6 +35,12 @@ def prefixed(settings: Settings, name: str) -> str:
     return f"{settings.name}__{name}"
 
 
+def settings_key(settings: Settings) -> str:
+    """Key of the resource that gives the settings. Not the name alone: Dagster has resources of
+    its own (`io_manager`), and keys are attributes of a tuple (`index`, `count`)."""
+    return f"{settings.name}_settings"
+
+
 def partition_set(settings: Settings) -> str:
     """Name of the dynamic partition set of a corpus' shards; its datasets share it."""
     return f"{corpus_of(settings).name}_shards"

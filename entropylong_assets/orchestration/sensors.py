@@ -5,7 +5,12 @@ from typing import Any
 
 import dagster as dg
 
-from entropylong_assets.orchestration.naming import asset_key, partition_set, prefixed
+from entropylong_assets.orchestration.naming import (
+    asset_key,
+    partition_set,
+    prefixed,
+    settings_key,
+)
 from entropylong_assets.orchestration.readiness import find_gaps, outdated_shards
 from entropylong_assets.orchestration.scanning import busy_shards, register, scan
 from entropylong_assets.project import Project, open_store
@@ -71,7 +76,7 @@ def _new_files(settings: Settings, stages: list[Stage]) -> dg.SensorDefinition:
         name=prefixed(settings, "new_files"),
         job_name=_scan_job(settings, stages),
         minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
-        required_resource_keys={settings.name},
+        required_resource_keys={settings_key(settings)},
         description=(
             f"Scans the sources of `{settings.name}` every {SECONDS_BETWEEN_TICKS} seconds "
             "(ENTROPYLONG_TICK_SECONDS). Registers a partition for each new shard and starts "
@@ -80,7 +85,9 @@ def _new_files(settings: Settings, stages: list[Stage]) -> dg.SensorDefinition:
         ),
     )
     def new_files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        found = scan(getattr(context.resources, settings.name), context.instance, FILES_PER_TICK)
+        found = scan(
+            getattr(context.resources, settings_key(settings)), context.instance, FILES_PER_TICK
+        )
         context.log.info(found.message)
         if not found.requests:
             return dg.SensorResult(skip_reason=found.message)
@@ -98,14 +105,16 @@ def _daily_scan(settings: Settings, stages: list[Stage]) -> Any:
         name=prefixed(settings, "daily_scan"),
         job_name=_scan_job(settings, stages),
         cron_schedule="0 3 * * *",
-        required_resource_keys={settings.name},
+        required_resource_keys={settings_key(settings)},
         description=(
             "The same scan of the sources as the sensor `new_files`, once a day at 3:00 UTC, for "
             "sources that are slow or costly to list. Starts `ingest` for new and changed shards."
         ),
     )
     def daily_scan(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        found = scan(getattr(context.resources, settings.name), context.instance, FILES_PER_DAY)
+        found = scan(
+            getattr(context.resources, settings_key(settings)), context.instance, FILES_PER_DAY
+        )
         context.log.info(found.message)
         register(settings, found, context.instance)
         return found.requests or dg.SkipReason(found.message)
@@ -120,7 +129,7 @@ def _refresh(settings: Settings, stage: Stage) -> Any:
         name=prefixed(settings, f"refresh_{stage.job.name}"),
         job_name=prefixed(settings, stage.job.name),
         cron_schedule="15 * * * *",
-        required_resource_keys={settings.name},
+        required_resource_keys={settings_key(settings)},
         description=(
             f"Every hour: starts `{stage.job.name}` if eligible shards are not yet contained in "
             f"{stage.name}, or others are no longer eligible. Also takes in new shards while more "
@@ -128,7 +137,7 @@ def _refresh(settings: Settings, stage: Stage) -> Any:
         ),
     )
     def refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        chosen: Settings = getattr(context.resources, settings.name)
+        chosen: Settings = getattr(context.resources, settings_key(settings))
         outdated = outdated_shards(stage, Partition(chosen, open_store(chosen)))
         if not outdated:
             return dg.SkipReason(f"{stage.name} contains all eligible shards")
@@ -145,7 +154,7 @@ def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
         name=prefixed(settings, "fill_gaps"),
         target=dg.AssetSelection.assets(*(asset_key(settings, stage) for stage in follows)),
         cron_schedule="45 * * * *",
-        required_resource_keys={settings.name},
+        required_resource_keys={settings_key(settings)},
         description=(
             "Every hour: for each registered shard without an active run, starts the first stage "
             "that is missing or older than its inputs, if the inputs have passed their checks. "
@@ -153,7 +162,7 @@ def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
         ),
     )
     def fill_gaps(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        chosen: Settings = getattr(context.resources, settings.name)
+        chosen: Settings = getattr(context.resources, settings_key(settings))
         instance = context.instance
         shards = set(instance.get_dynamic_partitions(partition_set(settings)))
         known = {

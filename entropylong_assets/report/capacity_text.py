@@ -93,7 +93,7 @@ def limits(plan: Plan) -> list[Limit]:
             "the export's split",
             f"64 KiB of memory per sample (measured): {_bytes(plan.samples * 65_536)} for "
             f"{_number(plan.samples)} samples",
-            "several datasets, each exported separately",
+            "several corpora, whose datasets are exported separately",
         ),
     ]
 

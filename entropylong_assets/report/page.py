@@ -109,13 +109,16 @@ def _labels(sources: Sequence[RunSource]) -> list[str]:
 
 
 def save_report(
-    settings: Settings, file: str | None = None, against: Settings | None = None
+    settings: Settings,
+    file: str | None = None,
+    against: Settings | None = None,
+    tokenizer_for: TokenizerFor = load_tokenizer,
 ) -> str:
     """Write the report to `file`, or to report.html in the dataset's folder; return where.
 
     Raises ReportError if the file can't be written, and whatever `make_report` raises.
     """
-    html = make_report(settings, against=against).encode()
+    html = make_report(settings, against=against, tokenizer_for=tokenizer_for).encode()
     if file is None:
         store = open_dataset(settings).store
         store.put(f"{store.root}/{store.dataset}/report.html", html)

@@ -54,12 +54,13 @@ def _determined_by(_: Settings) -> tuple[str, ...]:
 def _compute(step: Step) -> Result:
     from entropylong_assets.report.page import render
     from entropylong_assets.report.run import open_dataset
+    from entropylong_assets.stages.entropy.model import load_tokenizer
 
     store = step.store
     export = store.require(TRAINING_DATASET)
     shards = _exported_shards(export)
     step.progress.total = len(shards)
-    html = render([open_dataset(step.settings, shards)]).encode()
+    html = render([open_dataset(step.settings, store, shards)], load_tokenizer).encode()
     step.progress(len(shards))
     path = f"reports/{store.summary(TRAINING_DATASET).version}.html"
     target = f"{store.home(REPORT)}/{path}"

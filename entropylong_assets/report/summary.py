@@ -31,10 +31,10 @@ LISTED_SAMPLES = 40
 
 _THREADS = 16
 
-_SAMPLES = f"""
+_SAMPLES = """
 SELECT s.*, coalesce(d.dependencies, 0) AS dependencies
 FROM (
-    SELECT * EXCLUDE input_ids FROM samples ORDER BY sample_id LIMIT {LISTED_SAMPLES}
+    SELECT * EXCLUDE input_ids FROM samples ORDER BY sample_id LIMIT $listed
 ) AS s
 LEFT JOIN (
     SELECT sample_id, count(*) AS dependencies FROM dependencies GROUP BY sample_id
@@ -101,7 +101,7 @@ def _list_samples(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
     if not shards:
         return pl.DataFrame()
     with querying(store, views) as session:
-        return session.sql(_SAMPLES).pl()
+        return session.sql(_SAMPLES, params={"listed": LISTED_SAMPLES}).pl()
 
 
 def pooled_false_acceptance(

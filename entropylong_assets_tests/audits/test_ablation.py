@@ -1,4 +1,4 @@
-"""Ablations against plain loops over the same tables, and what they must refuse to make up."""
+"""Ablations against plain loops over the same tables, and the figures that they must leave out."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from rich.console import Console
 
 from entropylong_assets.audits.ablation import PAPER, ablate, read_scores
 from entropylong_assets.audits.ablation_output import chart, print_ablation, save
-from entropylong_assets.report.run import open_run
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.conftest import World
 
 
 @pytest.fixture(scope="module")
 def table(world: World) -> pl.DataFrame:
-    made = open_run(world.settings)
-    return ablate(read_scores(made.store, made.shards), made.settings)
+    return ablate(read_scores(world.store, world.shards), world.settings)
 
 
-def rows(world: World, asset: str, name: str) -> list[dict[str, Any]]:
-    found = [r for shard in world.shards for r in world.store.read(asset, shard, name).to_dicts()]
-    # A document that stands in two shards is one root.
-    return list({r["root_id"]: r for r in found}.values()) if name == "roots" else found
+def read_rows(world: World, tables: TableSet[Any], table: str) -> list[dict[str, Any]]:
+    rows = world.store.read_all(tables, world.shards, table).to_dicts()
+    # A document that occurs in two shards is one root.
+    return list({r["root_id"]: r for r in rows}.values()) if table == "roots" else rows
 
 
 def test_anchors_are_counted_at_any_alpha(world: World, table: pl.DataFrame) -> None:
-    roots = rows(world, "entropy_scores", "roots")
+    roots = read_rows(world, ENTROPY_SCORES, "roots")
     first = world.settings.entropy.min_anchor_position
     for alpha in (1.5, 2.0, 2.5):
         count = 0
@@ -38,8 +39,8 @@ def test_anchors_are_counted_at_any_alpha(world: World, table: pl.DataFrame) -> 
             defined = [h for h in root["entropies"] if h is not None]
             tau = statistics.fmean(defined) + alpha * statistics.pstdev(defined)
             count += sum(h is not None and h > tau for h in root["entropies"][first:])
-        found = table.filter(knob="alpha", value=f"{alpha:g}")["anchors_per_root"].unique()
-        assert found.to_list() == [pytest.approx(count / len(roots))]
+        shown = table.filter(knob="alpha", value=f"{alpha:g}")["anchors_per_root"].unique()
+        assert shown.to_list() == [pytest.approx(count / len(roots))]
     counts = table.filter(knob="alpha", rule="plain")["anchors_per_root"].to_list()
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1] >= 0
@@ -48,8 +49,8 @@ def test_anchors_are_counted_at_any_alpha(world: World, table: pl.DataFrame) -> 
 def test_dependencies_at_any_epsilon_follow_from_stored_gains(
     world: World, table: pl.DataFrame
 ) -> None:
-    pairs = rows(world, "verified_dependencies", "pairs")
-    n_roots = len(rows(world, "entropy_scores", "roots"))
+    pairs = read_rows(world, VERIFIED_DEPENDENCIES, "pairs")
+    n_roots = len(read_rows(world, ENTROPY_SCORES, "roots"))
     checked = 0
     for epsilon in (0.2, 0.4, 0.6, 0.8):
         expected = {"plain": 0, "calibrated": 0}
@@ -69,9 +70,9 @@ def test_dependencies_at_any_epsilon_follow_from_stored_gains(
     assert checked > 10
 
 
-def test_the_present_settings_give_the_present_verdicts(world: World, table: pl.DataFrame) -> None:
-    pairs = rows(world, "verified_dependencies", "pairs")
-    n_roots = len(rows(world, "entropy_scores", "roots"))
+def test_the_settings_in_force_give_the_stored_verdicts(world: World, table: pl.DataFrame) -> None:
+    pairs = read_rows(world, VERIFIED_DEPENDENCIES, "pairs")
+    n_roots = len(read_rows(world, ENTROPY_SCORES, "roots"))
     row = table.filter(knob="verification", value="on", rule="calibrated").to_dicts()[0]
     accepted = [p for p in pairs if p["accepted"]]
     assert row["dependencies_per_root"] == pytest.approx(len(accepted) / n_roots)
@@ -80,13 +81,13 @@ def test_the_present_settings_give_the_present_verdicts(world: World, table: pl.
     assert off["acceptance"] == 1.0
 
 
-def test_what_was_not_scored_is_said_and_not_made_up(world: World, table: pl.DataFrame) -> None:
+def test_what_was_not_scored_has_a_note_and_no_figures(world: World, table: pl.DataFrame) -> None:
     scored = world.settings.retrieval.top_k
     for knob, value in (("K", str(2 * scored)), ("w", "others")):
         for row in table.filter(knob=knob, value=value).to_dicts():
             assert row["note"]
             assert row["acceptance"] is row["dependencies_per_root"] is None
-    # Scored at 1.5: a higher α is a part of it, a lower one would not be.
+    # Scored at 1.5: anchors of a higher α are among those scored, of a lower one they are not.
     assert world.settings.entropy.alpha == 1.5
     assert table.filter(knob="alpha", value="2", rule="plain")["acceptance"].null_count() == 0
     higher = world.settings.model_copy(
@@ -103,29 +104,29 @@ def test_order_moves_contexts_and_nothing_else(table: pl.DataFrame) -> None:
     assert order["median_distance"].n_unique() == 2
 
 
-def test_the_paper_s_figures_stand_beside_ours(table: pl.DataFrame) -> None:
+def test_the_papers_figures_stand_beside_ours(table: pl.DataFrame) -> None:
     shown = table.drop_nulls("paper")
     assert set(shown.select("knob", "value").iter_rows()) == set(PAPER)
     assert set(shown["rule"]) == {"plain"}
 
 
-def test_it_is_written_as_parquet_and_picture(table: pl.DataFrame, tmp_path: Any) -> None:
-    files = save(TableStore(str(tmp_path)), table)
+def test_ablation_is_written_as_parquet_and_picture(table: pl.DataFrame, tmp_path: Any) -> None:
+    files = save(TableStore(str(tmp_path), "web", "ours"), table)
     assert pl.read_parquet(files[0]).equals(table)
-    assert "<svg" in (tmp_path / "ablation" / "ablation.svg").read_text()[:400]
+    assert "<svg" in (tmp_path / "ours" / "ablation" / "ablation.svg").read_text()[:400]
     values = chart(table)["data"]["values"]
     assert {v["contexts"] for v in values} == {"retrieved", "random"}
 
 
 def test_the_table_is_whole_in_a_terminal_of_80_columns(table: pl.DataFrame) -> None:
-    """A table that is too wide loses its figures: they are cut to `9.…`."""
+    """Figures of a table that is too wide are cut to `9.…`."""
     file = io.StringIO()
     print_ablation(Console(file=file, width=80), table)
     lines = file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert not [line for line in lines if "…" in line]
-    held = table.filter(knob="epsilon", value="0.4", rule="plain").to_dicts()[0]
+    row = table.filter(knob="epsilon", value="0.4", rule="plain").to_dicts()[0]
     (shown,) = [line.split() for line in lines if line.split()[:3] == ["epsilon", "0.4", "plain"]]
-    assert f"{held['dependencies_per_root']:,.2f}" in shown
-    assert f"{held['acceptance']:.2%}" in shown
+    assert f"{row['dependencies_per_root']:,.2f}" in shown
+    assert f"{row['acceptance']:.2%}" in shown
     assert any("tokens before" in line for line in lines)

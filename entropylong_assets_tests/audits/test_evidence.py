@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from entropylong_assets.audits.audit_tables import number
-from entropylong_assets.audits.evidence import overlap_words, roots_needed
 from entropylong_assets.audits.evidence_pairs import equal_epsilon, shortfall_words
+from entropylong_assets.audits.evidence_recipes import overlap_words, roots_needed
 from entropylong_assets.audits.root_sample import Mean
 
 
@@ -27,17 +27,27 @@ def test_roots_that_would_show_a_difference(mean: Mean, needed: float) -> None:
     assert roots_needed(mean) == needed
 
 
-def test_contexts_that_both_rules_accept_are_counted_once_a_root() -> None:
+def test_contexts_that_both_rules_accept_are_counted_once_per_root() -> None:
     rows = [
-        ("r", 1, "c", True, True),
-        ("r", 2, "c", True, False),  # the same context at another anchor
-        ("r", 1, "d", True, False),
-        ("s", 1, "c", False, True),
+        ("r", 1, "c", ["plain", "calibrated"]),
+        ("r", 2, "c", ["plain"]),  # the same context at another anchor
+        ("r", 1, "d", ["plain"]),
+        ("s", 1, "c", ["calibrated"]),
+        ("s", 2, "d", []),
     ]
-    columns = ["root_id", "anchor", "chunk_id", "accepted_plain", "accepted_calibrated"]
-    words = overlap_words(pl.DataFrame(rows, schema=columns, orient="row"))
-    assert "plain rule accepts 2 contexts" in words
-    assert "calibrated one 2; 1 are the same" in words
+    pairs = pl.DataFrame(
+        rows,
+        schema={
+            "root_id": pl.String,
+            "anchor": pl.Int32,
+            "chunk_id": pl.String,
+            "accepted_by": pl.List(pl.String),
+        },
+        orient="row",
+    )
+    words = overlap_words(pairs, ["plain", "calibrated"])
+    assert "Rule `plain` accepts 2 contexts" in words
+    assert "rule `calibrated` 2; 1 are the same" in words
 
 
 def test_words_name_the_side_of_the_threshold() -> None:
@@ -50,15 +60,12 @@ def test_a_figure_without_trials_is_a_dash() -> None:
     assert number({"rate": 0.5, "low": 0.25, "high": 0.75}, "{:.0%}") == "50% (25% to 75%)"
 
 
-def test_the_plain_rule_is_held_against_ours_at_as_many_accepted_pairs() -> None:
+def test_the_plain_rule_is_compared_with_ours_at_equally_many_accepted_pairs() -> None:
     """A stricter rule always looks better: the two are compared at the same number."""
-    pairs = pl.DataFrame(
-        {
-            "gain": [0.9, 0.3, 0.7, None, 0.5],
-            "accepted_calibrated": [True, False, True, False, False],
-        }
-    )
-    epsilon = equal_epsilon(pairs)
+    rows = [(0.9, ["ours"]), (0.3, []), (0.7, ["plain", "ours"]), (None, []), (0.5, ["plain"])]
+    schema = {"gain": pl.Float64, "accepted_by": pl.List(pl.String)}
+    pairs = pl.DataFrame(rows, schema=schema, orient="row")
+    epsilon = equal_epsilon(pairs, "ours")
     assert epsilon == 0.5
     assert (pairs["gain"] > epsilon).sum() == 2
-    assert equal_epsilon(pairs.with_columns(accepted_calibrated=False)) is None
+    assert equal_epsilon(pairs, "another") is None

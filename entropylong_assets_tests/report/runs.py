@@ -209,14 +209,14 @@ def _write_shard(
         store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="t", determinants=made) as writer,
         open_tables(store, frames) as opened,
     ):
-        summary = pack_shard(
+        packed = pack_shard(
             opened,
             settings=settings,
             shard=shard,
             framing=Framing.of(tokenizer),
             writer=writer,
         )
-        writer.summary = summary.model_dump()
+        writer.summary = packed.summary.model_dump()
 
 
 def _summary_of(pairs: list[dict[str, Any]]) -> VerifiedDependenciesSummary:

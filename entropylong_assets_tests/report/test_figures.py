@@ -228,11 +228,15 @@ def test_charts_of_two_datasets_share_their_scales(tmp_path: Path) -> None:
 
 def test_open_dataset_reads_what_it_was_made_with(tmp_path: Path) -> None:
     """The settings come from the tables, not from the settings in force now."""
+    source_of_web = {"corpus": {"sources": [{"name": "web", "uri": "web/*.jsonl"}]}}
     made = run_settings(
-        tmp_path, verification={"epsilon": 0.11}, roots={"fraction_by_source": {"web": 0.5}}
+        tmp_path,
+        **source_of_web,
+        verification={"epsilon": 0.11},
+        roots={"min_tokens": 2, "max_tokens": 600, "fraction_by_source": {"web": 0.5}},
     )
     write_run(made)
-    source = open_dataset(run_settings(tmp_path, entropy={"alpha": 9.0}))
+    source = open_dataset(run_settings(tmp_path, **source_of_web, entropy={"alpha": 9.0}))
     assert ("verification.epsilon", "0.11") in source.description
     assert ("roots.fraction_by_source.web", "0.5") in source.description
     assert ("model", "bytes@1") in source.description

@@ -163,7 +163,7 @@ def test_sources_are_filtered(page: Page, files: dict[str, Path]) -> None:
     assert page.locator("#samples .arc").count() > 0
 
 
-def test_two_runs_stand_side_by_side(page: Page, files: dict[str, Path]) -> None:
+def test_two_datasets_are_shown_side_by_side(page: Page, files: dict[str, Path]) -> None:
     load(page, files["two"])
     assert page.locator("#charts figure svg.marks").count() == 12
     assert page.locator("#proof figure svg.marks").count() == 4
@@ -174,6 +174,8 @@ def test_two_runs_stand_side_by_side(page: Page, files: dict[str, Path]) -> None
     row = page.locator("#runs tr.differs", has_text="verification.epsilon").first.inner_text()
     assert "0.4" in row
     assert "0.05" in row
+    assert "0 only in A" in page.locator("#runs").inner_text()
+    assert page.locator("#runs thead", has_text="dataset B").count() == 2
     columns = page.locator("#roots .column")
     assert columns.count() == page.locator("#samples .column").count() == 2
     columns.first.locator("button.anchor").first.click()

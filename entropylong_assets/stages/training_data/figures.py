@@ -16,9 +16,10 @@ from entropylong_assets.stages.verification.false_acceptance import passed_by_ro
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.duck import View, querying
+from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import TableStore
 
-_TABLES = {
+_TABLES: Mapping[str, tuple[TableSet[Any], str]] = {
     "documents": (CORPUS_DOCUMENTS, "documents"),
     "roots": (ENTROPY_SCORES, "roots"),
     "candidates": (CANDIDATE_CONTEXTS, "candidates"),

@@ -114,8 +114,8 @@ def _compute(step: Step) -> Result:
     metadata: dict[str, Any] = {
         "uri": export.uri,
         "formats": ", ".join(summary.formats),
-        "licenses": summary.licenses,
-        "false acceptance": summary.false_acceptance,
+        "licenses": figures["licenses"],
+        "false_acceptance": figures["false_acceptance"],
     }
     return Result(summary, metadata | ({"left out": left_out} if left_out else {}))
 

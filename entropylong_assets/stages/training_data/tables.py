@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
 
 from entropylong_assets.storage.schemas import (
     REASON,
@@ -11,6 +12,18 @@ from entropylong_assets.storage.schemas import (
     TableSet,
     column,
 )
+
+
+class FalseAcceptanceRate(BaseModel):
+    """Share of held-out controls that a rule accepts, with its 95% interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rate: float
+    low: float
+    high: float
+    trials: int
+    """(anchor, control) pairs judged."""
 
 
 class TrainingDatasetSummary(Summary):
@@ -74,8 +87,8 @@ class TrainingDatasetSummary(Summary):
     """Tokens per source."""
     licenses: dict[str, dict[str, int]]
     """Documents per source and licence."""
-    false_acceptance: dict[str, dict[str, float]]
-    """Per rule, the share of held-out controls that it accepts, and its 95% interval."""
+    false_acceptance: dict[str, FalseAcceptanceRate]
+    """By evaluated rule; empty without controls."""
 
 
 TRAINING_DATASET = TableSet(

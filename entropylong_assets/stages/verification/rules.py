@@ -21,7 +21,7 @@ class Plain:
 
     needs_controls = False
     gain: GainColumn = "gain"
-    settings = ("epsilon",)
+    settings: tuple[str, ...] = ("epsilon",)
 
     def accepts(self, settings: VerificationSettings) -> pl.Expr:
         return pl.col("gain") > settings.epsilon
@@ -38,7 +38,7 @@ class Calibrated:
 
     needs_controls = True
     gain: GainColumn = "calibrated_gain"
-    settings = ("epsilon", "require_surprisal_drop")
+    settings: tuple[str, ...] = ("epsilon", "require_surprisal_drop")
 
     def accepts(self, settings: VerificationSettings) -> pl.Expr:
         gained = pl.col("calibrated_gain") > settings.epsilon

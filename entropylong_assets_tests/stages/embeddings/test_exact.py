@@ -19,6 +19,7 @@ from entropylong_assets_tests.stages.embeddings.test_table import (
     batch,
     docs_of,
     filled,
+    store_in,
     unit_vectors,
 )
 
@@ -108,7 +109,7 @@ def test_the_device_is_the_one_named() -> None:
 def test_the_table_gives_what_lancedb_finds_without_an_index(tmp_path: Path) -> None:
     table = filled(tmp_path, {"a": 700, "b": 500, "c": 300}, dimension=32)
     queries = unit_vectors(50, 99, 32)
-    theirs = lancedb.connect(f"{tmp_path}/lancedb").open_table("chunks")
+    theirs = lancedb.connect(f"{store_in(tmp_path).corpus_uri}/lancedb").open_table("chunks")
     query = theirs.search(queries, vector_column_name="vector").distance_type("cosine").limit(10)
     query = query.where("shard NOT IN ('b')", prefilter=True).bypass_vector_index()
     truth = pl.from_arrow(query.select(["chunk_id", "_distance"]).to_arrow())

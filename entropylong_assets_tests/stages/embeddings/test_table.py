@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from entropylong_assets.orchestration.errors import is_transient
-from entropylong_assets.settings.model import make_settings
+from entropylong_assets.project import make_project
+from entropylong_assets.stages.embeddings.connection import chunk_schema
 from entropylong_assets.stages.embeddings.index import (
     find_duplicates,
     index_shards,
@@ -24,15 +25,21 @@ from entropylong_assets.stages.embeddings.index import (
     steer,
     true_worst,
 )
-from entropylong_assets.stages.embeddings.table import (
+from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
+from entropylong_assets.stages.embeddings.table import ChunkTable, load_table, open_table
+from entropylong_assets.stages.embeddings.tables import (
+    CHUNK_EMBEDDINGS,
+    EMBEDDING_INDEX,
+    EmbeddingIndexSummary,
+)
+from entropylong_assets.stages.embeddings.vector_table import (
     EXACT,
-    ChunkTable,
     Search,
-    chunk_schema,
-    open_table,
+    WritableVectorTable,
     search_of,
 )
-from entropylong_assets.storage.tables import TableError, TableStore
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.tables import WHOLE, TableStore
 
 E = 8
 EMBEDDER = "test-embedder@1"
@@ -48,9 +55,9 @@ def batch(
     docs: list[str],
     vectors_NE: NDArray[np.float32],
     mark: str = "",
-    chunks_a_doc: int = 1,
+    chunks_per_doc: int = 1,
 ) -> pa.RecordBatch:
-    ids = [f"{doc}-{i:05d}" for doc in docs for i in range(chunks_a_doc)]
+    ids = [f"{doc}-{i:05d}" for doc in docs for i in range(chunks_per_doc)]
     n, dimension = vectors_NE.shape
     assert n == len(ids)
     rows = {
@@ -71,8 +78,16 @@ def docs_of(shard: str, n: int) -> list[str]:
     return [f"{shard}{i}" for i in range(n)]
 
 
+def store_in(folder: Path) -> TableStore:
+    return TableStore(str(folder))
+
+
+def new_table(folder: Path, dimension: int = E) -> ChunkTable:
+    return ChunkTable(store_in(folder).corpus_uri, dimension, EMBEDDER)
+
+
 def filled(folder: Path, sizes: dict[str, int], dimension: int = E) -> ChunkTable:
-    table = ChunkTable(str(folder), dimension, EMBEDDER)
+    table = new_table(folder, dimension)
     for number, (shard, n) in enumerate(sizes.items()):
         rows = batch(shard, docs_of(shard, n), unit_vectors(n, number, dimension))
         table.replace_shard(shard, [rows])
@@ -130,14 +145,14 @@ def test_a_shard_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_shard_without_chunks_is_an_empty_shard(tmp_path: Path) -> None:
-    table = ChunkTable(str(tmp_path), E, EMBEDDER)
+    table = new_table(tmp_path)
     table.replace_shard("a", [])
     assert table.rows_by_shard() == {}
     assert len(table.search(unit_vectors(1, 0), 5)) == 0
 
 
 def test_copies_in_two_shards_are_rows_of_their_own(tmp_path: Path) -> None:
-    table = ChunkTable(str(tmp_path), E, EMBEDDER)
+    table = new_table(tmp_path)
     for shard in ("b", "a"):
         table.replace_shard(shard, [batch(shard, ["d"], unit_vectors(1, 3), mark=f"{shard} ")])
     assert table.rows_by_shard() == {"a": 1, "b": 1}
@@ -158,44 +173,44 @@ def test_an_error_while_rows_come_leaves_the_old_shard(tmp_path: Path) -> None:
 
     with pytest.raises(Exception, match="the embedder broke"):
         table.replace_shard("a", rows())
-    assert everything(open_table(str(tmp_path))) == before
+    assert everything(open_table(store_in(tmp_path))) == before
 
 
-def _ingest(folder: str, shard: str, n: int) -> None:
+def _ingest(folder: Path, shard: str, n: int) -> None:
     for _ in range(3):
-        table = ChunkTable(folder, E, EMBEDDER)
+        table = new_table(folder)
         table.replace_shard(shard, [batch(shard, docs_of(shard, n), unit_vectors(n, 1))])
 
 
 def test_processes_that_write_different_shards_lose_nothing(tmp_path: Path) -> None:
-    ChunkTable(str(tmp_path), E, EMBEDDER)
+    new_table(tmp_path)
     processes = multiprocessing.get_context("spawn")
     sizes = {"a": 200, "b": 300}
-    writers = [processes.Process(target=_ingest, args=(str(tmp_path), s, n))
+    writers = [processes.Process(target=_ingest, args=(tmp_path, s, n))
                for s, n in sizes.items()]  # fmt: skip
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(90)
         assert writer.exitcode == 0
-    table = open_table(str(tmp_path))
+    table = open_table(store_in(tmp_path))
     assert table.rows_by_shard() == sizes
     assert len(everything(table)) == 500
 
 
-def _ingest_at_once(folder: str, shard: str, n: int, go: Any) -> None:
-    table = ChunkTable(folder, E, EMBEDDER)
+def _ingest_at_once(folder: Path, shard: str, n: int, go: Any) -> None:
+    table = new_table(folder)
     go.wait(60)
     table.replace_shard(shard, [batch(shard, docs_of(shard, n), unit_vectors(n, 1))])
 
 
 def test_processes_that_write_one_shard_at_once_write_it_once(tmp_path: Path) -> None:
     """Each finds it empty and adds it: every chunk would be there twice."""
-    ChunkTable(str(tmp_path), E, EMBEDDER)
+    new_table(tmp_path)
     processes = multiprocessing.get_context("spawn")
     go = processes.Barrier(3)
     writers = [
-        processes.Process(target=_ingest_at_once, args=(str(tmp_path), shard, 200, go))
+        processes.Process(target=_ingest_at_once, args=(tmp_path, shard, 200, go))
         for shard in ("a", "a", "b")
     ]
     for writer in writers:
@@ -203,13 +218,13 @@ def test_processes_that_write_one_shard_at_once_write_it_once(tmp_path: Path) ->
     for writer in writers:
         writer.join(90)
         assert writer.exitcode == 0
-    assert open_table(str(tmp_path)).rows_by_shard() == {"a": 200, "b": 200}
+    assert open_table(store_in(tmp_path)).rows_by_shard() == {"a": 200, "b": 200}
 
 
 def test_without_a_lock_two_writers_are_found_out_and_the_next_heals(tmp_path: Path) -> None:
     """As on an object store: the other process adds while this one's rows are still coming."""
     rows = batch("a", docs_of("a", 6), unit_vectors(6, 1))
-    table, other = (ChunkTable(str(tmp_path), E, EMBEDDER) for _ in range(2))
+    table, other = (new_table(tmp_path) for _ in range(2))
     table._folder = other._folder = None
 
     def while_the_other_writes() -> Any:
@@ -220,30 +235,30 @@ def test_without_a_lock_two_writers_are_found_out_and_the_next_heals(tmp_path: P
         table.replace_shard("a", while_the_other_writes())
     assert is_transient(caught.value)
     table.replace_shard("a", [rows])
-    assert open_table(str(tmp_path)).rows_by_shard() == {"a": 6}
+    assert open_table(store_in(tmp_path)).rows_by_shard() == {"a": 6}
 
 
 def test_a_tagged_version_stays_as_it_was_while_a_writer_goes_on(tmp_path: Path) -> None:
     table = filled(tmp_path, {"a": 20})
     table.tag("index-1")
-    reader = open_table(str(tmp_path), "index-1")
+    reader = open_table(store_in(tmp_path), "index-1")
     before, queries = everything(reader), unit_vectors(3, 7)
     found = reader.search(queries, 5)
     table.replace_shard("a", [batch("a", docs_of("n", 4), unit_vectors(4, 8))])
     table.replace_shard("b", [batch("b", docs_of("b", 9), unit_vectors(9, 9))])
-    table.optimise()
-    assert everything(reader) == before == everything(open_table(str(tmp_path), "index-1"))
+    table.optimize()
+    assert everything(reader) == before == everything(open_table(store_in(tmp_path), "index-1"))
     assert reader.search(queries, 5).equals(found)
-    assert open_table(str(tmp_path)).rows_by_shard() == {"a": 4, "b": 9}
+    assert open_table(store_in(tmp_path)).rows_by_shard() == {"a": 4, "b": 9}
     table.tag("index-1")
-    assert open_table(str(tmp_path), "index-1").rows_by_shard() == {"a": 4, "b": 9}
+    assert open_table(store_in(tmp_path), "index-1").rows_by_shard() == {"a": 4, "b": 9}
 
 
 def test_an_unknown_tag_and_a_missing_table_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"it is not there; materialise chunk_embeddings$"):
-        open_table(str(tmp_path / "none"))
+    with pytest.raises(TableError, match=r"it does not exist; materialize chunk_embeddings$"):
+        open_table(store_in(tmp_path / "none"))
     table = filled(tmp_path, {"a": 1})
-    with pytest.raises(TableError, match=r"no version is tagged index-9; materialise"):
+    with pytest.raises(TableError, match=r"no version is tagged index-9; materialize"):
         table.checkout("index-9")
 
 
@@ -252,14 +267,19 @@ def test_another_embedder_is_refused_in_one_line(
     tmp_path: Path, dimension: int, embedder: str
 ) -> None:
     filled(tmp_path, {"a": 3})
-    with pytest.raises(TableError) as caught:
-        ChunkTable(str(tmp_path), dimension, embedder)
-    message = str(caught.value)
-    assert f"{E}-dimensional vectors of {EMBEDDER}" in message
-    assert f"{dimension}-dimensional vectors of {embedder}" in message
-    assert "embedding.model" in message
-    assert "\n" not in message
-    assert open_table(str(tmp_path)).rows_by_shard() == {"a": 3}
+    store, other = store_in(tmp_path), SimpleNamespace(dimension=dimension, identity=embedder)
+    for open_it in (
+        lambda: ChunkTable(store.corpus_uri, dimension, embedder),
+        lambda: load_table(store, other),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TableError) as caught:
+            open_it()
+        message = str(caught.value)
+        assert f"{E}-dimensional vectors of {EMBEDDER}" in message
+        assert f"{dimension}-dimensional vectors of {embedder}" in message
+        assert "embedding.model" in message
+        assert "\n" not in message
+    assert open_table(store_in(tmp_path)).rows_by_shard() == {"a": 3}
 
 
 # The index
@@ -269,30 +289,29 @@ class World:
     """Shards in the table and in the store, as chunk_embeddings leaves them."""
 
     def __init__(self, folder: Path, **embedding: Any) -> None:
-        self.settings = make_settings(
-            overrides={"data_uri": str(folder), "embedding": embedding, "retrieval": {"top_k": 5}}
-        )
-        self.store = TableStore(str(folder))
-        self.table = ChunkTable(str(folder), E, EMBEDDER)
+        values = {"data_uri": str(folder), "embedding": {"recall_k": 5, **embedding}}
+        self.settings = make_project(values).corpus
+        self.store = store_in(folder)
+        self.table: WritableVectorTable = new_table(folder)
 
-    def embed(self, shard: str, docs: list[str], seed: int, chunks_a_doc: int = 1) -> None:
-        vectors = unit_vectors(len(docs) * chunks_a_doc, seed)
-        rows = batch(shard, docs, vectors, chunks_a_doc=chunks_a_doc)
+    def embed(self, shard: str, docs: list[str], seed: int, chunks_per_doc: int = 1) -> None:
+        vectors = unit_vectors(len(docs) * chunks_per_doc, seed)
+        rows = batch(shard, docs, vectors, chunks_per_doc=chunks_per_doc)
         self.table.replace_shard(shard, [rows])
-        with self.store.write("chunk_embeddings", shard, fingerprint="f") as writer:
+        with self.store.write(CHUNK_EMBEDDINGS, shard, fingerprint="f") as writer:
             frame = pl.from_arrow(rows).with_columns(  # type: ignore[union-attr]
                 chunk_number=pl.lit(0), n_embedder_tokens=pl.lit(3)
             )
             writer.append("chunks", frame)
 
-    def index(self, positions: dict[str, int]) -> dict[str, Any]:
-        embedder: Any = SimpleNamespace(dimension=E, identity=EMBEDDER)
-        versions = {s: self.store.require("chunk_embeddings", s).data_version for s in positions}
-        with self.store.write("embedding_index", "all", fingerprint="f") as writer:
-            writer.summary |= index_shards(
-                self.store, self.settings, embedder, positions, versions, "t", writer
+    def index(self, positions: dict[str, int]) -> EmbeddingIndexSummary:
+        versions = {s: self.store.require(CHUNK_EMBEDDINGS, s).data_version for s in positions}
+        with self.store.write(EMBEDDING_INDEX, WHOLE, fingerprint="f") as writer:
+            summary = index_shards(
+                self.store, self.settings, self.table, positions, versions, "t", writer
             )
-        return self.store.require("embedding_index").summary
+            writer.summary = summary.model_dump(mode="json")
+        return self.store.summary(EMBEDDING_INDEX)
 
 
 @pytest.mark.parametrize("ingest", [("a", "b", "c"), ("c", "a", "b")])
@@ -303,7 +322,7 @@ def test_the_owner_of_a_copy_goes_by_the_plan_whatever_was_ingested_first(
     positions = {"b": 0, "a": 1, "c": 2}
     world = World(tmp_path)
     for shard in ingest:
-        world.embed(shard, docs[shard], seed=ord(shard), chunks_a_doc=2)
+        world.embed(shard, docs[shard], seed=ord(shard), chunks_per_doc=2)
     duplicates = find_duplicates(world.store, positions)
     assert duplicates.to_dicts() == [
         {"doc_id": "d1", "shard": "c", "owner": "a", "n_chunks": 2},
@@ -311,12 +330,12 @@ def test_the_owner_of_a_copy_goes_by_the_plan_whatever_was_ingested_first(
         {"doc_id": "d4", "shard": "c", "owner": "b", "n_chunks": 2},
     ]
     summary = world.index(positions)
-    assert (summary["n_rows"], summary["duplicate_documents"]) == (10, 3)
-    assert (summary["search"], summary["recall_queries"]) == ("exact", 0)
-    assert summary["recall"] == 1.0
-    assert open_table(str(tmp_path), "t").rows_by_shard() == {"a": 2, "b": 6, "c": 2}
+    assert (summary.n_rows, summary.duplicate_documents) == (10, 3)
+    assert (summary.search, summary.recall_queries) == ("exact", 0)
+    assert summary.recall == 1.0
+    assert open_table(store_in(tmp_path), "t").rows_by_shard() == {"a": 2, "b": 6, "c": 2}
     again = world.index(positions)
-    assert again | {"table_version": 0} == summary | {"table_version": 0}
+    assert again.model_copy(update={"table_version": summary.table_version}) == summary
 
 
 def test_shards_outside_the_plan_are_named_and_lost_rows_refused(tmp_path: Path) -> None:
@@ -324,17 +343,17 @@ def test_shards_outside_the_plan_are_named_and_lost_rows_refused(tmp_path: Path)
     world.embed("a", ["d1", "d2"], 1)
     world.embed("old", ["d1"], 2)
     summary = world.index({"a": 0})
-    assert summary["excluded_shards"] == ["old"]
-    assert summary["n_rows"] == 2
+    assert summary.excluded_shards == ["old"]
+    assert summary.n_rows == 2
     world.table.replace_shard("a", [batch("a", ["d1"], unit_vectors(1, 1))])
-    with pytest.raises(TableError, match=r"1 rows of shard a where 2 were written; materialise"):
+    with pytest.raises(TableError, match=r"1 rows of shard a, but 2 were written; materialize"):
         world.index({"a": 0})
 
 
 def test_an_empty_corpus_has_an_empty_index(tmp_path: Path) -> None:
     world = World(tmp_path)
     summary = world.index({})
-    assert (summary["n_rows"], summary["n_shards"], summary["recall"]) == (0, 0, 1.0)
+    assert (summary.n_rows, summary.n_shards, summary.recall) == (0, 0, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq", "ivf_rq"])
@@ -347,7 +366,7 @@ def test_a_large_table_gets_an_index_that_reaches_its_recall(tmp_path: Path, kin
     how = search_of(summary)
     assert how.search == kind
     assert (how.refine_factor is not None) == (kind == "ivf_rq")
-    table = open_table(str(tmp_path), "t")
+    table = open_table(store_in(tmp_path), "t")
     assert table.has_index()
     assert table.unindexed_rows() == 0
     # Measured once more, by brute force in float64 over other queries.
@@ -370,16 +389,16 @@ def test_a_large_table_gets_an_index_that_reaches_its_recall(tmp_path: Path, kin
     few = table.search(queries, 5, how=how._replace(nprobes=1))
     assert not few.equals(found), "one probe already finds all: the case tests nothing"
     assert table.search(queries, 5).height == 300
-    assert summary["recall"] >= 0.9
+    assert summary.recall >= 0.9
     asked, chosen = sample_queries(table, 40, world.settings.seed)
-    assert summary["recall"] == pytest.approx(recall_of_others(table, asked, chosen, 5, how))
+    assert summary.recall == pytest.approx(recall_of_others(table, asked, chosen, 5, how))
     worst = true_worst(table, chosen, 6, "cpu")
 
     def measured(search: Search) -> float:
         return measure_recall(table, chosen, 5, search, worst, asked)
 
-    assert measured(how) == pytest.approx(summary["recall"])
-    assert measured(how._replace(nprobes=1)) < summary["recall"]
+    assert measured(how) == pytest.approx(summary.recall)
+    assert measured(how._replace(nprobes=1)) < summary.recall
     assert measured(EXACT) == 1.0
 
 
@@ -448,9 +467,7 @@ def test_probes_and_refine_factor_are_raised_until_the_target_is_reached(kind: s
 def test_the_setting_says_when_a_table_gets_an_index() -> None:
     def by_index(search: str, n_rows: int) -> bool:
         embedding = {"search": search, "ann_min_rows": 1000}
-        return searched_by_index(
-            make_settings(overrides={"embedding": embedding}).embedding, n_rows
-        )
+        return searched_by_index(EmbeddingSettings.model_validate(embedding), n_rows)
 
     assert [by_index("auto", n) for n in (0, 999, 1000)] == [False, False, True]
     assert [by_index("exact", n) for n in (0, 999, 10**9)] == [False] * 3
@@ -472,7 +489,7 @@ def test_rows_are_found_by_id_whether_they_came_before_the_lookup_index_or_after
         found = table.fetch([*wanted, "c0-00000", "a4-00000"], ["chunk_id", "text"])
         assert found["text"].to_list() == ["new a3-00000", "b7-00000", "c0-00000"]
         assert table.rows_by_shard() == {"a": 1, "b": 20, "c": 1}
-        table.optimise()
+        table.optimize()
 
 
 def test_queries_for_recall_are_chosen_by_hash_and_not_by_place(tmp_path: Path) -> None:

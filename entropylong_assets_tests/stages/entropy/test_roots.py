@@ -64,7 +64,8 @@ def choose(
     texts = [" ".join("w" * (i % 5 + 1) for i in range(n)) for n in lengths]
     names = [f"d{i}" for i in range(len(lengths))]
     documents = pl.DataFrame({"doc_id": names, "text": texts, "source": ["s"] * len(lengths)})
-    choice, dropped, encoded = RootChoice(settings, 1, max_model_tokens), [], [0]
+    choice, encoded = RootChoice(settings, 1, max_model_tokens), [0]
+    dropped: list[dict[str, Any]] = []
 
     def counting(texts: Sequence[str]) -> list[list[int]]:
         encoded[0] += len(texts)

@@ -1,7 +1,7 @@
 """Recipes by hand: the same roots, the same budget, and what each may call verified.
 
-Named failures: a rival that gets more text than ours; a passage called verified that nothing
-verified; a recipe that changes the samples of those who asked for none.
+Failures looked for: a rival that gets more text than ours; a passage called verified that no rule
+accepted; a recipe that changes samples made without one.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from entropylong_assets.settings.model import RecipeName, Settings
-from entropylong_assets.stages.samples.groups import Context, Group, SampleError
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.samples.groups import Context, Group, SampleError, unverified
 from entropylong_assets.stages.samples.pool import keywords
-from entropylong_assets.stages.samples.recipes import RECIPES, unverified, within
+from entropylong_assets.stages.samples.recipes import fit_to_budget
+from entropylong_assets.stages.samples.registry import RECIPES
+from entropylong_assets.stages.samples.settings import BUILT_IN_RECIPES
 from entropylong_assets_tests.stages.samples.worlds import (
     SEPARATOR,
     Packed,
@@ -32,12 +34,10 @@ TOKENS = 700
 class HandPool:
     """Passages of tokens that occur nowhere in the world, as long as its chunks."""
 
-    def __init__(self, root_tokens: int = 0) -> None:
-        self.asked: Counter[str] = Counter()
+    def __init__(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}
 
-    def _give(self, group: Group, name: str) -> Iterator[Context]:
-        self.asked[name] += 1
+    def _contexts(self, group: Group, name: str) -> Iterator[Context]:
         for number in range(40):
             chunk_id = f"{name}-{number:05d}"
             ids = [50_000 + 100 * number + i for i in range(4 + number % 6)] + list(SEPARATOR)
@@ -59,23 +59,28 @@ class HandPool:
             )
 
     def at_random(self, group: Group) -> Iterator[Context]:
-        return self._give(group, "drawn")
+        return self._contexts(group, "drawn")
 
     def on_keywords(self, group: Group) -> Iterator[Context]:
-        return self._give(group, "asked")
+        return self._contexts(group, "searched")
 
     def rows(self, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
         return [self._rows[chunk_id] for chunk_id in chunk_ids]
 
 
+def accepted(made: World, rule: str) -> list[dict[str, Any]]:
+    """The pairs that a rule accepts."""
+    return [pair for pair in made.pairs if rule in pair["accepted_by"]]
+
+
 def world() -> World:
-    """Roots whose plain rule accepts some pairs that the calibrated one refuses."""
+    """Roots for which the plain rule accepts some pairs that the calibrated one rejects."""
     made = make_world(11, n_roots=6, n_chunks=14, pairs_per_root=26, p_accepted=0.5)
     for number, pair in enumerate(made.pairs):
         if pair["accepted"] and number % 3 == 0:
-            pair.update(accepted=False, accepted_calibrated=False, verdict="gain_too_small")
+            pair.update(accepted=False, accepted_by=["plain"], verdict="gain_too_small")
             pair.update(calibrated_gain=0.1)
-    assert sum(p["accepted_plain"] for p in made.pairs) > sum(p["accepted"] for p in made.pairs)
+    assert len(accepted(made, "plain")) > len(accepted(made, "calibrated")) > 10
     return made
 
 
@@ -97,19 +102,18 @@ def roots_of(packed: Packed) -> set[str]:
     return {s["root_id"] for s in packed.segments if s["role"] == "root"}
 
 
-def test_every_recipe_of_the_settings_is_there() -> None:
-    assert set(RECIPES) == set(get_args(RecipeName))
-    assert all(recipe.__doc__ for recipe in RECIPES.values())
+def test_registry_has_the_built_in_recipes_in_their_order() -> None:
+    assert RECIPES.names()[: len(BUILT_IN_RECIPES)] == BUILT_IN_RECIPES
+    assert all(RECIPES[name].__doc__ for name in BUILT_IN_RECIPES)
 
 
-def test_without_a_recipe_nothing_changes() -> None:
-    """`calibrated` under the calibrated rule is what was packed before there were recipes."""
+def test_calibrated_equals_no_recipe_if_its_rule_is_in_force() -> None:
     assert pack(None).data_version == pack("calibrated").data_version
     assert pack(None).passages == []
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_same_roots_within_the_same_budget(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", BUILT_IN_RECIPES)
+def test_recipe_packs_the_same_roots_within_the_same_budget(recipe: str) -> None:
     reference, packed = pack(None), pack(recipe)
     budget, used = context_tokens(reference), context_tokens(packed)
     assert roots_of(packed) == roots_of(reference)
@@ -121,22 +125,22 @@ def test_the_same_roots_within_the_same_budget(recipe: str) -> None:
     assert sum(used.values()) > 0.8 * sum(budget.values())
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_roles_say_what_was_verified(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", BUILT_IN_RECIPES)
+def test_recipe_calls_verified_what_its_rule_accepts(recipe: str) -> None:
     made, packed = world(), pack(recipe)
-    column = "accepted_plain" if recipe == "entropylong" else "accepted"
-    accepted = {(p["root_id"], p["chunk_id"]) for p in made.pairs if p[column]}
+    verified = accepted(made, "plain" if recipe == "entropylong" else "calibrated")
+    contexts = {(p["root_id"], p["chunk_id"]) for p in verified}
     roles = Counter(s["role"] for s in packed.segments)
     for s in packed.segments:
         if s["role"] == "verified":
-            assert (s["root_id"], s["chunk_id"]) in accepted
+            assert (s["root_id"], s["chunk_id"]) in contexts
     if recipe in ("entropylong", "calibrated", "policylong"):
         assert roles["verified"] > 0
         assert roles["unverified"] == 0
         assert packed.dependencies
-        lost = sum(d["n_dependencies"] for d in packed.dropped)
-        wanted = sum(p[column] for p in made.pairs)
-        assert len(packed.dependencies) + lost == wanted == packed.summary["dependencies"]
+        dropped = sum(d["n_dependencies"] for d in packed.dropped)
+        assert len(packed.dependencies) + dropped == len(verified)
+        assert packed.summary["dependencies"] == len(verified)
     else:
         assert roles["unverified"] > 0
         assert roles["verified"] == roles["hard_negative"] == 0
@@ -150,12 +154,14 @@ def test_roles_say_what_was_verified(recipe: str) -> None:
         )
 
 
-def test_the_plain_rule_s_own_dependencies_come_back_when_it_is_in_force() -> None:
+@pytest.mark.parametrize("compared", [("plain", "calibrated"), ()])
+def test_entropylong_equals_no_recipe_if_its_rule_is_in_force(compared: tuple[str, ...]) -> None:
     made = world()
     for pair in made.pairs:
-        pair["accepted"] = pair["accepted_plain"]
+        pair["accepted"] = "plain" in pair["accepted_by"]
     settings = settings_for(TOKENS, fill="verified_only")
-    verification = settings.verification.model_copy(update={"rule": "plain"})
+    rules = {"rule": "plain", "compared_rules": compared}
+    verification = settings.verification.model_copy(update=rules)
     versions = set()
     for recipe in (None, "entropylong"):
         samples = settings.samples.model_copy(update={"recipe": recipe})
@@ -163,11 +169,11 @@ def test_the_plain_rule_s_own_dependencies_come_back_when_it_is_in_force() -> No
         with tempfile.TemporaryDirectory() as folder:
             packed = run(folder, made.frames(), chosen)
         versions.add(packed.data_version)
-        assert len(packed.dependencies) == sum(p["accepted_plain"] for p in made.pairs)
+        assert len(packed.dependencies) == len(accepted(made, "plain"))
     assert len(versions) == 1
 
 
-def test_no_verify_takes_the_best_ranked_whether_accepted_or_not() -> None:
+def test_no_verify_takes_contexts_whatever_their_verdict() -> None:
     made, packed = world(), pack("no_verify")
     tried = {(p["root_id"], p["chunk_id"]): p["verdict"] for p in made.pairs}
     chosen = [(s["root_id"], s["chunk_id"]) for s in packed.segments if s["chunk_id"]]
@@ -176,8 +182,8 @@ def test_no_verify_takes_the_best_ranked_whether_accepted_or_not() -> None:
     assert len(verdicts) >= 3
 
 
-@pytest.mark.parametrize(("recipe", "name"), [("random", "drawn"), ("quest", "asked")])
-def test_passages_from_outside_are_kept_with_their_tokens(recipe: str, name: str) -> None:
+@pytest.mark.parametrize(("recipe", "name"), [("random", "drawn"), ("quest", "searched")])
+def test_passages_of_the_pool_are_stored_with_their_tokens(recipe: str, name: str) -> None:
     packed = pack(recipe)
     tokens = {row["chunk_id"]: row["token_ids"] for row in packed.passages}
     by_id = {s["sample_id"]: s["input_ids"] for s in packed.samples}
@@ -195,7 +201,7 @@ def test_passages_from_outside_are_kept_with_their_tokens(recipe: str, name: str
         run(folder, world().frames(), settings_for(TOKENS, recipe=recipe))
 
 
-def test_nextlong_cuts_the_root_and_loses_no_token() -> None:
+def test_nextlong_cuts_the_root_without_losing_a_token() -> None:
     made, packed = world(), pack("nextlong", meta_chunk_tokens=6)
     roots = {r["root_id"]: [*r["token_ids"], *SEPARATOR] for r in made.roots}
     by_id = {s["sample_id"]: s["input_ids"] for s in packed.samples}
@@ -211,7 +217,7 @@ def test_nextlong_cuts_the_root_and_loses_no_token() -> None:
     assert "DCD" in letters.replace("CC", "C")
 
 
-def test_policylong_stands_on_both_feet() -> None:
+def test_policylong_takes_verified_contexts_and_hard_negatives() -> None:
     tokens: Counter[str] = Counter()
     for s in pack("policylong").segments:
         tokens[s["role"]] += s["end"] - s["start"]
@@ -219,10 +225,10 @@ def test_policylong_stands_on_both_feet() -> None:
     assert 0.3 < tokens["hard_negative"] / tokens["verified"] < 2.0
 
 
-def test_calibrated_without_controls_is_refused_in_one_line() -> None:
+def test_calibrated_without_controls_is_rejected_in_one_line() -> None:
     made = world()
     for pair in made.pairs:
-        pair.update(calibrated_gain=None, accepted_calibrated=False)
+        pair.update(calibrated_gain=None, accepted_by=[])
     with pytest.raises(SampleError, match=r"verification\.controls") as error:
         pack("calibrated", made)
     assert "\n" not in str(error.value)
@@ -245,13 +251,13 @@ def contexts(*lengths: int) -> list[Context]:
         ((), 10, []),
     ],
 )
-def test_a_budget_is_filled_in_the_recipe_s_order(
+def test_fit_to_budget_keeps_the_given_order(
     lengths: tuple[int, ...], budget: int, taken: list[str]
 ) -> None:
-    assert [c.chunk_id for c in within(contexts(*lengths), budget)] == taken
+    assert [c.chunk_id for c in fit_to_budget(contexts(*lengths), budget)] == taken
 
 
-def test_keywords_are_rake_s() -> None:
+def test_keywords_follow_rake() -> None:
     """By hand: degree over frequency, summed over the phrase; stopwords and marks break phrases."""
     text = (
         "Sparse matrix solvers are fast. The sparse matrix is stored by rows, and rows are cheap."
@@ -269,11 +275,11 @@ def test_keywords_are_rake_s() -> None:
     assert keywords("the of and") == []
 
 
-def test_order_of_rows_changes_no_byte_under_any_recipe() -> None:
+def test_recipe_does_not_depend_on_the_order_of_rows() -> None:
     import random
 
     made = world()
-    for recipe in RECIPES:
+    for recipe in BUILT_IN_RECIPES:
         versions = set()
         for rng in (None, random.Random(5)):
             with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ from entropylong_assets.stages.retrieval.tables import (
     CANDIDATE_CONTEXTS,
     CandidateContextsSummary,
 )
+from entropylong_assets.stages.samples.packing import Framing
 from entropylong_assets.stages.samples.shard_inputs import open_tables
 from entropylong_assets.stages.samples.shard_packing import pack_shard
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -67,7 +68,7 @@ def worlds(shards: Sequence[str] = SHARDS, n_chunks: int = 300) -> dict[str, Wor
             first_root=100 * number,
             first_chunk=10_000 + 1000 * max(0, number - 1),
             first_token=100 + 10_000 * (number + 1),
-            pairs_a_root=10,
+            pairs_per_root=10,
         )
         for number, shard in enumerate(shards)
     }
@@ -154,15 +155,14 @@ def fill_store(
             store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="t") as writer,
             open_tables(store, views(*world.frames())) as opened,
         ):
-            writer.summary |= pack_shard(
+            packed = pack_shard(
                 opened,
                 settings=settings,
                 shard=shard,
-                separator_ids=SEPARATOR,
-                bos_id=BOS,
-                pad_id=PAD,
+                framing=Framing(bos_id=BOS, separator_ids=SEPARATOR, pad_id=PAD),
                 writer=writer,
             )
+            writer.summary = packed.summary.model_dump()
     return store
 
 

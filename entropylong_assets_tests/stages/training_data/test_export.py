@@ -56,7 +56,7 @@ def mds_samples(uri: str) -> dict[str, list[dict]]:
     return found
 
 
-def test_all_formats_hold_the_ids_of_the_table(exported):
+def test_all_formats_contain_the_ids_of_the_table(exported):
     store, _, export = exported
     expected = {row["sample_id"]: row["input_ids"] for row in table(store, "samples")}
     assert len(expected) > 8
@@ -186,7 +186,7 @@ def test_weights_lift_anchors_only(tmp_path):
     assert lifted
 
 
-def test_mask_is_left_out_where_nothing_is_masked(tmp_path):
+def test_mask_is_omitted_if_nothing_is_masked(tmp_path):
     """ProLong reads no mask by default: an export without padding needs none."""
     settings = export_settings(tmp_path, {"formats": ["mds"]})
     by_shard = worlds(SHARDS[:1])
@@ -252,7 +252,7 @@ def settings_with(settings, export):
     return settings.model_copy(update={"export": settings.export.model_copy(update=export)})
 
 
-def test_export_that_is_there_is_kept_and_a_torn_one_replaced(exported, tmp_path):
+def test_existing_export_is_kept_and_an_incomplete_one_replaced(exported, tmp_path):
     store, settings, _ = exported
     settings = settings_with(settings, {"destination": str(tmp_path)})
     first = export_training_data(store, SHARDS, settings, code_version=CODE)
@@ -269,12 +269,10 @@ def test_export_that_is_there_is_kept_and_a_torn_one_replaced(exported, tmp_path
     readme.unlink()
     assert not export_training_data(store, SHARDS, settings, code_version=CODE).reused
     assert not verify_export(first.uri).faults
-    assert [path.name for path in tmp_path.iterdir()] == [first.version], (
-        "something was left behind"
-    )
+    assert [path.name for path in tmp_path.iterdir()] == [first.version], "temporary files remain"
 
 
-def test_no_document_stands_on_both_sides(exported):
+def test_no_document_is_in_both_splits(exported):
     _, _, export = exported
     documents = {
         split: {d for s in samples for d in s["provenance"]["segments"]["doc_id"] if d}
@@ -285,8 +283,8 @@ def test_no_document_stands_on_both_sides(exported):
     assert not documents["train"] & documents["validation"]
 
 
-def test_samples_between_the_sides_are_left_out_and_counted(tmp_path):
-    """A small pool ties most samples together: a validation split has its price."""
+def test_samples_linked_to_both_splits_are_left_out_and_counted(tmp_path):
+    """A small pool links most samples: a validation split is only possible by leaving some out."""
     choice = {"formats": ["mds", "parquet"], "validation_fraction": 0.2, "max_left_out": 0.5}
     settings = export_settings(tmp_path, choice)
     store = fill_store(settings, worlds(n_chunks=12))
@@ -298,7 +296,7 @@ def test_samples_between_the_sides_are_left_out_and_counted(tmp_path):
     assert sum(manifest["splits"].values()) + manifest["left_out"] == manifest["figures"]["samples"]
 
 
-def test_manifest_tells_what_it_was_made_from(exported):
+def test_manifest_names_what_it_was_made_from(exported):
     store, settings, export = exported
     manifest = read_manifest(export.uri)
     assert manifest["made_from"]["model"] == MODEL
@@ -397,7 +395,7 @@ def test_missing_cut_and_foreign_files_are_found(exported, tmp_path):
         verify_export(str(tmp_path))
 
 
-def test_killed_export_leaves_nothing_to_be_read(exported, tmp_path):
+def test_killed_export_leaves_nothing_visible(exported, tmp_path):
     store, settings, _ = exported
     settings = settings_with(settings, {"destination": str(tmp_path)})
 
@@ -415,8 +413,8 @@ def test_killed_export_leaves_nothing_to_be_read(exported, tmp_path):
     assert not verify_export(export.uri).faults
 
 
-def test_object_storage_gets_the_manifest_last(exported):
-    """There is no rename there: whoever lists the folder early must find no manifest."""
+def test_manifest_is_written_last_on_object_storage(exported):
+    """It can't rename folders: until all files are written, no reader may find a manifest."""
     store, settings, local = exported
     settings = settings_with(settings, {"destination": "memory://exports"})
     fs = fsspec.filesystem("memory")

@@ -36,7 +36,7 @@ def walk(pairs) -> list[set[str]]:
 
 @settings(max_examples=80, deadline=None)
 @given(pairs=links, fraction=st.sampled_from([0.0, 0.1, 0.5]), seed=st.integers(0, 5))
-def test_whole_components_are_held_out_and_no_more_than_wished(pairs, fraction, seed):
+def test_whole_components_are_held_out_up_to_the_fraction(pairs, fraction, seed):
     split = split_samples(frame(pairs), fraction, seed)
     components = walk(pairs)
     n = len({a for a, _ in pairs})
@@ -69,7 +69,7 @@ def test_one_component_is_not_torn():
 
 @settings(max_examples=80, deadline=None)
 @given(pairs=links, fraction=st.sampled_from([0.1, 0.5]), cost=st.sampled_from([0.1, 0.4]))
-def test_what_is_left_out_parts_the_two_sides(pairs, fraction, cost):
+def test_left_out_samples_separate_the_splits(pairs, fraction, cost):
     split = split_samples(frame(pairs), fraction, 1, cost)
     n = split.samples
     assert not split.validation & split.left_out
@@ -84,7 +84,7 @@ def test_what_is_left_out_parts_the_two_sides(pairs, fraction, cost):
     assert split_samples(frame(pairs[::-1]), fraction, 1, cost) == split
 
 
-def test_a_chain_is_cut_where_that_is_allowed():
+def test_a_chain_is_cut_if_that_is_allowed():
     """Sample i shares a document with i + 1: one component, whose end costs one sample."""
     pairs = [(i, i) for i in range(20)] + [(i, i + 1) for i in range(20)]
     assert not split_samples(frame(pairs), 0.2, 1).validation

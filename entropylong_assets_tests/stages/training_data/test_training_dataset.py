@@ -23,7 +23,7 @@ from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.destination import export_uri
-from entropylong_assets.stages.training_data.manifest import ExportError
+from entropylong_assets.stages.training_data.manifest import ExportError, encode_manifest
 from entropylong_assets.stages.training_data.stage import TRAINING_DATASET_STAGE
 from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
 from entropylong_assets.stages.training_data.verify import read_manifest, verify_export
@@ -87,9 +87,9 @@ def left_out(settings: Settings) -> dict[str, str]:
     return dict(rows.select("shard", "reason").iter_rows())
 
 
-def rewrite_manifest(store: TableStore, tables: TableSet, shard: str, **changes: Any) -> None:
+def rewrite_manifest(store: TableStore, owner: TableSet, shard: str, **changes: Any) -> None:
     """Change top-level keys of a partition's manifest."""
-    path = f"{store.folder(tables, shard)}/manifest.json"
+    path = f"{store.folder(owner, shard)}/manifest.json"
     manifest = json.loads(store.fs.cat_file(path))
     store.put(path, json.dumps(manifest | changes).encode())
 
@@ -196,6 +196,7 @@ def test_summary_and_tables_are_those_of_the_export(copy: Callable[..., Settings
     assert summary.samples == manifest["figures"]["samples"] > 0
     assert summary.mean_gain == manifest["figures"]["mean_gain"]
     assert summary.splits == manifest["splits"]
+    assert summary.left_out_of_splits == manifest["left_out"]
     assert summary.files == len(manifest["files"])
     assert summary.bytes == sum(file["bytes"] for file in manifest["files"])
     assert (summary.shards, summary.shards_left_out, summary.reused) == (2, 0, False)
@@ -240,19 +241,8 @@ def test_a_changed_setting_makes_the_export_stale(
 ) -> None:
     settings = copy()
     export(settings)
-    made = export_partition(settings).store.require(TRAINING_DATASET).determinants["settings"]
-    changed = copy_settings(settings, over)
-    reason = stale_reason(TRAINING_DATASET_STAGE, export_partition(changed))
-    assert setting in made
-    assert reason is not None
-
-
-def copy_settings(settings: Settings, over: dict[str, Any]) -> Settings:
-    changes = {
-        name: getattr(settings, name).model_copy(update=value) if isinstance(value, dict) else value
-        for name, value in over.items()
-    }
-    return settings.model_copy(update=changes)
+    changed = export_partition(copy(**over))
+    assert stale_reason(TRAINING_DATASET_STAGE, changed) == f"setting {setting} has changed"
 
 
 def test_another_format_has_another_data_version(copy: Callable[..., Settings]) -> None:
@@ -374,7 +364,15 @@ def test_samples_missing_from_the_splits_fail_the_check(copy: Callable[..., Sett
 
 
 def test_a_document_in_both_splits_fails_the_check(copy: Callable[..., Settings]) -> None:
+    """The two samples share documents, so that the export has no validation; it is forged."""
     settings = copy()
-    folder = Path(export(settings).metadata["uri"]) / "parquet"
-    shutil.copy(folder / "train-00000.parquet", folder / "validation-00000.parquet")
-    assert not check_all(settings)["no_document_in_both_splits"].passed
+    folder = Path(export(settings).metadata["uri"])
+    manifest = read_manifest(str(folder))
+    (train,) = [f for f in manifest["files"] if f["path"].startswith("parquet/")]
+    forged = train | {"path": train["path"].replace("train", "validation")}
+    shutil.copy(folder / train["path"], folder / forged["path"])
+    manifest["files"].append(forged)
+    (folder / "manifest.json").write_bytes(encode_manifest(manifest))
+    result = check_all(settings)["no_document_in_both_splits"]
+    assert result.faulty_rows > 0
+    assert result.examples["splits"].unique().to_list() == [2]

@@ -7,14 +7,16 @@ As a program it stops in the middle, to be killed there:
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
+from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import dataset_model, open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.embeddings.table import open_table
@@ -31,6 +33,9 @@ from entropylong_assets.stages.verification.shard_verification import (
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.checkpoints import Checkpoints, remove_checkpoints
 from entropylong_assets.storage.tables import TableStore
+
+if TYPE_CHECKING:
+    from entropylong_assets_tests.conftest import World
 
 
 class Outcome(NamedTuple):
@@ -82,8 +87,15 @@ def with_verification(settings: Settings, **changes: Any) -> Settings:
     return settings.model_copy(update={"verification": section})
 
 
+def copy_of(world: World, folder: Path) -> Settings:
+    """Copy the data of a world. Return the settings of its dataset over the copy."""
+    shutil.copytree(world.settings.data_uri, folder)
+    corpus = world.settings.corpus.model_copy(update={"data_uri": str(folder)})
+    return world.settings.model_copy(update={"data_uri": str(folder), "corpus": corpus})
+
+
 def main() -> None:
-    settings = dataset_model().model_validate_json(Path(sys.argv[1]).read_text())
+    settings = dataset_model(STAGES).model_validate_json(Path(sys.argv[1]).read_text())
     remaining = int(sys.argv[4])
 
     def stop_here(_: int) -> None:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 from scipy.stats import chisquare
 
-from entropylong_assets.stages.embeddings.table import ChunkTable, chunk_schema, open_table
+from entropylong_assets.stages.embeddings.connection import chunk_schema
+from entropylong_assets.stages.embeddings.table import ChunkTable, open_table
 from entropylong_assets.stages.retrieval.chunk_universe import ChunkUniverse, chunk_universe
 from entropylong_assets.stages.verification.controls import Control, ControlSource, draw_controls
 from entropylong_assets_tests.stages.embeddings.test_table import World
@@ -123,9 +124,9 @@ def test_a_small_corpus_gives_shorter_controls() -> None:
     assert len(control.token_ids) < 99
 
 
-def test_controls_come_from_the_version_that_the_candidates_came_from(tmp_path: Path) -> None:
-    """A shard that comes in between retrieval and verification must change no verdict; nor must
-    the order in which shards were written, nor a shard that is in the table but not indexed."""
+def test_controls_come_from_the_version_of_the_candidates(tmp_path: Path) -> None:
+    """A shard written between retrieval and verification must change no verdict; nor must the
+    order in which shards were written, nor a shard that is in the table but not indexed."""
     drawn = []
     for number, order in enumerate((["s-0", "s-1", "half"], ["half", "s-1", "s-0"])):
         table = ChunkTable(str(tmp_path / str(number)), 2, "e")
@@ -144,7 +145,7 @@ def test_controls_come_from_the_version_that_the_candidates_came_from(tmp_path: 
 
 
 def counted(table: ChunkTable, excluded: list[str]) -> ChunkUniverse:
-    """The chunks as they lie in the table, each row of it looked at."""
+    """The universe made from every row of the table."""
     rows = [row for part in table.scan(["shard", "chunk_id"]) for row in part.iter_rows()]
     names: dict[str, list[str]] = {}
     for shard, chunk_id in sorted(rows):
@@ -153,22 +154,22 @@ def counted(table: ChunkTable, excluded: list[str]) -> ChunkUniverse:
     return ChunkUniverse([(s, len(ids)) for s, ids in names.items()], names.__getitem__)
 
 
-def test_sizes_of_the_index_give_the_draws_that_counting_the_table_gave(
+def test_sizes_of_the_index_give_the_same_draws_as_counting_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every verified shard read a column of the whole table, 250 s of 10^9 rows, while it held the
-    GPU. A shard whose documents others own has no rows, one is not indexed, and shards are drawn
-    from by name, not in the order of the plan."""
+    """Guards against reading a column of the whole table per shard: 250 s for 10^9 rows on a GPU
+    node. One shard has no rows because others own its documents, one is not indexed, and shards
+    are drawn from by name, not in the order of the plan."""
     world = World(tmp_path)
     world.embed("s-1", [f"a{i}" for i in range(7)], 1)
-    world.embed("s-0", ["b0", "b1", "a1", "a2"], 2, chunks_a_doc=3)
+    world.embed("s-0", ["b0", "b1", "a1", "a2"], 2, chunks_per_doc=3)
     world.embed("copies", ["a3", "a4"], 3)
     world.embed("half", ["h0", "h1"], 4)
     first = world.index({"s-1": 0, "s-0": 1, "copies": 2})
-    assert first["excluded_shards"] == ["half"]
-    table = open_table(str(tmp_path), "t")
+    assert first.excluded_shards == ["half"]
+    table = open_table(world.store, "t")
     table.tag("first")
-    # What the table holds now is not what the tag holds.
+    # The table now has another content than the tagged version.
     world.embed("later", ["l0"], 5)
 
     def draws(universe: ChunkUniverse) -> list[str]:
@@ -188,13 +189,13 @@ def test_sizes_of_the_index_give_the_draws_that_counting_the_table_gave(
     assert draws(universe) == draws(wanted)
     assert sorted(read) == [["chunk_id", "s-0"], ["chunk_id", "s-1"]]
     assert len(set(draws(wanted))) == 13
-    # The index is of another version than the candidates: its sizes are not theirs.
+    # The index is of another version than the candidates, and has other sizes.
     world.embed("s-0", ["b0"], 6)
     later = world.index({"s-1": 0, "s-0": 1, "copies": 2, "later": 3})
-    assert later["n_rows"] != first["n_rows"]
-    old = open_table(str(tmp_path), "first")
+    assert later.n_rows != first.n_rows
+    old = open_table(world.store, "first")
     assert draws(chunk_universe(old, ["half"])) == draws(wanted)
-    newest = open_table(str(tmp_path))
+    newest = open_table(world.store)
     assert draws(counted(newest, ["half"])) != draws(wanted)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -12,8 +11,9 @@ import polars as pl
 import pytest
 
 from entropylong_assets.project import make_project, open_store
-from entropylong_assets.settings.section import Settings, SettingsError
+from entropylong_assets.settings.section import SettingsError
 from entropylong_assets.stages.checks import run_checks
+from entropylong_assets.stages.entropy import screener
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.stage import Partition
@@ -24,7 +24,7 @@ from entropylong_assets.stages.verification.stage import VERIFIED_DEPENDENCIES_S
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage import duck
 from entropylong_assets_tests.conftest import World
-from entropylong_assets_tests.stages.verification.one_shard import with_verification
+from entropylong_assets_tests.stages.verification.one_shard import copy_of, with_verification
 
 
 class LikelierThanControls:
@@ -143,15 +143,19 @@ def test_without_controls_nothing_is_drawn() -> None:
     assert not DRAWING & set(STAGE.determined_by(settings))
 
 
-def copy_of(world: World, folder: Path) -> Settings:
-    """Settings of the world's dataset over a copy of its data."""
-    shutil.copytree(world.settings.data_uri, folder)
-    corpus = world.settings.corpus.model_copy(update={"data_uri": str(folder)})
-    return world.settings.model_copy(update={"data_uri": str(folder), "corpus": corpus})
-
-
 def failed_checks(partition: Partition) -> set[str]:
     return {r.check.name for r in run_checks(STAGE, partition) if not r.passed}
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "fp8"])
+def test_a_built_in_screen_is_the_scoring_model_in_its_arithmetic(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(screener, "load_screener", lambda *arguments: calls.append(arguments))
+    model: Any = object()
+    SCREENS[name](model, 64)
+    assert calls == [(model, name, 64)]
 
 
 def test_a_shard_is_verified_by_rule_and_screen_of_another_package(

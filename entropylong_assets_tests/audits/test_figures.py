@@ -6,22 +6,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from entropylong_assets.audits.cross_model import choose_pairs, summarise
-from entropylong_assets.audits.long_range import key_tokens
-from entropylong_assets.audits.null_calibration import (
-    epsilon_for,
-    holding_epsilon,
-    lift,
-    rates,
-    shuffle_sentences,
-)
+from entropylong_assets.audits.cross_model import choose_pairs, group_label, group_rows, summarize
+from entropylong_assets.audits.null_calibration import epsilon_for, holding_epsilon, lift, rates
+from entropylong_assets.audits.null_contexts import shuffle_sentences
+from entropylong_assets.audits.recipe_measures import measures
 from entropylong_assets.audits.root_sample import ScoredRoot, clustered_mean
-from entropylong_assets.audits.shard_audits import measures
-from entropylong_assets.settings.model import make_settings
+from entropylong_assets.audits.windows import key_tokens
+from entropylong_assets.stages.verification.settings import VerificationSettings
 
-PLAIN = make_settings(
-    overrides={"verification": {"rule": "plain", "controls": 0, "require_surprisal_drop": False}}
-).verification
+PLAIN = VerificationSettings(rule="plain", controls=0, require_surprisal_drop=False)
+RULES = ("plain", "calibrated")
 
 
 def test_sentences_keep_their_words_and_change_their_places() -> None:
@@ -58,43 +52,43 @@ def trials(kind: str, gains: dict[str, list[float]]) -> pl.DataFrame:
     rows = [
         {"root_id": root, "anchor": i, "kind": kind, "entropy": 1.0, "entropy_context": 1.0 - g}
         | {"entropy_control": None, "surprisal_control": None}
-        | {"surprisal": 1.0, "surprisal_context": 0.5, "accepted_plain": g > 0.4}
-        | {"accepted_calibrated": False}
+        | {"surprisal": 1.0, "surprisal_context": 0.5, "accepted_by": ["plain"] if g > 0.4 else []}
         for root, values in gains.items()
         for i, g in enumerate(values)
     ]
-    return pl.DataFrame(
-        rows, schema_overrides={"entropy_control": pl.Float32, "surprisal_control": pl.Float32}
-    )
+    controls = {"entropy_control": pl.Float32, "surprisal_control": pl.Float32}
+    return pl.DataFrame(rows, schema_overrides=controls | {"accepted_by": pl.List(pl.String)})
 
 
 def test_rates_epsilon_and_lift_by_hand() -> None:
     random = trials("random", {"a": [0.5, 0.1, 0.0, 0.0], "b": [0.2, 0.3, 0.0, 0.0]})
     pairs = trials("retrieved", {"a": [0.9, 0.8, 0.1, 0.0], "b": [0.6, 0.5, 0.1, 0.1]})
-    table = {(r["kind"], r["rule"]): r for r in rates(random, pairs)}
+    table = {(r["kind"], r["rule"]): r for r in rates(random, pairs, RULES)}
     assert (table["random", "plain"]["passed"], table["random", "plain"]["total"]) == (1, 8)
     assert table["retrieved", "plain"]["rate"] == 0.5
+    assert table["random", "calibrated"]["passed"] == 0
     assert table["topical", "plain"]["rate"] is None
-    found = lift(random, pairs, "plain")
-    assert found["lift"] == 4.0
-    assert found["lift_low"] is not None
-    assert found["lift_low"] < 4.0 < (found["lift_high"] or float("inf"))
+    up = lift(random, pairs, "plain")
+    assert up["lift"] == 4.0
+    assert up["lift_low"] is not None
+    assert up["lift_low"] < 4.0 < (up["lift_high"] or float("inf"))
     # One of eight may pass at 0.125: the second largest random gain, 0.3.
     held = epsilon_for(random, PLAIN, 0.125, seed=1)
     assert held["epsilon_for_rate"] == pytest.approx(0.3)
     assert held["epsilon_low"] is None or held["epsilon_low"] <= 0.3 + 1e-9
+    assert held["epsilon_high"] is not None
     assert held["epsilon_high"] >= 0.3 - 1e-9
     nothing = epsilon_for(random.clear(), PLAIN, 0.05, seed=1)
     assert nothing["epsilon_for_rate"] is None
 
 
-def test_lift_without_chance_has_no_upper_end() -> None:
+def test_lift_without_an_accepted_random_context_has_no_upper_end() -> None:
     random = trials("random", {"a": [0.0] * 50, "b": [0.1] * 50})
     pairs = trials("retrieved", {"a": [0.9] * 25, "b": [0.9] * 25})
-    found = lift(random, pairs, "plain")
-    assert found["lift"] is found["lift_high"] is None
-    assert found["lift_low"] is not None
-    assert found["lift_low"] > 10
+    up = lift(random, pairs, "plain")
+    assert up["lift"] is up["lift_high"] is None
+    assert up["lift_low"] is not None
+    assert up["lift_low"] > 10
 
 
 def test_key_tokens_need_both_a_gain_and_a_low_loss() -> None:
@@ -105,8 +99,8 @@ def test_key_tokens_need_both_a_gain_and_a_low_loss() -> None:
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
-    """Trials of one cluster move together: an interval that took them for independent would
-    cover far too seldom."""
+    """Trials of one cluster are correlated: an interval that took them for independent would cover
+    the mean far too rarely."""
     rng, covered, naive = np.random.default_rng(3), 0, 0
     for _ in range(300):
         shift = rng.normal(0, 1, 12)
@@ -124,37 +118,55 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     assert clustered_mean([], []).value is None
 
 
-def test_the_second_model_is_asked_where_the_rules_differ() -> None:
-    """Else the few pairs that the plain rule alone accepts are lost among the many rejected."""
-    verdicts = [(True, True)] * 5 + [(True, False)] * 3 + [(False, False)] * 200
+def test_pairs_for_the_second_model_are_chosen_from_every_group() -> None:
+    """Else the few pairs that only the plain rule accepts are lost among the many rejected."""
+    both, plain, neither = ["plain", "calibrated"], ["plain"], list[str]()
+    verdicts = [both] * 5 + [plain] * 3 + [neither] * 200
     pairs = pl.DataFrame(
         [
-            {"root_id": "r", "anchor": i, "chunk_id": f"c-{i}", "gain": 0.5}
-            | {"accepted_plain": plain, "accepted_calibrated": calibrated}
-            for i, (plain, calibrated) in enumerate(verdicts)
+            {"root_id": "r", "anchor": i, "chunk_id": f"c-{i}", "gain": 0.5, "accepted_by": rules}
+            for i, rules in enumerate(verdicts)
         ]
     )
     nothing = np.array([], np.float32)
     chosen = choose_pairs([ScoredRoot("r", [], nothing, nothing, pairs)], 4, 1)
     assert [row["anchor"] for row in chosen] == sorted(row["anchor"] for row in chosen)
-    counted = [(row["accepted_plain"], row["accepted_calibrated"]) for row in chosen]
-    assert [counted.count(v) for v in dict.fromkeys(verdicts)] == [4, 3, 4]
+    rules = [row["accepted_by"] for row in chosen]
+    assert [rules.count(v) for v in (both, plain, neither)] == [4, 3, 4]
+    assert choose_pairs([], 4, 1) == []
+    is_plain = pl.col("accepted_by").list.contains("plain")
     scored = pl.DataFrame(chosen).with_columns(
-        holds=pl.col("accepted_calibrated"),
+        holds=pl.col("accepted_by").list.contains("calibrated"),
         second_gain=pl.col("gain"),
         second_surprisal=pl.lit(3.0),
-        second_surprisal_context=pl.when("accepted_plain").then(1.0).otherwise(3.0),
+        second_surprisal_context=pl.when(is_plain).then(1.0).otherwise(3.0),
     )
-    found = summarise(scored)
-    groups = ("both_rules", "plain_rule_alone", "neither_rule")
-    assert [found[f"{g}_pairs"] for g in groups] == [4, 3, 4]
-    assert [found[f"{g}_holds"] for g in groups] == [1.0, 0.0, 0.0]
-    assert [found[f"{g}_surprisal_drop"] for g in groups] == [2.0, 2.0, 0.0]
+    groups = {"plain, calibrated": (4, 1.0, 2.0), "plain": (3, 0.0, 2.0), "none": (4, 0.0, 0.0)}
+    assert list(group_rows(scored)) == list(groups), "those of most rules first"
+    figures = summarize(scored)
+    for group, (count, holds, drop) in groups.items():
+        assert figures["pairs_by_group"][group] == count
+        assert figures["holds"][group] == holds
+        assert figures["surprisal_drop"][group] == drop
+        assert group not in figures["surprisal_drop_low"], "an interval from a single root"
+    assert figures["gain_rank_correlation"] is None
+    assert summarize(scored.clear())["pairs_by_group"] == {}
+
+
+def test_groups_of_any_rules_have_words() -> None:
+    rows = [["theirs"], [], ["plain", "calibrated", "theirs"], ["plain"]]
+    pairs = pl.DataFrame({"accepted_by": rows}, schema={"accepted_by": pl.List(pl.String)})
+    assert [group_label(group) for group in group_rows(pairs)] == [
+        "accepted by plain and calibrated and theirs",
+        "accepted by plain alone",
+        "accepted by theirs alone",
+        "accepted by no rule",
+    ]
 
 
 def test_recipes_are_compared_on_the_roots_that_all_of_them_have() -> None:
-    """A window too long for the model is missing under one recipe: its root would move the mean
-    of the others alone."""
+    """A window that is too long for the model is missing under one recipe: its root would change
+    the means of the others only."""
     window = {"context_tokens": 10, "root_tokens": 10, "dependency_score": None}
     windows = [
         {"recipe": recipe, "root_id": root, "key_tokens": 1 if root == "a" else 9} | window

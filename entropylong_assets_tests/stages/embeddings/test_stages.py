@@ -1,0 +1,285 @@
+"""`chunk_embeddings` and `embedding_index` over a tiny corpus, with a tiny random embedder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from entropylong_assets.project import open_store
+from entropylong_assets.stages.checks import run_checks
+from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
+from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.embedder import embedder_identity, load_embedder
+from entropylong_assets.stages.embeddings.stages import (
+    CHUNK_EMBEDDINGS_STAGE,
+    EMBEDDING_INDEX_STAGE,
+)
+from entropylong_assets.stages.embeddings.table import load_table, open_table
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
+from entropylong_assets.stages.execution import Materialization, materialize
+from entropylong_assets.stages.stage import Partition, Stage
+from entropylong_assets.stages.versioning import is_up_to_date, stale_reason
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.tiny_world import tiny_project
+
+SHARDS = ("tiny-00000", "tiny-00001")
+
+
+class Corpus:
+    """A corpus of two shards in a folder, and its stages."""
+
+    def __init__(self, source: Path, data: Path, models: tuple[str, str], **over: Any) -> None:
+        self.settings = tiny_project(source, data, models, **over).corpus
+        self.store = open_store(self.settings)
+
+    def partition(self, shard: str = WHOLE) -> Partition:
+        return Partition(self.settings, self.store, shard)
+
+    def plan(self) -> None:
+        save_plan(self.store, plan_shards(self.settings, load_plan(self.store).shards))
+
+    def run(self, stage: Stage, shard: str = WHOLE, checked: bool = True) -> Materialization:
+        made = materialize(stage, self.partition(shard))
+        if checked:
+            assert all(result.passed for result in run_checks(stage, self.partition(shard)))
+        return made
+
+    def embed(self, shard: str) -> None:
+        self.run(CORPUS_DOCUMENTS_STAGE, shard)
+        self.run(CHUNK_EMBEDDINGS_STAGE, shard)
+
+
+@pytest.fixture(scope="module")
+def embedded_data(
+    tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> Path:
+    data = tmp_path_factory.mktemp("embedded")
+    corpus = Corpus(tiny_corpus, data, tiny_models)
+    corpus.plan()
+    for shard in SHARDS:
+        corpus.embed(shard)
+    return data
+
+
+@pytest.fixture
+def data(embedded_data: Path, tmp_path: Path) -> Path:
+    """Both shards embedded, in a folder of the test's own."""
+    return Path(shutil.copytree(embedded_data, tmp_path / "data"))
+
+
+@pytest.fixture
+def corpus(data: Path, tiny_corpus: Path, tiny_models: tuple[str, str]) -> Corpus:
+    return Corpus(tiny_corpus, data, tiny_models)
+
+
+def test_chunks_and_vectors_of_a_shard_are_published(corpus: Corpus) -> None:
+    store, embedder = corpus.store, load_embedder(corpus.settings.embedding)
+    chunks = store.read(CHUNK_EMBEDDINGS, SHARDS[0], "chunks")
+    documents = store.read(CORPUS_DOCUMENTS, SHARDS[0], "documents")
+    assert store.summary(CHUNK_EMBEDDINGS, SHARDS[0]).model_dump() == {
+        "documents": len(documents),
+        "chunks": len(chunks),
+        "embedder_tokens": chunks["n_embedder_tokens"].sum(),
+        "dimension": 32,
+        "window_tokens": 40,
+        "embedder": embedder_identity(corpus.settings.embedding),
+    }
+    table = load_table(store, embedder)
+    rows = pl.concat(table.scan(["chunk_id", "start", "end", "text", "vector"], SHARDS[0]))
+    texts = dict(documents.select("doc_id", "text").iter_rows())
+    cut = {
+        chunk_id: texts[doc_id][start:end]
+        for chunk_id, doc_id, start, end in chunks.select(
+            "chunk_id", "doc_id", "start", "end"
+        ).iter_rows()
+    }
+    assert dict(rows.select("chunk_id", "text").iter_rows()) == cut
+    vectors = np.asarray(rows["vector"].to_list(), np.float32)
+    np.testing.assert_allclose(vectors, embedder.embed(rows["text"].to_list()), atol=1e-5)
+
+
+def test_a_shard_that_is_embedded_again_is_the_same(corpus: Corpus) -> None:
+    before = corpus.store.require(CHUNK_EMBEDDINGS, SHARDS[0])
+    made = corpus.run(CHUNK_EMBEDDINGS_STAGE, SHARDS[0])
+    assert made.manifest == before
+    assert (made.unit, made.rate > 0) == ("chunks", True)
+    preview = made.metadata["preview"]
+    assert isinstance(preview, pl.DataFrame)
+    assert preview.equals(corpus.store.head(CHUNK_EMBEDDINGS, SHARDS[0], "chunks"))
+
+
+def test_the_index_covers_every_document_once(corpus: Corpus) -> None:
+    made = corpus.run(EMBEDDING_INDEX_STAGE)
+    store, summary = corpus.store, corpus.store.summary(EMBEDDING_INDEX)
+    rows = [store.read(CHUNK_EMBEDDINGS, shard, "chunks") for shard in SHARDS]
+    copied = set(rows[0]["doc_id"]) & set(rows[1]["doc_id"])
+    assert len(copied) == summary.duplicate_documents == 1  # `write_corpus` has one copy
+    duplicates = store.read(EMBEDDING_INDEX, WHOLE, "duplicates").to_dicts()
+    assert [(d["doc_id"], d["shard"], d["owner"]) for d in duplicates] == [
+        (copied.pop(), SHARDS[1], SHARDS[0])
+    ]
+    assert summary.n_rows == sum(map(len, rows)) - duplicates[0]["n_chunks"]
+    assert (summary.n_shards, summary.excluded_shards, summary.search) == (2, [], "exact")
+    assert made.metadata["shards left out"] == 0
+    table = open_table(store, summary.tag)
+    assert table.version == summary.table_version
+    assert table.indexed_rows() == table.rows_by_shard()
+    assert is_up_to_date(EMBEDDING_INDEX_STAGE, corpus.partition())
+    again = corpus.run(EMBEDDING_INDEX_STAGE)
+    assert again.manifest.fingerprint == made.manifest.fingerprint
+    assert again.manifest.data_version == made.manifest.data_version
+
+
+def test_a_shard_without_the_outcome_of_a_check_is_left_out(corpus: Corpus) -> None:
+    (Path(corpus.store.folder(CHUNK_EMBEDDINGS, SHARDS[1])) / "checks.json").unlink()
+    warnings: list[str] = []
+    made = materialize(EMBEDDING_INDEX_STAGE, corpus.partition(), warn=warnings.append)
+    reason = "check one_vector_per_chunk of chunk_embeddings has not run on the present data"
+    assert made.metadata["left out"] == {SHARDS[1]: reason}
+    assert warnings == [f"shard {SHARDS[1]} is left out: {reason}"]
+    summary = corpus.store.summary(EMBEDDING_INDEX)
+    assert (summary.n_shards, summary.excluded_shards) == (1, [SHARDS[1]])
+    for result in run_checks(EMBEDDING_INDEX_STAGE, corpus.partition()):
+        assert result.passed, result.check.name
+
+
+def test_without_a_usable_shard_the_first_and_its_reason_are_named(corpus: Corpus) -> None:
+    for shard in SHARDS:
+        (Path(corpus.store.folder(CORPUS_DOCUMENTS, shard)) / "checks.json").unlink()
+    with pytest.raises(TableError) as caught:
+        materialize(EMBEDDING_INDEX_STAGE, corpus.partition())
+    assert str(caught.value) == (
+        f"embedding_index: none of 2 embedded shards can be used. The first, {SHARDS[0]}: check "
+        "unique_documents of corpus_documents has not run on the present data. Correct that, then "
+        "materialize embedding_index again"
+    )
+
+
+def test_a_corpus_without_shards_has_an_empty_index(
+    tmp_path: Path, tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> None:
+    corpus = Corpus(tiny_corpus, tmp_path, tiny_models)
+    corpus.run(EMBEDDING_INDEX_STAGE)
+    assert corpus.store.summary(EMBEDDING_INDEX).n_rows == 0
+
+
+def test_shards_outside_the_plan_are_left_out_and_logged(corpus: Corpus) -> None:
+    first = load_plan(corpus.store).shards[:1]
+    (Path(corpus.store.root) / corpus.store.corpus / "shards.json").unlink()
+    save_plan(corpus.store, ShardPlan(shards=first))
+    warnings: list[str] = []
+    made = materialize(EMBEDDING_INDEX_STAGE, corpus.partition(), warn=warnings.append)
+    reason = "it is no longer in the plan of shards"
+    assert made.metadata["left out"] == {SHARDS[1]: reason}
+    assert warnings == [f"shard {SHARDS[1]} is left out: {reason}"]
+    assert corpus.store.summary(EMBEDDING_INDEX).excluded_shards == [SHARDS[1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "stale"),
+    [
+        ({"min_chunk_chars": 65}, {CHUNK_EMBEDDINGS_STAGE: "embedding.min_chunk_chars"}),
+        ({"chunk_tokens": 41}, {CHUNK_EMBEDDINGS_STAGE: "embedding.chunk_tokens"}),
+        ({"recall_k": 5}, {EMBEDDING_INDEX_STAGE: "embedding.recall_k"}),
+        ({"recall_queries": 11}, {EMBEDDING_INDEX_STAGE: "embedding.recall_queries"}),
+        ({"target_recall": 0.5}, {EMBEDDING_INDEX_STAGE: "embedding.target_recall"}),
+        ({"search": "exact"}, {EMBEDDING_INDEX_STAGE: "embedding.search"}),
+        ({"ann_min_rows": 300}, {EMBEDDING_INDEX_STAGE: "embedding.ann_min_rows"}),
+        ({"index": "ivf_sq"}, {EMBEDDING_INDEX_STAGE: "embedding.index"}),
+        ({"batch_size": 3, "device": "cpu"}, {}),
+    ],
+)
+def test_each_stage_is_stale_after_changes_of_its_own_settings(
+    corpus: Corpus,
+    tiny_corpus: Path,
+    tiny_models: tuple[str, str],
+    changes: dict[str, Any],
+    stale: dict[Stage, str],
+) -> None:
+    corpus.run(EMBEDDING_INDEX_STAGE, checked=False)
+    changed = Corpus(tiny_corpus, Path(corpus.store.uri), tiny_models, embedding=changes)
+    for stage in (CHUNK_EMBEDDINGS_STAGE, EMBEDDING_INDEX_STAGE):
+        partition = changed.partition(SHARDS[0] if stage.partitioned else WHOLE)
+        wanted = f"setting {stale[stage]} has changed" if stage in stale else None
+        assert stale_reason(stage, partition) == wanted
+
+
+def test_the_index_is_stale_after_a_new_or_rewritten_shard(corpus: Corpus) -> None:
+    corpus.run(EMBEDDING_INDEX_STAGE)
+    partition = corpus.partition()
+    plan = load_plan(corpus.store)
+    new = plan.shards[0].model_copy(update={"key": "tiny-00002", "position": 2})
+    save_plan(corpus.store, ShardPlan(shards=(*plan.shards, new)))
+    assert stale_reason(EMBEDDING_INDEX_STAGE, partition) == "plan has changed"
+    outcomes = corpus.store.check_outcomes(CHUNK_EMBEDDINGS, SHARDS[1])
+    failed = {
+        name: outcome.model_copy(update={"passed": False}) for name, outcome in outcomes.items()
+    }
+    corpus.store.record_checks(CHUNK_EMBEDDINGS, SHARDS[1], failed)
+    assert stale_reason(EMBEDDING_INDEX_STAGE, partition) == "input chunk_embeddings has changed"
+
+
+def test_the_tag_changes_with_whatever_determines_the_index(
+    corpus: Corpus, tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> None:
+    corpus.run(EMBEDDING_INDEX_STAGE)
+    tags = {corpus.store.summary(EMBEDDING_INDEX).tag}
+    changed = Corpus(tiny_corpus, Path(corpus.store.uri), tiny_models, embedding={"recall_k": 5})
+    changed.run(EMBEDDING_INDEX_STAGE)
+    tags.add(corpus.store.summary(EMBEDDING_INDEX).tag)
+    assert len(tags) == 2
+    for tag in tags:
+        assert open_table(corpus.store, tag).rows_by_shard()
+
+
+def spoil_vectors(corpus: Corpus) -> None:
+    """A shard's rows in the vector table: one twice as long, one missing."""
+    table = open_table(corpus.store)
+    rows = table.reader(table._table.schema.names, SHARDS[0]).read_all()
+    vectors = np.asarray(rows["vector"].combine_chunks().flatten()).reshape(len(rows), -1).copy()
+    vectors[1] *= 2
+    at = rows.schema.get_field_index("vector")
+    field = rows.schema.field("vector")
+    rows = rows.set_column(at, field, pa.array(vectors.tolist(), field.type))
+    table.replace_shard(SHARDS[0], rows.slice(1).cast(table._table.schema).to_batches())
+
+
+def test_checks_find_missing_and_spoilt_vectors(corpus: Corpus) -> None:
+    spoil_vectors(corpus)
+    results = run_checks(CHUNK_EMBEDDINGS_STAGE, corpus.partition(SHARDS[0]))
+    faulty = {result.check.name: result.faulty_rows for result in results}
+    assert faulty == {
+        "one_vector_per_chunk": 1,
+        "vectors_unit_length": 1,
+        "chunks_within_documents": 0,
+    }
+
+
+def test_checks_of_a_shard_allow_for_duplicates_that_the_index_removed(corpus: Corpus) -> None:
+    corpus.run(EMBEDDING_INDEX_STAGE)
+    results = run_checks(CHUNK_EMBEDDINGS_STAGE, corpus.partition(SHARDS[1]))
+    assert all(result.passed for result in results)
+
+
+def test_recall_is_measured_with_the_corpus_own_k(
+    data: Path, tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> None:
+    """Not with the top_k of a dataset. A small table is searched exactly: its recall is 1."""
+    corpus = Corpus(tiny_corpus, data, tiny_models, retrieval={"top_k": 2})
+    corpus.run(EMBEDDING_INDEX_STAGE)
+    summary = corpus.store.summary(EMBEDDING_INDEX)
+    assert (summary.recall_k, summary.recall) == (4, 1.0)
+    low = replace(EMBEDDING_INDEX_STAGE, check_parameters=lambda _: {"target_recall": 1.1})
+    failed = [r for r in run_checks(low, corpus.partition()) if not r.passed]
+    assert [(r.check.name, r.check.blocking, r.check.warns) for r in failed] == [
+        ("recall_reached", False, True)
+    ]

@@ -1,0 +1,239 @@
+"""The stage as declared: what makes samples stale, what they record, and what is rejected.
+
+Failures looked for: a setting that changes the samples and leaves them up to date; a setting that
+makes them stale for nothing; samples drawn from an index that nobody can name afterwards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entropylong_assets.project import open_store
+from entropylong_assets.settings.section import Section, Settings, SettingsError
+from entropylong_assets.stages.checks import run_checks
+from entropylong_assets.stages.corpus.shards import plan_shards, save_plan
+from entropylong_assets.stages.execution import materialize
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.settings import BUILT_IN_RECIPES
+from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE as STAGE
+from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.versioning import stale_reason
+from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.setting_reads import computation_reads, leaves
+from entropylong_assets_tests.tiny_world import tiny_settings
+
+Models = tuple[str, str]
+
+SHARD, OTHER_SHARD = "tiny-00000", "tiny-00001"
+
+RECIPES = (None, *BUILT_IN_RECIPES)
+FROM_POOL = ("random", "quest")
+
+WITHOUT_EFFECT = {
+    "scoring.trust_remote_code": "whether the tokenizer may be loaded, not what it is",
+    "verification.compared_rules": "whether the verdicts of the recipe's rule are stored, else an "
+    "error; which verdicts, the data version of the input says",
+    "corpus.embedding.trust_remote_code": "whether the embedder may be loaded, not what it is",
+    "corpus.embedding.device": "where vectors are computed and compared",
+    "corpus.embedding.batch_size": "how many texts are embedded at once; here it is one query",
+    "corpus.embedding.chunk_tokens": "how the chunks of the index were cut, which its tag covers; "
+    "queries are not cut by it",
+}
+"""Settings that the computation reads although they can't change the samples, and why not."""
+
+
+@pytest.fixture(scope="module")
+def data(tiny_corpus: Path, tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that samples are made of, and samples without a recipe, for two shards."""
+    folder = tmp_path_factory.mktemp("samples")
+    settings = tiny_settings(tiny_corpus, folder, tiny_models)
+    plan = plan_shards(settings.corpus)
+    save_plan(open_store(settings.corpus), plan)
+    assert [shard.key for shard in plan.shards] == [SHARD, OTHER_SHARD]
+    for stage in (*STAGE.upstream(), STAGE):
+        chosen = settings.corpus if stage.scope == "corpus" else settings
+        for shard in (SHARD, OTHER_SHARD) if stage.partitioned else (WHOLE,):
+            partition = Partition(chosen, open_store(chosen), shard)
+            materialize(stage, partition)
+            for result in run_checks(stage, partition):
+                assert result.passed or not result.check.blocking, result.examples
+    return folder
+
+
+@pytest.fixture
+def partition_for(data: Path, tiny_corpus: Path, tiny_models: Models) -> Any:
+    def partition(recipe: str | None, **samples: Any) -> Partition:
+        chosen = {"recipe": recipe, **samples}
+        settings = tiny_settings(tiny_corpus, data, tiny_models, samples=chosen)
+        return Partition(settings, open_store(settings), SHARD)
+
+    return partition
+
+
+def changed(partition: Partition, path: str, value: Any) -> Partition:
+    """The partition with another value of one setting."""
+
+    def replaced(section: Section, names: list[str]) -> Any:
+        name, *rest = names
+        new = replaced(getattr(section, name), rest) if rest else value
+        return section.model_copy(update={name: new})
+
+    settings: Settings = replaced(partition.settings, path.split("."))
+    return Partition(settings, partition.store, partition.shard)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_determined_by_lists_what_the_computation_reads(
+    partition_for: Any, recipe: str | None
+) -> None:
+    partition = partition_for(recipe)
+    reads = computation_reads(STAGE, partition)
+    determining = leaves(partition.settings, STAGE.determined_by(partition.settings))
+    assert determining - reads == set(), "a change makes samples stale for nothing"
+    assert reads - determining - WITHOUT_EFFECT.keys() == set(), "a change goes unnoticed"
+    if recipe == "quest":
+        assert WITHOUT_EFFECT.keys() - reads == {"verification.compared_rules"}
+    if recipe == "entropylong":
+        assert "verification.compared_rules" in reads
+
+
+CHANGES = {
+    "samples.recipe": "no_verify",
+    "samples.tokens": 2048,
+    "samples.order": "sequence",
+    "samples.layout": "interleaved",
+    "samples.fill": "verified_only",
+    "samples.meta_chunk_tokens": 8,
+    "scoring.bos": "never",
+    "scoring.separator": "\n",
+    "verification.rule": "plain",
+    "retrieval.leak_check": "another",
+    "retrieval.leak_ngram_words": 3,
+    "retrieval.max_containment": 0.9,
+    "seed": 7,
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_changed_setting_makes_samples_stale_if_it_determines_them(
+    partition_for: Any, recipe: str | None
+) -> None:
+    partition = partition_for(recipe)
+    materialize(STAGE, partition)
+    assert stale_reason(STAGE, partition) is None
+    determining = STAGE.determined_by(partition.settings)
+    models = {"scoring.model", "corpus.embedding.model"}
+    assert set(determining) - models <= CHANGES.keys()
+    for path, value in CHANGES.items():
+        if path == "samples.recipe" and value == recipe:
+            value = "policylong"
+        reason = stale_reason(STAGE, changed(partition, path, value))
+        assert (reason is not None) == (path in determining), path
+        if path in determining and path != "samples.recipe":
+            assert reason == f"setting {path} has changed"
+    leak_check = {f"retrieval.{n}" for n in ("leak_check", "leak_ngram_words", "max_containment")}
+    assert (leak_check <= set(determining)) == (recipe in FROM_POOL)
+
+
+@pytest.mark.parametrize("recipe", FROM_POOL)
+@pytest.mark.parametrize(
+    ("path", "value"), [("retrieval.leak_ngram_words", 1), ("retrieval.max_containment", 0.001)]
+)
+def test_the_leak_check_decides_what_is_drawn(
+    partition_for: Any, recipe: str, path: str, value: Any
+) -> None:
+    """Every text of the tiny corpus is made of the same 24 words, so n-grams of one word occur in
+    any root."""
+    lenient = changed(partition_for(recipe), "retrieval.max_containment", 0.9)
+    # One setting at a time: the other is such that it decides.
+    other = {
+        "retrieval.leak_ngram_words": ("retrieval.max_containment", 0.9),
+        "retrieval.max_containment": ("retrieval.leak_ngram_words", 1),
+    }[path]
+    before = materialize(STAGE, changed(lenient, "retrieval.leak_ngram_words", 8))
+    assert before.manifest.summary["samples"] > 0
+    strict = changed(changed(lenient, *other), path, value)
+    assert materialize(STAGE, strict).manifest.summary["samples"] == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_samples_record_the_index_that_they_are_drawn_from(
+    partition_for: Any, recipe: str | None
+) -> None:
+    partition = partition_for(recipe)
+    store, shard = partition.store, partition.shard
+    made_from = materialize(STAGE, partition).manifest.determinants
+    candidates = store.require(CANDIDATE_CONTEXTS, shard)
+    if recipe in FROM_POOL:
+        assert made_from["index"] == candidates.summary["index"]
+        assert made_from["embedder"].startswith(partition.corpus.embedding.model)
+    else:
+        assert not {"index", "embedder"} & made_from.keys()
+    tables = {name: store.read(CANDIDATE_CONTEXTS, shard, name) for name in candidates.tables}
+    for index in ("index-0123", candidates.summary["index"]):
+        with store.write(CANDIDATE_CONTEXTS, shard, fingerprint="another index") as writer:
+            for name, rows in tables.items():
+                writer.append(name, rows)
+            writer.summary = {**candidates.summary, "index": index}
+        is_other = index != candidates.summary["index"]
+        wanted = "index has changed" if is_other and recipe in FROM_POOL else None
+        assert stale_reason(STAGE, partition) == wanted
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("tokens", [512, 4096])
+def test_checks_pass_under_every_recipe(
+    partition_for: Any, recipe: str | None, tokens: int
+) -> None:
+    partition = partition_for(recipe, tokens=tokens)
+    made = materialize(STAGE, partition)
+    assert made.manifest.summary["samples"] > 0
+    assert len(made.metadata["preview"]) == min(5, made.manifest.summary["dependencies_packed"])
+    links = made.metadata["samples_and_shards"]
+    for shard in (SHARD, OTHER_SHARD):
+        assert f"[{shard}](/assets/corpus/corpus_documents?view=partitions&partition=" in links
+    outcomes = {result.check.name: result.faulty_rows for result in run_checks(STAGE, partition)}
+    assert outcomes == dict.fromkeys((check.name for check in STAGE.checks), 0)
+
+
+def test_dependencies_reconcile_follows_the_rule_of_the_recipe(partition_for: Any) -> None:
+    """Samples made under one recipe have the wrong dependencies under another."""
+    materialize(STAGE, partition_for("entropylong"))
+    faulty = {}
+    for recipe in ("entropylong", "calibrated", "random"):
+        (result,) = run_checks(STAGE, partition_for(recipe), {"dependencies_reconcile"})
+        faulty[recipe] = result.faulty_rows
+    assert faulty["entropylong"] == 0
+    assert faulty["calibrated"] > 0
+    assert faulty["random"] > faulty["calibrated"]
+
+
+def test_settings_are_rejected_if_a_sample_can_not_hold_a_root(
+    tmp_path: Path, tiny_models: Models
+) -> None:
+    for tokens in (399, 400):
+        with pytest.raises(SettingsError) as error:
+            tiny_settings(tmp_path, tmp_path, tiny_models, samples={"tokens": tokens})
+        assert f"samples.tokens ({tokens}) must be larger than the longest root" in str(error.value)
+        assert "roots.max_tokens (400)" in str(error.value)
+        assert "\n" not in str(error.value)
+    tiny_settings(tmp_path, tmp_path, tiny_models, samples={"tokens": 401})
+
+
+def test_settings_are_rejected_if_the_rule_of_the_recipe_is_not_evaluated(
+    tmp_path: Path, tiny_models: Models
+) -> None:
+    def settings(recipe: str, **verification: Any) -> Settings:
+        chosen = {"samples": {"recipe": recipe}, "verification": verification}
+        return tiny_settings(tmp_path, tmp_path, tiny_models, **chosen)
+
+    with pytest.raises(SettingsError, match=r"'plain'.* add it to verification\.compared_rules"):
+        settings("entropylong", compared_rules=["calibrated"])
+    settings("entropylong", rule="plain", compared_rules=[])
+    settings("calibrated", compared_rules=[])
+    settings("policylong", compared_rules=[])
+    with pytest.raises(SettingsError, match=r"samples\.recipe: no recipe 'mine'; there are "):
+        settings("mine")
