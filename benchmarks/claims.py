@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, medians of repeated times, and the line of a claim."""
+"""Shared by the benchmarks: a description of the machine, median times, and claims."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Date, device and versions that a figure holds for."""
+    """Return date, device and package versions, under which a figure holds."""
     import torch
 
     found: dict[str, Any] = {
@@ -47,7 +47,7 @@ def _cpu() -> str:
 
 
 def median_seconds(work: Callable[[], Any], repeats: int = 5, warm_up: int = 1) -> float:
-    """Median wall-clock seconds of `work`, the device's queue emptied before and after."""
+    """Return the median wall-clock seconds of `work`; waits for the device before and after."""
     for _ in range(warm_up):
         work()
     seconds = []
@@ -68,7 +68,7 @@ def _wait() -> None:
 
 
 class Claims:
-    """Prints findings and claims as they come, and keeps them for a JSON file."""
+    """Prints figures and claims, and collects them for a JSON file."""
 
     def __init__(self, name: str) -> None:
         self._found: dict[str, Any] = {"benchmark": name, "machine": machine(), "claims": []}
@@ -76,7 +76,7 @@ class Claims:
         print(json.dumps(self._found["machine"]), flush=True)
 
     def note(self, section: str, **figures: Any) -> None:
-        """A finding without a target."""
+        """Report figures that have no target."""
         kept = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
         self._found.setdefault(section, []).append(kept)
         print(section, json.dumps(kept), flush=True)
@@ -84,9 +84,8 @@ class Claims:
     def claim(
         self, name: str, ratio: float, target: float, differences: int, at_most: bool = False
     ) -> None:
-        """A measured ratio against its target; `at_most`: smaller is better."""
+        """Report a measured ratio and its target. at_most: the target is an upper bound."""
         met = ratio <= target if at_most else ratio >= target
-        # Cut, never rounded up to a target.
         shown = f"{ratio:.4f}"
         self._lines.append(
             f"claim name={name} ratio={shown} target={target} differences={differences} "
@@ -97,7 +96,7 @@ class Claims:
         )
 
     def finish(self, out: str | None) -> None:
-        """Writes the JSON file, and ends with one line a claim."""
+        """Write the JSON file if `out` names one, then print one line per claim."""
         if out:
             Path(out).write_text(json.dumps(self._found, indent=1) + "\n")
         for line in self._lines:

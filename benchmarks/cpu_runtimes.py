@@ -1,10 +1,11 @@
-"""Hidden states of SmolLM2 on the CPU by each runtime that is installed: which is fastest?
+"""Speed of SmolLM2's hidden states on the CPU, with each runtime that is installed.
 
     python -m benchmarks.cpu_runtimes [--only engine ...] [--out results.json]
 
-Eight sequences of 512 tokens, no cache, rounds in turn, medians. Baseline: plain transformers, a
-sequence a pass. Install what is to be compared beside the project: `pip install openvino
-onnxruntime onnx onnxscript zentorch`. None of them is a dependency: benchmarks/RESULTS.md says why.
+Eight sequences of 512 tokens, without a cache. The runtimes take turns; the figures are medians.
+Baseline: plain transformers, one sequence per forward pass. Install the runtimes to be compared
+beside the project: `pip install openvino onnxruntime onnx onnxscript zentorch`. None of them is a
+dependency; benchmarks/RESULTS.md gives the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.claims import Claims
-from entropylong_assets.settings.model import make_settings
+from entropylong_assets.project import make_project
 from entropylong_assets.stages.entropy import attention
 from entropylong_assets.stages.entropy.engine import PackedScorer
 from entropylong_assets.stages.entropy.model import load_scoring_model
@@ -41,7 +42,7 @@ class HiddenStates(torch.nn.Module):
 
 
 def compiled(module: torch.nn.Module, rows: list[torch.Tensor], backend: str) -> Pass:
-    """The whole model by `torch.compile`, its weights frozen into the code."""
+    """Compile the whole model with `torch.compile`, with its weights frozen into the code."""
     import torch._inductor.config
 
     if backend == "zentorch":
@@ -60,7 +61,7 @@ def compiled(module: torch.nn.Module, rows: list[torch.Tensor], backend: str) ->
 def openvino(module: HiddenStates, rows: list[torch.Tensor], precision: str) -> Pass:
     import openvino
 
-    # Its converter doesn't know torch's attention with fewer key heads than query heads.
+    # Its converter does not support torch's attention with fewer key heads than query heads.
     with torch.no_grad(), attention.implementation(module.decoder, "eager"):
         shape = openvino.PartialShape([1, -1])
         graph = openvino.convert_model(module, example_input=rows[0], input=[shape])
@@ -96,11 +97,11 @@ def onnx(module: torch.nn.Module, rows: list[torch.Tensor], folder: Path) -> Pas
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=[], help="these beside transformers")
+    parser.add_argument("--only", nargs="*", default=[], help="runtimes beside transformers")
     parser.add_argument("--out")
     options = parser.parse_args()
     claims = Claims("cpu_runtimes")
-    scoring = make_settings("quickstart").scoring.model_copy(update={"dtype": "float32"})
+    scoring = make_project({"scoring": {"dtype": "float32"}}, "quickstart").dataset.scoring
     loaded = load_scoring_model(scoring)
     draw = np.random.default_rng(0).integers(0, loaded.vocab_size, (8, 512))
     rows = [torch.from_numpy(row)[None] for row in draw]
@@ -128,14 +129,14 @@ def main() -> None:
                 continue
             start = time.perf_counter()
             try:
-                made = make()
-                made()
-            except Exception as error:  # absent, or can't
+                run_passes = make()
+                run_passes()
+            except Exception as error:  # not installed, or can't run the model
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
                 claims.note("runtimes", name=name, failed=reason)
                 continue
             claims.note("runtimes", name=name, first_s=time.perf_counter() - start)
-            passes[name] = made
+            passes[name] = run_passes
         seconds: dict[str, list[float]] = {name: [] for name in passes}
         for _ in range(ROUNDS):
             for name, run in passes.items():

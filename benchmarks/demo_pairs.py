@@ -1,9 +1,10 @@
-"""The pairs of a finished demo, as arrays that travel without the store they came from.
+"""The scored pairs of a finished demo as arrays, in one file that needs no table store.
 
     python -m benchmarks.demo_pairs data/quickstart pairs.npz
 
-Of each shard: every (root, chunk) that was scored, with the root's tokens, the anchors that
-nominated the chunk, and what both rules need of each of the root's anchors.
+For each shard: every (root, chunk) that was scored, with the root's tokens, the anchors that
+nominated the chunk, and the values of all the root's anchors that the rules plain and calibrated
+need.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.schemas import TableSet
+from entropylong_assets.storage.tables import TableStore
 
 
 class Passage(NamedTuple):
-    """A chunk before a root. anchors_N: all anchors of the root that have controls."""
+    """A chunk before a root. anchors_N: all anchors of the root that have control scores."""
 
     root: int
     chunk: int
@@ -31,55 +37,54 @@ class Passage(NamedTuple):
     surprisal_control_N: np.ndarray
 
     def request(self, every_anchor: bool = False) -> ScoringRequest:
-        """The engine's: the root cut after its last anchor, all anchors at once."""
+        """Return the engine's request: the root cut after its last anchor, all anchors at once."""
         wanted = self.anchors_N if every_anchor else self.anchors_N[self.nominated_N]
         ids = np.concatenate([self.context_ids, self.root_ids[: wanted[-1] + 1]])
         return ScoringRequest(ids, len(self.context_ids) + wanted)
 
     def plain_requests(self) -> list[ScoringRequest]:
-        """The definition's: the whole of [C; D] for every (anchor, chunk)."""
+        """Return the requests of the definition: all of [C; D] for every (anchor, chunk)."""
         ids = np.concatenate([self.context_ids, self.root_ids])
         wanted = self.anchors_N[self.nominated_N]
         return [ScoringRequest(ids, np.array([len(self.context_ids) + t])) for t in wanted]
 
     def gains(self, scores: PositionScores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(ΔI, ΔI*, surprisal above the lower of its two references) at all anchors."""
-        before = self.entropy_N.astype(np.float64)
+        """Return ΔI, ΔI*, and surprisal minus the lower of its two references, at all anchors."""
+        alone = self.entropy_N.astype(np.float64)
         reference = np.minimum(self.entropy_N, self.entropy_control_N).astype(np.float64)
-        behind = scores.entropy_N.astype(np.float64)
+        given = scores.entropy_N.astype(np.float64)
         over = scores.surprisal_N - np.minimum(self.surprisal_N, self.surprisal_control_N)
-        return (before - behind) / before, (reference - behind) / before, over
+        return (alone - given) / alone, (reference - given) / alone, over
 
     def verdicts(self, scores: PositionScores, epsilon: float = 0.4) -> np.ndarray:
-        """bool [2, N]: accepted by the plain rule, by the calibrated rule."""
+        """Return bool [2, N]: accepted by the rule plain, accepted by the rule calibrated."""
         gain, calibrated, over = self.gains(scores)
         return np.stack([gain > epsilon, (calibrated > epsilon) & (over < 0)])
 
 
-def of_store(uri: str) -> list[Passage]:
-    """All passages of a data folder. Raises TableError where it holds no verified shard."""
+def read_passages(uri: str) -> list[Passage]:
+    """Read all passages of a data folder with one corpus and one dataset of the default names.
+
+    Raises TableError if it has no verified shard.
+    """
     import polars as pl
 
-    from entropylong_assets.storage.tables import TableError, TableStore
-
     store, passages = TableStore(uri), []
-    asset = "verified_dependencies"
     roots: dict[str, int] = {}
     chunks: dict[str, int] = {}
-    for shard in store.shards(asset):
-        pairs = store.read(asset, shard, "pairs").filter(pl.col("entropy_context").is_not_null())
-        about = ["entropy", "entropy_control", "surprisal", "surprisal_control"]
+    columns = ["entropy", "entropy_control", "surprisal", "surprisal_control"]
+    for shard in store.shards(VERIFIED_DEPENDENCIES):
+        scored = pl.col("entropy_context").is_not_null()
+        pairs = store.read(VERIFIED_DEPENDENCIES, shard, "pairs").filter(scored)
         anchors = {
             root_id: rows.unique("anchor").sort("anchor")
             for (root_id,), rows in pairs.drop_nulls("entropy_control")
-            .select("root_id", "anchor", *about)
+            .select("root_id", "anchor", *columns)
             .partition_by("root_id", as_dict=True)
             .items()
         }
-        contexts = dict(store.read(asset, shard, "contexts", ["chunk_id", "token_ids"]).iter_rows())
-        ids = dict(
-            store.read("entropy_scores", shard, "roots", ["root_id", "token_ids"]).iter_rows()
-        )
+        contexts = _token_ids(store, VERIFIED_DEPENDENCIES, shard, "contexts")
+        root_ids = _token_ids(store, ENTROPY_SCORES, shard, "roots")
         for root_id, chunk_id, nominating in (
             pairs.group_by("root_id", "chunk_id", maintain_order=True).agg("anchor").iter_rows()
         ):
@@ -92,18 +97,27 @@ def of_store(uri: str) -> list[Passage]:
                     roots.setdefault(root_id, len(roots)),
                     chunks.setdefault(chunk_id, len(chunks)),
                     np.asarray(contexts[chunk_id], np.int64),
-                    np.asarray(ids[root_id], np.int64),
+                    np.asarray(root_ids[root_id], np.int64),
                     every,
                     np.isin(every, nominating),
-                    *(rows[column].to_numpy() for column in about),
+                    *(rows[column].to_numpy() for column in columns),
                 )
             )
     if not passages:
-        raise TableError(f"{uri}: no verified shard is there; run `make demo` first")
+        raise TableError(f"{uri}: it has no verified shard; run `make demo` first")
     return passages
 
 
+def _token_ids(
+    store: TableStore, tables: TableSet[Any], shard: str, table: str
+) -> dict[str, list[int]]:
+    """Return the token ids of a table's rows by the id in its first column."""
+    key = tables.schemas[table].names[0]
+    return dict(store.read(tables, shard, table, [key, "token_ids"]).iter_rows())
+
+
 def save(passages: list[Passage], path: str) -> None:
+    """Write passages to a file that `load` reads."""
     arrays: dict[str, Any] = {"count": np.array(len(passages))}
     for number, passage in enumerate(passages):
         arrays |= {f"{number}-{name}": value for name, value in passage._asdict().items()}
@@ -111,9 +125,9 @@ def save(passages: list[Passage], path: str) -> None:
 
 
 def load(path: str) -> list[Passage]:
-    """From a file of `save`, or from a data folder."""
+    """Read passages from a file that `save` wrote, or from a data folder."""
     if not path.endswith(".npz"):
-        return of_store(path)
+        return read_passages(path)
     with np.load(path) as arrays:
         return [
             Passage(*(arrays[f"{number}-{name}"] for name in Passage._fields))
@@ -122,4 +136,4 @@ def load(path: str) -> list[Passage]:
 
 
 if __name__ == "__main__":
-    save(of_store(sys.argv[1]), sys.argv[2])
+    save(read_passages(sys.argv[1]), sys.argv[2])

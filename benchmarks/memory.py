@@ -1,17 +1,16 @@
-"""Peak memory of every stage against the size of a shard.
+"""Peak memory of every stage by the size of a shard.
 
-    python -m benchmarks.memory [--documents 2000 20000 200000] [--roots 0.01] [--folder /tmp]
+    python -m benchmarks.memory [--documents 2000 20000 200000] [--roots 0.01] [--folder FOLDER]
 
 Each stage runs through its Dagster job, checks included, in a process of its own, over one shard
-of synthetic documents. Its peak is the most resident memory of that process, its threads and the
-files that it maps, less what the same process takes with the libraries loaded and both models in
-memory (`before`). The scoring model and the embedder are tiny and random, for this is about rows
-and not about weights; the chunks' vectors are clustered (benchmarks/vectors.py) and 384 wide, as
-those of all-MiniLM-L6-v2. `--roots`: share of documents that become roots, with K = 8 candidates
-an anchor, and so of what the later stages hold; of the candidates only some are scored
-(8,000 tokens a root), all are read, judged and written.
+of synthetic documents. `peak_mib` is the maximum resident memory of that process, mapped files
+included; `before_mib` is its memory with libraries and models loaded, before the run. The scoring
+model is tiny and random, since rows are measured and not weights. The chunks' vectors are clustered
+(benchmarks/vectors.py) and have 384 dimensions, as those of all-MiniLM-L6-v2. `--roots` is the
+share of documents that become roots, with K = 8 candidates per anchor. Only some candidates are
+scored (8,000 tokens per root), but all are read, judged and written.
 
-Flat: the peak of the largest shard is less than twice that of the smallest.
+Targets: the peak of the largest shard is at most twice that of the smallest, and at most 4 GiB.
 """
 
 from __future__ import annotations
@@ -23,33 +22,33 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 
 from benchmarks.claims import Claims
 from benchmarks.vectors import Mixture
+from entropylong_assets.pipeline import STAGES
+from entropylong_assets.project import Project, make_project
+from entropylong_assets.stages.embeddings.stages import CHUNK_EMBEDDINGS_STAGE
 
 DIMENSION = 384
-STAGES = (
-    ("corpus_documents", "corpus_shard"),
-    ("chunk_embeddings", "corpus_shard"),
-    ("chunk_embeddings again", "corpus_shard"),
-    ("embedding_index", None),
-    ("entropy_scores", "corpus_shard"),
-    ("candidate_contexts", "corpus_shard"),
-    ("verified_dependencies", "corpus_shard"),
-    ("long_context_samples", "corpus_shard"),
-    ("training_dataset", None),
-)
+AGAIN = " again"
+"""After the name of a stage: it is run a second time, over its own output."""
+RUNS = [
+    name
+    for stage in STAGES
+    if stage.automation != "by_hand"
+    for name in (stage.name, *([stage.name + AGAIN] if stage is CHUNK_EMBEDDINGS_STAGE else []))
+]
 
 
 class ClusteredEmbedder:
-    """Vectors of the mixture, by the hash of a text: no model, as fast as they are written."""
+    """Chooses vectors of the mixture by the hash of a text, so embedding takes little time."""
 
     def __init__(self, window_tokens: int) -> None:
         self.identity, self.dimension, self.window_tokens = "synthetic@1", DIMENSION, window_tokens
@@ -67,7 +66,7 @@ class ClusteredEmbedder:
 
 
 def write_corpus(folder: Path, documents: int) -> None:
-    """One Parquet file of documents of some 1,800 characters, in batches."""
+    """Write one Parquet file of documents of about 1,800 characters each."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -87,34 +86,29 @@ def write_corpus(folder: Path, documents: int) -> None:
             writer.write_table(pa.table({"text": texts}, schema=schema))
 
 
-def settings_of(folder: Path, documents: int, roots: float) -> Any:
-    from entropylong_assets.settings.model import make_settings
-
-    return make_settings(
-        "calibrated",
+def project_for(folder: Path, documents: int, roots: float) -> Project:
+    return make_project(
         {
             "data_uri": str(folder / f"data-{documents}"),
             "corpus": {
                 "sources": [{"name": "synthetic", "uri": str(folder / "corpus/*.parquet")}],
                 "shard_rows": 1_000_000,
-                "root_fraction": roots,
-                "root_min_tokens": 20,
-                "root_max_tokens": 900,
             },
-            "scoring": {
-                "model": str(folder / "models/llama"),
-                "dtype": "float32",
+            "roots": {"fraction": roots, "min_tokens": 20, "max_tokens": 900},
+            "scoring": {"model": str(folder / "models/llama"), "dtype": "float32"},
+            "embedding": {"model": str(folder / "models/bert"), "recall_queries": 50},
+            "verification": {
+                "epsilon": 0.1,
+                "max_false_acceptance": 1.0,
                 "max_forward_tokens_per_root": 8_000,
             },
-            "embedding": {"model": str(folder / "models/bert"), "recall_queries": 50},
-            "verification": {"epsilon": 0.1, "max_false_acceptance": 1.0},
             "entropy": {"alpha": 1.0, "min_anchor_position": 32},
         },
     )
 
 
 class Watch(threading.Thread):
-    """Most resident memory of this process, looked at every 20 ms."""
+    """Records the maximum resident memory of this process, sampled every 20 ms."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -129,66 +123,59 @@ class Watch(threading.Thread):
         return max(self.peak, self._process.memory_info().rss)
 
 
-def run_stage(folder: Path, documents: int, roots: float, stage: str) -> None:
-    """In a process of its own: makes one asset, and prints what it took."""
+def run_stage(folder: Path, documents: int, roots: float, run: str) -> None:
+    """Materialize one stage and print its figures; for a process of its own."""
     os.environ["DAGSTER_HOME"] = str(folder / f"dagster-{documents}")
-    Path(os.environ["DAGSTER_HOME"]).mkdir(exist_ok=True)
-    import dagster as dg
-
-    from entropylong_assets.definitions import build_definitions
-    from entropylong_assets.orchestration.local_run import instance, register_shards
+    from entropylong_assets.orchestration.build import build_definitions
+    from entropylong_assets.orchestration.local_run import open_instance, register_shards
+    from entropylong_assets.orchestration.naming import asset_key, prefixed
+    from entropylong_assets.project import open_store
     from entropylong_assets.stages.embeddings import embedder
     from entropylong_assets.stages.entropy.model import load_scoring_model
+    from entropylong_assets.storage.tables import WHOLE
 
-    settings = settings_of(folder, documents, roots)
+    project = project_for(folder, documents, roots)
     synthetic = ClusteredEmbedder(64)
     embedder.load_embedder = lambda _: synthetic  # type: ignore[assignment, return-value]
     embedder.embedder_identity = lambda _: synthetic.identity
-    load_scoring_model(settings.scoring)
-    asset, again = stage.removesuffix(" again"), stage.endswith(" again")
-    with instance() as there:
-        definitions = build_definitions(settings).get_repository_def()
-        plan = register_shards(settings, there)
-        job = definitions.get_job("everything" if asset != "training_dataset" else "export")
-        key = dg.AssetKey(asset)
+    load_scoring_model(project.dataset.scoring)
+    stage = next(stage for stage in STAGES if stage.name == run.removesuffix(AGAIN))
+    settings = project.corpus if stage.scope == "corpus" else project.dataset
+    with open_instance() as instance:
+        repository = build_definitions(project).get_repository_def()
+        shard = register_shards(project.corpus, instance).shards[0].key
+        job = repository.get_job(prefixed(settings, stage.job.name))
         before, start, watch = psutil.Process().memory_info().rss, time.perf_counter(), Watch()
         watch.start()
         result = job.execute_in_process(
-            instance=there,
-            asset_selection=[key],
-            partition_key=None if asset == "training_dataset" else plan.shards[0].key,
+            instance=instance,
+            asset_selection=[asset_key(settings, stage)],
+            partition_key=shard if stage.partitioned else None,
             run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
         )
         peak = watch.stop()
         assert result.success
         checks = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]
-        made = there.get_latest_materialization_event(key)
-    assert made is not None
-    assert made.asset_materialization is not None
-    rows = made.asset_materialization.metadata["dagster/row_count"].value
-    print(
-        json.dumps(
-            {
-                "documents": documents,
-                "stage": asset + (" again" if again else ""),
-                "rows": rows,
-                "seconds": time.perf_counter() - start,
-                "before_mib": before / 2**20,
-                "peak_mib": peak / 2**20,
-                "checks_failed": checks,
-            }
-        ),
-        flush=True,
-    )
+    manifest = open_store(settings).require(stage.tables, shard if stage.partitioned else WHOLE)
+    figures = {
+        "documents": documents,
+        "stage": run,
+        "rows": manifest.tables[stage.tables.main].rows,
+        "seconds": time.perf_counter() - start,
+        "before_mib": before / 2**20,
+        "peak_mib": peak / 2**20,
+        "checks_failed": checks,
+    }
+    print(json.dumps(figures), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, nargs="+", default=[2_000, 20_000, 200_000])
     parser.add_argument("--roots", type=float, default=0.01)
-    parser.add_argument("--folder", default="/tmp")
+    parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--stages", nargs="*", help="names of stages; all if none")
-    parser.add_argument("--keep", action="store_true", help="take up what an earlier run left")
+    parser.add_argument("--keep", action="store_true", help="keep the folder of an earlier run")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--out")
     args = parser.parse_args()
@@ -202,10 +189,10 @@ def main() -> None:
     peaks: dict[str, list[float]] = {}
     for documents in args.documents:
         prepare(folder, documents)
-        for stage, _ in STAGES:
+        for stage in RUNS:
             if args.stages and stage not in args.stages:
                 continue
-            command = [sys.executable, "-m", "benchmarks.memory", "--stage", stage]
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--stage", stage]
             command += ["--documents", str(documents), "--roots", str(args.roots)]
             done = subprocess.run(
                 [*command, "--folder", args.folder], stdout=subprocess.PIPE, text=True, check=False
@@ -224,7 +211,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, documents: int) -> None:
-    """Corpus and models of one size; the stages before it are run in order."""
+    """Write the corpus of one size, and the models if they are missing."""
     from entropylong_assets_tests.tiny_world import write_models
 
     if not (folder / "models").exists():

@@ -1,17 +1,18 @@
 """Share of a sample's tokens that are not padding, and seconds to pack, on generated groups.
 
-python -m benchmarks.packing_utilisation
+python -m benchmarks.packing_utilisation [--roots 5 20 200 2000]
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import numpy as np
 
-from entropylong_assets.settings.model import SampleSettings
 from entropylong_assets.stages.samples.groups import Context, Dependency, Group
 from entropylong_assets.stages.samples.packing import Framing, lay_out, pack
+from entropylong_assets.stages.samples.settings import SampleSettings
 
 FRAMING = Framing(bos_id=1, separator_ids=(2,), pad_id=0)
 DEPENDENCY = Dependency(
@@ -20,7 +21,8 @@ DEPENDENCY = Dependency(
 
 
 def make_groups(n_roots: int, rng: np.random.Generator) -> list[Group]:
-    """Roots of 256-4,096 tokens; 46 verified contexts and 100 negatives of 64-512 on average."""
+    """Return groups: roots of 256-4,096 tokens with, on average, 46 verified contexts and 100 hard
+    negatives of 64-512 tokens."""
 
     def contexts(root_id: str, role: str, count: int) -> tuple[Context, ...]:
         return tuple(
@@ -31,7 +33,7 @@ def make_groups(n_roots: int, rng: np.random.Generator) -> list[Group]:
                 source="web",
                 token_ids=np.zeros(rng.integers(64, 513), np.uint32),
                 dependencies=(DEPENDENCY,) if role == "v" else (),
-                worth=0.5,
+                priority=0.5,
                 first_anchor=1,
                 first_rank=1,
                 similarity=float(rng.random()),
@@ -51,8 +53,11 @@ def make_groups(n_roots: int, rng: np.random.Generator) -> list[Group]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--roots", type=int, nargs="+", default=[5, 20, 200, 2000])
+    options = parser.parse_args()
     print("roots  fill            samples  utilisation  all but the last  seconds")
-    for n_roots in (5, 20, 200, 2000):
+    for n_roots in options.roots:
         groups = make_groups(n_roots, np.random.default_rng(0))
         for fill in ("verified_only", "hard_negatives"):
             settings = SampleSettings(fill=fill)

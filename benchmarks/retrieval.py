@@ -1,20 +1,21 @@
-"""Taking chunks into the table, and finding them: exactly and by each type of index.
+"""Time to add chunks to the LanceDB table, and to search it: exactly and by each type of index.
 
-    python -m benchmarks.retrieval [--rows 1000000] [--index ivf_flat ...] [--folder /tmp] [--keep]
+    python -m benchmarks.retrieval [--rows 1000000] [--index ivf_flat ...] [--keep]
 
-The table, its indexes and its searches are the pipeline's own (`embeddings/table.py`, `index.py`);
-vectors are clustered (benchmarks/vectors.py), 384 wide, and the queries other draws of the same
-mixture. Recall@8 is measured on 256 queries that the steering did not see.
+The table, its indexes and its searches are those of the pipeline (`stages/embeddings`). Vectors
+have 384 dimensions and are clustered (benchmarks/vectors.py); queries are other draws of the same
+mixture. Recall@8 is measured on 256 queries that were not used to choose probes and refine factor.
 
-Baseline of every search: LanceDB's own exact search of the same run, in calls of 128 queries, as
-16 roots of 8 anchors are. Baseline of the ingestion: writing the same vectors as one NumPy file.
-`--real` embeds texts with the demo's embedder instead, and searches nothing.
+Baseline of every search: LanceDB's own exact search in the same run, in calls of 128 queries, which
+is 16 roots with 8 anchors each. Baseline of adding chunks: writing the same vectors as one NumPy
+file. `--real` embeds texts with the demo's embedder instead, and searches nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ import pyarrow as pa
 
 from benchmarks.claims import Claims, median_seconds
 from benchmarks.vectors import Mixture
+from entropylong_assets.stages.embeddings.connection import chunk_schema
 from entropylong_assets.stages.embeddings.exact import nearest
 from entropylong_assets.stages.embeddings.index import (
     measure_recall,
@@ -34,21 +36,22 @@ from entropylong_assets.stages.embeddings.index import (
     steer,
     true_worst,
 )
-from entropylong_assets.stages.embeddings.table import EXACT, ChunkTable, chunk_schema, partitions
+from entropylong_assets.stages.embeddings.table import ChunkTable, partitions
+from entropylong_assets.stages.embeddings.vector_table import EXACT
 
-E, K, DEEP, CHUNKS_A_DOCUMENT, BATCH = 384, 8, 24, 5, 20_000
-WORDS = "what stands between two anchors is text of some thousand characters, as chunks are. " * 12
+E, K, DEEP, CHUNKS_PER_DOCUMENT, BATCH = 384, 8, 24, 5, 20_000
+WORDS = "filler text, repeated until it is about a thousand characters long, as a chunk is. " * 12
 
 
 def rows(mixture: Mixture, count: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for start in range(0, count, BATCH):
         n = min(BATCH, count - start)
         numbers = np.arange(start, start + n)
-        docs = [f"{i // CHUNKS_A_DOCUMENT * 2654435761 % 2**64:032x}" for i in numbers.tolist()]
+        docs = [f"{i // CHUNKS_PER_DOCUMENT * 2654435761 % 2**64:032x}" for i in numbers.tolist()]
         vectors_NE = mixture.draw(n, start)
         yield pa.record_batch(
             [
-                [f"{d}-{i % CHUNKS_A_DOCUMENT:05d}" for d, i in zip(docs, numbers, strict=True)],
+                [f"{d}-{i % CHUNKS_PER_DOCUMENT:05d}" for d, i in zip(docs, numbers, strict=True)],
                 docs,
                 ["s-00000"] * n,
                 ["s"] * n,
@@ -78,14 +81,14 @@ def ingest(claims: Claims, folder: Path, mixture: Mixture, count: int) -> ChunkT
     del batches
     start = time.perf_counter()
     table.index_for_lookup()
-    table.optimise()
+    table.optimize()
     claims.note(
         "ingest",
         rows=count,
         chunks_per_second=count / added,
         seconds_over_plain_file=added / plain,
         lookup_index_seconds=time.perf_counter() - start,
-        bytes_a_chunk=size_of(folder / "lancedb") / count,
+        bytes_per_chunk=size_of(folder) / count,
         bytes_of_its_vector=E * 4,
         bytes_of_its_text=len(WORDS) + 8,
     )
@@ -93,24 +96,24 @@ def ingest(claims: Claims, folder: Path, mixture: Mixture, count: int) -> ChunkT
 
 
 def search_exactly(claims: Claims, table: ChunkTable, queries_QE: np.ndarray, count: int) -> float:
-    """Returns the baseline's queries a second."""
+    """Return the baseline's rate (queries per second)."""
 
-    def theirs() -> None:
+    def lancedb_search() -> None:
         query: Any = table._table.search(queries_QE[:128], vector_column_name="vector")
         query = query.distance_type("cosine").limit(DEEP).bypass_vector_index()
         query.select(["chunk_id", "doc_id", "shard", "_distance"]).to_arrow()
 
-    baseline = 128 / median_seconds(theirs, 3 if count <= 200_000 else 1, 0)
-    claims.note("lancedb_exact", rows=count, queries_a_call=128, queries_per_second=baseline)
+    baseline = 128 / median_seconds(lancedb_search, 3 if count <= 200_000 else 1, 0)
+    claims.note("lancedb_exact", rows=count, queries_per_call=128, queries_per_second=baseline)
     rate = 0.0
-    for queries in (128, 1024, len(queries_QE)):
+    for queries in sorted({min(n, len(queries_QE)) for n in (128, 1024, len(queries_QE))}):
         start = time.perf_counter()
         table.search(queries_QE[:queries], DEEP, how=EXACT)
         rate = queries / (time.perf_counter() - start)
         claims.note(
             "exact",
             rows=count,
-            queries_a_call=queries,
+            queries_per_call=queries,
             queries_per_second=rate,
             over_baseline=rate / baseline,
         )
@@ -120,10 +123,10 @@ def search_exactly(claims: Claims, table: ChunkTable, queries_QE: np.ndarray, co
 def search_by_index(
     claims: Claims, table: ChunkTable, folder: Path, queries_QE: np.ndarray, count: int, kind: str
 ) -> None:
-    before, start = size_of(folder / "lancedb"), time.perf_counter()
+    before, start = size_of(folder), time.perf_counter()
     table.build_index(kind)
     built = time.perf_counter() - start
-    size = size_of(folder / "lancedb") - before
+    size = size_of(folder) - before
     chosen, chosen_QE = sample_queries(table, 100, 0)
     start = time.perf_counter()
     worst_Q = true_worst(table, chosen_QE, K + 1, "cpu")
@@ -141,7 +144,7 @@ def search_by_index(
         rows=count,
         kind=kind,
         build_seconds=built,
-        bytes_a_chunk=size / count,
+        bytes_per_chunk=size / count,
         nprobes=how.nprobes,
         refine_factor=how.refine_factor,
         steering_seconds=steered,
@@ -149,7 +152,7 @@ def search_by_index(
         recall_of_other_queries=measure_recall(table, other_QE, K, how, worst_Q),
         rss_mib=psutil.Process().memory_info().rss / 2**20,
     )
-    for queries in (16, 128, 1024, len(queries_QE)):
+    for queries in sorted({min(n, len(queries_QE)) for n in (16, 128, 1024, len(queries_QE))}):
 
         def search(n: int = queries) -> pl.DataFrame:
             return table.search(queries_QE[:n], DEEP, how=how)
@@ -159,17 +162,17 @@ def search_by_index(
             "by_index",
             rows=count,
             kind=kind,
-            queries_a_call=queries,
+            queries_per_call=queries,
             queries_per_second=queries / seconds,
         )
 
 
 def embed_real(claims: Claims) -> None:
-    from entropylong_assets.settings.model import load_settings
+    from entropylong_assets.project import make_project
     from entropylong_assets.stages.embeddings.chunking import chunk_document
     from entropylong_assets.stages.embeddings.embedder import load_embedder
 
-    embedder = load_embedder(load_settings().embedding)
+    embedder = load_embedder(make_project(profile="quickstart").corpus.embedding)
     from pydoc_data.topics import topics
 
     start = time.perf_counter()
@@ -185,7 +188,7 @@ def embed_real(claims: Claims) -> None:
         "real_embedder",
         chunks_cut_per_second=len(chunks) / chunking,
         chunks_embedded_per_second=len(chosen) / seconds,
-        tokens_a_chunk=float(np.mean(embedder.count_tokens(chosen))),
+        tokens_per_chunk=float(np.mean(embedder.count_tokens(chosen))),
     )
 
 
@@ -194,7 +197,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=8192)
     parser.add_argument("--index", nargs="*", default=["ivf_flat", "ivf_sq", "ivf_rq"])
-    parser.add_argument("--folder", default="/tmp")
+    parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--keep", action="store_true", help="search the table of an earlier run")
     parser.add_argument("--real", action="store_true")
     parser.add_argument("--out")

@@ -2,16 +2,16 @@
 
     python -m benchmarks.search_gpu [--rows 10000000] [--queries 32768] [--out FILE]
 
-Exact search: clustered synthetic vectors in host memory pass over the GPU in blocks, as they would
-from the table (`embeddings/exact.py`, the code of the pipeline). Baselines of the same run: the
+Exact search: clustered synthetic vectors in host memory are copied to the GPU in blocks and
+searched by the code of the pipeline (`stages/embeddings/exact.py`). Baselines in the same run: the
 matrix products alone with everything on the device, and the same search on the CPU over a
-sixteenth of the rows. Neighbours of 64 queries are held against float64 on the device.
+sixteenth of the rows. Neighbours of 64 queries are compared with float64 on the device.
 
-Encoders: random weights, bfloat16, the shapes of all-MiniLM-L6-v2 and jina-embeddings-v3, without
-tokenizer and transfer; texts of equal length. Baseline: their matrix products by count, at the
-device's measured peak.
+Encoders: the shapes of all-MiniLM-L6-v2 and jina-embeddings-v3 with random weights, in bfloat16,
+without tokenizer and transfer; texts of equal length. Baseline: the count of their matrix products,
+at the device's measured peak.
 
-Needs torch and NumPy alone.
+Needs only torch and NumPy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from entropylong_assets.stages.embeddings.exact import Block, nearest
 BLOCK, K, E = 65_536, 24, 384
 
 ENCODERS = {
-    # layers, hidden, heads, feed-forward, tokens a text
+    # layers, hidden, heads, feed-forward, tokens per text
     "all-MiniLM-L6-v2, 256 tokens": (6, 384, 12, 1536, 256),
     "jina-embeddings-v3, 512 tokens": (24, 1024, 16, 4096, 512),
     "jina-embeddings-v3, 2,048 tokens": (24, 1024, 16, 4096, 2048),
@@ -44,7 +44,7 @@ def blocks(vectors_NE: np.ndarray, rows: int) -> Iterator[Block]:
 
 
 def exactly(vectors_NE: np.ndarray, queries_QE: np.ndarray, device: str) -> np.ndarray:
-    """Similarity of the K-th nearest in float64, [Q]."""
+    """Return the similarity of the K-th nearest vector in float64, [Q]."""
     queries = torch.from_numpy(queries_QE).to(device).double()
     best = queries.new_full((len(queries), 0), -torch.inf)
     for _, part in blocks(vectors_NE, len(vectors_NE)):
@@ -129,7 +129,7 @@ def encoders(claims: Claims, device: str, tokens: int) -> None:
         claims.note(
             "encoder",
             name=name,
-            texts_a_batch=texts,
+            texts_per_batch=texts,
             chunks_per_second=texts / eager,
             tokens_per_second=texts * length / eager,
             share_of_peak=texts * length * flops / eager / 1e12 / peak,
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--queries", type=int, default=32_768)
-    parser.add_argument("--tokens", type=int, default=131_072, help="tokens of a batch of texts")
+    parser.add_argument("--tokens", type=int, default=131_072, help="tokens per batch of texts")
     parser.add_argument("--out")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

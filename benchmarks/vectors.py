@@ -1,10 +1,10 @@
-"""Synthetic vectors that lie as those of text do: in clusters of clusters, not evenly.
+"""Synthetic vectors that are distributed like those of text: in clusters of clusters.
 
-Evenly spread vectors have no neighbours worth finding: in 384 dimensions all are nearly at right
-angles, and an index over them is at its worst. Sentence embeddings have topics, documents inside
-topics, passages inside documents. Here each vector is the unit sum of a topic (weight 0.6), a
-document group (0.5) and its own direction (0.6), the last one out of few dimensions of its topic,
-as the differences between passages on one subject are.
+Vectors spread evenly have no near neighbours: in 384 dimensions all are nearly orthogonal, which is
+the worst case for an index. Sentence embeddings form clusters: topics, documents within a topic,
+passages within a document. Here each vector is the normalised sum of a topic (weight 0.6), a
+document group (0.5) and a direction of its own (0.6). That direction lies in a subspace of few
+dimensions that belongs to the topic, like the differences between passages on one subject.
 
 Legend: N vectors, E dimensions.
 """
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 INTRINSIC = 24
-"""Dimensions in which the vectors of one topic differ."""
+"""Dimensions of the subspace in which the vectors of one topic differ."""
 
 
 class Mixture:
     """A seeded source of clustered unit vectors."""
 
     def __init__(self, topics: int, groups: int, dimension: int = 384, seed: int = 0) -> None:
-        """groups: document groups over all topics."""
+        """groups: number of document groups over all topics."""
         draw = np.random.default_rng(seed)
         self._topics = _unit(draw.normal(size=(topics, dimension)))
         self._groups = _unit(draw.normal(size=(groups, dimension)))
@@ -31,7 +31,7 @@ class Mixture:
         self._frames = frames.astype(np.float32)
 
     def draw(self, n: int, seed: int) -> NDArray[np.float32]:
-        """Unit vectors, float32 [N, E]; the same seed gives the same ones."""
+        """Return unit vectors, float32 [N, E]; the same seed gives the same vectors."""
         draw = np.random.default_rng((seed, 1))
         groups = draw.integers(0, len(self._groups), n)
         topics = self._of_group[groups]

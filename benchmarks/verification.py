@@ -1,10 +1,10 @@
-"""The engine on the CPU against the plain definition, on a shard of the demo, in one run.
+"""The engine on the CPU compared with the plain definition, on a shard of the demo.
 
     python -m benchmarks.verification [--data data/quickstart] [--only shard trunk ...]
         [--model pkg://...] [--out results.json]
 
-Needs the data of a finished `make demo`. The plain definition is one forward pass with all logits
-for every (anchor, chunk), in the same dtype. `trunk` needs no data.
+Needs the data of a finished `make demo`; the sections `trunk` and `memory` need none. The plain
+definition is one forward pass with all logits for every (anchor, chunk), in the same dtype.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 from benchmarks import demo_pairs
 from benchmarks.claims import Claims, median_seconds
 from benchmarks.demo_pairs import Passage
-from entropylong_assets.settings.model import ScoringModelSettings
 from entropylong_assets.settings.profiles import PROFILES
 from entropylong_assets.stages.entropy.engine import PackedScorer, cpu_has_bfloat16
 from entropylong_assets.stages.entropy.kernels import Head, entropy_and_surprisal
 from entropylong_assets.stages.entropy.model import ScoringModel, load_scoring_model, score_plainly
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 
 EPSILON = 0.4
 
@@ -37,7 +37,7 @@ def _load(model: str, dtype: Any) -> ScoringModel:
 
 
 def _verdicts(passages: list[Passage], scores: list[PositionScores]) -> np.ndarray:
-    """bool [2, pairs]: by the plain and the calibrated rule, of nominated anchors."""
+    """Return bool [2, pairs]: accepted by the rules plain and calibrated, at nominated anchors."""
     found = []
     for passage, score in zip(passages, scores, strict=True):
         every = np.full((2, len(passage.anchors_N)), np.nan, np.float32)
@@ -47,12 +47,12 @@ def _verdicts(passages: list[Passage], scores: list[PositionScores]) -> np.ndarr
 
 
 def shard(claims: Claims, model: str, passages: list[Passage]) -> None:
-    """One shard's pairs: the engine against one full forward pass for each of them."""
+    """Score one shard's pairs with the engine, and with one full forward pass per pair."""
     loaded = _load(model, "float32")
     scorer = PackedScorer(loaded)
     requests = [passage.request() for passage in passages]
-    kept: list[list[PositionScores]] = []
-    seconds = median_seconds(lambda: kept.append(scorer.score(requests)), 3, 1)
+    runs: list[list[PositionScores]] = []
+    seconds = median_seconds(lambda: runs.append(scorer.score(requests)), 3, 1)
     start = time.perf_counter()
     plain, tokens = [], 0
     for passage in passages:
@@ -65,16 +65,16 @@ def shard(claims: Claims, model: str, passages: list[Passage]) -> None:
             )
         )
     plain_seconds = time.perf_counter() - start
-    got, wanted = _verdicts(passages, kept[-1]), _verdicts(passages, plain)
+    got, wanted = _verdicts(passages, runs[-1]), _verdicts(passages, plain)
     off = max(
-        float(np.abs(a.entropy_N - b.entropy_N).max()) for a, b in zip(kept[-1], plain, strict=True)
+        float(np.abs(a.entropy_N - b.entropy_N).max()) for a, b in zip(runs[-1], plain, strict=True)
     )
     forward = sum(int(request.positions_N[-1]) for request in requests)
     claims.note(
         "shard",
         mode=scorer.mode,
         pairs=got.shape[1],
-        passes_of_a_root_and_chunk=len(requests),
+        contexts=len(requests),
         accepted=wanted.sum(1).tolist(),
         plain_seconds=plain_seconds,
         plain_tokens=tokens,
@@ -89,7 +89,7 @@ def shard(claims: Claims, model: str, passages: list[Passage]) -> None:
 
 
 def trunk(claims: Claims, model: str) -> None:
-    """Hidden states of eight sequences of 512 tokens: plain transformers, and the engine."""
+    """Compute hidden states of eight sequences of 512 tokens with transformers and the engine."""
     draw = np.random.default_rng(0)
     rates: dict[str, float] = {}
     for dtype in ("float32", "bfloat16"):
@@ -127,7 +127,7 @@ def _each_alone(decoder: Any, ids: np.ndarray) -> None:
 
 
 def memory(claims: Claims) -> None:
-    """Peak of the head over 16,384 positions of a 49,152-token vocabulary."""
+    """Measure the head's peak memory: 16,384 positions, a vocabulary of 49,152 tokens."""
     hidden, weight = torch.randn(16_384, 576), torch.randn(49_152, 576)
     entropy_and_surprisal(hidden[:64], torch.zeros(64, dtype=torch.int64), Head(weight))
     before = _peak_mib(reset=True)
@@ -147,7 +147,7 @@ def _peak_mib(reset: bool = False) -> float:
 
 
 def precision(claims: Claims, model: str, passages: list[Passage]) -> None:
-    """Verdicts with a bfloat16 model against float32, all anchors of the shard's roots."""
+    """Compare verdicts of a bfloat16 model with float32, at all anchors of the demo's roots."""
     requests = [passage.request(every_anchor=True) for passage in passages]
     scores = {}
     for dtype in ("float32", "bfloat16"):
@@ -186,7 +186,7 @@ def precision(claims: Claims, model: str, passages: list[Passage]) -> None:
 
 
 def prefix(claims: Claims, model: str, passages: list[Passage]) -> None:
-    """A chunk that several roots want: its keys and values once, or once a root?"""
+    """Measure what it would save to compute a chunk's keys and values once for all its roots."""
     tokens = sum(int(passage.request().positions_N[-1]) for passage in passages)
     groups: dict[int, list[Passage]] = {}
     for passage in passages:
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=sections, default=sections)
     parser.add_argument("--data", default=PROFILES["quickstart"]["data_uri"])
     parser.add_argument("--model", default=PROFILES["quickstart"]["scoring"]["model"])
-    parser.add_argument("--pairs", type=int, default=120, help="of the shard, about so many")
+    parser.add_argument("--pairs", type=int, default=120, help="about so many pairs in `shard`")
     parser.add_argument("--out")
     options = parser.parse_args()
     claims = Claims("verification")

@@ -1,10 +1,10 @@
-"""The engine on one CUDA device against plain transformers, on the same inputs in the same run.
+"""The engine on one CUDA device compared with plain transformers, on the same inputs.
 
     python -m benchmarks.verification_gpu [--only head shape ...] [--model <model>]
         [--pairs data/quickstart] [--out results.json]
 
-Speed is measured on the shape of Llama-3-8B with random weights. What depends on a real model,
-verdicts in bfloat16 and behind the 8-bit screen, is measured on `--model` over the pairs of a
+Speed is measured on the shape of Llama-3-8B with random weights. What depends on a real model, the
+verdicts in bfloat16 and with the 8-bit screen, is measured on `--model` over the pairs of a
 finished demo (`--pairs`: its data folder, or a file of benchmarks.demo_pairs).
 """
 
@@ -43,7 +43,7 @@ Shared = SimpleNamespace
 
 
 def llama_3_8b() -> ScoringModel:
-    """Its shape, with random weights."""
+    """Return a model of this shape with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -70,7 +70,7 @@ def llama_3_8b() -> ScoringModel:
 
 
 def equal_requests(count: int) -> list[ScoringRequest]:
-    """[C; D] of 512 + 2,048 tokens with 100 anchors, the last token among them."""
+    """Return requests [C; D] of 512 + 2,048 tokens with 100 anchors, the last token included."""
     draw = np.random.default_rng(0)
     made = []
     for _ in range(count):
@@ -81,7 +81,8 @@ def equal_requests(count: int) -> list[ScoringRequest]:
 
 
 def mixed_requests(count: int) -> list[ScoringRequest]:
-    """Chunks of 64 to 512 tokens, roots of 256 to 4,096, one token in 20 an anchor."""
+    """Return requests with chunks of 64 to 512 tokens and roots of 256 to 4,096, of whose tokens
+    one in 20 is an anchor."""
     draw = np.random.default_rng(1)
     made = []
     for _ in range(count):
@@ -92,28 +93,28 @@ def mixed_requests(count: int) -> list[ScoringRequest]:
 
 
 def head(claims: Claims, _: Shared) -> None:
-    """Entropy of 16,384 positions: the fused kernel, plain chunks, and the bare matmul."""
+    """Time the entropy of 16,384 positions: fused kernel, plain chunks, and the matmul alone."""
     torch.manual_seed(0)
     hidden = torch.randn(16_384, HIDDEN, device="cuda").bfloat16()
     hidden *= torch.linspace(0.3, 1.5, len(hidden), device="cuda")[:, None].bfloat16()
     weight = torch.randn(VOCABULARY, HIDDEN, device="cuda").mul_(2 * HIDDEN**-0.5).bfloat16()
     targets = torch.randint(0, VOCABULARY, (len(hidden),), device="cuda")
-    of_model = Head(weight)
+    model_head = Head(weight)
 
     def in_chunks(reduce: Any, step: int = 1024) -> None:
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
-            reduce(_logits(hidden[part], of_model), targets[part])
+            reduce(_logits(hidden[part], model_head), targets[part])
 
     compiled = torch.compile(reduce_logits_)
     times = {
         "matmul": median_seconds(lambda: hidden @ weight.T, 11, 3),
         "eager chunks": median_seconds(lambda: in_chunks(reduce_logits_), 5, 2),
         "compiled chunks": median_seconds(lambda: in_chunks(compiled), 5, 2),
-        "fused": median_seconds(lambda: entropy_and_surprisal(hidden, targets, of_model), 11, 3),
+        "fused": median_seconds(lambda: entropy_and_surprisal(hidden, targets, model_head), 11, 3),
         "matmul again": median_seconds(lambda: hidden @ weight.T, 11, 3),
     }
-    entropy, surprisal = entropy_and_surprisal(hidden, targets, of_model)
+    entropy, surprisal = entropy_and_surprisal(hidden, targets, model_head)
     rows = torch.randperm(len(hidden), device="cuda")[:512]
     log_p = torch.log_softmax(hidden[rows].double() @ weight.double().T, -1)
     off_h = (entropy[rows] + (log_p.exp() * log_p).sum(-1)).abs().max().item()
@@ -133,7 +134,7 @@ def head(claims: Claims, _: Shared) -> None:
 
 
 def memory(claims: Claims, _: Shared) -> None:
-    """131,072 positions of one root: peak above the model's head and the hidden states."""
+    """Measure peak memory at 131,072 positions, above the head's weights and the hidden states."""
     hidden = torch.randn(131_072, HIDDEN, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(VOCABULARY, HIDDEN, device="cuda", dtype=torch.bfloat16).mul_(0.02)
     targets = torch.zeros(len(hidden), dtype=torch.int64, device="cuda")
@@ -151,7 +152,7 @@ def memory(claims: Claims, _: Shared) -> None:
 def _throughput(
     scorer: PackedScorer, requests: list[ScoringRequest], repeats: int = 3
 ) -> dict[str, float]:
-    """Median over repeats; the first pass compiles."""
+    """Return the figures of the median repeat; a first pass compiles."""
     scorer.score(requests[:12])
     runs = []
     for _ in range(repeats):
@@ -161,20 +162,20 @@ def _throughput(
         scorer.score(requests)
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        took = {key: value - before[key] for key, value in scorer.usage.snapshot().items()}
-        runs.append((seconds, took))
-    seconds, took = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
+        used = {key: value - before[key] for key, value in scorer.usage.snapshot().items()}
+        runs.append((seconds, used))
+    seconds, used = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
     return {
-        "tokens_per_second": took["tokens"] / seconds,
-        "tflop_per_second": took["flop"] / seconds / 1e12,
+        "tokens_per_second": used["tokens"] / seconds,
+        "tflop_per_second": used["flop"] / seconds / 1e12,
         "seconds": seconds,
-        "passes": took["passes"],
-        "tokens": took["tokens"],
+        "passes": used["passes"],
+        "tokens": used["tokens"],
     }
 
 
 def _model(claims: Claims, shared: Shared) -> None:
-    """The 8B model, plain transformers' times on it, then the engine, once for all sections."""
+    """Load the 8B model, time plain transformers on it, and make the engine; once per run."""
     if hasattr(shared, "engine"):
         return
     shared.model = llama_3_8b()
@@ -242,15 +243,15 @@ def shape(claims: Claims, shared: Shared) -> None:
 
 def mixed(claims: Claims, shared: Shared) -> None:
     _model(claims, shared)
-    took = _throughput(shared.engine, mixed_requests(120))
-    claims.note("mixed", padded_tokens_per_second=shared.padded, **took)
-    ratio = took["tokens_per_second"] / shared.equal["tokens_per_second"]
-    claims.note("mixed", over_padded_batches=took["tokens_per_second"] / shared.padded)
+    used = _throughput(shared.engine, mixed_requests(120))
+    claims.note("mixed", padded_tokens_per_second=shared.padded, **used)
+    ratio = used["tokens_per_second"] / shared.equal["tokens_per_second"]
+    claims.note("mixed", over_padded_batches=used["tokens_per_second"] / shared.padded)
     claims.claim("mixed_over_equal_lengths", ratio, 0.95, 0)
 
 
 def profile(claims: Claims, shared: Shared) -> None:
-    """Where the device's time goes, exact and 8-bit."""
+    """Report the kernels that take the most time on the device, exact and 8-bit."""
     from torch.profiler import ProfilerActivity, profile
 
     _model(claims, shared)
@@ -268,7 +269,7 @@ def profile(claims: Claims, shared: Shared) -> None:
 
 
 def screen(claims: Claims, shared: Shared) -> None:
-    """Speed of the 8-bit pass with the recheck that the real model's pairs ask for."""
+    """Time the 8-bit screen, with the share of rechecked tokens measured on the real model."""
     _model(claims, shared)
     shared.float8 = PackedScorer(shared.model, float8=True)
     equal = _throughput(shared.float8, equal_requests(36))
@@ -277,7 +278,7 @@ def screen(claims: Claims, shared: Shared) -> None:
     claims.note("screen", pass_alone_over_exact=ratio)
     rechecked = getattr(shared, "rechecked", None)
     if rechecked is None:
-        claims.note("screen", note="no recheck measured: give --model and --pairs")
+        claims.note("screen", note="no recheck: pass --model and --pairs, or --recheck")
         return
     requests = equal_requests(72)
     again = requests[: math.ceil(rechecked * len(requests))]
@@ -293,10 +294,11 @@ def screen(claims: Claims, shared: Shared) -> None:
 
 
 def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | None) -> None:
-    """Verdicts of a real model: bfloat16 against float32, and behind the screen."""
-    from entropylong_assets.settings.model import ScoringModelSettings, VerificationSettings
+    """Compare verdicts of a real model: bfloat16 with float32, and screened with exact."""
     from entropylong_assets.stages.entropy.model import load_scoring_model
+    from entropylong_assets.stages.entropy.settings import ScoringModelSettings
     from entropylong_assets.stages.verification.screen import doubtful, fit_margin
+    from entropylong_assets.stages.verification.settings import VerificationSettings
 
     torch.backends.cuda.matmul.allow_tf32 = False
     passages = demo_pairs.load(pairs)
@@ -343,13 +345,13 @@ def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | Non
                 gain_error_99=float(np.quantile(off, 0.99)),
                 gain_error_max=float(off.max()),
             )
-    # The screen, for the calibrated rule, on all anchors: margins from half of the contexts.
-    settings = VerificationSettings()
+    # The screen with the rule calibrated, at all anchors; half of the contexts give the margins.
+    verification = VerificationSettings(rule="calibrated")
     of = np.repeat(np.arange(len(passages)), [len(p.anchors_N) for p in passages])
     cheap, exact = (_as_pairs(*found[name][1]) for name in ("float8", "bfloat16"))
     fitted = of % 2 == 0
-    margin = fit_margin(cheap.filter(fitted), exact.filter(fitted), settings)
-    again = doubtful(cheap, margin, settings)
+    margin = fit_margin(cheap.filter(fitted), exact.filter(fitted), verification)
+    again = doubtful(cheap, margin, verification)
     accepted, by_cheap = found["bfloat16"][0][1], found["float8"][0][1]
     kept = np.where(again, accepted, by_cheap)
     lengths = np.array([len(r.token_ids_T) for r in requests])
@@ -378,7 +380,7 @@ def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | Non
 
 
 def _as_pairs(gain_N: np.ndarray, calibrated_N: np.ndarray, over_N: np.ndarray) -> pl.DataFrame:
-    """Judged pairs with these gains; over_N: surprisal above the lower of its references."""
+    """Return judged pairs with these gains. over_N: surprisal minus the lower of its references."""
     zero, one = (np.full(len(gain_N), value, np.float32) for value in (0, 1))
     return pl.DataFrame(
         {
@@ -409,12 +411,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--model")
     parser.add_argument("--pairs")
-    parser.add_argument("--dump", help="write the real model's scores to files of this name")
-    parser.add_argument("--recheck", type=float, help="share rechecked, where no model is given")
+    parser.add_argument("--dump", help="prefix of files to write the real model's scores to")
+    parser.add_argument("--recheck", type=float, help="share rechecked, without --model")
     parser.add_argument("--out")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("error: torch sees no CUDA device; this benchmark needs one")
+        raise SystemExit("error: torch finds no CUDA device; this benchmark needs one")
     claims, shared = Claims("verification_gpu"), Shared()
     if options.recheck is not None:
         shared.rechecked, shared.lost = options.recheck, 0

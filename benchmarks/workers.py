@@ -1,12 +1,12 @@
-"""Time of the same shards on one and on two workers of a Ray cluster, one CPU and one thread each.
+"""Time to score the same shards on one and on two workers of a Ray cluster.
 
     OMP_NUM_THREADS=1 python -m benchmarks.workers [--shards 4] [--workers 2 1] [--rows 14]
 
-Scores (`entropy_scores` and its checks) shards of real text with the demo's real model, through
-dagster-ray's executor on the cluster of deploy/local-ray, whose nodes have one CPU each. Every
-step is a process that loads the model anew. The clock runs from the first submission to the last
-success, with the cluster up. Wanted: two workers at least 1.8 times as fast, where the machine has
-two cores free. Needs the extras `ray` and `test`.
+Runs the job `score` (`entropy_scores` and its checks) over shards of real text with the demo's
+model, through dagster-ray's executor on the cluster of deploy/local-ray, whose nodes have one CPU
+each. Every step is a process that loads the model. The time is measured from the first submission
+to the last success, with the cluster running. Target: two workers are at least 1.8 times as fast,
+if the machine has two idle cores. Needs the extras `ray` and `test`.
 """
 
 from __future__ import annotations
@@ -19,45 +19,47 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import yaml
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
-from entropylong_assets.definitions import build_definitions
-from entropylong_assets.orchestration.local_run import register_shards
-from entropylong_assets.settings.model import Settings, load_settings, make_settings
-from entropylong_assets.stages.corpus import python_docs
-from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.orchestration.build import build_definitions
+from entropylong_assets.orchestration.local_run import register_shards, run_job
+from entropylong_assets.orchestration.naming import asset_key, prefixed
+from entropylong_assets.project import load_project, make_project, open_store
+from entropylong_assets.stages.corpus.formats import python_docs
+from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
+from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets_tests.e2e.local_ray import LocalRay
 
 PACKAGES = ("sklearn.linear_model", "sklearn.ensemble", "sklearn.metrics", "sklearn.svm")
 SILENT = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-WANTED = 1.8
+TARGET = 1.8
 
 
-def settings_for(folder: Path) -> Settings:
-    """The demo's model over the corpus in `folder`; every document long enough is a root."""
-    return make_settings(
-        "quickstart",
-        {
-            "data_uri": str(folder / "data"),
-            "corpus": {
-                "sources": [{"name": "docs", "uri": f"{folder}/corpus/*.jsonl"}],
-                "shard_rows": 10_000,
-                "root_fraction": 1.0,
-            },
-            "scoring": {"device": "cpu"},
-            "cluster": {
-                "engine": "ray",
-                "resources": {"entropy_scores": {"num_gpus": 0}},
-            },
+def values_for(folder: Path) -> dict[str, Any]:
+    """Return a settings file with the demo's model; every document of enough length is a root."""
+    return {
+        "profile": "quickstart",
+        "data_uri": str(folder / "data"),
+        "corpus": {
+            "sources": [{"name": "docs", "uri": f"{folder}/corpus/*.jsonl"}],
+            "shard_rows": 10_000,
         },
-    )
+        "roots": {"fraction": 1.0},
+        "scoring": {"device": "cpu"},
+        "cluster": {
+            "engine": "ray",
+            "resources": {ENTROPY_SCORES.name: {"num_gpus": 0}},
+        },
+    }
 
 
 def write_corpus(folder: Path, shards: int, rows: int) -> None:
-    """Documentation of scikit-learn, dealt out by length, so that all shards are alike."""
+    """Write documentation of scikit-learn, distributed by length so that shards are equal."""
     docs = [doc.text for package in PACKAGES for doc in python_docs.read(package)]
     longest = sorted((text for text in docs if len(text) < 2_000), key=len, reverse=True)
     folder.mkdir()
@@ -67,19 +69,22 @@ def write_corpus(folder: Path, shards: int, rows: int) -> None:
 
 
 def definitions() -> dg.Definitions:
-    return build_definitions(load_settings())
+    """Return what the processes of a run load."""
+    return build_definitions(load_project())
 
 
 def warm(_: str) -> None:
-    """Takes the imports out of the clock; long enough that every process gets one."""
+    """Import everything beforehand; slow enough that each process gets one call."""
     definitions()
     time.sleep(2)
 
 
 def score(shard: str) -> bool:
-    """One run of `score`, driven from a process of its own; whether it succeeded."""
+    """Run the job on one shard, from a process of its own; return whether it succeeded."""
     repository = ReconstructableRepository.for_module("benchmarks.workers", "definitions")
-    job = repository.get_reconstructable_job("score")
+    job = repository.get_reconstructable_job(
+        prefixed(load_project().dataset, ENTROPY_SCORES_STAGE.job.name)
+    )
     tags = {"dagster/partition": shard}
     with (
         dg.DagsterInstance.get() as instance,
@@ -89,13 +94,13 @@ def score(shard: str) -> bool:
 
 
 def seconds_on(workers: int, shards: list[str], folder: Path) -> float:
-    """Time of all shards on so many nodes, each of one CPU (seconds)."""
-    # The same folder and so the same token each time: a process keeps the first one it has read.
+    """Return the seconds for all shards on so many nodes of one CPU each."""
+    # The same folder and so the same token each time: a process keeps the first one that it reads.
     with LocalRay(folder / "ray", workers=workers - 1, gpus=0) as cluster:
         os.environ |= cluster.client | {"RAY_ADDRESS": cluster.url}
         cluster.wait_for_nodes(workers)
-        # Processes, as the daemon's runs are: in threads of one, Dagster's locks of its log and of
-        # SQLite can wait for each other.
+        # Processes, like the daemon's runs: in threads of one process, Dagster's locks of its log
+        # and of SQLite can deadlock.
         with ProcessPoolExecutor(len(shards), get_context("spawn")) as pool:
             list(pool.map(warm, shards))
             start = time.perf_counter()
@@ -108,7 +113,7 @@ def seconds_on(workers: int, shards: list[str], folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=14, help="documents of a shard")
+    parser.add_argument("--rows", type=int, default=14, help="documents per shard")
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 1])
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -123,31 +128,28 @@ def main() -> None:
             "telemetry: {enabled: false}\n"
             f"concurrency: {{pools: {{default_limit: {chosen.shards}, granularity: op}}}}\n"
         )
-        settings = settings_for(folder)
-        (folder / "settings.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-        store = TableStore(settings.data_uri)
+        values = values_for(folder)
+        (folder / "settings.yaml").write_text(yaml.safe_dump(values))
+        project = make_project(values)
+        store = open_store(project.dataset)
         with dg.DagsterInstance.get() as instance:
-            plan = register_shards(settings, instance)
-            shards = [shard.key for shard in plan.shards]
-            ingest = build_definitions(settings).get_repository_def().get_job("ingest")
+            shards = [shard.key for shard in register_shards(project.corpus, instance).shards]
+            job = prefixed(project.corpus, CORPUS_DOCUMENTS_STAGE.job.name)
+            ingest = build_definitions(project).get_repository_def().get_job(job)
             for shard in shards:
-                ingest.execute_in_process(
-                    instance=instance,
-                    partition_key=shard,
-                    asset_selection=[dg.AssetKey("corpus_documents")],
-                    run_config=SILENT,
-                )
-        taken, made = {}, set()
+                key = asset_key(project.corpus, CORPUS_DOCUMENTS_STAGE)
+                run_job(ingest, shard, instance, [key])
+        seconds, versions = {}, set()
         for workers in chosen.workers:
-            taken[workers] = seconds_on(workers, shards, folder)
-            manifests = [store.require("entropy_scores", shard) for shard in shards]
-            made.add(tuple(manifest.data_version for manifest in manifests))
-            tokens = sum(manifest.summary["forward_tokens"] for manifest in manifests)
-            print(f"{workers} workers: {taken[workers]:.1f} s, {tokens:,} tokens", flush=True)
-        assert len(made) == 1, "the workers made different tables"
-        if {1, 2} <= taken.keys():
-            ratio = taken[1] / taken[2]
-            print(f"2 workers are {ratio:.2f} times as fast as 1; wanted: {WANTED}")
+            seconds[workers] = seconds_on(workers, shards, folder)
+            manifests = [store.require(ENTROPY_SCORES, shard) for shard in shards]
+            versions.add(tuple(manifest.data_version for manifest in manifests))
+            tokens = sum(store.summary(ENTROPY_SCORES, shard).forward_tokens for shard in shards)
+            print(f"{workers} workers: {seconds[workers]:.1f} s, {tokens:,} tokens", flush=True)
+        assert len(versions) == 1, "the workers wrote different tables"
+        if {1, 2} <= seconds.keys():
+            ratio = seconds[1] / seconds[2]
+            print(f"2 workers are {ratio:.2f} times as fast as 1; target: {TARGET}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""An invented fact, stated in one document and needed in another, on the real demo models.
+"""An invented fact, stated in one document and needed in another, with the real demo models.
 
-The named failures: a pipeline that accepts anything, and one that finds nothing.
+A pipeline that accepts anything fails here, and so does one that finds nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from entropylong_assets.orchestration.local_run import register_shards, run_pipeline
-from entropylong_assets.settings.model import make_settings
+from entropylong_assets.orchestration.local_run import register_shards, run_project
+from entropylong_assets.project import make_project, open_store
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import TableStore
+
+SHARD = "facts-00000"
 
 STATES = (
     "The province of Drumvale lies between two rivers. Its capital is the town of Ostrimaquel. "
@@ -54,35 +59,35 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TableStore:
     texts = [STATES, NEEDS, NOTHING_TO_FIND, *UNRELATED]
     lines = [json.dumps({"text": text}) for text in texts]
     (folder / "facts.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    settings = make_settings(
-        "quickstart",
+    project = make_project(
         {
             "data_uri": str(folder / "data"),
             "corpus": {
                 "sources": [{"name": "facts", "uri": f"{folder}/facts.jsonl"}],
-                "root_fraction": 1.0,
-                "root_min_tokens": 90,
                 "min_chars": 20,
             },
+            "roots": {"fraction": 1.0, "min_tokens": 90},
             "entropy": {"min_anchor_position": 16},
             "samples": {"tokens": 2048},
         },
+        "quickstart",
     )
     with dg.DagsterInstance.ephemeral() as instance:
-        run_pipeline(settings, register_shards(settings, instance), instance)
-    return TableStore(settings.data_uri)
+        register_shards(project.corpus, instance)
+        run_project(project, instance, with_export=False)
+    return open_store(project.dataset)
 
 
 @pytest.fixture(scope="module")
 def ids(store: TableStore) -> dict[str, str]:
     """Text to document id."""
-    documents = store.read("corpus_documents", "facts-00000", "documents")
+    documents = store.read(CORPUS_DOCUMENTS, SHARD, "documents")
     return dict(documents.select("text", "doc_id").iter_rows())
 
 
 @pytest.fixture(scope="module")
 def pairs(store: TableStore) -> pl.DataFrame:
-    return store.read("verified_dependencies", "facts-00000", "pairs")
+    return store.read(VERIFIED_DEPENDENCIES, SHARD, "pairs")
 
 
 @pytest.mark.model
@@ -99,7 +104,7 @@ def test_the_stating_chunk_is_accepted_and_outranks_the_unrelated(
         )
         assert len(others) > 0, root_id
         assert gain > others["gain"].max()
-    samples = store.read("long_context_samples", "facts-00000", "dependencies")
+    samples = store.read(LONG_CONTEXT_SAMPLES, SHARD, "dependencies")
     assert set(samples["root_id"]) == {ids[NEEDS]}
     assert samples["chunk_id"].str.starts_with(ids[STATES]).any()
 

@@ -33,8 +33,8 @@ def document(seed: int, sentences: int = 14) -> str:
     return "\n".join(lines)
 
 
-def write_models(folder: Path) -> tuple[str, str]:
-    """Folders of a scoring model and an embedder."""
+def write_models(folder: Path, seed: int = 3) -> tuple[str, str]:
+    """Folders of a scoring model and an embedder, with random weights of this seed."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
@@ -46,7 +46,7 @@ def write_models(folder: Path) -> tuple[str, str]:
         PreTrainedTokenizerFast,
     )
 
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]

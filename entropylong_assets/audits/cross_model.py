@@ -169,6 +169,9 @@ def _row(
     }
 
 
+_SECOND_DROP = pl.col("second_surprisal").cast(pl.Float64) - pl.col("second_surprisal_context")
+
+
 def summarize(rows: pl.DataFrame) -> dict[str, Any]:
     """Figures of `CrossModelAuditSummary` that follow from the audited pairs, by name.
 
@@ -178,8 +181,7 @@ def summarize(rows: pl.DataFrame) -> dict[str, Any]:
     holds = {name: acceptance_rate(part, "holds") for name, part in groups.items()}
     drops = {
         name: clustered_mean(
-            (part["second_surprisal"] - part["second_surprisal_context"]).to_list(),
-            part["root_id"].to_list(),
+            part.select(_SECOND_DROP).to_series().to_list(), part["root_id"].to_list()
         )
         for name, part in groups.items()
     }

@@ -126,7 +126,7 @@ def equal_gains_table(second: pl.DataFrame, epsilon: float) -> str:
             cells += [str(len(part)), rate, number(as_row(mean), "{:.2f}")]
         lines.append([f"over {low:g}", *cells])
     measures = ("number", *_OF_SECOND)
-    head = [f"{group_label(name)}: {measure}" for name in groups for measure in measures]
+    head = [f"{name}: {measure}" for name in groups for measure in measures]
     return table(("gain", *head), lines)
 
 

@@ -23,6 +23,7 @@ from entropylong_assets.orchestration import assets
 from entropylong_assets.orchestration.local_run import Watcher
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.report.summary import gather
+from entropylong_assets.report.tables import REPORT
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.shards import load_plan
 from entropylong_assets.stages.stage import Job
@@ -150,6 +151,9 @@ def print_export(console: Console, settings: Settings) -> None:
     console.print(table)
     destination = settings.export.destination or f"{store.dataset_uri}/exports"
     console.print(f"uri: {escape(f'{destination}/{made.version}')}", soft_wrap=True)
+    if store.manifest(REPORT) is not None:
+        report = f"{store.dataset_uri}/{store.summary(REPORT).path}"
+        console.print(f"report: {escape(report)}", soft_wrap=True)
     for row in store.read(TRAINING_DATASET, WHOLE, "left_out").iter_rows(named=True):
         console.print(f"left out: {escape(row['shard'])}: {escape(row['reason'])}", soft_wrap=True)
 

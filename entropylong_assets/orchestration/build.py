@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import dagster as dg
 
 from entropylong_assets.orchestration.assets import build_asset, build_checks
@@ -11,6 +13,7 @@ from entropylong_assets.orchestration.naming import settings_key
 from entropylong_assets.orchestration.resources import settings_resource
 from entropylong_assets.orchestration.sensors import build_schedules, build_sensors
 from entropylong_assets.project import Project, open_store
+from entropylong_assets.settings.section import Settings, SettingsError
 from entropylong_assets.stages.records import refuse_contradiction
 
 
@@ -21,8 +24,7 @@ def build_definitions(project: Project, *, with_executor: bool = True) -> dg.Def
     SettingsError if a name is in use for something else under the same data_uri.
     """
     owners = [*project.corpora.values(), *project.datasets.values()]
-    for settings in owners:
-        refuse_contradiction(settings, project.stages_of(settings), open_store(settings))
+    _refuse_contradictions(project, owners)
     pairs = [(settings, stage) for settings in owners for stage in project.stages_of(settings)]
     checks = [build_checks(project, settings, stage) for settings, stage in pairs]
     return dg.Definitions(
@@ -34,3 +36,16 @@ def build_definitions(project: Project, *, with_executor: bool = True) -> dg.Def
         resources={settings_key(settings): settings_resource(settings) for settings in owners},
         executor=executor(project) if with_executor else None,
     )
+
+
+def _refuse_contradictions(project: Project, owners: Sequence[Settings]) -> None:
+    """Raises SettingsError if a name stands for something else in the data."""
+    for settings in owners:
+        try:
+            refuse_contradiction(settings, project.stages_of(settings), open_store(settings))
+        except SettingsError:
+            raise
+        except Exception:
+            # Definitions load without the store (no credentials, no network); whatever it raised,
+            # the first step reports. The other names lie in the same store.
+            return

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from entropylong_assets.audits.audit_tables import Audited
-from entropylong_assets.audits.evidence import EvidenceInputs, write_evidence
+from entropylong_assets.audits.audit_tables import AuditTables
+from entropylong_assets.audits.evidence import write_evidence
 from entropylong_assets.audits.planted import measure, plant, shortfall, values_of, write_corpus
 from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT
 from entropylong_assets.orchestration.local_run import (
@@ -100,15 +100,11 @@ def evidence_page(settings: Settings, seconds: float) -> str:
     rules = evaluated_rules(planted.verification)
     models = [made.store.summary(CROSS_MODEL_AUDIT, shard).second_model for shard in audited]
     return write_evidence(
-        Audited(made.store, audited, made.settings),
-        EvidenceInputs(
-            date=datetime.now(UTC).date().isoformat(),
-            description=made.description,
-            second_model=next(filter(None, models), ""),
-            planted=[
-                row for at in alphas for row in measure(store, shards, facts, values, at, rules)
-            ],
-            shortfall=shortfall(values, alpha),
-            seconds=seconds,
-        ),
+        AuditTables(made.store, audited, made.settings),
+        date=datetime.now(UTC).date().isoformat(),
+        description=made.description,
+        second_model=next(filter(None, models), ""),
+        planted=[row for at in alphas for row in measure(store, shards, facts, values, at, rules)],
+        shortfall=shortfall(values, alpha),
+        seconds=seconds,
     )

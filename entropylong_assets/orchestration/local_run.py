@@ -126,7 +126,7 @@ def run_audits(
         *(set(store.shards(source.tables)) for audit in audits for source in audit.inputs)
     )
     runner = _Runner(project, instance, watcher)
-    runner.run(settings, audits, sorted(audited), one_by_one=True)
+    runner.run(settings, audits, sorted(audited), follow=False)
     return runner.runs
 
 
@@ -151,12 +151,12 @@ class _Runner:
         stages: Sequence[Stage],
         shards: Sequence[str] | None = None,
         *,
-        one_by_one: bool = False,
+        follow: bool = True,
         always: bool = False,
     ) -> None:
-        """Run the jobs of these stages if a stage needs it, or `always`.
+        """Run the jobs of these stages: those that need it, or `always` all.
 
-        one_by_one: select only the stages that need it.
+        follow: run the stages of the job after one that needs it as well, since they read it.
         """
         if shards is None:
             shards = [shard.key for shard in load_plan(open_store(settings)).shards]
@@ -164,11 +164,12 @@ class _Runner:
             for shard in shards if of[0].partitioned else [WHOLE]:
                 self._watcher.on_start(settings, job, shard)
                 needed = [s for s in of if always or needs_run(settings, s, shard, self._instance)]
+                if needed and follow:
+                    needed = of[of.index(needed[0]) :]
                 if needed:
                     keys = [asset_key(settings, stage) for stage in needed]
-                    name = prefixed(settings, job.name)
-                    selection = keys if one_by_one else None
-                    run_job(self._repository.get_job(name), shard, self._instance, selection)
+                    definition = self._repository.get_job(prefixed(settings, job.name))
+                    run_job(definition, shard, self._instance, keys)
                     self.runs += 1
                 self._watcher.on_end(settings, job, shard, bool(needed))
 

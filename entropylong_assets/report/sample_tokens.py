@@ -43,7 +43,7 @@ def _row(parquet: pq.ParquetFile, group: int, row: int) -> list[int]:
     batches = parquet.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=["input_ids"])
     for batch in batches:
         if row < len(batch):
-            return batch["input_ids"][row].as_py()  # type: ignore[no-any-return]
+            return batch["input_ids"][row].as_py()
         row -= len(batch)
     raise AssertionError("the row is in the group")
 

@@ -1,4 +1,4 @@
-"""Credentials: refused in URIs, and removed from every message."""
+"""Credentials: URIs that contain them are refused, and messages are cleaned of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import re
 
 CREDENTIALS = (
-    "the URI holds credentials; take them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-    "(or what your store reads) in the environment"
+    "the URI contains credentials; remove them and set AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY (or the variables of your store) in the environment"
 )
 
-# For these schemes, what precedes an @ can only be a key; elsewhere a user name alone is fine
-# (sftp, abfs).
+# For these schemes, text before an @ can only be a key. For others (sftp, abfs) it may be a user
+# name without a password.
 _NO_USERS = ("s3", "s3a", "gs", "gcs")
 
 _SECRETS = (
@@ -22,7 +22,7 @@ _SECRETS = (
     "DAGSTER_PG_PASSWORD",
 )
 _SHORTEST_SECRET = 6
-"""Shorter values (such as "test", used by test stores) occur in any path or sentence."""
+"""Shorter values (e.g. "test", used by test stores) occur in ordinary paths and sentences."""
 
 
 def holds_credentials(uri: str) -> bool:
@@ -33,7 +33,7 @@ def holds_credentials(uri: str) -> bool:
         user, at, _ = authority.rpartition("@")
         if at and (":" in user or scheme in _NO_USERS):
             return True
-        # A secret key may itself contain a slash, which ends the authority by the URI rules.
+        # A secret key may contain a slash, which by the rules of URIs ends the authority.
         if scheme in _NO_USERS and re.match(r"[^/@]*:[^@]*@", rest):
             return True
     return False

@@ -1,4 +1,4 @@
-"""Reading a settings file: YAML to nested mappings, with every fault in one line."""
+"""Reading a settings file: from YAML to nested mappings, with one-line errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entropylong_assets.settings.section import SettingsError, printable
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that occurs twice in one mapping; plain YAML keeps the last one silently."""
+    """Refuses a key that occurs twice in one mapping. PyYAML would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -31,7 +31,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `over` on top of `base`, mapping by mapping."""
+    """Return `base` with the values of `over`; mappings under the same key are merged alike."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -43,19 +43,20 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def read_settings_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a YAML file of settings.
 
-    Raises SettingsError if the file can't be read, is not YAML, has a key twice, or is no mapping.
+    Raises SettingsError if the file can't be read, is not YAML, contains a key twice, or is not a
+    mapping.
     """
     try:
         loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys) or {}  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise SettingsError(f"settings file {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
-        # Without the line that PyYAML quotes: it may contain a secret.
+        # PyYAML quotes the line of the error, which may contain a secret: leave it out.
         where = error.problem_mark or error.context_mark
         place = f" in line {where.line + 1}, column {where.column + 1}" if where else ""
         reason = printable(" ".join(str(error.problem or error.context).split()))
         raise SettingsError(f"settings file {path} is not YAML: {reason}{place}") from None
-    except Exception as error:  # for some values and depths PyYAML raises other errors
+    except Exception as error:  # PyYAML raises other errors for some values and nesting depths
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SettingsError(f"settings file {path} is not YAML: {printable(reason)}") from None
     if not isinstance(loaded, dict):

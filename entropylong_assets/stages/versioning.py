@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from entropylong_assets.settings.section import Settings, fingerprint
 from entropylong_assets.stages.stage import Partition, Stage
+from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
 
 THREADS = 16
@@ -61,7 +62,8 @@ def determinants(stage: Stage, partition: Partition) -> dict[str, Any]:
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
     """The values as a manifest gives them back: tuples become lists."""
-    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def _input_versions(stage: Stage, partition: Partition) -> dict[str, Any]:
@@ -94,7 +96,11 @@ def stale_reason(stage: Stage, partition: Partition) -> str | None:
         return "not materialized"
     if manifest.format_version != stage.tables.format_version:
         return f"written in format {manifest.format_version}"
-    return _difference(manifest.determinants, determinants(stage, partition))
+    try:
+        wanted = determinants(stage, partition)
+    except TableError as error:  # an input has been removed, or is new
+        return f"an input can't be read: {error}"
+    return _difference(manifest.determinants, wanted)
 
 
 def is_up_to_date(stage: Stage, partition: Partition) -> bool:

@@ -1,12 +1,12 @@
-"""Checkpoints: finished batches of a partition, so that an interrupted run loses one at most.
+"""Checkpoints: finished batches of a partition, so that an interrupted run loses at most one.
 
-They lie beside the partition's own files, and only the next run of the same work reads them:
+They are stored beside the partition's own files, and only a later run of the same work reads them:
 
     <corpus or dataset>/<stage>/<shard>/.batches-<key>/<number>-<table>.parquet
-                                              <number>.json               put last
+    <corpus or dataset>/<stage>/<shard>/.batches-<key>/<number>.json             (written last)
 
-The key is a fingerprint of everything that determines the batches. Another model, setting, input
-or version of the code has another key, and so finds nothing.
+The key is a fingerprint of everything that determines the batches. A run with another model,
+setting, input or code version has another key and therefore never reads them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ PREFIX = ".batches-"
 
 
 class Batch(NamedTuple):
-    """tables: rows by table. figures: JSON values."""
+    """One finished batch. tables: rows per table. figures: JSON values."""
 
     tables: Mapping[str, pl.DataFrame]
     figures: Mapping[str, Any]
 
 
 class Checkpoints:
-    """The finished batches of one partition under one key."""
+    """The finished batches of one partition under one key. Batches are numbered from 0."""
 
     def __init__(self, store: TableStore, tables: TableSet[Any], shard: str, key: str) -> None:
         self._store = store
@@ -41,6 +41,7 @@ class Checkpoints:
         self._folder = f"{self._partition}/{PREFIX}{key}"
 
     def save(self, number: int, batch: Batch) -> None:
+        """Store a batch. It counts as finished once all of its files are written."""
         for table, rows in batch.tables.items():
             stream = io.BytesIO()
             rows.write_parquet(stream, compression="zstd")
@@ -49,7 +50,7 @@ class Checkpoints:
         self._store.put(f"{self._folder}/{number}.json", json.dumps(content).encode())
 
     def load(self, number: int) -> Batch | None:
-        """The batch, or nothing where it was not finished or can't be read."""
+        """Return the batch, or None if it was not finished or can't be read."""
         read = self._store.fs.cat_file
         try:
             content = json.loads(read(f"{self._folder}/{number}.json"))
@@ -63,7 +64,7 @@ class Checkpoints:
 
 
 def remove_checkpoints(store: TableStore, tables: TableSet[Any], shard: str) -> None:
-    """Remove the checkpoints of a published partition, whatever their key."""
+    """Remove all checkpoints of a published partition, under any key."""
     folder = store.folder(tables, shard)
     for path in store.fs.ls(folder, detail=False, refresh=True):
         if path.rstrip("/").rpartition("/")[2].startswith(PREFIX):

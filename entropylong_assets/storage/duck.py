@@ -1,4 +1,7 @@
-"""DuckDB over the tables: in memory, so that no file of its own can be locked or left behind."""
+"""DuckDB sessions over the tables.
+
+The database is in memory, so no database file can stay locked or remain after a crash.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ View = (
     | pl.DataFrame
     | Callable[[], "pa.RecordBatchReader | pa.Table | pl.DataFrame"]
 )
-"""(tables, shards, table); or a frame in memory; or a function that gives rows, called only if the
-query names the view. A stream of rows can be read once."""
+"""One of: (tables, shards, table); a frame in memory; or a function that returns rows, called only
+if the query names the view. A `pa.RecordBatchReader` can be read only once."""
 
 Views = Mapping[str, View]
-
+"""Views by their name in SQL."""
 
 MEMORY = "1GB"
-"""What a query may hold; the rest it puts on disk."""
+"""Memory limit of a session. What exceeds it is written to a temporary folder."""
 
 
 def _quoted(text: str) -> str:
@@ -36,20 +39,23 @@ def _quoted(text: str) -> str:
 
 
 def file_name(store: TableStore, tables: TableSet[Any], shard: str, table: str) -> str:
-    """A table's file as DuckDB reads it."""
+    """Return the path or URI of a table's file, as DuckDB reads it."""
     file = store.require(tables, shard).tables[table]
     path = f"{store.folder(tables, shard)}/{file.file}"
     return path if store.is_local else store.known_files.add(path, file.bytes)
 
 
 def parquet(paths: Sequence[str]) -> str:
-    """These files as one table, in SQL; its column `filename` tells them apart."""
+    """Return SQL that reads these files as one table, with the file of each row in `filename`."""
     literals = ", ".join(f"'{_quoted(path)}'" for path in paths)
     return f"read_parquet([{literals}], filename = true)"
 
 
-def _look(store: TableStore, views: Views, *, whole: bool) -> None:
-    """Raises TableError if a file of a view has gone or is damaged. whole: every page is read."""
+def _verify_files(store: TableStore, views: Views, *, every_page: bool) -> None:
+    """Raise TableError if a file of a view is missing or damaged.
+
+    every_page: read the files completely, not only their footers.
+    """
     for view in views.values():
         if not isinstance(view, tuple):
             continue
@@ -60,33 +66,33 @@ def _look(store: TableStore, views: Views, *, whole: bool) -> None:
                 store.open(tables, shard, table) as file,
             ):
                 pq.read_metadata(file)
-            if whole:
+            if every_page:
                 for _ in store.batches(tables, shard, table):
                     pass
 
 
-# What DuckDB raises where a file is damaged or can't be read; all else is about the query.
-_OF_FILES = (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
+# What DuckDB raises if a file is damaged or can't be read; other classes are about the query.
+_FILE_ERRORS = (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
 
 
 @contextmanager
 def reporting_damage(store: TableStore, views: Views) -> Iterator[None]:
-    """Around a session and its queries: DuckDB has one error for a damaged file, one that has gone
-    and a fault of the network.
+    """Translate the errors of a session and its queries.
 
-    Raises TableError where a file of the views has gone or is damaged, and ConnectionError, which
-    is worth another try, where a store that is not local gave no answer. An error of the query
-    stays what it is.
+    DuckDB raises the same error for a damaged file, a missing file and a network fault. Inside this
+    context manager the first two raise TableError, and the third, possible if the store is not
+    local, raises ConnectionError, which is transient. An error in the query is raised unchanged.
     """
     try:
         yield
     except duckdb.Error as error:
-        if type(error) not in _OF_FILES:
+        if type(error) not in _FILE_ERRORS:
             raise
         lines = str(error).splitlines() or [type(error).__name__]
-        # What a file of Python raised comes as its traceback; then the content is not in question.
+        # An error raised by a Python file object is reported as its traceback. It says nothing
+        # about the content, so the pages need not be verified.
         from_python = lines[0].startswith("Traceback")
-        _look(store, views, whole=not from_python)
+        _verify_files(store, views, every_page=not from_python)
         if store.is_local or isinstance(error, duckdb.InvalidInputException):
             raise
         reason = lines[-1 if from_python else 0]
@@ -94,11 +100,12 @@ def reporting_damage(store: TableStore, views: Views) -> Iterator[None]:
 
 
 def connect(store: TableStore, views: Views, only: str | None = None) -> duckdb.DuckDBPyConnection:
-    """A session that has these views, or those of them that the query `only` names.
+    """Open a session that has these views.
 
-    What does not fit into its memory goes into a folder of its own, readable by this user alone,
-    that ends with the session or, after a kill, when the next one starts. Raises as
-    `reporting_damage`.
+    only: a query; views whose names do not occur in it are left out. Data that exceeds the memory
+    limit is written to a folder of the session, readable only by this user. The folder is removed
+    with the session or, if the process was killed, when the next session starts. Raises the errors
+    of `reporting_damage`.
     """
     stack = ExitStack()
     folder = stack.enter_context(own_folder(temporary_folder(), "duckdb-"))
@@ -130,7 +137,7 @@ def connect(store: TableStore, views: Views, only: str | None = None) -> duckdb.
 def querying(
     store: TableStore, views: Views, only: str | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A session as `connect` gives it, whose queries raise as `reporting_damage`."""
+    """Open a session with `connect`; its queries raise the errors of `reporting_damage`."""
     with reporting_damage(store, views), connect(store, views, only) as session:
         yield session
 
@@ -138,6 +145,6 @@ def querying(
 def summary(
     store: TableStore, tables: TableSet[Any], shard: str, figures: Sequence[str]
 ) -> pl.DataFrame:
-    """One row with these figures of a partition's summary."""
-    found = store.require(tables, shard).summary
-    return pl.DataFrame([{name: found[name] for name in figures}], infer_schema_length=None)
+    """Return one row with these figures of a partition's summary."""
+    values = store.require(tables, shard).summary
+    return pl.DataFrame([{name: values[name] for name in figures}], infer_schema_length=None)

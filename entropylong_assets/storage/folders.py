@@ -1,4 +1,4 @@
-"""Locks on local folders, and temporary folders that end with their process."""
+"""Local folders: locks, temporary folders, and files that are replaced in one step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold a local folder's lock, which ends with the process at the latest."""
+    """Hold the lock of a local folder. The system releases it when the process ends."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -23,7 +23,10 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def remove_dead(folder: Path, pattern: str) -> None:
-    """Remove the folders that killed processes left in a locked one; a live one holds its own."""
+    """Remove the folders that killed processes left in a locked folder.
+
+    A running process holds the lock of its folder, which is then kept.
+    """
     for path in folder.glob(pattern):
         try:
             handle = os.open(path, os.O_RDONLY)
@@ -39,7 +42,7 @@ def remove_dead(folder: Path, pattern: str) -> None:
 
 
 def temporary_folder() -> Path:
-    """Return this user's folder for temporary ones, on which no one else holds a lock."""
+    """Return the folder that contains this user's temporary folders, accessible to no one else."""
     folder = Path(tempfile.gettempdir()) / f"entropylong-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -47,9 +50,9 @@ def temporary_folder() -> Path:
 
 @contextmanager
 def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Make a new folder in a local one and remove it at the end.
+    """Make a new folder in a local folder, and remove it at the end.
 
-    What killed processes left under this prefix is removed now.
+    Folders with this prefix that killed processes left are removed first.
     """
     with ExitStack() as stack:
         with locked(parent):
@@ -58,3 +61,22 @@ def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             stack.enter_context(locked(folder))
         yield folder
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace or create a file in a locked folder in one step.
+
+    Readers see the old content or the new. Files that killed calls left are removed.
+    """
+    for unfinished in path.parent.glob(".put-*"):
+        unfinished.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".put-", delete=False) as file:
+        part = Path(file.name)
+        try:
+            file.write(content)
+            file.flush()
+            part.chmod(0o644)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise

@@ -1,4 +1,4 @@
-"""Table files in object storage as DuckDB reads them, without a request for what is known."""
+"""Table files in object storage as DuckDB reads them, without requests for known metadata."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 BLOCK_BYTES = 2**20
+"""Bytes read ahead at every seek."""
 
 
 class KnownFiles(AbstractFileSystem):
-    """Files whose sizes a manifest tells and whose content never changes: `tables://<path>`.
+    """Files whose sizes are known from a manifest and whose content never changes.
 
-    DuckDB asks for size, kind and time of a file about ten times a query; here that is no request.
+    Their URIs are `tables://<path>`. DuckDB asks for the size, type and time of a file about ten
+    times per query; here these calls send no request.
     """
 
     protocol = "tables"
@@ -25,12 +27,12 @@ class KnownFiles(AbstractFileSystem):
         self._bytes: dict[str, int] = {}
 
     def add(self, path: str, n_bytes: int) -> str:
-        """The URI of a file of this size."""
+        """Make a file of this size known, and return its URI."""
         self._bytes[path] = n_bytes
         return f"{self.protocol}://{path}"
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Raises FileNotFoundError for a file that was not added."""
+        """Return the size of a file. Raises FileNotFoundError if it was not added."""
         path = self._strip_protocol(path)
         if path not in self._bytes:
             raise FileNotFoundError(path)

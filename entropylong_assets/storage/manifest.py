@@ -1,4 +1,4 @@
-"""The manifest of a partition: what it contains, what it was made from, and how its checks went."""
+"""The manifest of a partition, and the record of its checks."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ class Manifest(BaseModel):
     shard: str
     format_version: int
     fingerprint: str
-    """Of all that determines the content: code version, settings, upstream data versions."""
+    """Hash of the determinants."""
     determinants: dict[str, Any]
+    """All that determines the content: code version, settings, versions of the inputs, ..."""
     tables: dict[str, TableFile]
     summary: dict[str, Any]
     """Counts and figures of the partition, as the stage's summary model dumps them."""
 
     @property
     def data_version(self) -> str:
-        """16 hex digits of the content: equal for equal bytes, whoever wrote them."""
+        """16 hex digits of a hash of the content: equal for equal files."""
         parts = sorted((name, table.sha256) for name, table in self.tables.items())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 class CheckOutcome(BaseModel):
-    """How one check of a partition went."""
+    """Outcome of one check on one partition."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,9 +58,9 @@ class CheckOutcome(BaseModel):
 
 
 class CheckRecord(BaseModel):
-    """The outcomes of a partition's checks, stored beside its manifest.
+    """Outcomes of a partition's checks, stored beside its manifest.
 
-    They belong to one manifest: once the partition is made again, they no longer count.
+    They belong to one manifest. Once the partition is written again, they are no longer valid.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -1,13 +1,13 @@
-"""URIs of object storage, opened in one way for fsspec and for LanceDB.
+"""Access to object storage, configured the same way for fsspec and LanceDB.
 
-Credentials, endpoint and region come from the environment alone, under the names that AWS's own
-tools read: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION (or
-AWS_DEFAULT_REGION), AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) for a store that is not AWS.
+Credentials, endpoint and region are read from the environment only, under the names that AWS tools
+use: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION (or
+AWS_DEFAULT_REGION), and for a store that is not AWS, AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3).
 
-A fault that passes (500, 503, a slow answer, a lost connection, a body cut short) is tried again
-by the libraries themselves: for about a minute where the store answers or refuses at once, for a
-quarter of an hour where it takes connections and never answers (16 tries of `ANSWER_SECONDS`).
-What lasts longer ends the step, which Dagster tries again.
+The client libraries retry transient faults (500, 503, a slow answer, a lost connection, a truncated
+body): for about a minute if the store responds or refuses connections at once, and for about 15
+minutes if it accepts connections but never answers (16 attempts of `ANSWER_SECONDS` each). A longer
+fault fails the step, which Dagster retries.
 """
 
 from __future__ import annotations
@@ -22,41 +22,44 @@ from fsspec.implementations.local import LocalFileSystem
 from entropylong_assets.settings.credentials import CREDENTIALS, holds_credentials
 
 ATTEMPTS = 8
-"""Tries of one request, each after a longer pause."""
+"""Maximum number of attempts per request; the pauses between them grow."""
 
 CONNECT_SECONDS = 5
+"""Timeout of a connection attempt."""
+
 ANSWER_SECONDS = 60
-"""An answer that stands still for so long is given up and asked for again."""
+"""Timeout of an answer that makes no progress. The request is then sent again."""
 
 
-def unless_gone(error: OSError) -> None:
-    """What a walk does with a folder that it can't list: for fsspec, unless told, it is empty.
+def raise_unless_missing(error: OSError) -> None:
+    """Handle the error of a folder that a walk can't list: raise it, unless the folder is missing.
 
-    Raises the error, but for a folder that is not there.
+    By default fsspec takes a folder that it can't list for an empty one.
     """
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
 class Local(LocalFileSystem):
-    """`file://` and plain paths, for which a folder that can't be listed is a fault."""
+    """Local files: plain paths and `file://`. A folder that can't be listed raises an error."""
 
     def walk(
-        self, path: str, *args: Any, on_error: Any = unless_gone, **kwargs: Any
+        self, path: str, *args: Any, on_error: Any = raise_unless_missing, **kwargs: Any
     ) -> Iterator[Any]:
-        # It comes by here at every level, and does not hand `on_error` down.
+        # fsspec calls this method at every level, without passing on `on_error`.
         yield from super().walk(path, *args, on_error=on_error, **kwargs)
 
 
 class StorageError(ValueError):
-    """A store can't be used as it is set up. One line that says what to do."""
+    """A store can't be used with its present configuration. One line that says what to do."""
 
 
 def open_uri(uri: str) -> tuple[Any, str]:
     """Return the file system of a folder, a URI or a chain of URIs, and the path on it.
 
-    Local paths and `s3://` get our own file systems; fsspec's registry stays as it is. Raises
-    StorageError if the URI holds credentials or needs a package that is not installed.
+    Local paths and `s3://` use the file systems of this package, all other schemes those that are
+    registered with fsspec, whose registry stays unchanged. Raises StorageError if the URI contains
+    credentials or needs a package that is not installed.
     """
     if holds_credentials(uri):
         raise StorageError(CREDENTIALS)
@@ -68,7 +71,7 @@ def open_uri(uri: str) -> tuple[Any, str]:
 
 
 def _own_file_system(scheme: str) -> Any:
-    """Our class for a scheme, or None if fsspec's own serves."""
+    """Return the class of this package for a scheme, or None if fsspec's class is used."""
     if scheme in ("", "file", "local"):
         return Local
     if scheme not in ("s3", "s3a"):
@@ -83,16 +86,17 @@ def _own_file_system(scheme: str) -> Any:
 
 
 def endpoint() -> str | None:
-    """URL of the store, none for AWS itself."""
+    """Return the URL of the store, or None for AWS itself."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def region() -> str | None:
+    """Return the region that the environment names, if any."""
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
 def lance_options(uri: str) -> dict[str, str]:
-    """`storage_options` for LanceDB. It finds the credentials in the environment itself."""
+    """Return LanceDB's `storage_options` for a URI. LanceDB itself reads the credentials."""
     if not uri.startswith(("s3://", "s3a://")):
         return {}
     options = {
@@ -101,8 +105,8 @@ def lance_options(uri: str) -> dict[str, str]:
         "connect_timeout": f"{CONNECT_SECONDS}s",
         "timeout": f"{ANSWER_SECONDS}s",
     }
-    if there := region():
-        options["region"] = there
+    if name := region():
+        options["region"] = name
     if url := endpoint():
         options["endpoint"] = url
         options["allow_http"] = str(url.startswith("http://")).lower()

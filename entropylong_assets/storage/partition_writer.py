@@ -1,4 +1,4 @@
-"""Writes the tables of one partition to Parquet files, batch by batch, as their schemas say."""
+"""Writing the tables of one partition to Parquet files, batch by batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from entropylong_assets.storage.manifest import TableError, TableFile
 from entropylong_assets.storage.schemas import TableSet
 
 PREVIEW_ROWS = 5
+"""Maximum number of rows that `PartitionWriter.preview` returns."""
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
-    """Token ids split by byte, all else by dictionary: for ids a dictionary of the vocabulary
-    takes 2.5 times as long to write and read and is larger (34 MB of ids: 11.9 against 10.3)."""
+    """Return the Parquet encodings: byte stream split for token ids, dictionary for the rest.
+
+    A dictionary of token ids takes 2.5 times as long to write and read, and is larger (34 MB of
+    ids: 11.9 MB instead of 10.3 MB).
+    """
     paths = {
         f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: field.type
         for field in schema
@@ -34,27 +38,30 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _fitted(rows: pl.DataFrame | list[dict[str, Any]], field: pa.Field) -> pa.ChunkedArray:
-    """One column of the rows in the type of the schema. Raises ValueError where it does not fit."""
+    """Return one column of the rows in the type of the field. Raises ValueError if it can't be."""
     if isinstance(rows, pl.DataFrame):
         if field.name not in rows.columns:
-            raise ValueError("it is missing")
+            raise ValueError("the column is missing")
         column = rows.select(field.name).to_arrow().column(0).cast(field.type)
     else:
         values = [row.get(field.name) for row in rows]
-        # Given the type, Arrow would cut a fraction off without a word; a cast refuses it.
+        # With a type given, `pa.array` truncates fractions silently; `cast` refuses them.
         whole = pa.types.is_integer(field.type)
         array = pa.array(values).cast(field.type) if whole else pa.array(values, field.type)
         column = pa.chunked_array([array])
     is_list = pa.types.is_list(field.type)
     if not field.nullable and column.null_count:
-        raise ValueError("it has nulls")
+        raise ValueError("the column contains nulls")
     if is_list and not field.type.value_field.nullable and pc.list_flatten(column).null_count:
-        raise ValueError("it has nulls in its lists")
+        raise ValueError("the lists of the column contain nulls")
     return column
 
 
 class PartitionWriter:
-    """Writes the tables of one partition, batch by batch. Made by `TableStore.write`."""
+    """Writes the tables of one partition, batch by batch. Create it with `TableStore.write`.
+
+    rows: number of rows per table so far. summary: of the partition; set it before the end.
+    """
 
     def __init__(self, tables: TableSet[Any], folder: Path) -> None:
         self._schemas = tables.schemas
@@ -66,7 +73,7 @@ class PartitionWriter:
         self.summary: dict[str, Any] = {}
 
     def append(self, table: str, rows: pl.DataFrame | list[dict[str, Any]]) -> None:
-        """Adds rows, cast to the table's schema. Raises TableError where they don't fit it."""
+        """Append rows, cast to the table's schema. Raises TableError if they do not fit it."""
         schema = self._schemas[table]
         columns = []
         for field in schema:
@@ -84,7 +91,7 @@ class PartitionWriter:
             self._first[table] = arrow.slice(0, PREVIEW_ROWS)
 
     def preview(self, table: str) -> pl.DataFrame:
-        """The first rows of a table that is being written, at most `PREVIEW_ROWS`."""
+        """Return the first rows of a table that is being written, at most `PREVIEW_ROWS`."""
         frame = pl.from_arrow(self._first.get(table, self._schemas[table].empty_table()))
         assert isinstance(frame, pl.DataFrame)
         return frame
@@ -102,7 +109,7 @@ class PartitionWriter:
         return self._writers[table]
 
     def close(self) -> dict[str, tuple[Path, TableFile]]:
-        """Ends all files; empty tables get a file too, unless optional. Returns them by table."""
+        """Close all files and return them by table. Only an optional table may have no file."""
         files = {}
         for table in self._schemas:
             if table in self._optional and not self.rows[table]:
@@ -123,5 +130,6 @@ class PartitionWriter:
         return files
 
     def abort(self) -> None:
+        """Close all files, whose content is not used."""
         for writer in self._writers.values():
             writer.close()

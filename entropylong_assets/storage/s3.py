@@ -1,4 +1,4 @@
-"""s3fs with what a pipeline needs beyond its defaults. Registered by `object_storage`."""
+"""An s3fs file system for long unattended runs. `object_storage.open_uri` uses it for `s3://`."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from botocore.exceptions import FlexibleChecksumError, NoCredentialsError
 from urllib3.exceptions import IncompleteRead
 
 from entropylong_assets.storage import object_storage
-from entropylong_assets.storage.object_storage import StorageError, unless_gone
+from entropylong_assets.storage.object_storage import StorageError, raise_unless_missing
 
-# A whole object carries a checksum, which botocore verifies as it is read.
+# A whole object has a checksum, which botocore verifies while reading.
 s3fs.core.add_retryable_error(FlexibleChecksumError)
 
-
 BLOCK_BYTES = 8 * 2**20
+"""Bytes read ahead at every seek. The default of s3fs, 50 MB, would be most of a table."""
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/\d+")
 
 
 def _refuse_short_body(answer: Mapping[str, Any]) -> None:
-    """Raises IncompleteRead where the body is shorter than the range that the store speaks of.
+    """Raise IncompleteRead if the body is shorter than the range that the store says it returns.
 
-    aiohttp notices a body that ends before its announced length; this one is about an announced
-    length that something on the way has cut, too.
+    aiohttp detects a body that is shorter than its Content-Length. This function also detects a
+    body that was truncated on the way together with its Content-Length.
     """
-    given = _RANGE.fullmatch(answer.get("ContentRange", ""))
-    if given is None:
+    content_range = _RANGE.fullmatch(answer.get("ContentRange", ""))
+    if content_range is None:
         return
-    expected = int(given[2]) - int(given[1]) + 1
+    expected = int(content_range[2]) - int(content_range[1]) + 1
     if answer["ContentLength"] != expected:
-        answer["Body"].close()  # the next try opens a connection of its own
+        answer["Body"].close()  # the next attempt opens a new connection
         raise IncompleteRead(answer["ContentLength"], expected - answer["ContentLength"])
 
 
 class S3(s3fs.S3FileSystem):
-    """`s3://` with credentials and endpoint from the environment, and patient with faults."""
+    """`s3://`, with credentials and endpoint from the environment, and with retries."""
 
-    # s3fs tries again what botocore has given up, and reading tries that again. Once more is
-    # enough for a body that was cut short; botocore does not look at bodies.
+    # s3fs retries requests that botocore gave up, and its files retry those again. Two attempts
+    # suffice for a truncated body, the one fault that botocore does not retry.
     retries = 2
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,10 +51,9 @@ class S3(s3fs.S3FileSystem):
             "retries": {"mode": "standard", "total_max_attempts": object_storage.ATTEMPTS},
         }
         ours: dict[str, Any] = {
-            # A remembered listing would hide what other processes have written meanwhile.
+            # A cached listing would hide what other processes have written since.
             "use_listings_cache": False,
             "client_kwargs": {"region_name": object_storage.region()},
-            # Read ahead at every seek: the default of 50 MB would be most of a table.
             "default_block_size": BLOCK_BYTES,
         }
         if url := object_storage.endpoint():
@@ -66,13 +65,13 @@ class S3(s3fs.S3FileSystem):
         try:
             answer = await super()._call_s3(method, *args, **kwargs)
         except s3fs.core.S3_RETRYABLE_ERRORS as error:
-            # Under another name, so that a reader that tries again does not multiply the tries.
+            # As another class, so that a file that retries does not multiply the attempts.
             raise ConnectionError(f"s3://{kwargs.get('Bucket', '')}: {error}") from error
         except PermissionError as error:
             where = f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', kwargs.get('Prefix', ''))}"
             raise PermissionError(
-                f"{where}: {error}; the credentials in the environment need the right to it, and "
-                "to be renewed where they have expired"
+                f"{where}: {error}; grant this permission to the credentials in the environment, "
+                "or renew them if they have expired"
             ) from None
         except NoCredentialsError:
             raise StorageError(
@@ -83,39 +82,41 @@ class S3(s3fs.S3FileSystem):
             if "bucket does not exist" not in str(error):
                 raise
             raise StorageError(
-                f"s3://{kwargs.get('Bucket', '')}: there is no such bucket; make it, or correct "
-                "the URI, AWS_REGION or AWS_ENDPOINT_URL"
+                f"s3://{kwargs.get('Bucket', '')}: the bucket does not exist; create it, or "
+                "correct the URI, AWS_REGION or AWS_ENDPOINT_URL"
             ) from None
         if method == "get_object":
             _refuse_short_body(answer)
         return answer
 
     async def _walk(
-        self, path: str, *args: Any, on_error: Any = unless_gone, **kwargs: Any
+        self, path: str, *args: Any, on_error: Any = raise_unless_missing, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        """Raises what a listing raises. It comes by here at every level, and does not hand
-        `on_error` down."""
+        """Walk a folder. Errors of a listing are raised unless the folder is missing."""
+        # s3fs calls this method at every level, without passing on `on_error`.
         async for step in super()._walk(path, *args, on_error=on_error, **kwargs):
             yield step
 
     async def _cat_file(
         self, path: str, *args: Any, max_concurrency: int = 1, **kwargs: Any
     ) -> bytes:
-        """An object in one request, which is made again as a whole if its body is cut short;
-        without asking for the size before, as s3fs does to read in several parts."""
+        """Read an object in one request, which is repeated if the body is truncated.
+
+        By default s3fs first requests the size, in order to read several parts at once.
+        """
         content: bytes = await super()._cat_file(
             path, *args, max_concurrency=max_concurrency, **kwargs
         )
         return content
 
     def _open(self, path: str, *args: Any, size: int | None = None, **kwargs: Any) -> Any:
-        """A file whose size is given is not looked at before its first byte is asked for."""
+        """Open a file. If its size is given, no request is sent until it is read."""
         file = super()._open(path, *args, size=size, **kwargs)
         if size is not None:
             file.details = {"name": path, "size": size, "type": "file"}
         return file
 
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing: there are no folders here, and a bucket that is missing is a mistake."""
+        """Do nothing: S3 has no folders, and a missing bucket must not be created silently."""
 
     makedirs = s3fs.core.sync_wrapper(_makedirs)

@@ -1,7 +1,7 @@
-"""What a stage's tables are called and look like.
+"""Names and schemas of the tables of a stage.
 
 Each stage folder declares its tables once, in `tables.py`, as a `TableSet`: a `pyarrow.Schema` per
-table, whose fields carry `unit` and `description` as metadata. The writer enforces the schema, and
+table, whose fields have `unit` and `description` as metadata. The writer enforces the schema, and
 the UI shows it.
 
 Column names used by several stages: `root_id` is the `doc_id` of a root; `anchor` is a token
@@ -22,7 +22,7 @@ Scope = Literal["corpus", "dataset"]
 
 
 class Summary(BaseModel):
-    """Counts and figures of one partition; every drop is counted under its reason."""
+    """Counts and figures of one partition. Dropped rows are counted per reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,16 +43,17 @@ class TableSet(Generic[S]):
     main: str
     """The table whose columns and rows represent the stage in the UI."""
     summary: type[S]
+    """Class of the summary of a partition."""
     optional: frozenset[str] = field(default_factory=frozenset)
-    """Tables without a file if nothing was written to them."""
+    """Tables that have no file if no row was written to them."""
     format_version: int = 1
-    """Rises when the meaning of a table changes, so that a reader can refuse older ones."""
+    """Increased when the meaning of a table changes, so that readers refuse older partitions."""
 
 
 def column(
     name: str, kind: pa.DataType, description: str, unit: str = "", null: bool = False
 ) -> pa.Field:
-    """A field of a schema, with its description and unit as metadata."""
+    """Return a field of a schema, with its description and unit as metadata."""
     metadata = {"description": description} | ({"unit": unit} if unit else {})
     return pa.field(name, kind, nullable=null, metadata=metadata)
 
@@ -75,7 +76,7 @@ END = column("end", INT, "one past the last character", "character")
 
 
 def entropy_and_surprisal(given: tuple[str, ...], null: bool = False) -> list[pa.Field]:
-    """H and I(x) of an anchor in the root alone, and given each of these contexts."""
+    """Return the columns of H and I(x): of the root alone, and given each of these contexts."""
     fields = []
     for name, sign in (("entropy", "H"), ("surprisal", "I(x_t)")):
         fields.append(column(name, FLOAT, f"{sign} of the root alone", "nat", null))

@@ -2,23 +2,23 @@
 
 Layout under a `data_uri`:
 
-    <corpus or dataset>/<stage>/<shard>/manifest.json                  what is visible
+    <corpus or dataset>/<stage>/<shard>/manifest.json                  names the visible files
     <corpus or dataset>/<stage>/<shard>/checks.json                    outcomes of its checks
     <corpus or dataset>/<stage>/<shard>/<table>-<hash of bytes>.parquet
 
-A partition appears whole or not at all: its files are written first, under names taken from
-their bytes, and become visible with one put of the manifest. Readers go by the manifest alone, so
-a killed writer leaves nothing but files that nobody reads and that a later writer removes. On a
-local disk two writers of one partition publish one after the other, under a lock. On object
-storage there is no lock: the last manifest wins, and files are left alone for an hour.
-A stage over all shards has the one partition `WHOLE`.
+A partition is published as a whole or not at all. Its files are written first, under names derived
+from their content, and become visible when the manifest is replaced. Readers read only the files
+that the manifest names, so a killed writer leaves only unused files, which a later writer removes.
+On a local disk, a lock serializes writers that publish the same partition. Object storage has no
+locks: the last manifest wins, and unused files are kept for an hour.
+
+A stage over all shards has the single partition `WHOLE`.
 """
 
 from __future__ import annotations
 
 import errno
 import functools
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -30,14 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from entropylong_assets.storage.folders import locked, own_folder, temporary_folder
+from entropylong_assets.storage.folders import locked, own_folder, replace_file, temporary_folder
 from entropylong_assets.storage.known_files import KnownFiles
-from entropylong_assets.storage.manifest import (
-    CheckOutcome,
-    CheckRecord,
-    Manifest,
-    TableError,
-)
+from entropylong_assets.storage.manifest import CheckOutcome, CheckRecord, Manifest, TableError
 from entropylong_assets.storage.object_storage import open_uri
 from entropylong_assets.storage.partition_writer import PartitionWriter
 from entropylong_assets.storage.schemas import S, TableSet
@@ -48,16 +43,10 @@ WHOLE = "all"
 MANIFEST, CHECKS = "manifest.json", "checks.json"
 
 DEFAULT_CORPUS, DEFAULT_DATASET = "corpus", "dataset"
-"""Names of the corpus and the dataset of a settings file that names none."""
+"""Names of the corpus and the dataset if the settings file names none."""
 
 UNLOCKED_FOR = timedelta(hours=1)
-"""Time that a writer on object storage has from its first file to the manifest that names it."""
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what killed puts left in a locked folder."""
-    for path in folder.glob(".put-*"):
-        path.unlink(missing_ok=True)
+"""Maximum time between a writer's first file on object storage and its manifest."""
 
 
 class TableStore:
@@ -72,15 +61,17 @@ class TableStore:
 
     @functools.cached_property
     def known_files(self) -> KnownFiles:
+        """File system through which DuckDB reads tables that are not local."""
         return KnownFiles(self.fs)
 
     @property
     def is_local(self) -> bool:
+        """Whether the tables are on a local disk, where folders can be locked."""
         protocol = self.fs.protocol
         return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def home(self, tables: TableSet[Any]) -> str:
-        """Folder of the corpus or dataset that the tables belong to, on `self.fs`."""
+        """Return the path, on `self.fs`, of the corpus or dataset that the tables belong to."""
         return f"{self.root}/{self.corpus if tables.scope == 'corpus' else self.dataset}"
 
     @property
@@ -94,32 +85,22 @@ class TableStore:
         return f"{self.uri}/{self.dataset}"
 
     def folder(self, tables: TableSet[Any], shard: str = WHOLE) -> str:
+        """Return the path of a partition on `self.fs`."""
         return f"{self.home(tables)}/{tables.name}/{shard}"
 
     def put(self, path: str, content: bytes) -> None:
-        """Writes a small file so that it appears whole or not at all."""
+        """Write a small file, so that it appears as a whole or not at all."""
         folder = path.rpartition("/")[0]
         self.fs.makedirs(folder, exist_ok=True)
         with locked(folder) if self.is_local else nullcontext():
             self._put(path, content)
 
     def _put(self, path: str, content: bytes) -> None:
-        """The same in a folder that is there and, where it is local, locked."""
-        if not self.is_local:
+        """Write a small file into an existing folder. The caller holds the lock of a local one."""
+        if self.is_local:
+            replace_file(Path(path), content)
+        else:
             self.fs.pipe_file(path, content)
-            return
-        target = Path(path)
-        _remove_unfinished(target.parent)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".put-", delete=False) as file:
-            part = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                part.chmod(0o644)
-                part.replace(target)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
 
     @contextmanager
     def write(
@@ -130,9 +111,9 @@ class TableStore:
         fingerprint: str,
         determinants: Mapping[str, Any] = {},
     ) -> Iterator[PartitionWriter]:
-        """Writes one partition; it becomes visible, and replaces the old one, at the end.
+        """Write one partition, which replaces the previous one at the end.
 
-        An exception inside leaves the old partition as it was.
+        An exception inside the context leaves the previous partition unchanged.
         """
         folder = self.folder(tables, shard)
         self.fs.makedirs(folder, exist_ok=True)
@@ -158,10 +139,8 @@ class TableStore:
 
     @contextmanager
     def _staging(self, folder: str) -> Iterator[Path]:
-        """A local folder for files in the making, on the disk of a local store."""
+        """Make a local folder for unpublished files, for a local store on the same disk."""
         if self.is_local:
-            with locked(folder):
-                _remove_unfinished(Path(folder))
             parent, prefix = Path(folder), ".staging-"
         else:
             parent, prefix = temporary_folder(), "staging-"
@@ -179,18 +158,18 @@ class TableStore:
                 self.fs.put_file(str(path), target)
         try:
             before = self.manifest(tables, manifest.shard)
-        except TableError:  # damaged: what it named can't be read anyway
+        except TableError:  # damaged, so the files that it named can't be read anyway
             before = None
         self._put(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
         self._remove_old(folder, keep=[m for m in (before, manifest) if m])
 
     def _remove_old(self, folder: str, keep: list[Manifest]) -> None:
-        """Removes files of generations before the last: a reader may still hold the last one.
+        """Remove files that no manifest in `keep` names. A reader may still use the previous one's.
 
-        Without a lock a young file may be another writer's, whose manifest is about to name it.
+        Without a lock, a recent file may belong to another writer, whose manifest will name it.
         """
         kept = {table.file for manifest in keep for table in manifest.tables.values()}
-        # By the store's own clock: the manifest has just been put.
+        # By the clock of the store: the manifest has just been written.
         now = self.fs.modified(f"{folder}/{MANIFEST}")
         for path in self.fs.ls(folder, detail=False, refresh=True):
             name = path.rstrip("/").rpartition("/")[2]
@@ -201,9 +180,9 @@ class TableStore:
                     self.fs.rm(path)
 
     def manifest(self, tables: TableSet[Any], shard: str = WHOLE) -> Manifest | None:
-        """The visible partition, or None where there is none yet.
+        """Return the manifest of a partition, or None if it was never published.
 
-        Raises TableError where its manifest is damaged.
+        Raises TableError if the manifest is damaged.
         """
         path = f"{self.folder(tables, shard)}/{MANIFEST}"
         try:
@@ -217,7 +196,7 @@ class TableStore:
             ) from None
 
     def require(self, tables: TableSet[Any], shard: str = WHOLE) -> Manifest:
-        """The visible partition. Raises TableError where it is not there."""
+        """Return the manifest of a partition. Raises TableError if there is none to be read."""
         manifest = self.manifest(tables, shard)
         if manifest is None:
             raise TableError(f"{tables.name}, {shard}: not materialized yet; materialize it first")
@@ -229,20 +208,28 @@ class TableStore:
         return manifest
 
     def summary(self, tables: TableSet[S], shard: str = WHOLE) -> S:
-        """Counts and figures of a visible partition. Raises TableError if there is none."""
+        """Return the summary of a partition. Raises TableError if it was never published."""
         return tables.summary.model_validate(self.require(tables, shard).summary)
 
     # Outcomes of checks
 
     def check_outcomes(self, tables: TableSet[Any], shard: str = WHOLE) -> dict[str, CheckOutcome]:
-        """Outcomes of the checks that ran on the partition as it is now, by name of the check."""
-        manifest, record = self.manifest(tables, shard), self._check_record(tables, shard)
-        return record.outcomes if manifest and record and record.belongs_to(manifest) else {}
+        """Return the outcomes of the checks that ran on the published partition, by check name.
+
+        A damaged record counts as missing, so that the checks run again.
+        """
+        manifest = self.manifest(tables, shard)
+        try:
+            content = self.fs.cat_file(f"{self.folder(tables, shard)}/{CHECKS}")
+            record = CheckRecord.model_validate_json(content)
+        except (FileNotFoundError, ValidationError):
+            return {}
+        return record.outcomes if manifest and record.belongs_to(manifest) else {}
 
     def record_checks(
         self, tables: TableSet[Any], shard: str, outcomes: Mapping[str, CheckOutcome]
     ) -> None:
-        """Store outcomes beside the manifest; others of the same manifest are kept."""
+        """Store outcomes beside the manifest. Other outcomes of the same manifest are kept."""
         folder = self.folder(tables, shard)
         with locked(folder) if self.is_local else nullcontext():
             manifest = self.require(tables, shard)
@@ -254,21 +241,13 @@ class TableStore:
             )
             self._put(f"{folder}/{CHECKS}", record.model_dump_json(indent=2).encode())
 
-    def _check_record(self, tables: TableSet[Any], shard: str) -> CheckRecord | None:
-        """The stored record. A damaged one counts as none: the checks then run again."""
-        try:
-            path = f"{self.folder(tables, shard)}/{CHECKS}"
-            return CheckRecord.model_validate_json(self.fs.cat_file(path))
-        except (FileNotFoundError, ValidationError):
-            return None
-
     def shards(self, tables: TableSet[Any]) -> list[str]:
-        """Names of the visible partitions of an asset, sorted. A listing that fails is raised.
+        """Return the sorted names of the published partitions. Raises the error of a listing.
 
-        On object storage all files of the asset are listed, one request for 1,000 of them (some
-        200 shards); folder by folder it would be one request a shard.
+        On object storage all files of the stage are listed, with one request per 1,000 files (about
+        200 shards). Listing folder by folder would take one request per shard.
         """
-        # No glob: the URI itself may hold its special characters.
+        # Not `glob`, because the URI itself may contain its special characters.
         folder = f"{self.home(tables)}/{tables.name}"
         files = self.fs.find(folder, maxdepth=2 if self.is_local else None)
         depth = folder.count("/") + 2
@@ -280,18 +259,18 @@ class TableStore:
 
     @contextmanager
     def reporting_damage(self, tables: TableSet[Any], shard: str, table: str) -> Iterator[None]:
-        """Raises TableError where a table's file has gone or is damaged; else what is raised."""
+        """Raise TableError if a table's file is missing or damaged; other errors are unchanged."""
         try:
             yield
         except FileNotFoundError:
             raise TableError(
-                f"{tables.name}, {shard}: {self.path(tables, shard, table)} has gone; materialize "
-                f"{tables.name} for {shard} again"
+                f"{tables.name}, {shard}: {self.path(tables, shard, table)} is missing; "
+                f"materialize {tables.name} for {shard} again"
             ) from None
         except (pa.ArrowInvalid, OSError) as error:
-            # pyarrow tells damage (a checksum, a header) by an OSError without a number; what the
-            # system or s3fs raises has one, or a class of its own. EINVAL: object storage has no
-            # such range, as the object is shorter.
+            # For damage (a checksum, a header) pyarrow raises a plain OSError without an errno. The
+            # system and s3fs raise a subclass or set errno. EINVAL means that the object in storage
+            # is shorter than the requested range.
             damage = type(error) is OSError and error.errno in (None, errno.EINVAL)
             if isinstance(error, OSError) and not damage:
                 raise
@@ -301,21 +280,21 @@ class TableStore:
             ) from None
 
     def open(self, tables: TableSet[Any], shard: str, table: str) -> Any:
-        """A table's file."""
+        """Open a table's file."""
         file = self.require(tables, shard).tables[table]
         path = f"{self.folder(tables, shard)}/{file.file}"
-        # Parquet asks for the ranges that it needs: no look at the size before, no reading ahead.
+        # The size is known, and Parquet requests exactly the ranges that it needs.
         exact = {} if self.is_local else {"size": file.bytes, "cache_type": "none"}
         return self.fs.open(path, "rb", **exact)
 
     def path(self, tables: TableSet[Any], shard: str, table: str) -> str:
-        """Path of a table's file on `self.fs`."""
+        """Return the path of a table's file on `self.fs`."""
         return f"{self.folder(tables, shard)}/{self.require(tables, shard).tables[table].file}"
 
     def read(
         self, tables: TableSet[Any], shard: str, table: str, columns: list[str] | None = None
     ) -> pl.DataFrame:
-        """A table, or some of its columns, in memory; an optional one may be empty."""
+        """Read a table, or some of its columns. An optional table without a file has no rows."""
         if table in tables.optional and table not in self.require(tables, shard).tables:
             empty = pl.DataFrame(schema=pl.Schema(tables.schemas[table]))
             return empty.select(columns) if columns else empty
@@ -333,7 +312,7 @@ class TableStore:
         table: str,
         columns: list[str] | None = None,
     ) -> pl.DataFrame:
-        """A table of several shards, one below the other, in memory."""
+        """Read a table of several shards as one frame."""
         return pl.concat(self.read(tables, shard, table, columns) for shard in shards)
 
     def batches(
@@ -344,7 +323,7 @@ class TableStore:
         columns: list[str] | None = None,
         rows: int = 1024,
     ) -> Iterator[pl.DataFrame]:
-        """A table in batches of at most `rows` rows, so that memory stays bounded."""
+        """Read a table in batches of at most `rows` rows, which bounds the memory."""
         with self.reporting_damage(tables, shard, table), self.open(tables, shard, table) as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             for batch in parquet.iter_batches(batch_size=rows, columns=columns):
@@ -360,7 +339,7 @@ class TableStore:
         columns: list[str] | None = None,
         rows: int = 5,
     ) -> pl.DataFrame:
-        """The first rows of a table, as the UI shows them."""
+        """Read the first rows of a table."""
         empty = pl.DataFrame(schema=pl.Schema(tables.schemas[table]))
         first = next(self.batches(tables, shard, table, columns, rows), empty)
         return first.select(columns) if columns else first

@@ -63,8 +63,9 @@ def test_a_figure_without_trials_is_a_dash() -> None:
 def test_the_plain_rule_is_compared_with_ours_at_equally_many_accepted_pairs() -> None:
     """A stricter rule always looks better: the two are compared at the same number."""
     rows = [(0.9, ["ours"]), (0.3, []), (0.7, ["plain", "ours"]), (None, []), (0.5, ["plain"])]
-    schema = {"gain": pl.Float64, "accepted_by": pl.List(pl.String)}
-    pairs = pl.DataFrame(rows, schema=schema, orient="row")
+    pairs = pl.DataFrame(
+        rows, schema={"gain": pl.Float64, "accepted_by": pl.List(pl.String)}, orient="row"
+    )
     epsilon = equal_epsilon(pairs, "ours")
     assert epsilon == 0.5
     assert (pairs["gain"] > epsilon).sum() == 2

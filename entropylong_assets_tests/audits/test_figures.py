@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
@@ -167,7 +169,7 @@ def test_groups_of_any_rules_have_words() -> None:
 def test_recipes_are_compared_on_the_roots_that_all_of_them_have() -> None:
     """A window that is too long for the model is missing under one recipe: its root would change
     the means of the others only."""
-    window = {"context_tokens": 10, "root_tokens": 10, "dependency_score": None}
+    window: dict[str, Any] = {"context_tokens": 10, "root_tokens": 10, "dependency_score": None}
     windows = [
         {"recipe": recipe, "root_id": root, "key_tokens": 1 if root == "a" else 9} | window
         for recipe, root in (("calibrated", "a"), ("calibrated", "b"), ("random", "a"))

@@ -77,10 +77,7 @@ class Day:
         self.server.wait(f"{asset} of {sorted(shards)}", made_and_settled, seconds)
 
     def wait_for_run(self, run: str, seconds: float = 120) -> str:
-        ends = ("SUCCESS", "FAILURE", "CANCELED")
-        return self.server.wait(
-            f"run {run}", lambda: (s := self.server.run_status(run)) in ends and s, seconds
-        )
+        return self.server.wait_for_run(run, seconds)
 
     def wait_for_backfill(self, backfill: str, seconds: float) -> str:
         ends = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED", "COMPLETED")

@@ -193,13 +193,17 @@ class Server:
         return ticks
 
     def backfill(self, assets: list[str], shards: list[str]) -> str:
-        """The mutation of the dialog "Launch backfill" on the asset graph."""
+        """A backfill of stages of the project with the default names."""
+        return self.backfill_of([path_of(asset) for asset in assets], shards)
+
+    def backfill_of(self, paths: list[list[str]], shards: list[str]) -> str:
+        """The mutation of the dialog "Launch backfill" on the asset graph. paths: asset keys."""
         data = self.query(
             "mutation LaunchPartitionBackfill($p: LaunchBackfillParams!) "
             "{ launchPartitionBackfill(backfillParams: $p) { __typename "
             "... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
             p={
-                "assetSelection": [{"path": path_of(asset)} for asset in assets],
+                "assetSelection": [{"path": path} for path in paths],
                 "partitionNames": shards,
                 "fromFailure": False,
                 "tags": [],
@@ -299,11 +303,15 @@ class Server:
         return not data["runsOrError"]["results"]
 
     def materializations(self, asset: str) -> dict[str, list[float]]:
-        """Times of the materializations of each partition, newest first."""
+        """The same of a stage of the project with the default names."""
+        return self.materializations_of(path_of(asset))
+
+    def materializations_of(self, path: list[str]) -> dict[str, list[float]]:
+        """Times of the materializations of each partition of an asset key, newest first."""
         nodes = self.query(
             "query($k: AssetKeyInput!) { assetOrError(assetKey: $k) { ... on Asset "
             "{ assetMaterializations(limit: 500) { partition timestamp } } } }",
-            k={"path": path_of(asset)},
+            k={"path": path},
         )["assetOrError"].get("assetMaterializations", [])
         times: dict[str, list[float]] = {}
         for node in nodes:
@@ -362,6 +370,20 @@ class Server:
                     causes = [cause["reason"] for cause in node["staleCauses"]]
                     result.setdefault(asset, {})[shard or "all"] = causes
         return result
+
+    def is_stale(self, path: list[str], shard: str) -> bool:
+        """Whether the UI marks a partition of an asset key out of date."""
+        node = self.query(
+            "query($k: AssetKeyInput!, $p: String) { assetNodeOrError(assetKey: $k) "
+            "{ ... on AssetNode { staleStatus(partition: $p) } } }",
+            k={"path": path},
+            p=shard,
+        )["assetNodeOrError"]
+        return bool(node["staleStatus"] == "STALE")
+
+    def wait_for_run(self, run: str, seconds: float) -> str:
+        ends = ("SUCCESS", "FAILURE", "CANCELED")
+        return self.wait(f"run {run}", lambda: (s := self.run_status(run)) in ends and s, seconds)
 
     def partitions(self) -> list[str]:
         node = self.query(

@@ -1,4 +1,4 @@
-"""What the settings `cluster` turn into for Ray and Kubernetes, and what deploy/ says of it."""
+"""What the settings `cluster` become on Ray and Kubernetes, and the files of deploy/."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from entropylong_assets.definitions import ASSETS, CHECKS, build_definitions
-from entropylong_assets.orchestration.cluster import kubernetes_config, without_a_node
-from entropylong_assets.settings.model import Settings, SettingsError, StepResources, make_settings
+from entropylong_assets.orchestration.build import build_definitions
+from entropylong_assets.orchestration.cluster import kubernetes_config, unplaceable_steps
+from entropylong_assets.pipeline import STAGES
+from entropylong_assets.project import Project, load_project, make_project
+from entropylong_assets.settings.cluster import StepResources
+from entropylong_assets.settings.section import SettingsError
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -27,17 +30,23 @@ GPU_STEPS = {
     "cross_model_audit",
     "long_range_audit",
 }
+"""Names of the stages whose steps load a model, written by hand."""
 
 
-def on(engine: str, resources: dict[str, Any] | None = None) -> Settings:
+def on(engine: str, resources: dict[str, Any] | None = None) -> Project:
     cluster = {"engine": engine, "resources": resources or {}}
-    return make_settings("quickstart", {"data_uri": "/srv/shared", "cluster": cluster})
+    return make_project({"data_uri": "/srv/shared", "cluster": cluster}, "quickstart")
 
 
-def steps(settings: Settings) -> dict[str, dg.OpDefinition]:
-    """Every step of every job that the definitions hold, by its key."""
+def stage_of(step: str) -> str:
+    """Name of the stage, or of its checks, that a step belongs to."""
+    return step.partition("__")[2]
+
+
+def steps(project: Project) -> dict[str, dg.OpDefinition]:
+    """Every step of every job of the definitions, by its key."""
     found: dict[str, dg.OpDefinition] = {}
-    for job in build_definitions(settings).get_repository_def().get_all_jobs():
+    for job in build_definitions(project).get_repository_def().get_all_jobs():
         for node in job.nodes:
             assert isinstance(node.definition, dg.OpDefinition)
             found[node.name] = node.definition
@@ -54,24 +63,27 @@ def python(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_step_asks_ray_for_what_the_settings_say() -> None:
+def test_every_step_asks_ray_for_its_resources() -> None:
     from dagster_ray.configs import RayExecutionConfig
 
     asked = {"entropy_scores": {"num_cpus": 6, "memory": "16GiB"}, "checks": {"num_cpus": 0.5}}
     found = steps(on("ray", asked))
-    assert len(found) == len(ASSETS) + len(CHECKS)
-    for name, op in found.items():
+    assert len(found) == 2 * len(STAGES)
+    for step, op in found.items():
+        name = stage_of(step)
         config = RayExecutionConfig.from_tags(op.tags)
         # Without a CPU Ray would put the step on the head node, whatever that has to do.
-        assert config.num_cpus == {"entropy_scores": 6}.get(name, 0.5 if "checks" in name else 1)
+        assert config.num_cpus == {"entropy_scores": 6}.get(
+            name, 0.5 if name.endswith("_checks") else 1
+        )
         assert config.num_gpus == (1 if name in GPU_STEPS else 0), name
         hidden = (config.runtime_env or {}).get("env_vars", {}).get("CUDA_VISIBLE_DEVICES")
         assert hidden == (None if name in GPU_STEPS else ""), name
         assert config.memory == (16 * 2**30 if name == "entropy_scores" else None)
 
 
-def test_steps_are_else_the_same_on_every_engine() -> None:
-    """Named failure: a step that loses its pool or its retries where its tags are set."""
+def test_steps_differ_in_their_tags_alone_between_engines() -> None:
+    """The failure: a step that loses its pool or its retries when its tags are set."""
     local = steps(on("local"))
     for engine in ("ray", "kubernetes"):
         other = steps(on(engine))
@@ -90,27 +102,23 @@ def test_steps_are_else_the_same_on_every_engine() -> None:
 def test_code_versions_do_not_depend_on_the_engine() -> None:
     """The same partition made here or there is the same partition."""
 
-    def code(settings: Settings) -> dict[str, str | None]:
-        graph = build_definitions(settings).resolve_asset_graph()
+    def code(project: Project) -> dict[str, str | None]:
+        graph = build_definitions(project).resolve_asset_graph()
         return {k.to_user_string(): graph.get(k).code_version for k in graph.get_all_asset_keys()}
 
     assert code(on("ray")) == code(on("local")) == code(on("kubernetes"))
 
 
-def test_the_executor_is_the_engine_s() -> None:
-    names = {
-        engine: build_definitions(on(engine)).get_repository_def().get_job("score").executor_def
-        for engine in ("local", "ray", "kubernetes")
-    }
-    assert {engine: executor.name for engine, executor in names.items()} == {
-        "local": "in_process",
-        "ray": "ray",
-        "kubernetes": "kubernetes",
-    }
+def test_executor_is_that_of_the_engine() -> None:
+    names = {}
+    for engine in ("local", "ray", "kubernetes"):
+        repository = build_definitions(on(engine)).get_repository_def()
+        names[engine] = repository.get_job("dataset__score").executor_def.name
+    assert names == {"local": "in_process", "ray": "ray", "kubernetes": "kubernetes"}
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
-def test_kubernetes_gets_pods_with_what_the_settings_say(gpus: int) -> None:
+def test_kubernetes_pods_have_their_resources(gpus: int) -> None:
     from dagster_k8s.job import (
         DagsterK8sJobConfig,
         UserDefinedDagsterK8sConfig,
@@ -131,7 +139,7 @@ def test_kubernetes_gets_pods_with_what_the_settings_say(gpus: int) -> None:
     assert {"OMP_NUM_THREADS": "4"}.items() <= {e.name: e.value for e in container.env}.items()
 
 
-def test_a_part_of_a_gpu_is_refused_where_there_is_none() -> None:
+def test_part_of_a_gpu_is_refused_on_kubernetes() -> None:
     asked = {"entropy_scores": {"num_gpus": 0.5}}
     build_definitions(on("ray", asked))
     with pytest.raises(SettingsError, match=r"gives whole GPUs, not 0\.5"):
@@ -140,12 +148,12 @@ def test_a_part_of_a_gpu_is_refused_where_there_is_none() -> None:
         on("ray", {"entropy_scores": {"num_gpus": 1.5}})
 
 
-def test_a_folder_that_nodes_cannot_find_is_refused() -> None:
+def test_folder_that_nodes_do_not_share_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"data_uri \(data/here\) must be a URI or the full"):
-        make_settings("quickstart", {"data_uri": "data/here", "cluster": {"engine": "ray"}})
+        make_project({"data_uri": "data/here", "cluster": {"engine": "ray"}}, "quickstart")
 
 
-def test_the_default_installation_has_no_cluster_library() -> None:
+def test_default_installation_has_no_cluster_library() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     wanted = " ".join(project["dependencies"])
     assert "ray" not in wanted
@@ -158,10 +166,10 @@ def test_definitions_load_without_ray(engine: str) -> None:
     """Ray takes a second to import; its executor needs it only where it executes."""
     done = python(
         "import sys\n"
-        "from entropylong_assets.definitions import build_definitions\n"
-        "from entropylong_assets.settings.model import make_settings\n"
-        f"build_definitions(make_settings('quickstart', {{'data_uri': '/x', 'cluster': "
-        f"{{'engine': {engine!r}}}}})).get_repository_def()\n"
+        "from entropylong_assets.orchestration.build import build_definitions\n"
+        "from entropylong_assets.project import make_project\n"
+        f"build_definitions(make_project({{'data_uri': '/x', 'cluster': "
+        f"{{'engine': {engine!r}}}}}, 'quickstart')).get_repository_def()\n"
         "print('ray' in sys.modules, 'dagster_ray' in sys.modules, 'dagster_k8s' in sys.modules)\n"
     )
     wanted = {"local": "False False False", "ray": "False True"}.get(engine, "False")
@@ -176,14 +184,15 @@ def test_definitions_load_without_ray(engine: str) -> None:
         ("kubernetes", "dagster_k8s", "k8s"),
     ],
 )
-def test_a_missing_extra_is_one_line(engine: str, module: str, extra: str) -> None:
+def test_missing_extra_is_one_line(engine: str, module: str, extra: str) -> None:
     done = python(
         f"import sys; sys.modules[{module!r}] = None  # as if it were not installed\n"
-        "from entropylong_assets.definitions import build_definitions\n"
-        "from entropylong_assets.settings.model import SettingsError, make_settings\n"
-        "settings = make_settings('quickstart', {'data_uri': '/x', 'cluster': "
-        f"{{'engine': {engine!r}}}}})\n"
-        "try:\n    build_definitions(settings)\n"
+        "from entropylong_assets.orchestration.build import build_definitions\n"
+        "from entropylong_assets.project import make_project\n"
+        "from entropylong_assets.settings.section import SettingsError\n"
+        "project = make_project({'data_uri': '/x', 'cluster': "
+        f"{{'engine': {engine!r}}}}}, 'quickstart')\n"
+        "try:\n    build_definitions(project)\n"
         "except SettingsError as error:\n    print(error)\n"
     )
     (line,) = done.stdout.splitlines()
@@ -191,7 +200,7 @@ def test_a_missing_extra_is_one_line(engine: str, module: str, extra: str) -> No
     assert f"pip install -c constraints.txt -e '.[{extra}]'" in line
 
 
-# What deploy/ holds.
+# The files of deploy/
 
 
 def documents(folder: str) -> list[dict[str, Any]]:
@@ -239,14 +248,13 @@ def test_settings_and_instance_of_a_folder_are_valid(
     checked = process_config(schema, launcher["config"])
     assert checked.success, checked.errors
 
-    values = yaml.safe_load((DEPLOY / folder / "settings.yaml").read_text())
-    settings = make_settings(values.pop("profile"), values)
-    assert settings.cluster.engine == ("kubernetes" if folder == "kubernetes" else "ray")
-    assert len(steps(settings)) == len(ASSETS) + len(CHECKS)
+    project = load_project(DEPLOY / folder / "settings.yaml")
+    assert project.cluster.engine == ("kubernetes" if folder == "kubernetes" else "ray")
+    assert len(steps(project)) == 2 * len(STAGES) * len(project.datasets)
 
 
 def test_no_step_on_kubernetes_has_the_memory_of_a_run() -> None:
-    """Named failure: a step without `memory` inherits the 2 GiB that a run's pod gets."""
+    """The failure: a step without `memory` inherits the 2 GiB that a run's pod gets."""
     from dagster_k8s.container_context import K8sContainerContext
     from dagster_k8s.job import UserDefinedDagsterK8sConfig
 
@@ -256,8 +264,7 @@ def test_no_step_on_kubernetes_has_the_memory_of_a_run() -> None:
     launcher = yaml.safe_load((DEPLOY / "kubernetes" / "dagster.yaml").read_text())["run_launcher"]
     of_run = launcher["config"]["run_k8s_config"]
     of_run_memory = of_run["container_config"]["resources"]["limits"]["memory"]
-    values = yaml.safe_load((DEPLOY / "kubernetes" / "settings.yaml").read_text())
-    resources_of = make_settings(values.pop("profile"), values).cluster.resources
+    resources_of = load_project(DEPLOY / "kubernetes" / "settings.yaml").cluster.resources
 
     # How dagster-k8s makes the pod of a step.
     unset = context(of_run).merge(context(kubernetes_config(StepResources()))).run_k8s_config
@@ -284,11 +291,11 @@ def test_every_step_fits_a_node_of_the_ray_cluster() -> None:
         memory = 0.7 * float(limits["memory"].removesuffix("Gi")) * 2**30
         gpus = float(limits.get("nvidia.com/gpu", 0))
         nodes.append({"CPU": cpus, "GPU": gpus, "memory": memory})
-    values = yaml.safe_load((DEPLOY / "kuberay" / "settings.yaml").read_text())
-    settings = make_settings(values.pop("profile"), values)
-    assert without_a_node(settings.cluster, nodes) == []
+    project = load_project(DEPLOY / "kuberay" / "settings.yaml")
+    assert unplaceable_steps(project, nodes) == []
     without_gpus = [node | {"GPU": 0.0} for node in nodes]
-    assert set(without_a_node(settings.cluster, without_gpus)) == GPU_STEPS
+    assert {stage_of(step) for step in unplaceable_steps(project, without_gpus)} == GPU_STEPS
     narrow = [node | {"memory": 8.0 * 2**30} for node in nodes]
-    assert "embedding_index" in without_a_node(settings.cluster, narrow)
-    assert len(without_a_node(settings.cluster, [])) == len(ASSETS) + len(CHECKS)
+    corpus = project.corpus.name
+    assert f"{corpus}__embedding_index" in unplaceable_steps(project, narrow)
+    assert set(unplaceable_steps(project, [])) == set(steps(project))

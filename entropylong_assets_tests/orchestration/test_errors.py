@@ -1,4 +1,4 @@
-"""Transient faults are tried again, bad input is not; a dead run is noticed."""
+"""Transient errors are retried, bad input is not; runs of dead processes are ended."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from entropylong_assets.stages.corpus.errors import CorpusError
 
 
 class HfHubHTTPError(Exception):
-    """Named as the class of the hub's library."""
+    """Named like the class of the hub's library."""
 
 
 class FlexibleChecksumError(Exception):
-    """Named as the class of botocore."""
+    """Named like the class of botocore."""
 
 
 LANCE_503 = (
@@ -59,7 +59,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_only_transient_faults_are_tried_again(name: str) -> None:
+def test_only_transient_errors_are_retried(name: str) -> None:
     fault, again = FAULTS[name]
     tries = []
 
@@ -82,8 +82,8 @@ def test_only_transient_faults_are_tried_again(name: str) -> None:
     if isinstance(fault, CorpusError):
         assert shown == str(fault)
     else:
-        told = {"device full": "no space left on the disk"}.get(name, type(fault).__name__)
-        assert str(shown).startswith(f"{told}: ")
+        start = {"device full": "no space left on the disk"}.get(name, type(fault).__name__)
+        assert str(shown).startswith(f"{start}: ")
         assert "\n" not in str(shown)
 
 
@@ -92,18 +92,18 @@ def test_credentials_of_the_environment_are_not_repeated(
     monkeypatch: pytest.MonkeyPatch, in_the_cause_alone: bool
 ) -> None:
     """A store that refuses a signature answers with the key, and libraries print the answer."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA-told-by-the-store")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA-shown-by-the-store")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "and-the-secret")
-    answer = "<AWSAccessKeyId>AKIA-told-by-the-store</AWSAccessKeyId> and-the-secret"
-    told = "" if in_the_cause_alone else f": {answer}"
+    answer = "<AWSAccessKeyId>AKIA-shown-by-the-store</AWSAccessKeyId> and-the-secret"
+    shown = "" if in_the_cause_alone else f": {answer}"
 
     @dg.op
     def step() -> None:
         with plain_errors():
             try:
-                raise KeyError(f"as first told: {answer}")
+                raise KeyError(f"first: {answer}")
             except KeyError as error:
-                raise RuntimeError(f"403 Forbidden{told}") from error
+                raise RuntimeError(f"403 Forbidden{shown}") from error
 
     @dg.job
     def one() -> None:
@@ -114,11 +114,11 @@ def test_credentials_of_the_environment_are_not_repeated(
         assert not result.success
         events = "".join(dg.serialize_value(entry) for entry in instance.all_logs(result.run_id))
     assert "403 Forbidden" in events
-    assert "AKIA-told" not in events
+    assert "AKIA-shown" not in events
     assert "and-the-secret" not in events
 
 
-def test_a_step_that_recovers_succeeds() -> None:
+def test_step_that_recovers_succeeds() -> None:
     tries = []
 
     @dg.op(retry_policy=dg.RetryPolicy(max_retries=2, delay=0))
@@ -136,7 +136,7 @@ def test_a_step_that_recovers_succeeds() -> None:
     assert len(tries) == 2
 
 
-def test_the_process_of_a_run_is_known_dead_or_alive() -> None:
+def test_process_of_a_run_is_known_dead_or_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         assert is_alive(child.pid, time.time())
@@ -148,12 +148,12 @@ def test_the_process_of_a_run_is_known_dead_or_alive() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/uptime"), reason="start times need /proc")
-def test_another_process_under_the_same_number_is_not_the_run() -> None:
-    """After a restart of the machine numbers are given anew."""
+def test_another_process_with_the_same_id_is_not_the_run() -> None:
+    """After a restart of the machine process ids are used again."""
     assert not is_alive(os.getpid(), time.time() - 86_400)
 
 
-def test_a_mark_tells_whether_the_process_lives_whatever_the_clock_says(
+def test_mark_shows_whether_the_process_lives_whatever_the_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -171,7 +171,7 @@ def test_a_mark_tells_whether_the_process_lives_whatever_the_clock_says(
     assert not is_marked_alive("/".join((host, boot, pid, str(int(ticks) + 1)))), "another process"
     assert not is_marked_alive("/".join((host, "another-boot", pid, ticks)))
     assert is_marked_alive("/".join(("another-host", boot, "1", ticks))), (
-        "it can't be told from here"
+        "unknown from this machine"
     )
 
 
@@ -184,8 +184,8 @@ def uses_the_pool() -> None:
     use_the_pool()
 
 
-def test_a_killed_command_s_run_is_failed_and_its_slot_given_back(tmp_path: Path) -> None:
-    """Else the next command would wait for the slot for ever: no daemon is there to free it."""
+def test_run_of_a_killed_command_is_failed_and_its_slot_freed(tmp_path: Path) -> None:
+    """Otherwise the next command would wait for the slot for ever: no daemon frees it."""
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     ids = {"dead": str(uuid.uuid4()), "alive": str(uuid.uuid4())}
     tags = {
@@ -221,7 +221,7 @@ def test_a_killed_command_s_run_is_failed_and_its_slot_given_back(tmp_path: Path
         assert end_dead_runs(instance) == []
 
 
-def test_the_launcher_goes_by_the_mark_once_it_has_seen_the_process(
+def test_launcher_uses_the_mark_once_it_has_seen_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock is set forwards by an hour: a living run must not be taken for dead."""
@@ -247,7 +247,7 @@ def test_the_launcher_goes_by_the_mark_once_it_has_seen_the_process(
         assert health() == "NOT_FOUND"
 
 
-def test_a_run_that_is_executed_again_is_not_taken_for_its_dead_parent(tmp_path: Path) -> None:
+def test_re_executed_run_is_not_taken_for_its_dead_parent(tmp_path: Path) -> None:
     """Dagster gives it the parent's tags: with the parent's mark it would be failed at once."""
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     parent = str(uuid.uuid4())

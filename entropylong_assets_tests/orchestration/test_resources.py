@@ -7,9 +7,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from entropylong_assets.orchestration.resources import Pipeline, pipeline_resource
-from entropylong_assets.settings.model import Settings, SettingsError, make_settings
+from entropylong_assets.orchestration.resources import settings_resource
+from entropylong_assets.project import make_project
 from entropylong_assets.settings.profiles import PROFILES
+from entropylong_assets.settings.section import Settings, SettingsError
 
 
 def through_dagster(settings: Settings, override: dict[str, Any] | None = None) -> Settings:
@@ -17,13 +18,13 @@ def through_dagster(settings: Settings, override: dict[str, Any] | None = None) 
     seen: list[Settings] = []
 
     @dg.asset
-    def look(pipeline: dg.ResourceParam[Pipeline]) -> None:
-        seen.append(pipeline.settings)
+    def look(its_settings: dg.ResourceParam[Settings]) -> None:
+        seen.append(its_settings)
 
-    config = {"resources": {"pipeline": {"config": override}}} if override else {}
+    config = {"resources": {"its_settings": {"config": override}}} if override else {}
     result = dg.materialize(
         [look],
-        resources={"pipeline": pipeline_resource(settings)},
+        resources={"its_settings": settings_resource(settings)},
         run_config=config,
         raise_on_error=True,
     )
@@ -32,50 +33,82 @@ def through_dagster(settings: Settings, override: dict[str, Any] | None = None) 
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_comes_back_as_it_was(profile: str) -> None:
-    settings = make_settings(profile)
-    assert through_dagster(settings) == settings
+def test_settings_of_every_profile_come_back_unchanged(profile: str) -> None:
+    project = make_project({}, profile)
+    for settings in (project.corpus, project.dataset):
+        seen = through_dagster(settings)
+        assert seen == settings
+        assert type(seen) is type(settings)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_partial_entry_changes_its_field_alone(profile: str) -> None:
-    """Dagster fills the rest of a touched group from class defaults, which must be ours."""
-    settings = make_settings(profile)
-    override = {"verification": {"epsilon": 0.25}, "seed": 9, "embedding": {"batch_size": 3}}
-    seen = through_dagster(settings, override)
-    wanted = make_settings(profile, override)
-    assert seen == wanted
-    assert seen.verification.epsilon == 0.25 != settings.verification.epsilon
+def test_partial_entry_changes_its_field_alone(profile: str) -> None:
+    """Dagster fills the rest of a section from class defaults, which must be the settings'."""
+    project = make_project({}, profile)
+    override = {"verification": {"epsilon": 0.25}, "seed": 9}
+    seen = through_dagster(project.dataset, override)
+    wanted = make_project({"verification": {"epsilon": 0.25}, "seed": 9}, profile).dataset
+    assert seen == wanted.model_copy(update={"corpus": project.corpus})
+    assert seen.verification.epsilon == 0.25 != project.dataset.verification.epsilon
+
+    override = {"embedding": {"batch_size": 3}, "seed": 9, "min_chars": 7}
+    seen = through_dagster(project.corpus, override)
+    values = {"embedding": {"batch_size": 3}, "seed": 9, "corpus": {"min_chars": 7}}
+    assert seen == make_project(values, profile).corpus
 
 
 def test_sources_can_be_replaced() -> None:
-    source = {"name": "mine", "uri": "/tmp/*.jsonl", "kind": "jsonl", "root_fraction": 0.5}
-    seen = through_dagster(make_settings("paper"), {"corpus": {"sources": [source]}})
-    assert seen == make_settings("paper", {"corpus": {"sources": [source]}})
-    assert [s.name for s in seen.corpus.sources] == ["mine"]
+    source = {"name": "mine", "uri": "/tmp/*.jsonl", "kind": "jsonl", "license": "mit"}
+    seen = through_dagster(make_project({}, "paper").corpus, {"sources": [source]})
+    assert seen == make_project({"corpus": {"sources": [source]}}, "paper").corpus
+    assert [s.name for s in seen.sources] == ["mine"]
+
+
+def test_fractions_by_source_can_be_set() -> None:
+    dataset = make_project({}, "paper").dataset
+    fractions = {"cosmopedia": 0.25}
+    seen = through_dagster(dataset, {"roots": {"fraction_by_source": fractions}})
+    assert seen.roots.fraction_by_source == fractions
+    assert seen.roots.fraction == dataset.roots.fraction
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ({"verification": {"epsilon": 1.5}}, "verification.epsilon: Input should be less than 1"),
-        ({"verification": {"rule": "best"}}, "verification.rule: Input should be 'plain'"),
+        ({"verification": {"rule": "best"}}, "verification.rule: no rule 'best'"),
         ({"samples": {"tokens": 100}}, "samples.tokens"),
-        ({"corpus": {"sources": [{"name": "No", "uri": "x"}]}}, "corpus.sources.0.name"),
-        ({"profile": "none"}, "no profile 'none'"),
+        ({"samples": {"order": "random"}}, "samples.order: Input should be 'shuffle'"),
+        ({"roots": {"fraction_by_source": {"no": 0.5}}}, "no source 'no'"),
+        ({"sources": [{"name": "No", "uri": "x"}]}, "sources.0.name"),
+        ({"min_chars": 9, "max_chars": 8}, "min_chars must not exceed max_chars"),
     ],
 )
-def test_a_bad_value_ends_the_run_with_its_line(override: dict[str, Any], words: str) -> None:
+def test_bad_value_ends_the_run_with_one_line(override: dict[str, Any], words: str) -> None:
+    project = make_project({}, "quickstart")
+    is_corpus = override.keys() & {"sources", "min_chars"}
     with pytest.raises((SettingsError, dg.DagsterError)) as caught:
-        through_dagster(make_settings("quickstart"), override)
-    errors, error = [], caught.value
+        through_dagster(project.corpus if is_corpus else project.dataset, override)
+    messages, error = [], caught.value
     while error is not None:
-        errors.append(str(error))
+        messages.append(str(error))
         error = error.__cause__  # type: ignore[assignment]
-    assert any(words in line for line in errors), errors
+    (line,) = [m for m in messages if words in m]
+    assert "\n" not in line
 
 
-@pytest.mark.parametrize("override", [{"verification": {"epsilon": "much"}}, {"sed": 1}])
-def test_a_value_of_another_type_or_an_unknown_name_never_starts(override: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"verification": {"epsilon": "much"}},
+        {"sed": 1},
+        {"profile": "paper"},
+        # Where the data is, and what a name stands for, is not for one run to change.
+        {"name": "other"},
+        {"data_uri": "/elsewhere"},
+        {"corpus": {"min_chars": 1}},
+    ],
+)
+def test_value_of_another_type_or_an_unknown_name_never_starts(override: dict[str, Any]) -> None:
     with pytest.raises(dg.DagsterInvalidConfigError):
-        through_dagster(make_settings(), override)
+        through_dagster(make_project().dataset, override)

@@ -1,4 +1,4 @@
-"""Small tables, written by hand, in which every SQL check finds nothing wrong.
+"""Small tables, written by hand, in which every SQL check finds no fault.
 
 One root `A` with two anchors; `E` belongs to another shard, `F` finds no candidates, `C` is too
 long for the model. Numbers are chosen so that float32 holds them exactly.
@@ -12,8 +12,17 @@ from typing import Any
 
 import polars as pl
 
+from entropylong_assets.audits.tables import LONG_RANGE_AUDIT, NULL_CALIBRATION
+from entropylong_assets.report.tables import REPORT
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage import duck
-from entropylong_assets.storage.schemas import TABLES
+from entropylong_assets.storage.schemas import TableSet
 
 Rows = list[dict[str, Any]]
 Tables = dict[str, Rows]
@@ -25,7 +34,6 @@ _TEXTS = {
     "E": "Known from an earlier shard.",
     "F": "Like nothing else at all.",
 }
-_TOKENS = {"A": 8, "B": 4, "C": 99, "E": 4, "F": 4}
 SEPARATOR = [7]
 
 
@@ -39,8 +47,6 @@ def _documents() -> Rows:
             "row": row,
             "license": "mit",
             "n_chars": len(text),
-            "n_tokens": _TOKENS[name],
-            "is_root": name != "B",
         }
         for row, (name, text) in enumerate(_TEXTS.items())
     ]
@@ -70,9 +76,9 @@ def _roots() -> Rows:
 
 
 def _candidate(anchor: int, rank: int, chunk: str, similarity: float, share: float) -> Any:
-    guard = "near_duplicate" if share >= 0.25 else "passed"
+    leak_check = "near_duplicate" if share >= 0.25 else "passed"
     key = {"root_id": "A", "anchor": anchor, "rank": rank, "chunk_id": chunk}
-    return {**key, "similarity": similarity, "containment": share, "guard": guard}
+    return {**key, "similarity": similarity, "containment": share, "leak_check": leak_check}
 
 
 def _candidates() -> Rows:
@@ -85,29 +91,29 @@ def _candidates() -> Rows:
 
 
 def _pairs() -> Rows:
-    """Accepted; a copy; a gain that surprisal denies; too small a gain. ε = 0.4."""
-    shared = [{k: v for k, v in row.items() if k not in ("containment", "guard")} for row in
-              _candidates()]  # fmt: skip
+    """Accepted; a near-duplicate; a gain without a drop in surprisal; too small a gain. ε = 0.4."""
+    leak_check = ("containment", "leak_check")
+    shared = [{k: v for k, v in row.items() if k not in leak_check} for row in _candidates()]
     control = {3: (3.75, 2.875), 7: (4.25, 3.125)}
     scores = [(1.0, 1.0), None, (1.5, 3.5), (3.5, 2.0)]
     verdicts = ["accepted", "near_duplicate", "surprisal_rose", "gain_too_small"]
+    accepted_by = [["plain", "calibrated"], [], ["plain"], []]
     rows = []
-    for row, score, verdict in zip(shared, scores, verdicts, strict=True):
+    for row, score, verdict, rules in zip(shared, scores, verdicts, accepted_by, strict=True):
         h_control, i_control = control[row["anchor"]]
-        behind, surprisal = score or (None, None)
+        given, surprisal = score or (None, None)
         rows.append(
             row
             | {
                 "entropy": 4.0,
-                "entropy_context": behind,
+                "entropy_context": given,
                 "entropy_control": h_control,
                 "surprisal": 3.0,
                 "surprisal_context": surprisal,
                 "surprisal_control": i_control,
-                "gain": None if behind is None else (4.0 - behind) / 4.0,
-                "calibrated_gain": None if behind is None else (min(4.0, h_control) - behind) / 4.0,
-                "accepted_plain": verdict in ("accepted", "surprisal_rose"),
-                "accepted_calibrated": verdict == "accepted",
+                "gain": None if given is None else (4.0 - given) / 4.0,
+                "calibrated_gain": None if given is None else (min(4.0, h_control) - given) / 4.0,
+                "accepted_by": rules,
                 "accepted": verdict == "accepted",
                 "verdict": verdict,
             }
@@ -141,7 +147,7 @@ def _sample_tables() -> Tables:
         {"chunk_id": "G-00000", "doc_id": "G", "token_ids": [40, *SEPARATOR]},
     ]
     pairs = _pairs()
-    for name in ("H", "I"):  # both accepted, and lost: a context, and a whole root
+    for name in ("H", "I"):  # accepted and dropped: a context, and a whole root
         pairs.append({**pairs[0], "root_id": name})
     segments = [
         _segment(0, "bos", 0, 1),
@@ -150,7 +156,6 @@ def _sample_tables() -> Tables:
         _segment(3, "root", 6, 15, root_id="A", doc_id="A", source="s"),
         _segment(4, "padding", 15, 18),
     ]
-    other = _segment(1, "root", 1, 9, root_id="Z", doc_id="Z", source="s") | {"sample_id": "t-0"}
     return {
         "roots": _roots(),
         "pairs": pairs,
@@ -189,7 +194,7 @@ def _sample_tables() -> Tables:
              "n_dependencies": 1},
             {"root_id": "I", "chunk_id": None, "reason": "does_not_fit", "n_dependencies": 1},
         ],
-        "all_segments": [*copy.deepcopy(segments), other],
+        "used_elsewhere": [{"root_id": "Z", "sample_id": "t-0"}],
     }  # fmt: skip
 
 
@@ -229,8 +234,12 @@ _TABLES: dict[str, Tables] = {
     "entropy": {
         "documents": _documents(),
         "roots": _roots(),
+        "drawn": [{"doc_id": doc_id, "source": "s"} for doc_id in "ACEF"],
         "dropped": [{"root_id": "C", "reason": "too_long_for_model", "n_tokens": 99}],
-        "summary": [{"vocab_size": 100}],
+        "summary": [
+            {"documents": 5, "not_drawn": 1, "drawn": 4, "roots": 3, "dropped": 1,
+             "vocab_size": 100}
+        ],
     },
     "retrieval": {
         "roots": _roots(),
@@ -262,28 +271,34 @@ _TABLES: dict[str, Tables] = {
     "training_data": {
         "formats": [{"format": "mds"}, {"format": "parquet"}],
         "splits": [{"split": "train", "samples": 1}, {"split": "validation", "samples": 1}],
-        "found": [
+        "counted": [
             {"format": form, "split": split, "samples": 1}
             for form in ("mds", "parquet") for split in ("train", "validation")
         ],
         "samples": [{"sample_id": "s-0"}, {"sample_id": "s-1"}, {"sample_id": "s-2"}],
-        "summary": [{"left_out": 1}],
-        "documents": [
+        "unsplit": [{"n_unsplit": 1}],
+        "exported_ids": [
             {"doc_id": "A", "split": "train"},
             {"doc_id": "A", "split": "train"},
             {"doc_id": "B", "split": "validation"},
         ],
+        "file_faults": [],
+        "left_out": [],
+    },
+    "report": {
+        "pages": [{"path": "reports/a.html", "bytes": 7, "sha256": "aa"}],
+        "stored": [{"path": "reports/a.html", "bytes": 7, "sha256": "aa"}],
     },
     "null": {
         "trials": [
             {"root_id": "A", "anchor": 3, "kind": "random", "number": 0, "chunk_ids": ["B-00000"],
              "n_tokens": 3, "entropy": 4.0, "entropy_context": 1.0, "entropy_control": 3.75,
              "surprisal": 3.0, "surprisal_context": 1.0, "surprisal_control": 2.75, "gain": 0.75,
-             "calibrated_gain": 0.6875, "accepted_plain": True, "accepted_calibrated": True},
+             "calibrated_gain": 0.6875, "accepted_by": ["plain", "calibrated"]},
             {"root_id": "A", "anchor": 7, "kind": "random", "number": 0, "chunk_ids": ["B-00000"],
              "n_tokens": 3, "entropy": 4.0, "entropy_context": 4.0, "entropy_control": 3.75,
              "surprisal": 3.0, "surprisal_context": 3.0, "surprisal_control": 2.75, "gain": 0.0,
-             "calibrated_gain": -0.0625, "accepted_plain": False, "accepted_calibrated": False},
+             "calibrated_gain": -0.0625, "accepted_by": []},
         ],
         "rates": [
             {"kind": "random", "rule": "calibrated", "passed": 1, "total": 2, "rate": 0.5,
@@ -297,7 +312,7 @@ _TABLES: dict[str, Tables] = {
     "second": {
         "audited": [
             {"root_id": "A", "anchor": 3, "chunk_id": "B-00000", "gain": 0.75,
-             "accepted_plain": True, "accepted_calibrated": True, "surprisal_drop": 1.0,
+             "accepted_by": ["plain", "calibrated"], "surprisal_drop": 1.0,
              "second_entropy": 4.0, "second_entropy_context": 2.0,
              "second_surprisal": 3.0, "second_surprisal_context": 1.0, "second_gain": 0.5,
              "holds": True},
@@ -328,48 +343,61 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "corpus": {
         "min_chars": 5,
         "max_chars": 50,
-        "root_min_tokens": 4,
-        "root_max_tokens": 99,
         "max_bad_share": 0.05,
     },
     "embeddings": {},
     "index": {"target_recall": 0.95},
-    "entropy": {"alpha": 1.0, "min_anchor_position": 1},
+    "entropy": {"alpha": 1.0, "min_anchor_position": 1, "min_tokens": 4, "max_tokens": 99},
     "retrieval": {"top_k": 2, "max_containment": 0.25},
     "verification": {
         "rule": "calibrated",
+        "evaluated_rules": ["plain", "calibrated"],
         "epsilon": 0.4,
         "controls": 2,
         "require_surprisal_drop": True,
         "max_false_acceptance": 0.02,
     },
-    "samples": {"sample_tokens": 18, "separator_ids": SEPARATOR, "verdict": "accepted"},
+    "samples": {
+        "sample_tokens": 18,
+        "separator_ids": SEPARATOR,
+        "rule": "in force",
+        "in_force": "in force",
+    },
     "training_data": {},
-    "null": {"rule": "calibrated", "epsilon": 0.4},
+    "report": {},
+    "null": {"rule": "calibrated", "evaluated_rules": ["plain", "calibrated"], "epsilon": 0.4},
     "second": {"epsilon": 0.4},
     "long": {},
 }
 
-_ASSETS = {
-    "corpus": ("corpus_documents",),
-    "embeddings": ("chunk_embeddings", "corpus_documents"),
-    "index": ("embedding_index",),
-    "entropy": ("entropy_scores", "corpus_documents"),
-    "retrieval": ("candidate_contexts", "entropy_scores"),
-    "verification": ("verified_dependencies", "candidate_contexts", "entropy_scores"),
-    "samples": ("long_context_samples", "verified_dependencies", "entropy_scores"),
-    "training_data": (),
-    "null": ("null_calibration",),
-    "second": ("verified_dependencies",),
-    "long": ("long_range_audit",),
+TABLES: dict[str, tuple[TableSet, ...]] = {
+    "corpus": (CORPUS_DOCUMENTS,),
+    "embeddings": (CHUNK_EMBEDDINGS, CORPUS_DOCUMENTS),
+    "index": (EMBEDDING_INDEX,),
+    "entropy": (ENTROPY_SCORES, CORPUS_DOCUMENTS),
+    "retrieval": (CANDIDATE_CONTEXTS, ENTROPY_SCORES),
+    "verification": (VERIFIED_DEPENDENCIES, CANDIDATE_CONTEXTS, ENTROPY_SCORES),
+    "samples": (LONG_CONTEXT_SAMPLES, VERIFIED_DEPENDENCIES, ENTROPY_SCORES),
+    "training_data": (TRAINING_DATASET,),
+    "report": (REPORT,),
+    "null": (NULL_CALIBRATION,),
+    "second": (VERIFIED_DEPENDENCIES,),
+    "long": (LONG_RANGE_AUDIT,),
 }
-_OTHER_SCHEMAS = {
+"""The tables that the views of a stage's checks are read from."""
+
+_SCHEMAS = {
     "vectors": pl.Schema(
         {"chunk_id": pl.String, "doc_id": pl.String, "vector": pl.Array(pl.Float32, 2)}
     ),
     "duplicates": pl.Schema({"doc_id": pl.String}),
     "indexed": pl.Schema({"chunk_id": pl.String, "doc_id": pl.String, "shard": pl.String}),
+    "drawn": pl.Schema({"doc_id": pl.String, "source": pl.String}),
+    "used_elsewhere": pl.Schema({"root_id": pl.String, "sample_id": pl.String}),
+    "file_faults": pl.Schema({"fault": pl.String}),
+    "stored": pl.Schema({"path": pl.String, "bytes": pl.Int64, "sha256": pl.String}),
 }
+"""Of views that are no stored tables."""
 
 
 def valid(stage: str) -> Tables:
@@ -381,16 +409,7 @@ def views(stage: str, tables: Tables) -> dict[str, duck.View]:
     """As frames with the columns and types that the stage's tables have on disk."""
     made: dict[str, duck.View] = {}
     for name, rows in tables.items():
-        stored = next(
-            (TABLES[a][_stored(name)] for a in _ASSETS[stage] if _stored(name) in TABLES[a]), None
-        )
-        if stored is not None:
-            schema = pl.Schema(stored)
-            made[name] = pl.DataFrame(rows, schema=schema)
-        else:
-            made[name] = pl.DataFrame(rows, schema=_OTHER_SCHEMAS.get(name))
+        stored = next((t.schemas[name] for t in TABLES[stage] if name in t.schemas), None)
+        schema = _SCHEMAS.get(name) if stored is None else pl.Schema(stored)
+        made[name] = pl.DataFrame(rows, schema=schema)
     return made
-
-
-def _stored(view: str) -> str:
-    return "segments" if view == "all_segments" else view

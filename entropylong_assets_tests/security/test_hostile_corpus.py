@@ -1,4 +1,4 @@
-"""A corpus that tries to become SQL, markup, paths or control tokens, through every real stage."""
+"""A corpus whose texts and names look like SQL, markup, paths or special tokens, in all stages."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ import polars as pl
 import pytest
 
 from entropylong_assets.cli.output import count_checks
-from entropylong_assets.orchestration.local_run import register_shards, run_export, run_pipeline
+from entropylong_assets.orchestration.local_run import register_shards, run_project
+from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.report.show import show_sample
-from entropylong_assets.settings.model import Settings, make_settings
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.table import open_table
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
 from entropylong_assets.stages.entropy.model import load_tokenizer
-from entropylong_assets.storage.tables import WHOLE, TableStore
-from entropylong_assets_tests.tiny_world import document, tiny_settings
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.tables import TableStore
+from entropylong_assets_tests.stage_names import path_of
+from entropylong_assets_tests.tiny_world import document, tiny_values
 
 SCRIPT = "<script>document.body.dataset.hacked='yes'</script><img src=x onerror=\"hacked=1\">"
 SQL = "'); DROP TABLE documents; -- '' \" \\' $$ {shard} %s ? $1"
@@ -47,15 +54,21 @@ FILE = 'o\'brien "x" <b>; $(touch hacked) [1] & é.jsonl'
 
 @dataclass(frozen=True)
 class Hostile:
-    settings: Settings
+    """A project over the hostile corpus of which everything was run."""
+
+    project: Project
     instance: dg.DagsterInstance
     shard: str
     folder: Path
-    exported: dict[str, object]
+    """Folder that contains the corpus and the data."""
+
+    @property
+    def settings(self) -> Settings:
+        return self.project.dataset
 
     @property
     def store(self) -> TableStore:
-        return TableStore(self.settings.data_uri)
+        return open_store(self.settings)
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +89,13 @@ def hostile(
         "license": f"{SCRIPT} | {SQL}",
     }
     data = folder / 'it\'s "data"; -- <i> $(touch hacked)'
-    values = tiny_settings(corpus, data, tiny_models).model_dump(exclude={"profile"})
-    values["corpus"] |= {"sources": [source], "root_fraction": 1.0, "root_max_tokens": 900}
-    settings = make_settings("calibrated", values)
+    over = {"corpus": {"sources": [source]}, "roots": {"fraction": 1.0, "max_tokens": 900}}
+    project = make_project(tiny_values(corpus, data, tiny_models, **over))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with dg.DagsterInstance.ephemeral() as instance:
-        plan = register_shards(settings, instance)
-        run_pipeline(settings, plan, instance)
-        exported = run_export(settings, instance)
-        yield Hostile(settings, instance, plan.shards[0].key, folder, exported)
+        plan = register_shards(project.corpus, instance)
+        run_project(project, instance)
+        yield Hostile(project, instance, plan.shards[0].key, folder)
     files = {path for path in folder.rglob("*") if path.is_file()}
     outside = {path for path in files if not path.is_relative_to(data)}
     assert outside == before.keys(), "something was written outside the data folder"
@@ -92,18 +103,23 @@ def hostile(
 
 
 def test_every_text_goes_through_every_stage_and_every_check_passes(hostile: Hostile) -> None:
-    passed, evaluated = count_checks(hostile.instance, [hostile.shard, WHOLE])
+    project = hostile.project
+    counts = [count_checks(project, settings) for settings in (project.corpus, project.dataset)]
+    passed, evaluated = (sum(column) for column in zip(*counts, strict=True))
     assert passed == evaluated > 30
-    documents = hostile.store.read("corpus_documents", hostile.shard, "documents")
+    documents = hostile.store.read(CORPUS_DOCUMENTS, hostile.shard, "documents")
     assert len(documents) == len(TEXTS) + 8
-    dropped = hostile.store.read("corpus_documents", hostile.shard, "dropped")
+    dropped = hostile.store.read(CORPUS_DOCUMENTS, hostile.shard, "dropped")
     assert dropped["reason"].to_list() == ["empty"]
     assert documents["external_id"].n_unique() == 1
     assert all(name.isprintable() for name in documents["external_id"])
     assert documents["doc_id"].str.contains(r"^[0-9a-f]{32}$").all()
-    roots = hostile.store.read("entropy_scores", hostile.shard, "roots")
-    assert len(roots) == documents["is_root"].sum() > 10
-    assert len(hostile.store.read("long_context_samples", hostile.shard, "samples")) >= 1
+    # All documents are drawn, and those that can be scored are roots.
+    roots = hostile.store.read(ENTROPY_SCORES, hostile.shard, "roots")
+    not_roots = hostile.store.read(ENTROPY_SCORES, hostile.shard, "dropped")
+    assert len(roots) + len(not_roots) == len(documents)
+    assert len(roots) > 10
+    assert len(hostile.store.read(LONG_CONTEXT_SAMPLES, hostile.shard, "samples")) >= 1
 
 
 def test_no_name_of_a_file_or_folder_is_made_of_the_corpus(hostile: Hostile) -> None:
@@ -121,31 +137,31 @@ def test_text_that_spells_special_tokens_is_scored_as_text(hostile: Hostile) -> 
     tokenizer = load_tokenizer(hostile.settings.scoring)
     special = set(tokenizer.hf_tokenizer.all_special_ids)
     store, shard = hostile.store, hostile.shard
-    for asset, table in (
-        ("entropy_scores", "roots"),
-        ("verified_dependencies", "contexts"),
-        ("verified_dependencies", "control_contexts"),
+    for tables, table in (
+        (ENTROPY_SCORES, "roots"),
+        (VERIFIED_DEPENDENCIES, "contexts"),
+        (VERIFIED_DEPENDENCIES, "control_contexts"),
     ):
-        ids = store.read(asset, shard, table, ["token_ids"])["token_ids"].explode()
+        ids = store.read(tables, shard, table, ["token_ids"])["token_ids"].explode()
         assert len(ids) > 0
         assert not special & set(ids.to_list())
-    roots = store.read("entropy_scores", shard, "roots")
+    roots = store.read(ENTROPY_SCORES, shard, "roots")
     decoded = [tokenizer.decode(ids) for ids in roots["token_ids"]]
     assert any(SPECIAL in text for text in decoded)
-    samples = store.read("long_context_samples", shard, "samples")["input_ids"]
-    padding = store.read("long_context_samples", shard, "segments").filter(role="padding")
+    samples = store.read(LONG_CONTEXT_SAMPLES, shard, "samples")["input_ids"]
+    padding = store.read(LONG_CONTEXT_SAMPLES, shard, "segments").filter(role="padding")
     n_padding = int((padding["end"] - padding["start"]).sum())
     ends = sum(ids.to_list().count(tokenizer.pad_id) for ids in samples)
     assert ends == n_padding
 
 
-def test_chunks_hold_their_text_as_it_is(hostile: Hostile) -> None:
+def test_chunks_contain_their_text_unchanged(hostile: Hostile) -> None:
     texts = dict(
-        hostile.store.read("corpus_documents", hostile.shard, "documents")
+        hostile.store.read(CORPUS_DOCUMENTS, hostile.shard, "documents")
         .select("doc_id", "text")
         .iter_rows()
     )
-    table = open_table(hostile.settings.data_uri)
+    table = open_table(hostile.store)
     rows = pl.concat(table.scan(["doc_id", "start", "end", "text", "chunk_id"]))
     assert set(rows["doc_id"]) == set(texts)
     for row in rows.iter_rows(named=True):
@@ -154,9 +170,10 @@ def test_chunks_hold_their_text_as_it_is(hostile: Hostile) -> None:
 
 @pytest.mark.parametrize("value", [SQL, SCRIPT, "'", "''", "\\'", "x' OR '1'='1", "a\0b", "é\n'"])
 def test_no_value_becomes_sql_of_the_table(hostile: Hostile, tmp_path: Path, value: str) -> None:
-    """A quote that ended its literal would find, or delete, other rows."""
-    shutil.copytree(Path(hostile.settings.data_uri) / "lancedb", tmp_path / "lancedb")
-    table = open_table(str(tmp_path))
+    """A quote that ended its literal would match, or delete, other rows."""
+    store = TableStore(str(tmp_path))
+    shutil.copytree(f"{hostile.store.corpus_uri}/lancedb", f"{store.corpus_uri}/lancedb")
+    table = open_table(store)
     before = table.rows_by_shard()
     assert table.fetch([value], ["chunk_id"]).is_empty()
     assert list(table.scan(["chunk_id"], value)) == [] or all(
@@ -168,7 +185,7 @@ def test_no_value_becomes_sql_of_the_table(hostile: Hostile, tmp_path: Path, val
 
 
 class Markup(HTMLParser):
-    """Gathers the elements of a page and what stands in its data element."""
+    """Collects the elements of a page with their attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,22 +196,23 @@ class Markup(HTMLParser):
 
 
 def test_the_report_has_no_element_of_the_corpus(hostile: Hostile) -> None:
-    (file,) = Path(hostile.settings.data_uri).glob("exports/*-report.html")
+    (file,) = Path(hostile.store.dataset_uri).glob("reports/*.html")
     page = Markup()
     html = file.read_text(encoding="utf-8")
     page.feed(html)
-    assert "hacked" in html, "the text is there, as data"
+    assert "hacked" in html, "the text is not in the data"
     assert not [tag for tag, attributes in page.elements if tag in ("img", "iframe", "i", "b")]
     handlers = [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
     assert handlers == []
-    assert sum(tag == "script" for tag, _ in page.elements) == 3, "the data and our own two"
+    assert sum(tag == "script" for tag, _ in page.elements) == 3, "the data and two scripts"
 
 
 def test_the_card_and_the_metadata_show_the_corpus_as_text(hostile: Hostile) -> None:
-    (card,) = Path(hostile.settings.data_uri).glob("exports/*/README.md")
+    (card,) = Path(hostile.store.dataset_uri).glob("exports/*/README.md")
     shown = [card.read_text(encoding="utf-8")]
-    for asset in ("corpus_documents", "chunk_embeddings", "verified_dependencies"):
-        event = hostile.instance.get_latest_materialization_event(dg.AssetKey(asset))
+    for tables in (CORPUS_DOCUMENTS, CHUNK_EMBEDDINGS, VERIFIED_DEPENDENCIES):
+        key = dg.AssetKey(path_of(tables.name))
+        event = hostile.instance.get_latest_materialization_event(key)
         assert event is not None
         assert event.asset_materialization is not None
         shown += [

@@ -1,5 +1,5 @@
-"""A model's folder runs no code: no pickle is loaded, and no Python of its own unless the settings
-say so by name. Each hostile folder would leave a file behind if it did."""
+"""Loading a model runs no code of its folder: no pickle is loaded, and no Python file is imported
+unless the settings say so. Code in each hostile folder would create a folder if it ran."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from entropylong_assets.settings.model import EmbeddingSettings, ScoringModelSettings
 from entropylong_assets.settings.profiles import PROFILES
 from entropylong_assets.stages.embeddings.embedder import load_embedder
+from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 from entropylong_assets.stages.entropy.model import load_scoring_model, load_tokenizer
+from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.model_files import ModelError
 
 
 class Planted:
-    """As a pickle: creates a file where it is loaded."""
+    """As a pickle: creates a folder when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +35,7 @@ class Planted:
 
 @pytest.fixture
 def sign(tmp_path: Path) -> Path:
-    """Where code that ran would show."""
+    """A folder that exists if planted code ran."""
     return tmp_path / "code-ran"
 
 
@@ -49,7 +50,7 @@ def embedder(tiny_models: tuple[str, str], tmp_path: Path) -> Path:
 
 
 def plant_pickle(folder: Path, sign: Path, name: str = "pytorch_model.bin") -> None:
-    """In the place of the safetensors, a pickle of the same weights and of what runs code."""
+    """Replace the safetensors by a pickle of the same weights and of an object that runs code."""
     weights = folder / "model.safetensors"
     content = load_file(weights) if weights.exists() else {}
     weights.unlink(missing_ok=True)
@@ -85,8 +86,8 @@ def load_embedding(folder: Path, trust: bool = False) -> object:
     )
 
 
-def test_the_planted_pickle_does_run_code_where_it_is_trusted(scoring: Path, sign: Path) -> None:
-    """Otherwise the tests below would hold nothing."""
+def test_the_planted_pickle_does_run_code_if_it_is_trusted(scoring: Path, sign: Path) -> None:
+    """Otherwise the tests below would show nothing."""
     plant_pickle(scoring, sign)
     torch.load(scoring / "pytorch_model.bin", weights_only=False)
     assert sign.exists()
@@ -100,9 +101,9 @@ def test_a_scoring_model_of_pickled_weights_is_refused(
     scoring: Path, sign: Path, name: str
 ) -> None:
     plant_pickle(scoring, sign, name)
-    told = refusal(lambda: load_scoring(scoring))
-    assert "safetensors" in told
-    assert str(scoring) in told
+    message = refusal(lambda: load_scoring(scoring))
+    assert "safetensors" in message
+    assert str(scoring) in message
     assert not sign.exists()
 
 
@@ -121,7 +122,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_refused(scoring: Path, sign: 
     assert not sign.exists()
 
 
-def test_a_pickle_beside_safetensors_is_not_looked_at(scoring: Path, sign: Path) -> None:
+def test_a_pickle_beside_safetensors_is_not_read(scoring: Path, sign: Path) -> None:
     torch.save({"planted": Planted(sign)}, scoring / "pytorch_model.bin")
     load_scoring(scoring)
     assert not sign.exists()
@@ -134,7 +135,7 @@ def test_an_embedder_of_pickled_weights_is_refused(embedder: Path, sign: Path) -
 
 
 def test_a_layer_of_pickled_weights_is_refused(embedder: Path, sign: Path, tmp_path: Path) -> None:
-    """Layers behind the transformer have weights of their own."""
+    """Layers after the transformer have their own weights."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Dense, Pooling, Transformer
 
@@ -148,7 +149,7 @@ def test_a_layer_of_pickled_weights_is_refused(embedder: Path, sign: Path, tmp_p
     assert not sign.exists()
 
 
-def test_code_of_a_scoring_model_runs_only_where_the_settings_say_so(
+def test_code_of_a_scoring_model_runs_only_if_the_settings_say_so(
     scoring: Path, sign: Path
 ) -> None:
     plant_module(scoring, sign)
@@ -157,36 +158,34 @@ def test_code_of_a_scoring_model_runs_only_where_the_settings_say_so(
         model_type="planted",
         auto_map={"AutoConfig": "planted.Planted", "AutoModelForCausalLM": "planted.Planted"},
     )
-    told = refusal(lambda: load_scoring(scoring))
-    assert "trust_remote_code" in told
+    message = refusal(lambda: load_scoring(scoring))
+    assert "trust_remote_code" in message
     assert not sign.exists()
 
 
-def test_code_of_a_tokenizer_runs_only_where_the_settings_say_so(scoring: Path, sign: Path) -> None:
+def test_code_of_a_tokenizer_runs_only_if_the_settings_say_so(scoring: Path, sign: Path) -> None:
     plant_module(scoring, sign)
     change(
         scoring / "tokenizer_config.json",
         tokenizer_class="Planted",
         auto_map={"AutoTokenizer": ["planted.Planted", "planted.Planted"]},
     )
-    with suppress(ModelError):  # or the files of the folder alone are read, which is as good
+    with suppress(ModelError):  # or only the data files of the folder are read, which is as good
         load_tokenizer(ScoringModelSettings(model=str(scoring)))
     assert not sign.exists()
 
 
-def test_code_of_an_embedder_runs_only_where_the_settings_say_so(
-    embedder: Path, sign: Path
-) -> None:
+def test_code_of_an_embedder_runs_only_if_the_settings_say_so(embedder: Path, sign: Path) -> None:
     plant_module(embedder, sign)
     modules = [{"idx": 0, "name": "0", "path": "", "type": "planted.Planted"}]
     (embedder / "modules.json").write_text(json.dumps(modules))
-    told = refusal(lambda: load_embedding(embedder))
-    assert "trust_remote_code" in told
+    message = refusal(lambda: load_embedding(embedder))
+    assert "trust_remote_code" in message
     assert not sign.exists()
     shutil.copytree(embedder, trusted := embedder.parent / "trusted")
     with pytest.raises(AttributeError):  # the planted class is no module
         load_embedding(trusted, trust=True)
-    assert sign.exists(), "otherwise nothing was kept from running"
+    assert sign.exists(), "the planted code does not run even if it is trusted"
 
 
 def test_a_class_that_is_installed_is_no_layer(embedder: Path, sign: Path) -> None:
@@ -196,7 +195,7 @@ def test_a_class_that_is_installed_is_no_layer(embedder: Path, sign: Path) -> No
 
 
 def test_no_profile_but_the_paper_s_trusts_a_model_s_code() -> None:
-    """jina-embeddings-v3, which the paper's profile names, has no other form."""
+    """jina-embeddings-v3, which the profile `paper` names, can't be loaded otherwise."""
     trusting = {
         (profile, section)
         for profile, sections in PROFILES.items()

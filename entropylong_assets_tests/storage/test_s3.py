@@ -1,4 +1,4 @@
-"""The whole pipeline on object storage, through its faults, held against a run on a folder."""
+"""All stages on object storage with injected faults, compared with a run on a local folder."""
 
 from __future__ import annotations
 
@@ -27,70 +27,81 @@ import s3fs
 
 from entropylong_assets.cli.output import count_checks
 from entropylong_assets.orchestration.errors import is_transient
-from entropylong_assets.orchestration.local_run import register_shards, run_export, run_pipeline
+from entropylong_assets.orchestration.local_run import register_shards, run_project
+from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.report.page import save_report
-from entropylong_assets.settings.model import Settings, SourceSettings, make_settings
+from entropylong_assets.report.tables import REPORT
 from entropylong_assets.stages.corpus.errors import CorpusError
-from entropylong_assets.stages.corpus.files import list_files
-from entropylong_assets.stages.embeddings.table import ChunkTable, chunk_schema, open_table
+from entropylong_assets.stages.corpus.listing import list_files
+from entropylong_assets.stages.corpus.settings import SourceSettings
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.connection import chunk_schema
+from entropylong_assets.stages.embeddings.table import ChunkTable, open_table
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.destination import export_uri
 from entropylong_assets.stages.training_data.publication import Publication
+from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage import duck, object_storage, tables
-from entropylong_assets.storage.checkpoints import Batch, KeptBatches
+from entropylong_assets.storage.checkpoints import Batch, Checkpoints, remove_checkpoints
 from entropylong_assets.storage.known_files import KnownFiles
+from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.object_storage import StorageError
 from entropylong_assets.storage.s3 import S3
-from entropylong_assets.storage.tables import MANIFEST, WHOLE, TableError, TableStore
+from entropylong_assets.storage.schemas import TableSet
+from entropylong_assets.storage.tables import MANIFEST, WHOLE, TableStore
 from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.storage.faulty_s3 import KEY_ID, SECRET, Bucket, Proxy, environment
+from entropylong_assets_tests.tiny_world import tiny_values
 
 SHARE = {"tables": 0.03, "lancedb": 0.08}
 """Of requests that meet a fault. botocore's pauses are long, LanceDB's short."""
 
 ANSWER_SECONDS, STUCK_SECONDS = 3, 5
 
-ASSETS = (
-    "corpus_documents",
-    "chunk_embeddings",
-    "embedding_index",
-    "entropy_scores",
-    "candidate_contexts",
-    "verified_dependencies",
-    "long_context_samples",
+COMPARED: tuple[TableSet[Any], ...] = (
+    CORPUS_DOCUMENTS,
+    CHUNK_EMBEDDINGS,
+    EMBEDDING_INDEX,
+    ENTROPY_SCORES,
+    CANDIDATE_CONTEXTS,
+    VERIFIED_DEPENDENCIES,
+    LONG_CONTEXT_SAMPLES,
 )
+RUNS = 2 * len(("ingest", "score", "verify", "assemble")) + len(("index", "export"))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A pipeline that ran on S3 through faults."""
+    """A project that ran on S3 through faults."""
 
-    settings: Settings
+    project: Project
     shards: tuple[str, ...]
     bucket: Bucket
     proxy: Proxy
-    instance: dg.DagsterInstance
-    exported: dict[str, Any]
-    report: str
+    export: str
+    """URI of the export."""
+    reports: tuple[str, ...]
+    """URIs of the reports: that of the stage, and one that was written by hand."""
     home: Path
     """Folder of the Dagster instance: its events and logs."""
 
 
-def on_s3(settings: Settings, bucket: Bucket) -> Settings:
-    """The same pipeline with its data and its corpus in a bucket."""
-    values = settings.model_dump()
-    source = {**values["corpus"]["sources"][0], "uri": f"{bucket.uri}/corpus/*.jsonl"}
-    values["corpus"] |= {"sources": [source]}
-    values["data_uri"] = f"{bucket.uri}/some/run"
-    return make_settings(values.pop("profile"), values)
-
-
 @pytest.fixture(scope="module")
 def through_faults(
-    world: World, s3_server: str, tmp_path_factory: pytest.TempPathFactory
+    world: World,
+    tiny_models: tuple[str, str],
+    s3_server: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Run]:
     bucket, home = Bucket(s3_server, "faulty-lake"), tmp_path_factory.mktemp("dagster")
     for file in sorted(world.corpus.glob("*.jsonl")):
         bucket.put(f"corpus/{file.name}", file.read_bytes())
-    settings = on_s3(world.settings, bucket)
+    values = tiny_values(f"{bucket.uri}/corpus", f"{bucket.uri}/some/run", tiny_models)
+    project = make_project(values)
     with (
         pytest.MonkeyPatch.context() as patch,
         Proxy(s3_server, 20251002, SHARE, STUCK_SECONDS) as proxy,
@@ -100,21 +111,24 @@ def through_faults(
             patch.setenv(name, value)
         patch.setattr(object_storage, "ANSWER_SECONDS", ANSWER_SECONDS)
         S3.clear_instance_cache()
-        # Writes are few: of these faults one is certain. The second version adds the first vectors.
+        # Writes are few, so one fault of each kind is planned. The second version of the table
+        # adds the first vectors.
         second = f"{2**64 - 1 - 2}.manifest"
         proxy.planned = [("PUT", MANIFEST, "unconfirmed"), ("PUT", second, "unconfirmed")]
-        plan = register_shards(settings, instance)
-        assert run_pipeline(settings, plan, instance) == 9
-        exported = run_export(settings, instance)
-        report = save_report(settings)
+        plan = register_shards(project.corpus, instance)
+        assert run_project(project, instance) == RUNS
+        store = open_store(project.dataset)
+        export = export_uri(project.dataset, store.summary(TRAINING_DATASET).version)
+        page = f"{store.dataset_uri}/{store.summary(REPORT).path}"
+        reports = (page, save_report(project.dataset))
         shards = tuple(shard.key for shard in plan.shards)
-        yield Run(settings, shards, bucket, proxy, instance, exported, report, home)
+        yield Run(project, shards, bucket, proxy, export, reports, home)
     S3.clear_instance_cache()
 
 
-def rows_in(bucket: Bucket, asset: str, shard: str, table: str) -> pl.DataFrame:
-    """A table read from the bucket by its manifest, byte by byte as that says."""
-    folder = f"some/run/{asset}/{shard}"
+def rows_in(bucket: Bucket, tables: TableSet[Any], shard: str, table: str) -> pl.DataFrame:
+    """A table in the bucket, read without the store. Its bytes are as the manifest says."""
+    folder = f"some/run/{tables.scope}/{tables.name}/{shard}"
     file = json.loads(bucket.get(f"{folder}/{MANIFEST}"))["tables"][table]
     content = bucket.get(f"{folder}/{file['file']}")
     assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
@@ -125,59 +139,78 @@ def rows_in(bucket: Bucket, asset: str, shard: str, table: str) -> pl.DataFrame:
 
 def test_all_tables_are_those_of_an_undisturbed_run(through_faults: Run, world: World) -> None:
     seen = 0
-    for asset in ASSETS:
-        for shard in [WHOLE] if asset == "embedding_index" else world.shards:
-            for table in world.store.require(asset, shard).tables:
-                there = rows_in(through_faults.bucket, asset, shard, table)
-                local = world.store.read(asset, shard, table)
-                if "file" in there.columns:  # where a row came from is another place
+    for stage in COMPARED:
+        for shard in [WHOLE] if stage is EMBEDDING_INDEX else world.shards:
+            for table in world.store.require(stage, shard).tables:
+                stored = rows_in(through_faults.bucket, stage, shard, table)
+                local = world.store.read(stage, shard, table)
+                if "file" in stored.columns:  # the source files are in another folder
                     last = pl.col("file").str.split("/").list.last()
-                    there, local = there.with_columns(last), local.with_columns(last)
-                assert there.equals(local), (asset, shard, table)
-                seen += len(there)
+                    stored, local = stored.with_columns(last), local.with_columns(last)
+                assert stored.equals(local), (stage.name, shard, table)
+                seen += len(stored)
     assert set(through_faults.shards) == set(world.shards)
     assert seen > 1000
 
 
 def test_the_vectors_are_those_of_an_undisturbed_run(through_faults: Run, world: World) -> None:
-    """A commit that was confirmed too late must not stand there twice."""
+    """A commit that was confirmed too late must not be in the table twice."""
     columns = [field.name for field in chunk_schema(1, "")]
-    found = []
-    for settings in (through_faults.settings, world.settings):
-        tag = TableStore(settings.data_uri).require("embedding_index").summary["tag"]
-        rows = pl.concat(open_table(settings.data_uri, tag).scan(columns))
-        found.append(rows.sort("shard", "chunk_id"))
-    assert found[0].equals(found[1])
-    assert found[0].select("shard", "chunk_id").is_unique().all()
-    assert len(found[0]) > 50
+    tables = []
+    for store in (open_store(through_faults.project.dataset), world.store):
+        tag = store.summary(EMBEDDING_INDEX).tag
+        rows = pl.concat(open_table(store, tag).scan(columns))
+        tables.append(rows.sort("shard", "chunk_id"))
+    assert tables[0].equals(tables[1])
+    assert tables[0].select("shard", "chunk_id").is_unique().all()
+    assert len(tables[0]) > 50
+
+
+def test_all_checks_ran_on_every_partition_and_passed(through_faults: Run) -> None:
+    project = through_faults.project
+    counts = [count_checks(project, settings) for settings in (project.corpus, project.dataset)]
+    expected = sum(
+        len(stage.checks) * (len(through_faults.shards) if stage.partitioned else 1)
+        for stage in project.stages
+        if stage.automation != "by_hand"
+    )
+    assert sum(passed for passed, _ in counts) == sum(n for _, n in counts) == expected
+    assert expected >= 2 * 31 + 3
+
+
+def is_root_candidate(doc_id: str, project: Project) -> bool:
+    """The draw of roots as documented: a hash of seed and id, below the fraction."""
+    content = f"root:{project.dataset.seed}:{doc_id}".encode()
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 < project.dataset.roots.fraction
 
 
 def test_the_counts_reconcile(through_faults: Run) -> None:
-    """By the platform's own checks, and counted here from the bucket."""
-    passed, evaluated = count_checks(through_faults.instance, [*through_faults.shards, WHOLE])
-    assert passed == evaluated >= 2 * 31 + 3
+    """Counted here from the bucket, beside the checks of the stages."""
     bucket = through_faults.bucket
     lines = sum(bucket.get(key).count(b"\n") for key in bucket.list("corpus/"))
-    counts = dict.fromkeys(("documents", "dropped", "roots", "lost", "pairs", "tried"), 0)
+    counts = dict.fromkeys(("documents", "dropped", "drawn", "scored", "pairs", "candidates"), 0)
     accepted: set[tuple[Any, ...]] = set()
     packed: set[tuple[Any, ...]] = set()
     dependency = ["root_id", "anchor", "chunk_id"]
     for shard in through_faults.shards:
-        documents = rows_in(bucket, "corpus_documents", shard, "documents")
+        documents = rows_in(bucket, CORPUS_DOCUMENTS, shard, "documents")
         counts["documents"] += len(documents)
-        counts["dropped"] += len(rows_in(bucket, "corpus_documents", shard, "dropped"))
-        counts["roots"] += documents["is_root"].sum()
+        counts["dropped"] += len(rows_in(bucket, CORPUS_DOCUMENTS, shard, "dropped"))
+        counts["drawn"] += sum(
+            is_root_candidate(doc_id, through_faults.project) for doc_id in documents["doc_id"]
+        )
         for table in ("roots", "dropped"):
-            counts["lost"] += len(rows_in(bucket, "entropy_scores", shard, table))
-        counts["tried"] += len(rows_in(bucket, "candidate_contexts", shard, "candidates"))
-        pairs = rows_in(bucket, "verified_dependencies", shard, "pairs")
+            counts["scored"] += len(rows_in(bucket, ENTROPY_SCORES, shard, table))
+        counts["candidates"] += len(rows_in(bucket, CANDIDATE_CONTEXTS, shard, "candidates"))
+        pairs = rows_in(bucket, VERIFIED_DEPENDENCIES, shard, "pairs")
         counts["pairs"] += len(pairs)
         accepted |= set(pairs.filter("accepted").select(dependency).iter_rows())
-        in_samples = rows_in(bucket, "long_context_samples", shard, "dependencies")
+        in_samples = rows_in(bucket, LONG_CONTEXT_SAMPLES, shard, "dependencies")
         packed |= set(in_samples.select(dependency).iter_rows())
     assert counts["documents"] + counts["dropped"] == lines == 24
-    assert counts["roots"] == counts["lost"] > 4
-    assert counts["pairs"] == counts["tried"] > 100
+    assert counts["drawn"] == counts["scored"] > 4
+    assert counts["pairs"] == counts["candidates"] > 100
     assert packed == accepted
     assert len(accepted) > 5
 
@@ -185,7 +218,7 @@ def test_the_counts_reconcile(through_faults: Run) -> None:
 def test_the_export_is_whole(through_faults: Run) -> None:
     """Read from the bucket: every file as the manifest says, and no other."""
     bucket = through_faults.bucket
-    key = str(through_faults.exported["uri"]).removeprefix(f"{bucket.uri}/")
+    key = through_faults.export.removeprefix(f"{bucket.uri}/")
     manifest = json.loads(bucket.get(f"{key}/{MANIFEST}"))
     for file in manifest["files"]:
         content = bucket.get(f"{key}/{file['path']}")
@@ -193,22 +226,22 @@ def test_the_export_is_whole(through_faults: Run) -> None:
     names = {f"{key}/{file['path']}" for file in manifest["files"]} | {f"{key}/{MANIFEST}"}
     assert set(bucket.list(f"{key}/")) == names
     samples = sum(
-        len(rows_in(bucket, "long_context_samples", shard, "samples"))
+        len(rows_in(bucket, LONG_CONTEXT_SAMPLES, shard, "samples"))
         for shard in through_faults.shards
     )
     assert samples == sum(manifest["splits"].values()) > 1
-    for report in (str(through_faults.exported["report"]), through_faults.report):
+    for report in through_faults.reports:
         assert b"</html>" in bucket.get(report.removeprefix(f"{bucket.uri}/"))
 
 
 def test_every_kind_of_fault_was_met(through_faults: Run) -> None:
-    """Else the tests above would say nothing."""
+    """Otherwise the tests above would show nothing."""
     proxy = through_faults.proxy
     kinds = {"500", "503", "reset", "slow", "stuck", "cut", "unconfirmed"}
     wanted = {(client, kind) for client in SHARE for kind in kinds} | {("tables", "short")}
     assert set(proxy.injected) == wanted, proxy.injected
     assert proxy.requests["lancedb"] > 200
-    # Whatever failed was asked for again and answered.
+    # Every request that failed was repeated and answered.
     assert not proxy.unmet
 
 
@@ -224,19 +257,19 @@ def test_no_secret_was_written_anywhere(through_faults: Run) -> None:
             assert secret.encode() not in content, place
 
 
-def test_the_command_line_on_s3_tells_no_secret(
+def test_the_command_line_on_s3_prints_no_secret(
     through_faults: Run, tmp_path: Path, bucket: Bucket
 ) -> None:
-    uri = str(through_faults.exported["uri"])
-    found = subprocess.run(
-        [sys.executable, "-m", "entropylong_assets.cli", "verify-export", uri],
+    command = [sys.executable, "-m", "entropylong_assets.cli", "verify-export"]
+    done = subprocess.run(
+        [*command, through_faults.export],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "0 faults" in found.stdout, found
+    assert "0 faults" in done.stdout, done
     for secret in (KEY_ID, SECRET):
-        assert secret not in found.stdout + found.stderr
+        assert secret not in done.stdout + done.stderr
 
 
 # ----------------------------------------------------------------------------- two writers at once
@@ -247,10 +280,10 @@ def shard_rows(mark: str) -> list[dict[str, Any]]:
 
 
 def test_two_writers_of_one_partition_leave_one_of_them_whole(bucket: Bucket) -> None:
-    """Without a lock, the second must not take the files that the first is about to name."""
+    """Without a lock, the second must not remove the files that the first is about to name."""
     store = TableStore(f"{bucket.uri}/data")
     for mark in ("before", "long before"):
-        with store.write("embedding_index", WHOLE, fingerprint=mark) as writer:
+        with store.write(EMBEDDING_INDEX, WHOLE, fingerprint=mark) as writer:
             writer.append("shards", shard_rows(mark))
 
     slow = TableStore(store.uri)
@@ -258,30 +291,30 @@ def test_two_writers_of_one_partition_leave_one_of_them_whole(bucket: Bucket) ->
     put, between = slow.fs.pipe_file, []
 
     def put_after_the_other(path: str, content: bytes) -> None:
-        # The files of this writer are there; its manifest comes after the other's.
-        between.append(len(bucket.list("data/embedding_index/all/shards-")))
-        with store.write("embedding_index", WHOLE, fingerprint="fast") as other:
+        # The files of this writer are written; its manifest is written after the other's.
+        between.append(len(bucket.list("data/corpus/embedding_index/all/shards-")))
+        with store.write(EMBEDDING_INDEX, WHOLE, fingerprint="fast") as other:
             other.append("shards", shard_rows("fast"))
         put(path, content)
 
     slow.fs.pipe_file = put_after_the_other
-    with slow.write("embedding_index", WHOLE, fingerprint="slow") as writer:
+    with slow.write(EMBEDDING_INDEX, WHOLE, fingerprint="slow") as writer:
         writer.append("shards", shard_rows("slow"))
     assert between == [3]
-    assert store.require("embedding_index").fingerprint == "slow"
-    assert store.read("embedding_index", WHOLE, "shards").to_dicts() == shard_rows("slow")
+    assert store.require(EMBEDDING_INDEX).fingerprint == "slow"
+    assert store.read(EMBEDDING_INDEX, WHOLE, "shards").to_dicts() == shard_rows("slow")
 
 
-def test_files_of_old_generations_go_after_an_hour(
+def test_files_of_old_generations_are_removed_after_an_hour(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = TableStore(f"{bucket.uri}/data")
     for number in range(4):
         if number == 3:
             monkeypatch.setattr(tables, "UNLOCKED_FOR", timedelta(seconds=-1))
-        with store.write("embedding_index", WHOLE, fingerprint=str(number)) as writer:
+        with store.write(EMBEDDING_INDEX, WHOLE, fingerprint=str(number)) as writer:
             writer.append("shards", shard_rows(str(number)))
-        kept = len(bucket.list("data/embedding_index/all/shards-"))
+        kept = len(bucket.list("data/corpus/embedding_index/all/shards-"))
         assert kept == (2 if number == 3 else number + 1)
 
 
@@ -305,19 +338,19 @@ def chunk_rows(shard: str, n: int) -> pa.RecordBatch:
 
 
 def chunk_counts(bucket: Bucket) -> dict[str, int]:
-    rows = pl.concat(open_table(f"{bucket.uri}/data").scan(["chunk_id", "shard"]))
+    rows = pl.concat(open_table(TableStore(f"{bucket.uri}/data")).scan(["chunk_id", "shard"]))
     assert rows.is_unique().all()
     return dict(rows["shard"].value_counts().iter_rows())
 
 
-@pytest.mark.parametrize("there_before", [0, 7])
+@pytest.mark.parametrize("rows_before", [0, 7])
 def test_two_writers_of_one_shard_s_vectors_leave_no_row_twice(
-    bucket: Bucket, there_before: int
+    bucket: Bucket, rows_before: int
 ) -> None:
-    """LanceDB takes both for additions; both have looked before either has written."""
-    first = ChunkTable(f"{bucket.uri}/data", E_DIM, EMBEDDER)
-    if there_before:
-        first.replace_shard("a", [chunk_rows("a", there_before)])
+    """LanceDB accepts both as additions; both have read the table before either writes."""
+    first = ChunkTable(f"{bucket.uri}/data/corpus", E_DIM, EMBEDDER)
+    if rows_before:
+        first.replace_shard("a", [chunk_rows("a", rows_before)])
     first.replace_shard("b", [chunk_rows("b", 5)])
     both_looked = threading.Barrier(2)
     faults: list[BaseException] = []
@@ -328,7 +361,7 @@ def test_two_writers_of_one_shard_s_vectors_leave_no_row_twice(
 
     def write() -> None:
         try:
-            ChunkTable(f"{bucket.uri}/data", E_DIM, EMBEDDER).replace_shard("a", rows())
+            ChunkTable(f"{bucket.uri}/data/corpus", E_DIM, EMBEDDER).replace_shard("a", rows())
         except Exception as error:
             faults.append(error)
 
@@ -337,23 +370,23 @@ def test_two_writers_of_one_shard_s_vectors_leave_no_row_twice(
         writer.start()
     for writer in writers:
         writer.join()
-    if faults:  # told, to be tried again; and then it is whole
+    if faults:  # a retry of the step, which a transient error allows, writes all rows once
         assert all(is_transient(fault) for fault in faults), faults
-        first = ChunkTable(f"{bucket.uri}/data", E_DIM, EMBEDDER)
+        first = ChunkTable(f"{bucket.uri}/data/corpus", E_DIM, EMBEDDER)
         first.replace_shard("a", [chunk_rows("a", 9)])
     assert chunk_counts(bucket) == {"a": 9, "b": 5}
 
 
-@pytest.mark.parametrize("there_before", [0, 7])
+@pytest.mark.parametrize("rows_before", [0, 7])
 def test_a_commit_that_was_confirmed_too_late_is_not_made_twice(
-    bucket: Bucket, s3_server: str, monkeypatch: pytest.MonkeyPatch, there_before: int
+    bucket: Bucket, s3_server: str, monkeypatch: pytest.MonkeyPatch, rows_before: int
 ) -> None:
-    """The store takes the commit but answers 500; LanceDB tries again, and finds itself there."""
+    """The store accepts the commit but answers 500; LanceDB repeats it and finds its own commit."""
     with Proxy(s3_server, 1, {"lancedb": 0, "tables": 0}, 0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        table = ChunkTable(f"{bucket.uri}/data", E_DIM, EMBEDDER)
-        if there_before:
-            table.replace_shard("a", [chunk_rows("a", there_before)])
+        table = ChunkTable(f"{bucket.uri}/data/corpus", E_DIM, EMBEDDER)
+        if rows_before:
+            table.replace_shard("a", [chunk_rows("a", rows_before)])
         proxy.planned.append(("PUT", ".manifest", "unconfirmed"))
         table.replace_shard("a", [chunk_rows("a", 9)])
         assert proxy.injected["lancedb", "unconfirmed"] == 1
@@ -371,22 +404,22 @@ def test_a_body_cut_short_is_read_again(
     with Proxy(s3_server, 1, {"lancedb": 0, "tables": 0}, 0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         store = TableStore(f"{bucket.uri}/data")
-        with store.write("embedding_index", WHOLE, fingerprint="f") as writer:
+        with store.write(EMBEDDING_INDEX, WHOLE, fingerprint="f") as writer:
             writer.append("shards", shard_rows("x" * 1000))
         proxy.planned.append(("GET", ending, fault))
-        rows = store.read("embedding_index", WHOLE, "shards").to_dicts()
+        rows = store.read(EMBEDDING_INDEX, WHOLE, "shards").to_dicts()
         assert rows == shard_rows("x" * 1000)
         assert proxy.injected["tables", fault] == 1
 
 
 def test_what_another_process_wrote_is_seen_at_once(bucket: Bucket) -> None:
-    """A remembered listing would hide a shard from the sensors until they are started again."""
+    """A cached listing would hide a shard from the sensors until they are restarted."""
     store = TableStore(f"{bucket.uri}/data")
-    assert store.shards("embedding_index") == []
-    bucket.put("data/embedding_index/one/manifest.json", b"{}")
-    assert store.shards("embedding_index") == ["one"]
-    bucket.delete("data/embedding_index/one/manifest.json")
-    assert store.shards("embedding_index") == []
+    assert store.shards(EMBEDDING_INDEX) == []
+    bucket.put("data/corpus/embedding_index/one/manifest.json", b"{}")
+    assert store.shards(EMBEDDING_INDEX) == ["one"]
+    bucket.delete("data/corpus/embedding_index/one/manifest.json")
+    assert store.shards(EMBEDDING_INDEX) == []
 
 
 @pytest.mark.parametrize("fault", ["cut", "short"])
@@ -408,7 +441,9 @@ def test_a_range_cut_short_is_read_again(
 def test_no_bucket_and_no_credentials_are_one_line(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(StorageError, match=r"^s3://nowhere-1: there is no such bucket; make it"):
+    with pytest.raises(
+        StorageError, match=r"^s3://nowhere-1: the bucket does not exist; create it"
+    ):
         TableStore("s3://nowhere-1/x").put("nowhere-1/x/y", b"z")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -417,13 +452,13 @@ def test_no_bucket_and_no_credentials_are_one_line(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     S3.clear_instance_cache()
     with pytest.raises(StorageError, match=r"no credentials; set AWS_ACCESS_KEY_ID and"):
-        TableStore(f"{bucket.uri}/x").manifest("embedding_index")
+        TableStore(f"{bucket.uri}/x").manifest(EMBEDDING_INDEX)
 
 
 def test_a_refusal_names_the_object_and_what_to_do(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`Access Denied` alone does not say to what."""
+    """`Access Denied` alone does not say which object is meant."""
 
     async def refuse(self: S3, method: str, *args: Any, **kwargs: Any) -> Any:
         raise PermissionError("Access Denied")
@@ -431,9 +466,9 @@ def test_a_refusal_names_the_object_and_what_to_do(
     store = TableStore(f"{bucket.uri}/data")
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", refuse)
     with pytest.raises(PermissionError) as caught:
-        store.manifest("embedding_index")
-    place = f"{bucket.uri}/data/embedding_index/all/manifest.json"
-    assert str(caught.value).startswith(f"{place}: Access Denied; the credentials ")
+        store.manifest(EMBEDDING_INDEX)
+    place = f"{bucket.uri}/data/corpus/embedding_index/all/manifest.json"
+    assert str(caught.value).startswith(f"{place}: Access Denied; grant this ")
     assert not is_transient(caught.value)
 
 
@@ -456,13 +491,13 @@ def test_a_listing_that_fails_is_no_empty_folder(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fsspec's walk takes a folder that can't be listed for an empty one: an index would be built
-    without a shard, a source would lose its files."""
-    bucket.put("data/embedding_index/one/manifest.json", b"{}")
+    without a shard, and a source would seem to have no files."""
+    bucket.put("data/corpus/embedding_index/one/manifest.json", b"{}")
     bucket.put("corpus/a/x.jsonl", b"{}")
     store = TableStore(f"{bucket.uri}/data")
     uris = [f"{bucket.uri}/corpus", f"{bucket.uri}/corpus/*/*.jsonl", f"{bucket.uri}/corpus/**"]
     sources = [SourceSettings(name="s", uri=uri, kind="jsonl") for uri in uris]
-    assert store.shards("embedding_index") == ["one"]
+    assert store.shards(EMBEDDING_INDEX) == ["one"]
     assert [len(list_files(source)) for source in sources] == [1, 1, 1]
     with (
         monkeypatch.context() as patch,
@@ -470,34 +505,34 @@ def test_a_listing_that_fails_is_no_empty_folder(
     ):
         patch.setattr(S3, "_call_s3", expired("list_objects_v2"))
         with pytest.raises(PermissionError, match="token has expired"):
-            store.shards("embedding_index")
+            store.shards(EMBEDDING_INDEX)
         for source in sources:
             with pytest.raises(CorpusError, match=r"^source 's': no permission .* has expired"):
                 list_files(source)
         with pytest.raises(PermissionError, match="token has expired"):
             publication.publish(b"{}")
-    assert store.shards("none_of_it") == []
+    assert store.shards(CHUNK_EMBEDDINGS) == []
 
 
 def test_the_shards_of_an_asset_are_one_request(
     bucket: Bucket, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One a shard, and a plan of 10,000 shards takes minutes to look up."""
+    """With one request per shard, listing 10,000 shards would take minutes."""
     for number in range(30):
-        bucket.put(f"data/embedding_index/s-{number:02}/manifest.json", b"{}")
-        bucket.put(f"data/embedding_index/s-{number:02}/.batches-k/manifest.json", b"{}")
+        bucket.put(f"data/corpus/embedding_index/s-{number:02}/manifest.json", b"{}")
+        bucket.put(f"data/corpus/embedding_index/s-{number:02}/.batches-k/manifest.json", b"{}")
     with Proxy(s3_server, 1, {"lancedb": 0, "tables": 0}, 0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         S3.clear_instance_cache()
         store = TableStore(f"{bucket.uri}/data")
-        assert store.shards("embedding_index") == [f"s-{number:02}" for number in range(30)]
+        assert store.shards(EMBEDDING_INDEX) == [f"s-{number:02}" for number in range(30)]
         assert proxy.requests["tables"] == 1
 
 
-def told_query(store: TableStore, query: str, happens: Callable[[], object] = lambda: None) -> None:
-    """A query over `shards`; something happens once the view is made."""
-    views: dict[str, duck.View] = {"shards": ("embedding_index", [WHOLE], "shards")}
-    with duck.telling(store, views), duck.connect(store, views) as session:
+def run_query(store: TableStore, query: str, happens: Callable[[], object] = lambda: None) -> None:
+    """Run a query over `shards`, after `happens` was called in its session."""
+    views: dict[str, duck.View] = {"shards": (EMBEDDING_INDEX, [WHOLE], "shards")}
+    with duck.reporting_damage(store, views), duck.connect(store, views) as session:
         happens()
         session.sql(query).fetchall()
 
@@ -505,12 +540,12 @@ def told_query(store: TableStore, query: str, happens: Callable[[], object] = la
 def test_a_fault_in_the_middle_of_a_query_is_tried_again(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DuckDB wraps what a file raises into an error of its own, which looks like a lasting one."""
+    """DuckDB wraps the error of a file into one of its own, which looks like a permanent error."""
     store = TableStore(f"{bucket.uri}/data")
-    with store.write("embedding_index", WHOLE, fingerprint="f") as writer:
+    with store.write(EMBEDDING_INDEX, WHOLE, fingerprint="f") as writer:
         writer.append("shards", shard_rows("v"))
     count = "SELECT sum(n_chunks) FROM shards"
-    told_query(store, count)
+    run_query(store, count)
 
     def lose(*_: Any, **__: Any) -> None:
         raise OSError(errno.EBUSY, "Please reduce your request rate.")
@@ -519,7 +554,7 @@ def test_a_fault_in_the_middle_of_a_query_is_tried_again(
         monkeypatch.context() as patch,
         pytest.raises(ConnectionError, match=r"reduce your request rate") as caught,
     ):
-        told_query(store, count, lambda: patch.setattr(KnownFiles, "_open", lose))
+        run_query(store, count, lambda: patch.setattr(KnownFiles, "_open", lose))
     assert is_transient(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -531,45 +566,44 @@ def test_a_fault_in_the_middle_of_a_query_is_tried_again(
         "SELECT data_version::INTEGER FROM shards": duckdb.ConversionException,
     }.items():
         with pytest.raises(error) as wrong:
-            told_query(store, query)
+            run_query(store, query)
         assert not is_transient(wrong.value), query
 
-    key = store.path("embedding_index", WHOLE, "shards").partition("/")[2]
-    with pytest.raises(TableError, match=r"gone; materialise"):
-        told_query(store, count, lambda: bucket.delete(key))
+    key = store.path(EMBEDDING_INDEX, WHOLE, "shards").partition("/")[2]
+    with pytest.raises(TableError, match=r"missing; materialize"):
+        run_query(store, count, lambda: bucket.delete(key))
 
 
 def test_what_another_writer_has_removed_is_no_fault(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The manifest is published by then: an error would end a step whose work is done."""
+    """The manifest is published by then: an error would fail a step whose work is done."""
     store = TableStore(f"{bucket.uri}/data")
     monkeypatch.setattr(tables, "UNLOCKED_FOR", timedelta(seconds=-1))
-    kept = KeptBatches(store, "embedding_index", WHOLE, "k")
-    kept.keep(0, Batch({}, {}))
-    remove, modified, gone = store.fs.rm, store.fs.modified, []
+    Checkpoints(store, EMBEDDING_INDEX, WHOLE, "k").save(0, Batch({}, {}))
+    remove, modified, missing = store.fs.rm, store.fs.modified, []
 
     def removed_before(path: str, **kwargs: Any) -> None:
         remove(path, **kwargs)
-        gone.append(path)
+        missing.append(path)
         raise FileNotFoundError(path)
 
     def modified_before(path: str) -> Any:
         if path.endswith(MANIFEST):
             return modified(path)
-        gone.append(path)
+        missing.append(path)
         raise FileNotFoundError(path)
 
     for number, changed in enumerate(["rm", "rm", "rm", "modified"]):
         new = removed_before if changed == "rm" else modified_before
         with monkeypatch.context() as patch:
             patch.setattr(store.fs, changed, new)
-            with store.write("embedding_index", WHOLE, fingerprint=str(number)) as writer:
+            with store.write(EMBEDDING_INDEX, WHOLE, fingerprint=str(number)) as writer:
                 writer.append("shards", shard_rows(str(number)))
             if changed == "rm":
-                kept.remove_all()
-    assert store.require("embedding_index").fingerprint == "3"
-    assert len(gone) == 3
+                remove_checkpoints(store, EMBEDDING_INDEX, WHOLE)
+    assert store.require(EMBEDDING_INDEX).fingerprint == "3"
+    assert len(missing) == 3
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["closes", "silent"])
@@ -577,8 +611,8 @@ def test_what_another_writer_has_removed_is_no_fault(
 def test_a_server_that_gives_no_answer_is_given_up(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, ask: str, silent: bool
 ) -> None:
-    """botocore, s3fs's call and s3fs's reading each try again: the product took hours of a
-    server that does not answer."""
+    """botocore, calls of s3fs and files of s3fs all retry. Without a limit their product would be
+    hours of attempts at a server that does not answer."""
     tries = 0
     held = []
     monkeypatch.setattr(object_storage, "ANSWER_SECONDS", 0.1)
@@ -605,5 +639,5 @@ def test_a_server_that_gives_no_answer_is_given_up(
             fs.open(path, size=9).read() if ask == "open" else getattr(fs, ask)(path)
         closing.shutdown(socket.SHUT_RDWR)
     assert is_transient(caught.value), repr(caught.value)
-    # aiohttp asks a second time, at once, where a connection was closed.
+    # aiohttp repeats a request once, immediately, if the connection was closed.
     assert tries == 2 * object_storage.ATTEMPTS * (1 if silent else 2)

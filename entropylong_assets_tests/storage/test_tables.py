@@ -9,7 +9,7 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -18,12 +18,15 @@ from typing import Any
 import polars as pl
 import pytest
 
+from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage import duck, tables
-from entropylong_assets.storage.schemas import FORMAT_VERSION, TABLES
-from entropylong_assets.storage.tables import MANIFEST, TableError, TableStore, temporary_folder
+from entropylong_assets.storage.folders import temporary_folder
+from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.tables import MANIFEST, WHOLE, TableStore
 from entropylong_assets_tests.forkserver import PROCESSES
 
-ASSET, SHARD = "embedding_index", "all"
+SHARD = WHOLE
 
 
 def shard_rows(generation: int, n: int = 4) -> list[dict[str, Any]]:
@@ -39,7 +42,7 @@ def copy_rows(generation: int, n: int = 3) -> list[dict[str, Any]]:
 
 
 def write(store: TableStore, generation: int, n: int = 4, shard: str = SHARD) -> None:
-    with store.write(ASSET, shard, fingerprint=f"f{generation}") as writer:
+    with store.write(EMBEDDING_INDEX, shard, fingerprint=f"f{generation}") as writer:
         writer.append("shards", shard_rows(generation, n))
         writer.append("duplicates", copy_rows(generation, n))
         writer.summary["generation"] = generation
@@ -47,74 +50,60 @@ def write(store: TableStore, generation: int, n: int = 4, shard: str = SHARD) ->
 
 def generation_of(store: TableStore) -> int | None:
     """The one generation that all of a partition belongs to; its bytes are as the manifest says."""
-    manifest = store.manifest(ASSET, SHARD)
+    manifest = store.manifest(EMBEDDING_INDEX, SHARD)
     if manifest is None:
         return None
     generation = manifest.summary["generation"]
     assert manifest.fingerprint == f"f{generation}"
     for name, table in manifest.tables.items():
-        content = store.fs.cat_file(store.path(ASSET, SHARD, name))
+        content = store.fs.cat_file(store.path(EMBEDDING_INDEX, SHARD, name))
         assert hashlib.sha256(content).hexdigest() == table.sha256
         assert len(content) == table.bytes
-        frame = store.read(ASSET, SHARD, name)
+        frame = store.read(EMBEDDING_INDEX, SHARD, name)
         assert len(frame) == table.rows > 0
         assert set(frame["n_chunks"]) == {generation}
     return int(generation)
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TableStore]:
-    if request.param == "local":
-        yield TableStore(str(tmp_path / "data"))
-        return
-    if request.param == "s3":
-        yield TableStore(f"{request.getfixturevalue('bucket').uri}/da ta")
-        return
-    store = TableStore(f"memory://{uuid.uuid4().hex}")
-    yield store
-    if store.fs.exists(store.root):
-        store.fs.rm(store.root, recursive=True)
-
-
 def files_of(store: TableStore, shard: str = SHARD) -> list[str]:
     return sorted(
-        path.rpartition("/")[2] for path in store.fs.ls(store.folder(ASSET, shard), False)
+        path.rpartition("/")[2] for path in store.fs.ls(store.folder(EMBEDDING_INDEX, shard), False)
     )
 
 
 def test_written_tables_are_read_back(store: TableStore) -> None:
-    assert store.manifest(ASSET) is None
-    assert store.shards(ASSET) == []
+    assert store.manifest(EMBEDDING_INDEX) is None
+    assert store.shards(EMBEDDING_INDEX) == []
     write(store, 7)
     assert generation_of(store) == 7
-    assert store.shards(ASSET) == [SHARD]
-    assert store.read(ASSET, SHARD, "shards").to_dicts() == shard_rows(7)
-    assert store.read(ASSET, SHARD, "duplicates", ["doc_id"]).columns == ["doc_id"]
-    batches = list(store.batches(ASSET, SHARD, "shards", rows=3))
+    assert store.shards(EMBEDDING_INDEX) == [SHARD]
+    assert store.read(EMBEDDING_INDEX, SHARD, "shards").to_dicts() == shard_rows(7)
+    assert store.read(EMBEDDING_INDEX, SHARD, "duplicates", ["doc_id"]).columns == ["doc_id"]
+    batches = list(store.batches(EMBEDDING_INDEX, SHARD, "shards", rows=3))
     assert [len(batch) for batch in batches] == [3, 1]
     assert pl.concat(batches).to_dicts() == shard_rows(7)
 
 
 def test_duckdb_reads_the_same_rows(store: TableStore) -> None:
     write(store, 7)
-    views: dict[str, duck.View] = {"shards": (ASSET, [SHARD], "shards")}
+    views: dict[str, duck.View] = {"shards": (EMBEDDING_INDEX, [SHARD], "shards")}
     with duck.connect(store, views) as session:
         assert session.sql("SELECT sum(n_chunks), count(*) FROM shards").fetchall() == [(28, 4)]
 
 
 def test_rows_of_several_batches_and_kinds_are_one_table(store: TableStore) -> None:
-    with store.write(ASSET, SHARD, fingerprint="f") as writer:
+    with store.write(EMBEDDING_INDEX, SHARD, fingerprint="f") as writer:
         writer.append("shards", shard_rows(1)[:1])
         writer.append("shards", pl.DataFrame(shard_rows(1)[1:]).with_columns(extra=pl.lit("x")))
         writer.append("shards", [])
         assert writer.rows == {"shards": 4, "duplicates": 0}
-    assert store.read(ASSET, SHARD, "shards").to_dicts() == shard_rows(1)
-    empty = store.read(ASSET, SHARD, "duplicates")
-    assert (len(empty), empty.columns) == (0, TABLES[ASSET]["duplicates"].names)
+    assert store.read(EMBEDDING_INDEX, SHARD, "shards").to_dicts() == shard_rows(1)
+    empty = store.read(EMBEDDING_INDEX, SHARD, "duplicates")
+    assert (len(empty), empty.columns) == (0, EMBEDDING_INDEX.schemas["duplicates"].names)
 
 
 def fail_inside(store: TableStore, error: type[BaseException]) -> None:
-    with store.write(ASSET, SHARD, fingerprint="f2") as writer:
+    with store.write(EMBEDDING_INDEX, SHARD, fingerprint="f2") as writer:
         writer.append("shards", shard_rows(2))
         raise error
 
@@ -134,10 +123,10 @@ def test_an_exception_leaves_the_old_partition(
 def test_an_exception_before_anything_was_there_leaves_nothing(store: TableStore) -> None:
     with pytest.raises(RuntimeError):
         fail_inside(store, RuntimeError)
-    assert store.manifest(ASSET) is None
-    assert store.shards(ASSET) == []
-    with pytest.raises(TableError, match="not materialised yet"):
-        store.require(ASSET)
+    assert store.manifest(EMBEDDING_INDEX) is None
+    assert store.shards(EMBEDDING_INDEX) == []
+    with pytest.raises(TableError, match="not materialized yet"):
+        store.require(EMBEDDING_INDEX)
 
 
 def test_only_the_last_two_generations_are_kept(
@@ -148,7 +137,7 @@ def test_only_the_last_two_generations_are_kept(
     seen = []
     for generation in range(5):
         write(store, generation)
-        manifest = store.require(ASSET)
+        manifest = store.require(EMBEDDING_INDEX)
         seen.append({table.file for table in manifest.tables.values()})
         assert set(files_of(store)) == set().union({MANIFEST}, *seen[-2:])
     assert len(set().union(*seen)) == 10
@@ -160,7 +149,7 @@ def test_equal_content_has_the_equal_version_wherever_it_is(tmp_path: Path) -> N
         store = TableStore(str(tmp_path / folder))
         for generation in (1, 2, 1):
             write(store, generation)
-            versions.append(store.require(ASSET).data_version)
+            versions.append(store.require(EMBEDDING_INDEX).data_version)
     assert versions[0] == versions[2] == versions[3] == versions[5]
     assert versions[1] == versions[4] != versions[0]
 
@@ -168,10 +157,10 @@ def test_equal_content_has_the_equal_version_wherever_it_is(tmp_path: Path) -> N
 def test_every_table_counts_in_the_version(store: TableStore) -> None:
     versions = set()
     for shards, copies in [(1, 1), (2, 1), (1, 2)]:
-        with store.write(ASSET, SHARD, fingerprint="f") as writer:
+        with store.write(EMBEDDING_INDEX, SHARD, fingerprint="f") as writer:
             writer.append("shards", shard_rows(shards))
             writer.append("duplicates", copy_rows(copies))
-        versions.add(store.require(ASSET).data_version)
+        versions.add(store.require(EMBEDDING_INDEX).data_version)
     assert len(versions) == 3
 
 
@@ -203,7 +192,7 @@ def test_rows_that_do_not_fit_are_refused_with_the_column(
     rows = pl.DataFrame(rows) if as_frame else rows
     with (
         pytest.raises(TableError) as caught,
-        store.write(ASSET, SHARD, fingerprint="f2") as writer,
+        store.write(EMBEDDING_INDEX, SHARD, fingerprint="f2") as writer,
     ):
         writer.append("shards", rows)
     message = str(caught.value)
@@ -221,22 +210,23 @@ def test_token_ids_that_do_not_fit_are_refused(
     rows: Any = pl.DataFrame([row]) if as_frame else [row]
     with (
         pytest.raises(TableError, match=r"^table control_contexts: column token_ids "),
-        store.write("verified_dependencies", "s-0", fingerprint="f") as writer,
+        store.write(VERIFIED_DEPENDENCIES, "s-0", fingerprint="f") as writer,
     ):
         writer.append("control_contexts", rows)
 
 
 def damage(store: TableStore, content: bytes) -> None:
-    store.fs.pipe_file(f"{store.folder(ASSET)}/{MANIFEST}", content)
+    store.fs.pipe_file(f"{store.folder(EMBEDDING_INDEX)}/{MANIFEST}", content)
 
 
 def test_a_table_of_another_format_is_refused(store: TableStore) -> None:
     write(store, 1)
-    manifest = store.require(ASSET)
-    other = manifest.model_copy(update={"format_version": FORMAT_VERSION + 1})
+    manifest = store.require(EMBEDDING_INDEX)
+    version = EMBEDDING_INDEX.format_version + 1
+    other = manifest.model_copy(update={"format_version": version})
     damage(store, other.model_dump_json().encode())
-    with pytest.raises(TableError, match=f"format {FORMAT_VERSION + 1}.*materialise it again"):
-        store.read(ASSET, SHARD, "shards")
+    with pytest.raises(TableError, match=f"format {version}.*materialize it again"):
+        store.read(EMBEDDING_INDEX, SHARD, "shards")
     write(store, 2)
     assert generation_of(store) == 2
 
@@ -245,17 +235,17 @@ def test_a_table_of_another_format_is_refused(store: TableStore) -> None:
 def test_a_damaged_manifest_is_one_line_and_heals(store: TableStore, content: bytes) -> None:
     write(store, 1)
     damage(store, content)
-    with pytest.raises(TableError, match=r"damaged.*materialise it again") as caught:
-        store.require(ASSET)
+    with pytest.raises(TableError, match=r"damaged.*materialize it again") as caught:
+        store.require(EMBEDDING_INDEX)
     assert "\n" not in str(caught.value)
     write(store, 2)
     assert generation_of(store) == 2
 
 
-@pytest.mark.parametrize("fault", ["gone", "cut short", "other bytes", "empty"])
+@pytest.mark.parametrize("fault", ["missing", "cut short", "other bytes", "empty"])
 def test_a_damaged_table_is_one_line_and_heals(store: TableStore, fault: str) -> None:
     write(store, 1)
-    path = store.path(ASSET, SHARD, "shards")
+    path = store.path(EMBEDDING_INDEX, SHARD, "shards")
     whole = store.fs.cat_file(path)
     contents = {"cut short": whole[: len(whole) // 2], "other bytes": b"x" * 500, "empty": b""}
     store.fs.rm(path)
@@ -263,13 +253,13 @@ def test_a_damaged_table_is_one_line_and_heals(store: TableStore, fault: str) ->
         store.fs.pipe_file(path, contents[fault])
 
     def batches() -> None:
-        list(store.batches(ASSET, SHARD, "shards"))
+        list(store.batches(EMBEDDING_INDEX, SHARD, "shards"))
 
     def in_sql() -> None:
-        duck.connect(store, {"shards": (ASSET, [SHARD], "shards")})
+        duck.connect(store, {"shards": (EMBEDDING_INDEX, [SHARD], "shards")})
 
-    for read in (lambda: store.read(ASSET, SHARD, "shards"), batches, in_sql):
-        with pytest.raises(TableError, match=r"(gone|damaged).*materialise") as caught:
+    for read in (lambda: store.read(EMBEDDING_INDEX, SHARD, "shards"), batches, in_sql):
+        with pytest.raises(TableError, match=r"(missing|damaged).*materialize") as caught:
             read()
         assert "\n" not in str(caught.value)
     write(store, 2)
@@ -284,17 +274,17 @@ def test_a_flipped_bit_in_a_page_is_never_read_as_data(tmp_path: Path) -> None:
         for i in range(200)
     ]
     store = TableStore(str(tmp_path))
-    with store.write(ASSET, SHARD, fingerprint="f") as writer:
+    with store.write(EMBEDDING_INDEX, SHARD, fingerprint="f") as writer:
         writer.append("shards", rows)
-    path = Path(store.path(ASSET, SHARD, "shards"))
+    path = Path(store.path(EMBEDDING_INDEX, SHARD, "shards"))
     whole, found = path.read_bytes(), 0
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     for at in range(4, footer, 23):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         try:
-            read = store.read(ASSET, SHARD, "shards")
+            read = store.read(EMBEDDING_INDEX, SHARD, "shards")
         except TableError as error:
-            assert "materialise" in str(error)  # noqa: PT017
+            assert "materialize" in str(error)  # noqa: PT017
             found += 1
             continue
         # In what nobody needs to read the rows, such as statistics of a page.
@@ -307,7 +297,7 @@ def test_an_error_of_the_system_is_no_damage(tmp_path: Path) -> None:
     store = TableStore(str(tmp_path))
     write(store, 1)
     for error in (TimeoutError("late"), ConnectionError("lost"), OSError(errno.EIO, "disk")):
-        with pytest.raises(type(error)), store.telling(ASSET, SHARD, "shards"):
+        with pytest.raises(type(error)), store.reporting_damage(EMBEDDING_INDEX, SHARD, "shards"):
             raise error
 
 
@@ -327,23 +317,23 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(
 
     monkeypatch.setattr(os, "scandir", stale)
     with pytest.raises(OSError, match="Stale"):
-        store.shards(ASSET)
+        store.shards(EMBEDDING_INDEX)
 
 
 def test_a_page_damaged_after_the_view_was_made_is_one_line(store: TableStore) -> None:
     """DuckDB reads no more than the footer for a view, and does not name a remedy."""
-    with store.write(ASSET, SHARD, fingerprint="f") as writer:
+    with store.write(EMBEDDING_INDEX, SHARD, fingerprint="f") as writer:
         writer.append("shards", shard_rows(1, 5000))
-    path = store.path(ASSET, SHARD, "shards")
+    path = store.path(EMBEDDING_INDEX, SHARD, "shards")
     whole = store.fs.cat_file(path)
-    views: dict[str, duck.View] = {"shards": (ASSET, [SHARD], "shards")}
+    views: dict[str, duck.View] = {"shards": (EMBEDDING_INDEX, [SHARD], "shards")}
 
     def query() -> None:
-        with duck.telling(store, views), duck.connect(store, views) as session:
+        with duck.reporting_damage(store, views), duck.connect(store, views) as session:
             store.fs.pipe_file(path, whole[:100] + bytes(300) + whole[400:])
             session.sql("SELECT sum(hash(shard)), sum(position) FROM shards").fetchall()
 
-    with pytest.raises(TableError, match=r"damaged.*materialise") as caught:
+    with pytest.raises(TableError, match=r"damaged.*materialize") as caught:
         query()
     assert "\n" not in str(caught.value)
 
@@ -381,7 +371,7 @@ def test_each_session_has_a_folder_of_its_own_that_goes_with_it(
 def write_beside_another(store: TableStore, dead: Path) -> None:
     """A slow writer while another writes the same partition; what a killed one staged goes."""
     dead.mkdir(parents=True)
-    with store.write(ASSET, SHARD, fingerprint="f1") as slow:
+    with store.write(EMBEDDING_INDEX, SHARD, fingerprint="f1") as slow:
         assert not dead.exists()
         slow.append("shards", shard_rows(1))
         write(store, 2)
@@ -404,18 +394,18 @@ def test_what_a_killed_writer_staged_for_object_storage_is_removed(
 def test_a_folder_with_glob_characters_in_its_name_is_a_folder(tmp_path: Path) -> None:
     store = TableStore(str(tmp_path / "run[1]*" / "data?"))
     write(store, 3)
-    assert store.shards(ASSET) == [SHARD]
+    assert store.shards(EMBEDDING_INDEX) == [SHARD]
     assert generation_of(store) == 3
-    with duck.connect(store, {"shards": (ASSET, [SHARD], "shards")}) as session:
+    with duck.connect(store, {"shards": (EMBEDDING_INDEX, [SHARD], "shards")}) as session:
         assert session.sql("SELECT count(*) FROM shards").fetchall() == [(4,)]
 
 
 def test_shards_are_those_with_a_manifest_sorted(store: TableStore) -> None:
     for shard in ("b-00001", "a-00002", "b-00000"):
         write(store, 1, shard=shard)
-    store.fs.makedirs(store.folder(ASSET, "half-00000"), exist_ok=True)
-    store.fs.pipe_file(f"{store.folder(ASSET, 'half-00000')}/shards-00.parquet", b"PAR1")
-    assert store.shards(ASSET) == ["a-00002", "b-00000", "b-00001"]
+    store.fs.makedirs(store.folder(EMBEDDING_INDEX, "half-00000"), exist_ok=True)
+    store.fs.pipe_file(f"{store.folder(EMBEDDING_INDEX, 'half-00000')}/shards-00.parquet", b"PAR1")
+    assert store.shards(EMBEDDING_INDEX) == ["a-00002", "b-00000", "b-00001"]
 
 
 def _write_for_ever(folder: str, first: int, started: Event) -> None:
@@ -477,7 +467,7 @@ def test_two_writers_of_one_partition_never_break_it(tmp_path: Path) -> None:
 
 def test_a_live_writer_s_staging_is_not_taken_for_a_dead_one_s(tmp_path: Path) -> None:
     store = TableStore(str(tmp_path))
-    dead = Path(store.folder(ASSET)) / ".staging-dead"
+    dead = Path(store.folder(EMBEDDING_INDEX)) / ".staging-dead"
     write_beside_another(store, dead)
 
 

@@ -240,7 +240,7 @@ def _count_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the table `shards`. stored: rows of each shard in the vector table.
 
-    Raises TableError if a shard has other rows there than were written, less its duplicates.
+    Raises TableError if a shard has other rows there than were written, apart from duplicates.
     """
     removed = dict(duplicates.group_by("shard").agg(pl.col("n_chunks").sum()).iter_rows())
     shards = []

@@ -70,9 +70,10 @@ def required_gain(settings: Settings) -> str | None:
     """The column of `pairs` without which the recipe's rule can't judge: of a rule that compares
     with controls. None if there is no such column."""
     recipe = recipe_of(settings)
-    rule = recipe.rule if recipe else None
-    needs_controls = rule not in (None, IN_FORCE) and RULES[rule].needs_controls
-    return RULES[rule].gain if needs_controls else None
+    if recipe is None or recipe.rule is None or recipe.rule == IN_FORCE:
+        return None
+    rule = RULES[recipe.rule]
+    return rule.gain if rule.needs_controls else None
 
 
 def require_controls(settings: Settings, pairs: int, with_gain: int) -> None:

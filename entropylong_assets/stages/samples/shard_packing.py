@@ -52,7 +52,7 @@ _DEPENDENCIES = pl.Schema(LONG_CONTEXT_SAMPLES.schemas["dependencies"])
 
 @dataclass(frozen=True)
 class PackedShard:
-    """What was written, and what of it is worth showing."""
+    """What was written, and what the metadata shows of it."""
 
     summary: LongContextSamplesSummary
     best_dependencies: pl.DataFrame

@@ -1,11 +1,14 @@
 """Roots of one shard that are also roots in another shard.
 
 A document can occur in several shards. The index assigns it to one of them, and retrieval drops it
-as a root in the others, so only samples made over different versions of the index, or over one that
-does not cover their shard, can share a root. To find out, it is enough to read the shards that can
-contain a root of this shard: the index lists every document that occurs in several of its shards.
-So a check of one shard reads as many tables as its roots have copies, however many shards there
-are.
+as a root in the others. So a root can only be in two shards if their candidates were searched in
+different indexes, or in one that does not cover both. To find such a root it is enough to read the
+shards that can contain one of this shard's roots: the index lists every document that occurs in
+several of its shards. A check of one shard thus reads as many tables as its roots have copies,
+however many shards there are.
+
+Limitation: if another shard's documents have changed since it was indexed, its own check finds the
+root, not the check of this shard.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _shard_links(partition: Partition, contexts: pl.DataFrame, samples: int) -> 
     shards = dict(found.iter_rows())
 
     def link(name: str) -> str:
-        asset = f"/assets/{partition.corpus.name}/{CORPUS_DOCUMENTS.name}"
+        asset = f"/assets/{store.corpus}/{CORPUS_DOCUMENTS.name}"
         return f"[{name}]({asset}?view=partitions&partition={name})"
 
     lines = ["| sample | roots from | contexts from |", "| --- | --- | --- |"]
@@ -110,7 +110,7 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
 
 
 def _validate(settings: Settings) -> None:
-    """Refuse samples that can't hold a root, and a recipe whose rule is not evaluated."""
+    """Reject samples that can't hold a root, and a recipe whose rule is not evaluated."""
     if settings.roots.max_tokens >= settings.samples.tokens:
         raise ValueError(
             f"samples.tokens ({settings.samples.tokens}) must be larger than the longest root, "
@@ -127,7 +127,7 @@ def _views(partition: Partition) -> Mapping[str, duck.View]:
         "pairs": (VERIFIED_DEPENDENCIES, [shard], "pairs"),
         "contexts": (VERIFIED_DEPENDENCIES, [shard], "contexts"),
         "passages": lambda: store.read(LONG_CONTEXT_SAMPLES, shard, "passages"),
-        "roots_of_other_shards": lambda: roots_of_other_shards(partition),
+        "used_elsewhere": lambda: roots_of_other_shards(partition),
         **{name: (LONG_CONTEXT_SAMPLES, [shard], name) for name in own},
     }
 

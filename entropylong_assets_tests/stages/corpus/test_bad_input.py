@@ -171,7 +171,7 @@ def test_a_damaged_file_gives_its_faults_once_over_many_shards(tmp_path: Path) -
     assert [d["text"] for d in documents] == texts[: len(documents)]
 
 
-def test_a_column_that_is_missing_is_told_once_a_shard(tmp_path: Path) -> None:
+def test_a_missing_column_is_reported_once_per_shard(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.parquet", [{"id": str(i), "text": "t"} for i in range(10)])
     config = settings_for(path, text_field="txt", on_bad_row="skip", shard_rows=4)
     _, dropped, summaries = ingest(config, TableStore(str(tmp_path / "data")))

@@ -1,4 +1,4 @@
-"""Damaged files of every format: readers answer with items, never with another exception."""
+"""Damaged files of every format: readers yield items and never raise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from entropylong_assets_tests.stages.corpus.files_for_tests import TABLE_ENDINGS
 
 ROWS = [{"id": f"d{i}", "text": f'text {i} é\n "q" ' * 5} for i in range(23)]
 
-# A fault of a whole file is told in every shard of it, so that pieces tell it more often.
+# A fault of a whole file is reported in every shard of it, so pieces report it more often.
 WHOLE_FILE = {"missing_field", "not_text", "unreadable", "broken_csv", "empty_file"}
 
 
@@ -37,7 +37,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("ending", TABLE_ENDINGS)
-def test_damage_is_told_and_never_thrown(tmp_path: Path, ending: str) -> None:
+def test_damage_is_reported_and_never_raised(tmp_path: Path, ending: str) -> None:
     path = write_rows(tmp_path / f"a{ending}", ROWS)
     name, kind, whole = str(path), kind_of(path.name), path.read_bytes()
     assert kind

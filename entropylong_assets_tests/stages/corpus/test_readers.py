@@ -140,7 +140,7 @@ def test_any_csv_reads_the_same_in_one_piece_and_in_ranges(body: bytes, cut: int
         assert [item.row for item in whole] == list(range(count))
 
 
-def test_csv_goes_on_behind_a_broken_record(tmp_path: Path) -> None:
+def test_csv_continues_after_a_broken_record(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b'text,id\n"a\nb",1\n"x"y,2\nc,3\nd\ne,4,5\n\xffz,6\n\nf,7\n"open,8\ng,9\n')
     items = list(read_rows(str(path), "csv", source(path, id_field="id")))
@@ -152,7 +152,7 @@ def test_csv_goes_on_behind_a_broken_record(tmp_path: Path) -> None:
         (4, "broken_csv"),
         (5, "invalid_utf8"),
         (6, "f"),
-        (7, "broken_csv"),  # the quote that never closes: no rows swallowed without a word
+        (7, "broken_csv"),  # the quote that never closes: no rows swallowed silently
     ]
     assert isinstance(items[-1], BadRow)
     assert "from line 11" in items[-1].detail
@@ -345,7 +345,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, code: int
 ) -> None:
-    """Its files would count as gone from the source, without a word."""
+    """Its files would count as gone from the source, silently."""
     for name in ("a", "b"):
         write_rows(tmp_path / f"in/{name}/x.jsonl", [{"text": "t"}])
     spec = source(tmp_path / pattern)

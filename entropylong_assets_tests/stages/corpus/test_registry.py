@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from entropylong_assets.settings import registry as registries
 from entropylong_assets.settings.registry import ExtensionError
 from entropylong_assets.settings.section import SettingsError
 from entropylong_assets.stages.corpus.listing import list_files
@@ -24,6 +23,7 @@ from entropylong_assets.stages.corpus.rows import BadRow, Item, Row, make_item
 from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.shards import plan_shards
 from entropylong_assets.storage.tables import TableStore
+from entropylong_assets_tests.extensions import installed
 from entropylong_assets_tests.stages.corpus.files_for_tests import ingest, settings_for
 
 
@@ -73,12 +73,8 @@ def another_package(
         EntryPoint(name, f"another_package:{target}", group)
         for name, target in request.param.items()
     ]
-    monkeypatch.setattr(
-        registries, "entry_points", lambda group: [p for p in points if p.group == group]
-    )
-    SOURCE_FORMATS.__dict__.pop("_external", None)
-    yield
-    SOURCE_FORMATS.__dict__.pop("_external", None)
+    with installed(*points):
+        yield
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from entropylong_assets.settings import registry
 from entropylong_assets.settings.registry import Registry
 from entropylong_assets.stages.retrieval.leak_check import WordNgrams
 from entropylong_assets.stages.retrieval.registry import LEAK_CHECKS, make_leak_check
 from entropylong_assets.stages.retrieval.settings import RetrievalSettings
+from entropylong_assets_tests.extensions import installed
 
 TEXTS = st.lists(st.sampled_from(["a", "B", "b", "c,", "é", "x1", "-", "\n"]), max_size=14)
 
@@ -78,16 +78,13 @@ class SameLength:
         return float(len(chunk_text) == self._length)
 
 
-def test_leak_check_of_another_package_is_used_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leak_check_of_another_package_is_used_by_name() -> None:
     point = EntryPoint("same_length", f"{__name__}:SameLength", "entropylong_assets.leak_checks")
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: [point] if group == point.group else []
-    )
-    monkeypatch.delitem(vars(LEAK_CHECKS), "_external", raising=False)
-    check = make_leak_check(RetrievalSettings(leak_check="same_length"), "four")
-    assert (check.containment("five"), check.containment("three")) == (1, 0)
-    assert LEAK_CHECKS.names() == ("word_ngrams", "same_length")
-    vars(LEAK_CHECKS).pop("_external")
+    with installed(point):
+        check = make_leak_check(RetrievalSettings(leak_check="same_length"), "four")
+        assert (check.containment("five"), check.containment("three")) == (1, 0)
+        assert LEAK_CHECKS.names() == ("word_ngrams", "same_length")
+    assert LEAK_CHECKS.names() == ("word_ngrams",)
 
 
 def test_unknown_leak_check_is_refused() -> None:

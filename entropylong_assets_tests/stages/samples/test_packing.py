@@ -131,17 +131,17 @@ def check_samples(world: World, packed: Packed, tokens: int, bos: int | None) ->
 
 
 def check_nothing_lost(world: World, packed: Packed) -> None:
-    """Roots and dependencies that came in are packed once, or dropped once under a reason."""
+    """Every root and dependency is packed once, or dropped once with a reason."""
     packed_roots = {s["root_id"] for s in packed.segments if s["role"] == "root"}
     dropped_roots = [d["root_id"] for d in packed.dropped if d["chunk_id"] is None]
     assert sorted([*packed_roots, *dropped_roots]) == sorted(r["root_id"] for r in world.roots)
     accepted = sum(p["accepted"] for p in world.pairs)
-    lost = sum(d["n_dependencies"] for d in packed.dropped)
-    assert len(packed.dependencies) + lost == accepted
+    dropped = sum(d["n_dependencies"] for d in packed.dropped)
+    assert len(packed.dependencies) + dropped == accepted
     summary = packed.summary
     assert summary["dependencies"] == accepted
     assert summary["dependencies_packed"] == len(packed.dependencies)
-    assert sum(summary["dependencies_dropped"].values()) == lost
+    assert sum(summary["dependencies_dropped"].values()) == dropped
     assert summary["roots"] == len(world.roots)
     assert summary["roots_packed"] == len(packed_roots)
     assert sum(summary["roots_dropped"].values()) == len(dropped_roots)
@@ -157,7 +157,7 @@ def check_nothing_lost(world: World, packed: Packed) -> None:
 
 @settings(max_examples=120, deadline=None)
 @given(world=worlds, choice=options, tokens=st.integers(30, 200), bos=st.sampled_from([None, BOS]))
-def test_samples_keep_every_promise(world, choice, tokens, bos):
+def test_pack_shard_keeps_every_promise(world, choice, tokens, bos):
     packed = pack(world, tokens, bos, **choice)
     check_samples(world, packed, tokens, bos)
     check_nothing_lost(world, packed)
@@ -167,7 +167,7 @@ def test_samples_keep_every_promise(world, choice, tokens, bos):
 
 @settings(max_examples=25, deadline=None)
 @given(world=worlds, choice=options, tokens=st.integers(30, 200), seed=st.integers(0, 99))
-def test_order_of_rows_changes_no_byte(world, choice, tokens, seed):
+def test_pack_shard_does_not_depend_on_the_order_of_rows(world, choice, tokens, seed):
     straight = pack(world, tokens, **choice)
     assert pack(world, tokens, seed=seed, **choice).data_version == straight.data_version
 
@@ -206,7 +206,7 @@ def roots_and_contexts(packed: Packed) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("layout", ["grouped", "interleaved"])
-def test_layouts_differ_as_they_say(layout):
+def test_layout_orders_contexts_and_roots(layout):
     world = make_world(3, n_roots=5, n_chunks=9, pairs_per_root=14, p_accepted=1.0)
     packed = pack(world, 600, layout=layout)
     (letters,) = roots_and_contexts(packed)
@@ -218,7 +218,7 @@ def test_layouts_differ_as_they_say(layout):
         assert all(part for part in text.split("D")[:-1]), "a root without contexts before it"
         assert text.endswith("D")
         owner = None
-        for s in packed.segments:  # every context stands with its own root
+        for s in packed.segments:  # every context is with its own root
             if s["role"] in ("verified", "hard_negative"):
                 owner = owner or s["root_id"]
                 assert s["root_id"] == owner
@@ -227,7 +227,7 @@ def test_layouts_differ_as_they_say(layout):
                 owner = None
 
 
-def test_interleaved_dependencies_reach_further():
+def test_interleaved_layout_has_longer_distances():
     world = make_world(3, n_roots=5, n_chunks=9, pairs_per_root=14, p_accepted=1.0)
     means = {}
     for layout in ("grouped", "interleaved"):
@@ -244,7 +244,7 @@ def context_order(packed: Packed, root_id: str) -> list[str]:
     ]
 
 
-def test_sequence_goes_by_the_earliest_anchor():
+def test_sequence_orders_by_the_earliest_anchor():
     world = make_world(5, n_roots=3, n_chunks=10, pairs_per_root=30, p_accepted=0.5)
     packed = pack(world, 2000, order="sequence")
     checked = 0
@@ -283,18 +283,18 @@ def test_shuffle_depends_on_root_and_seed_only():
     assert first != in_sequence
 
 
-def test_group_too_large_gives_up_the_lowest_gains():
+def test_group_too_large_drops_the_lowest_gains():
     world = make_world(
         8, n_roots=1, n_chunks=12, root_tokens=(20, 20), chunk_tokens=(8, 8), pairs_per_root=60
     )
     root_id = world.roots[0]["root_id"]
-    worth: dict[str, float] = defaultdict(float)
+    gain: dict[str, float] = defaultdict(float)
     count = Counter()
     for p in world.pairs:
         if p["accepted"]:
-            worth[p["chunk_id"]] += p["calibrated_gain"]
+            gain[p["chunk_id"]] += p["calibrated_gain"]
             count[p["chunk_id"]] += 1
-    best = sorted(worth, key=worth.__getitem__, reverse=True)
+    best = sorted(gain, key=gain.__getitem__, reverse=True)
     assert len(best) > 6
     packed = pack(world, 1 + 22 + 4 * 10 + 5)  # room for four contexts of ten tokens, and a bit
     assert set(context_order(packed, root_id)) == set(best[:4])
@@ -305,7 +305,7 @@ def test_group_too_large_gives_up_the_lowest_gains():
     assert packed.summary["negatives_packed"] == 0, "a negative took the room of a verified context"
 
 
-def test_the_rule_in_force_says_which_gain_counts():
+def test_priority_is_the_gain_of_the_rule_in_force():
     """Under the plain rule the published gain decides, though the calibrated one is known."""
     world = make_world(
         8, n_roots=1, n_chunks=2, root_tokens=(20, 20), chunk_tokens=(8, 8), pairs_per_root=0
@@ -339,7 +339,7 @@ def test_contexts_that_never_fit_drop_their_root():
     assert packed.summary["dependencies"] > 0
 
 
-def test_a_passage_is_no_filler_where_it_stands_already():
+def test_a_passage_of_the_sample_is_not_added_as_filler():
     """The same text twice in a window teaches copying."""
     world = make_world(4, n_roots=8, n_chunks=16, pairs_per_root=10, p_accepted=0.3)
     packed = pack(world, 1500)
@@ -374,7 +374,7 @@ def test_hard_negatives_fill_as_far_as_whole_ones_fit():
     assert filled.summary["tokens"]["padding"] < bare.summary["tokens"]["padding"]
 
 
-def test_root_longer_than_a_sample_is_refused_in_one_line():
+def test_root_longer_than_a_sample_is_rejected_in_one_line():
     world = make_world(1, n_roots=1, n_chunks=1, root_tokens=(40, 40), p_accepted=1.0)
     with pytest.raises(SampleError, match=r"root 0+: 43 tokens .* raise samples\.tokens") as error:
         pack(world, 42)
@@ -383,7 +383,7 @@ def test_root_longer_than_a_sample_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize("missing", ["root", "context"])
-def test_tables_that_do_not_fit_each_other_are_refused(missing):
+def test_contradicting_tables_are_rejected(missing):
     world = make_world(3, n_roots=1, n_chunks=4, pairs_per_root=9, p_accepted=1.0)
     assert any(pair["accepted"] for pair in world.pairs)
     if missing == "root":

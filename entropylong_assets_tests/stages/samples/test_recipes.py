@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.samples.groups import Context, Group, SampleError, unverified
 from entropylong_assets.stages.samples.pool import keywords
 from entropylong_assets.stages.samples.recipes import fit_to_budget
-from entropylong_assets.stages.samples.registry import RECIPES
+from entropylong_assets.stages.samples.registry import RECIPES, Material, Recipe
 from entropylong_assets.stages.samples.settings import BUILT_IN_RECIPES
+from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
+from entropylong_assets.stages.verification.registry import RULES
 from entropylong_assets_tests.stages.samples.worlds import (
     SEPARATOR,
     Packed,
@@ -287,3 +290,122 @@ def test_recipe_does_not_depend_on_the_order_of_rows() -> None:
                 packed = run(folder, made.frames(rng), settings, pool=HandPool())
             versions.add(packed.data_version)
         assert len(versions) == 1, recipe
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Registers a recipe or rule for one test, as another package would."""
+
+    def add(registry: Any, name: str, entry: Any) -> None:
+        assert name not in registry
+        monkeypatch.setitem(registry._registered, name, entry)
+
+    return add
+
+
+class LongestGain:
+    """A rule of another package."""
+
+    needs_controls = False
+    gain = "calibrated_gain"
+    settings = ()
+
+
+class Strongest(Recipe):
+    """The context with the largest gain alone."""
+
+    rule = "longest_gain"
+
+    def choose(self, material: Material) -> Group:
+        best = max(material.group.chosen, key=lambda c: c.priority)
+        return replace(material.group, chosen=(best,))
+
+
+def test_recipe_of_another_package_verifies_by_its_own_rule(register: Any) -> None:
+    register(RULES, "longest_gain", LongestGain())
+    register(RECIPES, "strongest", Strongest)
+    made = world()
+    for number, pair in enumerate(made.pairs):
+        if pair["gain"] is not None and number % 2:
+            pair["accepted_by"] = [*pair["accepted_by"], "longest_gain"]
+    settings = settings_for(
+        TOKENS, verification={"compared_rules": ["longest_gain"]}, recipe="strongest"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        packed = run(folder, made.frames(), settings)
+    gains: dict[str, Counter[str]] = defaultdict(Counter)
+    for pair in accepted(made, "longest_gain"):
+        gains[pair["root_id"]][pair["chunk_id"]] += pair["calibrated_gain"]
+    chosen = {s["root_id"]: s["chunk_id"] for s in packed.segments if s["role"] == "verified"}
+    assert len(chosen) >= 5
+    assert chosen == {root: gains[root].most_common(1)[0][0] for root in chosen}
+    assert packed.summary["dependencies"] == len(accepted(made, "longest_gain"))
+    dropped = sum(d["n_dependencies"] for d in packed.dropped)
+    assert len(packed.dependencies) + dropped == packed.summary["dependencies"]
+
+
+class Greedy(Recipe):
+    """Reads what it does not declare."""
+
+    def __init_subclass__(cls, reads: tuple[str, ...] = ()) -> None:
+        cls.reads = reads
+
+    def choose(self, material: Material) -> Group:
+        assert material.settings["samples.meta_chunk_tokens"] == 256
+        return replace(material.group, chosen=material.retrieved[:1])
+
+
+def test_recipe_reads_only_the_settings_that_it_declares(register: Any) -> None:
+    class Honest(Greedy, reads=("samples.meta_chunk_tokens",)):
+        pass
+
+    class Dishonest(Greedy):
+        pass
+
+    register(RECIPES, "honest", Honest)
+    register(RECIPES, "dishonest", Dishonest)
+    assert pack("honest").samples
+    with pytest.raises(SampleError, match=r"'dishonest' reads .*meta_chunk_tokens.* not among"):
+        pack("dishonest")
+
+
+def test_recipe_draws_from_the_corpus_only_if_it_declares_it(register: Any) -> None:
+    class Undeclared(RECIPES["random"]):  # type: ignore[misc]
+        needs_pool = False
+
+    register(RECIPES, "undeclared", Undeclared)
+    with pytest.raises(SampleError, match=r"'undeclared' needs the indexed corpus.* `needs_pool`"):
+        pack("undeclared")
+
+
+def test_determined_by_follows_from_the_recipe(register: Any) -> None:
+    class Declaring(Greedy, reads=("samples.meta_chunk_tokens", "entropy.alpha")):
+        needs_pool = True
+        ignores = ("samples.order",)
+
+    register(RECIPES, "declaring", Declaring)
+    without = set(LONG_CONTEXT_SAMPLES_STAGE.determined_by(settings_for(TOKENS)))
+    paths = set(LONG_CONTEXT_SAMPLES_STAGE.determined_by(settings_for(TOKENS, recipe="declaring")))
+    assert without - paths == {"samples.order"}
+    assert paths - without == {
+        "samples.meta_chunk_tokens",
+        "entropy.alpha",
+        "corpus.embedding.model",
+        "retrieval.leak_check",
+        "retrieval.leak_ngram_words",
+        "retrieval.max_containment",
+    }
+
+
+def test_recipe_is_rejected_if_its_rule_is_not_evaluated() -> None:
+    settings = settings_for(TOKENS, recipe="entropylong")
+    verification = settings.verification.model_copy(update={"compared_rules": ("calibrated",)})
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pytest.raises(SampleError, match=r"'plain'.*add it to verification\.compared_rules"),
+    ):
+        run(
+            folder,
+            world().frames(),
+            settings.model_copy(update={"verification": verification}),
+        )

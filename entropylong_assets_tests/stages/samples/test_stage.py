@@ -19,7 +19,9 @@ from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.settings import BUILT_IN_RECIPES
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE as STAGE
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.stages.versioning import stale_reason
 from entropylong_assets.storage.tables import WHOLE
 from entropylong_assets_tests.setting_reads import computation_reads, leaves
@@ -140,22 +142,24 @@ def test_a_changed_setting_makes_samples_stale_if_it_determines_them(
 
 @pytest.mark.parametrize("recipe", FROM_POOL)
 @pytest.mark.parametrize(
-    ("path", "value"), [("retrieval.leak_ngram_words", 1), ("retrieval.max_containment", 0.001)]
+    ("setting", "value", "leak_ngram_words", "max_containment"),
+    [("leak_ngram_words", 1, 8, 0.5), ("max_containment", 0.01, 2, 0.9)],
 )
 def test_the_leak_check_decides_what_is_drawn(
-    partition_for: Any, recipe: str, path: str, value: Any
+    partition_for: Any,
+    recipe: str,
+    setting: str,
+    value: Any,
+    leak_ngram_words: int,
+    max_containment: float,
 ) -> None:
-    """Every text of the tiny corpus is made of the same 24 words, so n-grams of one word occur in
-    any root."""
-    lenient = changed(partition_for(recipe), "retrieval.max_containment", 0.9)
-    # One setting at a time: the other is such that it decides.
-    other = {
-        "retrieval.leak_ngram_words": ("retrieval.max_containment", 0.9),
-        "retrieval.max_containment": ("retrieval.leak_ngram_words", 1),
-    }[path]
-    before = materialize(STAGE, changed(lenient, "retrieval.leak_ngram_words", 8))
-    assert before.manifest.summary["samples"] > 0
-    strict = changed(changed(lenient, *other), path, value)
+    """Every text of the tiny corpus is made of the same few words, so short n-grams of any chunk
+    occur in any root: one setting alone excludes all of them."""
+    partition = partition_for(recipe)
+    partition = changed(partition, "retrieval.leak_ngram_words", leak_ngram_words)
+    partition = changed(partition, "retrieval.max_containment", max_containment)
+    assert materialize(STAGE, partition).manifest.summary["samples"] > 0
+    strict = changed(partition, f"retrieval.{setting}", value)
     assert materialize(STAGE, strict).manifest.summary["samples"] == 0
 
 
@@ -192,9 +196,6 @@ def test_checks_pass_under_every_recipe(
     made = materialize(STAGE, partition)
     assert made.manifest.summary["samples"] > 0
     assert len(made.metadata["preview"]) == min(5, made.manifest.summary["dependencies_packed"])
-    links = made.metadata["samples_and_shards"]
-    for shard in (SHARD, OTHER_SHARD):
-        assert f"[{shard}](/assets/corpus/corpus_documents?view=partitions&partition=" in links
     outcomes = {result.check.name: result.faulty_rows for result in run_checks(STAGE, partition)}
     assert outcomes == dict.fromkeys((check.name for check in STAGE.checks), 0)
 
@@ -208,7 +209,30 @@ def test_dependencies_reconcile_follows_the_rule_of_the_recipe(partition_for: An
         faulty[recipe] = result.faulty_rows
     assert faulty["entropylong"] == 0
     assert faulty["calibrated"] > 0
-    assert faulty["random"] > faulty["calibrated"]
+    assert faulty["random"] > 0
+
+
+@pytest.mark.parametrize("recipe", [None, "random"])
+def test_metadata_links_samples_to_the_shards_of_their_contexts(
+    partition_for: Any, recipe: str | None
+) -> None:
+    partition = partition_for(recipe, tokens=1024)
+    store = partition.store
+    made = materialize(STAGE, partition)
+    header, _, *lines = made.metadata["samples_and_shards"].splitlines()
+    assert header == "| sample | roots from | contexts from |"
+    columns = ["chunk_id", "shard"]
+    known = dict(store.read(VERIFIED_DEPENDENCIES, SHARD, "contexts", columns).iter_rows())
+    known |= dict(store.read(LONG_CONTEXT_SAMPLES, SHARD, "passages", columns).iter_rows())
+    segments = store.read(LONG_CONTEXT_SAMPLES, SHARD, "segments").drop_nulls("chunk_id")
+    url = "/assets/corpus/corpus_documents?view=partitions&partition="
+    expected = []
+    for (sample,), rows in segments.group_by("sample_id", maintain_order=True):
+        shards = sorted({known[chunk_id] for chunk_id in rows["chunk_id"]})
+        links = ", ".join(f"[{shard}]({url}{shard})" for shard in shards)
+        expected.append(f"| {sample} | [{SHARD}]({url}{SHARD}) | {links} |")
+    assert lines == expected
+    assert OTHER_SHARD in "".join(lines)
 
 
 def test_settings_are_rejected_if_a_sample_can_not_hold_a_root(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +126,10 @@ def make_world(
     return World(roots, pairs, contexts)
 
 
-def settings_for(tokens: int, **samples: Any) -> Settings:
+def settings_for(tokens: int, verification: Mapping[str, Any] = {}, **samples: Any) -> Settings:
     values = {
         "roots": {"min_tokens": 2, "max_tokens": 2},
+        "verification": verification,
         "samples": {"tokens": tokens, **samples},
     }
     return make_project(values).dataset

@@ -17,6 +17,7 @@ from entropylong_assets.stages.training_data.check_views import (
 )
 from entropylong_assets.stages.training_data.export import export_training_data
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS
+from entropylong_assets_tests.extensions import installed
 from entropylong_assets_tests.stages.training_data.stores import (
     CODE,
     SHARDS,
@@ -29,14 +30,15 @@ BUILT_IN = ["mds", "megatron", "parquet"]
 
 
 @pytest.fixture
-def json_lines(monkeypatch):
+def json_lines():
     """The format `json_lines`, as another package's entry point names it."""
     point = EntryPoint(
         "json_lines",
         "entropylong_assets_tests.stages.training_data.json_lines:JsonLines",
         "entropylong_assets.export_formats",
     )
-    monkeypatch.setitem(EXPORT_FORMATS.__dict__, "_external", {"json_lines": point})
+    with installed(point):
+        yield
 
 
 def samples_by_split(counted: pl.DataFrame) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringReq
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.stage import Partition
 from entropylong_assets.stages.verification.gain import judge
-from entropylong_assets.stages.verification.registry import RULES, SCREENS, evaluated_rules
+from entropylong_assets.stages.verification.registry import SCREENS, evaluated_rules
 from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.stage import VERIFIED_DEPENDENCIES_STAGE as STAGE
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage import duck
 from entropylong_assets_tests.conftest import World
+from entropylong_assets_tests.extensions import installed
 from entropylong_assets_tests.stages.verification.one_shard import copy_of, with_verification
 
 
@@ -59,14 +60,13 @@ LIKELIER = LikelierThanControls()
 
 
 @pytest.fixture(autouse=True)
-def other_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry points of another package, as they would be if it were installed."""
-    for registry, name, attribute in (
-        (RULES, "likelier", "LIKELIER"),
-        (SCREENS, "exact", "ExactScreen"),
+def other_package() -> Iterator[None]:
+    """An installed package that has this rule and this screen."""
+    with installed(
+        EntryPoint("likelier", f"{__name__}:LIKELIER", "entropylong_assets.rules"),
+        EntryPoint("exact", f"{__name__}:ExactScreen", "entropylong_assets.screens"),
     ):
-        point = EntryPoint(name, f"{__name__}:{attribute}", "any")
-        monkeypatch.setitem(vars(registry), "_external", {name: point})
+        yield
 
 
 def test_names_are_checked_when_settings_are_read() -> None:

@@ -3,9 +3,9 @@
 WITH used AS (
     SELECT root_id, sample_id, start FROM segments WHERE role = 'root'
     UNION ALL
-    SELECT root_id, sample_id, NULL FROM roots_of_other_shards
+    SELECT root_id, sample_id, NULL FROM used_elsewhere
 )
-SELECT root_id, count(DISTINCT sample_id) AS times, list(DISTINCT sample_id) AS samples
+SELECT root_id, count(DISTINCT sample_id) AS times, list(DISTINCT sample_id) AS sample_ids
 FROM used
 GROUP BY root_id
 HAVING count(DISTINCT sample_id) > 1 OR count(start) > count(DISTINCT start)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.declarative_automation.automation_context import AutomationContext
 
-from entropylong_assets.orchestration.conditions import StillMissing
+from entropylong_assets.orchestration.automation import StillMissing
 
 SHARDS = dg.StaticPartitionsDefinition(["s-00000", "s-00001", "s-00002"])
 MISSING = dg.AutomationCondition.missing()
 
 
 class RunEnds(dg.AutomationCondition[dg.AssetKey]):
-    """True, and a shard's run ends while the tick looks elsewhere."""
+    """True; and a shard's run ends while the tick is being evaluated."""
 
     @property
     def name(self) -> str:
         return "run_ends"
 
-    def evaluate(self, context: AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+    def evaluate(
+        self, context: dg.AutomationContext[dg.AssetKey]
+    ) -> dg.AutomationResult[dg.AssetKey]:
         view = context.asset_graph_view
         view.instance.report_runless_asset_event(
             dg.AssetMaterialization(context.key, partition="s-00001")
@@ -34,7 +35,7 @@ class RunEnds(dg.AutomationCondition[dg.AssetKey]):
         (MISSING & RunEnds() & StillMissing(), {"s-00002"}),
     ],
 )
-def test_a_shard_made_during_the_tick_is_not_asked_for(
+def test_shard_made_during_the_tick_is_not_requested(
     condition: dg.AutomationCondition, asked: set[str]
 ) -> None:
     @dg.asset(partitions_def=SHARDS, automation_condition=condition)
