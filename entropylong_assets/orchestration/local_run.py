@@ -125,6 +125,7 @@ def run_audits(
     audited = set.intersection(
         *(set(store.shards(source.tables)) for audit in audits for source in audit.inputs)
     )
+    instance.add_dynamic_partitions(partition_set(settings), sorted(audited))
     runner = _Runner(project, instance, watcher)
     runner.run(settings, audits, sorted(audited), follow=False)
     return runner.runs

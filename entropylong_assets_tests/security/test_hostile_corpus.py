@@ -89,8 +89,10 @@ def hostile(
         "license": f"{SCRIPT} | {SQL}",
     }
     data = folder / 'it\'s "data"; -- <i> $(touch hacked)'
-    over = {"corpus": {"sources": [source]}, "roots": {"fraction": 1.0, "max_tokens": 900}}
-    project = make_project(tiny_values(corpus, data, tiny_models, **over))
+    values = tiny_values(corpus, data, tiny_models)
+    values["corpus"]["sources"] = [source]
+    values["roots"] |= {"fraction": 1.0, "max_tokens": 900}
+    project = make_project(values)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with dg.DagsterInstance.ephemeral() as instance:
         plan = register_shards(project.corpus, instance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from entropylong_assets.project import Project, load_project, make_project
+from entropylong_assets.settings.loading import merge, read_settings_file
 from entropylong_assets.settings.section import SettingsError
 
 
@@ -74,6 +76,71 @@ def test_what_is_not_yaml_is_not_quoted(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"is not YAML: .* in line 2, column") as caught:
         load_project(path)
     assert "sEcReT" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "line"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "a", 3),
+        ("a: 1\n'a': 1\n", "a", 2),
+        ("x:\n  a: 1\n  b: {c: 1, d: 2, c: 1}\n", "c", 3),
+        ("x:\n- a: 1\n- a: 1\n  b: 2\n  b: 3\n", "b", 5),
+        ("1: x\n1: y\n", "1", 2),
+        ("base: &base {a: 1}\nx:\n  <<: *base\n  b: 1\n  b: 2\n", "b", 5),
+    ],
+)
+def test_duplicate_key_is_refused_at_any_depth(
+    tmp_path: Path, content: str, key: str, line: int
+) -> None:
+    """PyYAML keeps the last one, so a setting would silently have no effect."""
+    path = written(tmp_path, content)
+    message = rf"is not YAML: the key '{key}' occurs twice in line {line}, column \d+$"
+    with pytest.raises(SettingsError, match=message):
+        read_settings_file(path)
+
+
+def test_equal_keys_of_different_mappings_are_no_duplicates(tmp_path: Path) -> None:
+    content = "x: {a: 1}\ny: {a: 2}\nz: [{a: 3}, {a: 4}]\n"
+    expected = {"x": {"a": 1}, "y": {"a": 2}, "z": [{"a": 3}, {"a": 4}]}
+    assert read_settings_file(written(tmp_path, content)) == expected
+
+
+def test_merge_key_is_overridden_without_being_a_duplicate(tmp_path: Path) -> None:
+    content = "base: &base {a: 1, b: 1}\nx:\n  <<: *base\n  b: 2\n"
+    assert read_settings_file(written(tmp_path, content))["x"] == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("content", ["", "\n", "# a comment\n", "---\n", "null\n", "{}\n"])
+def test_empty_file_is_an_empty_mapping(tmp_path: Path, content: str) -> None:
+    assert read_settings_file(written(tmp_path, content)) == {}
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "merged"),
+    [
+        ({}, {}, {}),
+        ({"a": 1}, {}, {"a": 1}),
+        ({"a": 1}, {"a": 2, "b": 3}, {"a": 2, "b": 3}),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}, {"a": {"b": 1, "c": 3}}),
+        ({"a": {"b": {"c": 1, "d": 2}}}, {"a": {"b": {"d": 3}}}, {"a": {"b": {"c": 1, "d": 3}}}),
+        ({"a": {"b": 1}}, {"a": 2}, {"a": 2}),
+        ({"a": 1}, {"a": {"b": 2}}, {"a": {"b": 2}}),
+        ({"a": {"b": 1}}, {"a": {}}, {"a": {"b": 1}}),
+        ({"a": {"b": 1}}, {"a": None}, {"a": None}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+    ],
+)
+def test_merge_lays_values_over_those_of_the_base(
+    base: dict[str, Any], over: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    """Mappings are merged; lists and other values are replaced."""
+    before = copy.deepcopy((base, over))
+    assert merge(base, over) == merged
+    assert (base, over) == before, "an argument was changed"
+
+
+def test_merge_keeps_the_order_of_the_base() -> None:
+    assert list(merge({"b": 1, "a": 1}, {"c": 1, "a": 2})) == ["b", "a", "c"]
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:

@@ -1,15 +1,14 @@
-"""A real S3 server, moto's, in a process of its own, and a proxy before it that injects faults.
+"""An S3 server (moto's, in its own process), and a proxy in front of it that injects faults.
 
-The faults are those that object storage is known for. Each request draws by a seed whether it
-meets one, and takes the kind that was met least so far, so that none is left out:
+The faults are typical of object storage. A seeded draw decides whether a request meets one; it then
+meets the kind that was injected least often so far, so that every kind occurs:
 
-    500, 503     an error in place of the answer, the request not carried out
-    reset        the connection ends without an answer
-    slow, stuck  the answer comes late; later than a client may wait
-    cut          the body ends in its middle, and with it the connection
-    short        the same, but the announced length has been cut, too: only a range or a checksum
-                 tells
-    unconfirmed  the request is carried out, but the answer is an error
+    500, 503     an error instead of the answer; the request is not executed
+    reset        the connection is closed without an answer
+    slow, stuck  the answer is late; later than the client's timeout
+    cut          the connection is closed in the middle of the body
+    short        the body and its Content-Length are truncated: only a range or a checksum shows it
+    unconfirmed  the request is executed, but the answer is an error
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def server() -> Iterator[str]:
 
 
 def environment(url: str) -> dict[str, str]:
-    """What a user sets to reach a store."""
+    """The environment variables that a user sets to access a store."""
     return {
         "AWS_ACCESS_KEY_ID": KEY_ID,
         "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -70,7 +69,7 @@ def environment(url: str) -> dict[str, str]:
 
 
 class Bucket:
-    """A bucket as Amazon's own library sees it, with no part of ours between."""
+    """A new bucket, accessed through boto3 only, without code of this package."""
 
     def __init__(self, url: str, name: str) -> None:
         self.name, self.uri = name, f"s3://{name}"
@@ -108,10 +107,10 @@ def _error(status: int) -> web.Response:
 
 
 class Proxy:
-    """Faults before a server, counted by client (`lancedb`, or `tables` for all else) and kind.
+    """Injects faults, counted by client (`lancedb`, or `tables` for all others) and kind.
 
-    share: of each client's requests that meet a fault. stuck_seconds: how long a stuck answer
-    takes; each client gets one.
+    share: share of requests that meet a fault, per client. stuck_seconds: delay of a stuck answer;
+    each client gets one.
     """
 
     def __init__(
@@ -121,9 +120,9 @@ class Proxy:
         self.injected: Counter[tuple[str, str]] = Counter()
         self.requests: Counter[str] = Counter()
         self.unmet: dict[tuple[str, str], str] = {}
-        """Requests, by method and path, that met a fault and were not answered since."""
+        """Requests, by method and path, that met a fault and have not been answered since."""
         self.planned: list[tuple[str, str, str]] = []
-        """(method, end of the path, kind) of faults to come, each once, whatever the share."""
+        """(method, end of the path, kind) of faults that are injected once, whatever the share."""
         self._draw = {client: random.Random(f"{seed}:{client}") for client in share}
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
@@ -147,7 +146,7 @@ class Proxy:
     async def _serve(self) -> None:
         app = web.Application(client_max_size=2**30)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        # moto looks and writes in two steps; a store that claims conditional puts does it in one.
+        # moto checks and writes in two steps; a store with conditional puts does both in one.
         self._conditional = asyncio.Lock()
         runner = web.AppRunner(app, shutdown_timeout=0)
         await runner.setup()
@@ -221,7 +220,7 @@ class Proxy:
             await response.write(content[: len(content) // 2])
             request.transport.close()
             return response
-        # Of an error the status tells enough: nobody asks again for the rest of its body.
+        # The status of an error suffices: clients do not request the rest of its body.
         if fault in (None, "slow") or (fault == "short" and status >= 400):
             self.unmet.pop(name, None)
         if request.method != "HEAD":

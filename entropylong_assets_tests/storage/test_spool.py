@@ -1,4 +1,4 @@
-"""Tokens on disk: every text gets its own back, and memory does not grow with them."""
+"""Token ids on disk: each text gets its own back, and memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_empty_spool_holds_nothing() -> None:
 
 
 def test_memory_holds_no_tokens() -> None:
-    """4 million tokens are 16 MB as they are, and 150 MB as Python lists."""
+    """4 million tokens take 16 MB as 32-bit integers, and 150 MB as Python lists."""
     tracemalloc.start()
     try:
         with TokenSpool() as spool:

@@ -1,4 +1,4 @@
-"""A partition appears whole or not at all, whatever becomes of its writer."""
+"""A partition is published as a whole or not at all, even if its writer is killed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write(store: TableStore, generation: int, n: int = 4, shard: str = SHARD) ->
 
 
 def generation_of(store: TableStore) -> int | None:
-    """The one generation that all of a partition belongs to; its bytes are as the manifest says."""
+    """The generation of all files of a partition, whose bytes are as the manifest says."""
     manifest = store.manifest(EMBEDDING_INDEX, SHARD)
     if manifest is None:
         return None
@@ -120,7 +120,7 @@ def test_an_exception_leaves_the_old_partition(
     assert generation_of(store) == 1
 
 
-def test_an_exception_before_anything_was_there_leaves_nothing(store: TableStore) -> None:
+def test_an_exception_in_the_first_write_leaves_nothing(store: TableStore) -> None:
     with pytest.raises(RuntimeError):
         fail_inside(store, RuntimeError)
     assert store.manifest(EMBEDDING_INDEX) is None
@@ -132,7 +132,7 @@ def test_an_exception_before_anything_was_there_leaves_nothing(store: TableStore
 def test_only_the_last_two_generations_are_kept(
     store: TableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader may still hold the last one; those before it would pile up."""
+    """A reader may still use the previous one; older ones would accumulate."""
     monkeypatch.setattr(tables, "UNLOCKED_FOR", timedelta(seconds=-1))
     seen = []
     for generation in range(5):
@@ -267,7 +267,7 @@ def test_a_damaged_table_is_one_line_and_heals(store: TableStore, fault: str) ->
 
 
 def test_a_flipped_bit_in_a_page_is_never_read_as_data(tmp_path: Path) -> None:
-    """Compression does not notice every one; the checksums of Parquet's pages do."""
+    """Compression does not detect every one; the checksums of Parquet pages do."""
     draw = random.Random(1)
     rows = [
         {"shard": f"{draw.getrandbits(64):x}", "position": i, "data_version": "v", "n_chunks": i}
@@ -287,13 +287,13 @@ def test_a_flipped_bit_in_a_page_is_never_read_as_data(tmp_path: Path) -> None:
             assert "materialize" in str(error)  # noqa: PT017
             found += 1
             continue
-        # In what nobody needs to read the rows, such as statistics of a page.
+        # The bit is in bytes that are not needed to read the rows, such as statistics of a page.
         assert read.to_dicts() == rows, at
     assert found > 50
 
 
 def test_an_error_of_the_system_is_no_damage(tmp_path: Path) -> None:
-    """Of what Python itself raises some has no number; it passes, and is tried again."""
+    """Some errors that Python raises have no errno. They are transient, and retried."""
     store = TableStore(str(tmp_path))
     write(store, 1)
     for error in (TimeoutError("late"), ConnectionError("lost"), OSError(errno.EIO, "disk")):
@@ -304,7 +304,7 @@ def test_an_error_of_the_system_is_no_damage(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shard on a network disk with a fault would be left out without a word."""
+    """A shard on a network disk with a fault would be left out silently."""
     store = TableStore(str(tmp_path))
     for shard in ("a-00000", "b-00000"):
         write(store, 1, shard=shard)
@@ -321,7 +321,7 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(
 
 
 def test_a_page_damaged_after_the_view_was_made_is_one_line(store: TableStore) -> None:
-    """DuckDB reads no more than the footer for a view, and does not name a remedy."""
+    """DuckDB reads only the footer for a view, and its message names no remedy."""
     with store.write(EMBEDDING_INDEX, SHARD, fingerprint="f") as writer:
         writer.append("shards", shard_rows(1, 5000))
     path = store.path(EMBEDDING_INDEX, SHARD, "shards")
@@ -338,11 +338,11 @@ def test_a_page_damaged_after_the_view_was_made_is_one_line(store: TableStore) -
     assert "\n" not in str(caught.value)
 
 
-def test_each_session_has_a_folder_of_its_own_that_goes_with_it(
+def test_each_session_has_its_own_folder_which_is_removed_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a shared one the first session to end takes the others' files; a name that is known
-    before can be put there by another user."""
+    """In a shared folder, the first session to end would remove the files of the others. A folder
+    with a predictable name could be created by another user."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp'dir"))
     (tmp_path / "tmp'dir").mkdir()
     left = temporary_folder() / "duckdb-killed"
@@ -369,7 +369,7 @@ def test_each_session_has_a_folder_of_its_own_that_goes_with_it(
 
 
 def write_beside_another(store: TableStore, dead: Path) -> None:
-    """A slow writer while another writes the same partition; what a killed one staged goes."""
+    """Write slowly while another writer publishes; what a killed writer staged is removed."""
     dead.mkdir(parents=True)
     with store.write(EMBEDDING_INDEX, SHARD, fingerprint="f1") as slow:
         assert not dead.exists()
@@ -383,7 +383,7 @@ def write_beside_another(store: TableStore, dead: Path) -> None:
 def test_what_a_killed_writer_staged_for_object_storage_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else every killed step leaves up to a shard in the folder for temporary files."""
+    """Otherwise every killed step would leave up to a shard in the temporary folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     store = TableStore(f"memory://{uuid.uuid4().hex}")
     dead = temporary_folder() / "staging-dead"
@@ -436,11 +436,11 @@ def test_a_killed_writer_leaves_the_old_or_the_new_whole(tmp_path: Path) -> None
         seen.append(generation)
         cut_short += any(name.startswith(".") for name in files_of(store))
     assert seen[-1] > len(seen)
-    assert cut_short >= 5, "the kills came between the writes"
+    assert cut_short >= 5, "the writers were killed between two writes"
     write(store, 10_000_000)
     write(store, 10_000_001)
     assert generation_of(store) == 10_000_001
-    assert len(files_of(store)) == 5, "what killed writers left behind is still there"
+    assert len(files_of(store)) == 5, "files of killed writers were not removed"
 
 
 def _write_some(folder: str, generations: list[int]) -> None:
@@ -449,7 +449,7 @@ def _write_some(folder: str, generations: list[int]) -> None:
 
 
 def test_two_writers_of_one_partition_never_break_it(tmp_path: Path) -> None:
-    """One writer's clearing must not take the files that the other is about to name."""
+    """One writer must not remove the files that the other is about to name."""
     writers = [
         PROCESSES.Process(
             target=_write_some, args=(str(tmp_path), list(range(start, start + 160, 2)))
@@ -465,14 +465,14 @@ def test_two_writers_of_one_partition_never_break_it(tmp_path: Path) -> None:
     assert not [name for name in files_of(TableStore(str(tmp_path))) if name.startswith(".")]
 
 
-def test_a_live_writer_s_staging_is_not_taken_for_a_dead_one_s(tmp_path: Path) -> None:
+def test_staged_files_of_a_running_writer_are_kept(tmp_path: Path) -> None:
     store = TableStore(str(tmp_path))
     dead = Path(store.folder(EMBEDDING_INDEX)) / ".staging-dead"
     write_beside_another(store, dead)
 
 
-def test_a_killed_put_leaves_nothing_once_another_is_made(tmp_path: Path) -> None:
-    """Else every killed scan or report would leave a file in the root of the data."""
+def test_the_file_of_a_killed_put_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Otherwise every killed scan would leave a file in the folder of the corpus."""
     store = TableStore(str(tmp_path))
     (tmp_path / ".put-dead").write_bytes(b"half")
     store.put(f"{store.root}/shards.json", b"whole")
