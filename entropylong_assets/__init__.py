@@ -17,3 +17,8 @@ def __getattr__(name: str) -> Any:
 
         return EntropyLong
     raise AttributeError(name)
+
+
+def __dir__() -> list[str]:
+    """Names of the module; `dg` finds the component among them."""
+    return [*globals(), *__all__]

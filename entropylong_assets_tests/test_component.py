@@ -13,6 +13,8 @@ import dagster as dg
 import pytest
 import yaml
 
+from entropylong_assets.orchestration.local_run import register_shards
+from entropylong_assets.project import make_project
 from entropylong_assets_tests.tiny_world import tiny_values
 
 TYPE = "entropylong_assets.EntropyLong"
@@ -92,7 +94,7 @@ def test_component_is_found_scaffolded_and_checked(
     write_defs(project, "web", tiny_values(tiny_corpus, tmp_path / "data", tiny_models))
     dg_cli(project, "check", "defs")
     listed = json.loads(dg_cli(project, "list", "defs", "--json"))
-    keys = {asset["key"] for asset in listed["assets"]}
+    keys = {asset["asset_key"] for asset in listed["assets"]}
     assert {"web/entropy_scores", "web_corpus/corpus_documents"} <= keys
 
 
@@ -110,15 +112,13 @@ def test_one_shard_is_materialized_through_the_component(
     tiny_corpus: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_defs(project, "web", tiny_values(tiny_corpus, tmp_path / "data", tiny_models))
+    values = tiny_values(tiny_corpus, tmp_path / "data", tiny_models)
+    write_defs(project, "web", values)
     defs = load(project, monkeypatch)
     with dg.DagsterInstance.ephemeral() as instance:
-        sensor = defs.resolve_sensor_def("web_corpus__new_files")
-        with dg.build_sensor_context(instance=instance, definitions=defs) as context:
-            tick = sensor.evaluate_tick(context)
-        shards = [request.partition_key for request in tick.run_requests]
-        assert shards == ["tiny-00000", "tiny-00001"]
-        instance.add_dynamic_partitions("web_corpus_shards", shards)
+        corpus = make_project(values, default_names=("web_corpus", "web")).corpus
+        shards = [shard.key for shard in register_shards(corpus, instance).shards]
+        assert instance.get_dynamic_partitions("web_corpus_shards") == shards
         result = defs.resolve_job_def("web_corpus__ingest").execute_in_process(
             instance=instance, partition_key=shards[0]
         )

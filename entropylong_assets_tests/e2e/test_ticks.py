@@ -17,6 +17,7 @@ import pytest
 from dagster._core.definitions.partitions.context import partition_loading_context
 
 from entropylong_assets.orchestration.build import build_definitions
+from entropylong_assets.orchestration.naming import settings_key
 from entropylong_assets.orchestration.scanning import register, scan
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
@@ -39,6 +40,9 @@ class Operator:
         self.project, self.instance = project, instance
         self.store = open_store(project.dataset)
         self.defs = build_definitions(project)
+        self.resources = {
+            settings_key(settings): settings for settings in (project.corpus, project.dataset)
+        }
         self.repository = self.defs.get_repository_def()
         self.cursor: object = None
         self.runs: Counter[tuple[str, str]] = Counter()
@@ -47,8 +51,8 @@ class Operator:
     def scan(self) -> str:
         """One tick of `new_files`; returns what it says."""
         sensor = self.repository.get_sensor_def("corpus__new_files")
-        with dg.build_sensor_context(instance=self.instance, definitions=self.defs) as context:
-            result = sensor(context)
+        context = dg.build_sensor_context(instance=self.instance, resources=self.resources)
+        result = sensor(context)
         assert isinstance(result, dg.SensorResult)
         for request in result.dynamic_partitions_requests or []:
             assert isinstance(request, dg.AddDynamicPartitionsRequest)
@@ -104,12 +108,10 @@ class Operator:
     def sweep(self, schedule: str) -> list[dg.RunRequest]:
         """One tick of a schedule."""
         definition = self.repository.get_schedule_def(schedule)
-        with (
-            dg.build_schedule_context(
-                instance=self.instance, repository_def=self.repository
-            ) as context,
-            partition_loading_context(dynamic_partitions_store=self.instance),
-        ):
+        context = dg.build_schedule_context(
+            instance=self.instance, repository_def=self.repository, resources=self.resources
+        )
+        with partition_loading_context(dynamic_partitions_store=self.instance):
             return list(definition.evaluate_tick(context).run_requests or [])
 
     def times(self, asset: str) -> dict[str, list[float]]:
