@@ -51,9 +51,13 @@ class Operator:
     def scan(self) -> str:
         """One tick of `new_files`; returns what it says."""
         sensor = self.repository.get_sensor_def("corpus__new_files")
-        context = dg.build_sensor_context(instance=self.instance, resources=self.resources)
-        result = sensor(context)
-        assert isinstance(result, dg.SensorResult)
+        with (
+            dg.build_sensor_context(
+                instance=self.instance, repository_def=self.repository, resources=self.resources
+            ) as context,
+            partition_loading_context(dynamic_partitions_store=self.instance),
+        ):
+            result = sensor.evaluate_tick(context)
         for request in result.dynamic_partitions_requests or []:
             assert isinstance(request, dg.AddDynamicPartitionsRequest)
             self.instance.add_dynamic_partitions(
@@ -64,7 +68,7 @@ class Operator:
             assert request.run_key not in self.asked
             self.asked.add(request.run_key)
             self.run(["corpus_documents", "chunk_embeddings"], request.partition_key)
-        return result.skip_reason.skip_message if result.skip_reason else ""
+        return result.skip_message or ""
 
     def run(self, assets: list[str], shard: str | None) -> bool:
         job = self.repository.get_job("__ASSET_JOB")
