@@ -22,6 +22,7 @@ from entropylong_assets.orchestration.scanning import register, scan
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
 from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.orchestration.test_sensors import tick
 from entropylong_assets_tests.stage_names import SHARDWISE, path_of
 from entropylong_assets_tests.tiny_world import document, tiny_values
 
@@ -50,19 +51,7 @@ class Operator:
 
     def scan(self) -> str:
         """One tick of `new_files`; returns what it says."""
-        sensor = self.repository.get_sensor_def("corpus__new_files")
-        with (
-            dg.build_sensor_context(
-                instance=self.instance, repository_def=self.repository, resources=self.resources
-            ) as context,
-            partition_loading_context(dynamic_partitions_store=self.instance),
-        ):
-            result = sensor.evaluate_tick(context)
-        for request in result.dynamic_partitions_requests or []:
-            assert isinstance(request, dg.AddDynamicPartitionsRequest)
-            self.instance.add_dynamic_partitions(
-                request.partitions_def_name, list(request.partition_keys)
-            )
+        result = tick(self.project, self.instance, "corpus__new_files")
         for request in result.run_requests or []:
             assert request.run_key is not None
             assert request.run_key not in self.asked
