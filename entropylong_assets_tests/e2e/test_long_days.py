@@ -111,8 +111,13 @@ def test_a_changed_epsilon_makes_stale_what_it_determines_and_starts_nothing(day
     day.change("verification", epsilon=0.2)
     since = time.time()
     stale = {asset: why for asset, why in day.server.stale().items() if asset not in known}
-    # The first of them; what follows is marked once that is renewed.
-    assert stale == {"verified_dependencies": {shard: ["has a new code version"] for shard in ALL}}
+    # The first of them; what follows is marked once that is renewed. The export holds rates that
+    # are computed anew under the rule.
+    changed = ["has a new code version"]
+    assert stale == {
+        "verified_dependencies": {shard: changed for shard in ALL},
+        "training_dataset": {"all": changed},
+    }
     day.server.wait("two ticks", lambda: ticks_since(day, since) >= 2, 60)
     assert day.server.settled()
     assert day.times() == before
@@ -124,6 +129,7 @@ def test_a_backfill_over_all_shards_renews_them(day: Day) -> None:
     before = day.times()
     backfill = day.server.backfill(SHARDWISE, sorted(ALL))
     assert day.wait_for_backfill(backfill, 900) == "COMPLETED_SUCCESS"
+    assert day.wait_for_run(day.server.launch("dataset__export"), 120) == "SUCCESS"
     assert day.server.stale() == {}
     for asset in SHARDWISE:
         times = day.times()[asset]

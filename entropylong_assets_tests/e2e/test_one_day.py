@@ -46,11 +46,12 @@ def test_new_files_flow_to_samples_and_a_poisoned_one_is_blocked(day: Day) -> No
     assert set(after["corpus_documents"]) == OLD | {GOOD, POISONED}
     for asset in SHARDWISE[1:]:
         assert set(after[asset]) == OLD | {GOOD}, asset
-    # Exactly the poisoned partition is blocked, by the check whose page says which rows.
-    failed = server.failed_checks()
-    blocking = {key: told for key, told in failed.items() if key[0] == "few_bad_rows"}
-    assert set(blocking) == {("few_bad_rows", POISONED)}
-    assert {shard for _, shard in failed} == {POISONED}
+    # Exactly the poisoned partition is blocked, by the check whose page says which rows. The export
+    # says that it lacks that shard.
+    failed = set(server.failed_checks())
+    assert ("few_bad_rows", POISONED) in failed
+    assert {shard for _, shard in failed if shard is not None} == {POISONED}
+    assert {check for check, shard in failed if shard is None} == {"all_shards_exported"}
     page = next(
         e["evaluation"]
         for e in server.executions("corpus_documents", "few_bad_rows")
@@ -96,11 +97,17 @@ def test_a_changed_epsilon_shows_what_became_stale_and_a_backfill_renews_it(day:
     day.change("verification", epsilon=0.2)
     stale = {asset: why for asset, why in server.stale().items() if asset not in known}
     made = OLD | {GOOD}
-    # The first of them; what follows is marked once that is renewed.
-    assert stale == {"verified_dependencies": {shard: ["has a new code version"] for shard in made}}
+    # The first of them; what follows is marked once that is renewed. The export holds rates that
+    # are computed anew under the rule.
+    changed = ["has a new code version"]
+    assert stale == {
+        "verified_dependencies": {shard: changed for shard in made},
+        "training_dataset": {"all": changed},
+    }
     before, renewed = day.times(), ["verified_dependencies", "long_context_samples"]
     backfill = server.backfill(renewed, sorted(made))
     assert day.wait_for_backfill(backfill, 240) == "COMPLETED_SUCCESS"
+    assert day.wait_for_run(server.launch("dataset__export"), 120) == "SUCCESS"
     assert server.stale() == known
     after = day.times()
     for asset in AFTER_INGEST:
