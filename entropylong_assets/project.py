@@ -39,6 +39,7 @@ from entropylong_assets.settings.section import (
     one_line,
     printable,
 )
+from entropylong_assets.stages.corpus.registry import is_virtual
 from entropylong_assets.stages.settings_models import (
     cluster_model,
     corpus_model,
@@ -303,7 +304,7 @@ def _refuse_unshared_places(project: Project) -> None:
         places += [
             (f"uri of source '{source.name}'", source.uri)
             for source in corpus.sources
-            if source.kind != "python_docs"
+            if not is_virtual(source.kind)
         ]
     for dataset in project.datasets.values():
         places.append(("export.destination", dataset.export.destination))

@@ -127,6 +127,8 @@ def print_dataset(console: Console, project: Project, settings: Settings) -> Non
         table.add_row(name, value)
     console.print(table)
     console.print(_sample_table(figures.samples, settings.samples.tokens))
+    if more := figures.n_samples - len(figures.samples):
+        console.print(f"and {more:,} more samples; [bold]entropylong show[/] prints any of them")
     print_export(console, settings)
 
 

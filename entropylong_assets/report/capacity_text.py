@@ -80,11 +80,6 @@ def limits(plan: Plan) -> list[Limit]:
             "partitions; memory suffices for 200,000 documents per shard (measured)",
         ),
         Limit(
-            "`no_root_used_twice` reads the segments of all shards for each shard",
-            f"{plan.shards:,} shards read {plan.shards**2:,} files in a whole run",
-            "run the job without that check, and the check once at the end",
-        ),
-        Limit(
             "`excluded_shards`, the list of shards in the table but not in the index",
             "thousands of shards written while others are searched: each search filters by it",
             "build the index once after ingestion, then search: the list is empty",

@@ -17,9 +17,12 @@ import numpy as np
 from entropylong_assets.report.distributions import open_tables, rows
 from entropylong_assets.report.recorded_settings import as_text
 from entropylong_assets.report.run import RunSource
-from entropylong_assets.report.summary import pooled_false_acceptance
 from entropylong_assets.stages.training_data.manifest import without_secrets
-from entropylong_assets.stages.verification.false_acceptance import Rate, clustered_rate
+from entropylong_assets.stages.verification.false_acceptance import (
+    Rate,
+    clustered_rate,
+    pooled_false_acceptance,
+)
 from entropylong_assets.storage import duck
 from entropylong_assets.storage.folders import own_folder, temporary_folder
 

@@ -14,10 +14,8 @@ from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.verification.false_acceptance import (
     Rate,
-    passed_by_root,
-    rates_by_rule,
+    pooled_false_acceptance,
 )
-from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.tables import (
     VERIFIED_DEPENDENCIES,
     VerifiedDependenciesSummary,
@@ -102,27 +100,6 @@ def _list_samples(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
         return pl.DataFrame()
     with querying(store, views) as session:
         return session.sql(_SAMPLES, params={"listed": LISTED_SAMPLES}).pl()
-
-
-def pooled_false_acceptance(
-    store: TableStore, shards: Sequence[str], settings: VerificationSettings
-) -> dict[str, Rate]:
-    """Return the share of held-out controls of all shards that each evaluated rule accepts.
-
-    Rules without trials are left out. One shard is read at a time.
-    """
-    columns = ["root_id", "anchor", "entropy", "surprisal"]
-    counts = []
-    for shard in shards:
-        controls = store.read(VERIFIED_DEPENDENCIES, shard, "controls")
-        if len(controls):
-            batches = store.batches(VERIFIED_DEPENDENCIES, shard, "pairs", columns, rows=100_000)
-            anchors = pl.concat(batch.unique() for batch in batches).unique()
-            counts.append(passed_by_root(anchors, controls, settings))
-    if not counts:
-        return {}
-    rates = rates_by_rule(pl.concat(counts), settings)
-    return {rule: rate for rule, rate in rates.items() if rate.total}
 
 
 def _summaries(store: TableStore, tables: TableSet[S], shards: Sequence[str]) -> list[S]:

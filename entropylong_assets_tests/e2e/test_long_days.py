@@ -115,7 +115,7 @@ def test_a_changed_epsilon_makes_stale_what_it_determines_and_starts_nothing(day
     # are computed anew under the rule.
     changed = ["has a new code version"]
     assert stale == {
-        "verified_dependencies": {shard: changed for shard in ALL},
+        "verified_dependencies": dict.fromkeys(ALL, changed),
         "training_dataset": {"all": changed},
     }
     day.server.wait("two ticks", lambda: ticks_since(day, since) >= 2, 60)

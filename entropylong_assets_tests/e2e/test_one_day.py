@@ -101,7 +101,7 @@ def test_a_changed_epsilon_shows_what_became_stale_and_a_backfill_renews_it(day:
     # are computed anew under the rule.
     changed = ["has a new code version"]
     assert stale == {
-        "verified_dependencies": {shard: changed for shard in made},
+        "verified_dependencies": dict.fromkeys(made, changed),
         "training_dataset": {"all": changed},
     }
     before, renewed = day.times(), ["verified_dependencies", "long_context_samples"]

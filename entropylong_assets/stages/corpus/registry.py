@@ -102,6 +102,11 @@ def source_format(kind: str) -> SourceFormat:
     return SOURCE_FORMATS[kind]()
 
 
+def is_virtual(kind: str) -> bool:
+    """Whether sources of this kind name something other than files."""
+    return kind in SOURCE_FORMATS.names() and isinstance(source_format(kind), VirtualFormat)
+
+
 def kind_of(name: str) -> str | None:
     """Name of the format of a file by its name, or None if no format has its suffix.
 

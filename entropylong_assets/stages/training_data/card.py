@@ -92,7 +92,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         (name, tokens, "; ".join(sorted(figures["licenses"].get(name, {"unknown": 0}))))
         for name, tokens in figures["tokens_by_source"].items()
     ]
-    rule = settings["verification"]["rule"]
+    rule, epsilon = settings["verification"]["rule"], settings["verification"].get("epsilon")
     fraction = settings["export"]["validation_fraction"]
     return (
         _front_matter(content) + "\n# Long-context samples with verified dependencies\n\n"
@@ -120,9 +120,10 @@ def dataset_card(content: Mapping[str, Any]) -> str:
                 ("index", ", ".join(made["indexes"])),
                 ("code", made["code_version"]),
                 ("seed", str(settings["seed"])),
-                ("rule", f"{rule}, ε = {settings['verification']['epsilon']:g}"),
+                ("rule", rule if epsilon is None else f"{rule}, ε = {epsilon:g}"),
                 ("threshold", f"τ = μ + {settings['entropy']['alpha']:g}·σ"),
             ],
         )
-        + "\nAll settings, and the hash of every file, are in `manifest.json`.\n"
+        + "\nThe settings that determine the samples, and the hash of every file, are in "
+        "`manifest.json`.\n"
     )

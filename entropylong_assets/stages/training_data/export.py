@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import polars as pl
@@ -20,6 +21,7 @@ from entropylong_assets.settings.section import Settings, fingerprint
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.card import dataset_card, facts_of
 from entropylong_assets.stages.training_data.destination import destination_of
@@ -49,6 +51,7 @@ from entropylong_assets.stages.training_data.split import (
 )
 from entropylong_assets.stages.training_data.verify import read_manifest
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.stages.versioning import determining_settings
 from entropylong_assets.storage.tables import TableStore
 
 _INPUTS = (
@@ -94,13 +97,22 @@ def _made_from(store: TableStore, shards: Sequence[str], code_version: str) -> d
     }
 
 
-def _settings_dump(settings: Settings) -> dict[str, Any]:
-    """The settings of the dataset and its corpus, without the places of data, as JSON values."""
-    dump = settings.model_dump(
-        mode="json",
-        exclude={"data_uri": True, "corpus": {"data_uri"}, "export": {"destination"}},
-    )
-    found: dict[str, Any] = without_secrets(dump)
+def _recorded_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that determine the samples and their export, nested as in a settings file.
+
+    Values are JSON. Others, e.g. of audits, are left out: they don't change an export.
+    """
+    sources = [source.model_dump(mode="json") for source in settings.corpus.sources]
+    corpus: dict[str, Any] = {"name": settings.corpus.name, "sources": sources}
+    recorded: dict[str, Any] = {"name": settings.name, "seed": settings.seed, "corpus": corpus}
+    for stage in (*LONG_CONTEXT_SAMPLES_STAGE.upstream(), LONG_CONTEXT_SAMPLES_STAGE):
+        of_corpus = stage.scope == "corpus"
+        scope, place = (settings.corpus, corpus) if of_corpus else (settings, recorded)
+        for path, value in determining_settings(stage, scope).items():
+            *sections, name = path.split(".")
+            reduce(lambda inner, key: inner.setdefault(key, {}), sections, place)[name] = value
+    recorded["export"] = settings.export.model_dump(mode="json", exclude={"destination"})
+    found: dict[str, Any] = without_secrets(recorded)
     return found
 
 
@@ -155,7 +167,7 @@ def export_training_data(
     if not order:
         raise ExportError(f"no shard to export; materialize {LONG_CONTEXT_SAMPLES.name} first")
     made_from = _made_from(store, order, code_version)
-    chosen = _settings_dump(settings)
+    chosen = _recorded_settings(settings)
     name = fingerprint({"format": FORMAT_VERSION, "made_from": made_from, "settings": chosen})
     publication = Publication(destination_of(settings), name)
     existing = None if overwrite else _published(publication)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import polars as pl
-
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
-from entropylong_assets.stages.verification.false_acceptance import passed_by_root, rates_by_rule
+from entropylong_assets.stages.verification.false_acceptance import pooled_false_acceptance
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.duck import View, querying
@@ -94,21 +92,11 @@ def _rounded(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def false_acceptance_rates(
+def _false_acceptance(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> dict[str, dict[str, float]]:
-    """Share of held-out controls that each evaluated rule accepts over all shards.
-
-    By rule: rate, low and high of its 95% interval, and the number of trials; empty without
-    controls.
-    """
-    by_root = []
-    for shard in shards:
-        columns = ["root_id", "anchor", "entropy", "surprisal"]
-        pairs = store.read(VERIFIED_DEPENDENCIES, shard, "pairs", columns)
-        controls = store.read(VERIFIED_DEPENDENCIES, shard, "controls")
-        by_root.append(passed_by_root(pairs, controls, settings.verification))
-    rates = rates_by_rule(pl.concat(by_root), settings.verification)
+    """By rule: the rate over all shards, low and high of its 95% interval, and the trials."""
+    rates = pooled_false_acceptance(store, shards, settings.verification)
     return {
         rule: {
             "rate": round(rate.value, 6),
@@ -117,7 +105,6 @@ def false_acceptance_rates(
             "trials": rate.total,
         }
         for rule, rate in rates.items()
-        if rate.total
     }
 
 
@@ -175,5 +162,5 @@ def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings
         "share_by_role": {role: round(n / total, 6) for role, n in tokens.items()},
         "tokens_by_source": sources,
         "licenses": licenses,
-        "false_acceptance": false_acceptance_rates(store, shards, settings),
+        "false_acceptance": _false_acceptance(store, shards, settings),
     }

@@ -6,6 +6,7 @@ controls. It is a random text, so whatever is accepted is accepted by chance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from scipy.stats import t as student
 from entropylong_assets.stages.verification.gain import accepted_by, judge
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.settings import VerificationSettings
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.tables import TableStore
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,24 @@ def false_acceptance(
 ) -> dict[str, Rate]:
     """Return the false-acceptance rate of each evaluated rule, from all roots at once."""
     return rates_by_rule(passed_by_root(anchors, controls, settings), settings)
+
+
+def pooled_false_acceptance(
+    store: TableStore, shards: Sequence[str], settings: VerificationSettings
+) -> dict[str, Rate]:
+    """Return the false-acceptance rate of each evaluated rule over the tables of these shards.
+
+    Rules without trials are left out. One shard is read at a time.
+    """
+    columns = ["root_id", "anchor", "entropy", "surprisal"]
+    counts = []
+    for shard in shards:
+        controls = store.read(VERIFIED_DEPENDENCIES, shard, "controls")
+        if len(controls):
+            batches = store.batches(VERIFIED_DEPENDENCIES, shard, "pairs", columns, rows=100_000)
+            anchors = pl.concat(batch.unique() for batch in batches).unique()
+            counts.append(passed_by_root(anchors, controls, settings))
+    if not counts:
+        return {}
+    rates = rates_by_rule(pl.concat(counts), settings)
+    return {rule: rate for rule, rate in rates.items() if rate.total}

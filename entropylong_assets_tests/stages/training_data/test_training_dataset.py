@@ -252,6 +252,16 @@ def test_another_format_has_another_data_version(copy: Callable[..., Settings]) 
     assert first.data_version != second.data_version
 
 
+def test_settings_that_no_sample_shows_are_no_part_of_an_export(
+    copy: Callable[..., Settings],
+) -> None:
+    """Guards against another folder for a change of an audit or of the device's use."""
+    first = export(copy()).manifest
+    again = export(copy(audit={"roots": 7}, scoring={"trust_remote_code": True})).manifest
+    assert again.summary["version"] == first.summary["version"]
+    assert again.summary["reused"] is True
+
+
 def test_another_destination_gets_the_same_export(
     copy: Callable[..., Settings], tmp_path: Path
 ) -> None:
