@@ -27,21 +27,20 @@ ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 
 @triton.jit
 def _gated(
-    states,
-    weight,
-    result,
-    T,
-    I2,
-    D,
+    states_TD,
+    weight_2ID,
+    result_TI,
     ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    # The arrays are descriptors, which know the shapes of arrays and tiles.
     log2e: tl.constexpr = 1.4426950408889634
-    tiles_t = tl.cdiv(T, ROWS)
-    tiles_i = tl.cdiv(I2, COLUMNS)
+    ROWS: tl.constexpr = states_TD.block_shape[0]
+    DEPTH: tl.constexpr = states_TD.block_shape[1]
+    COLUMNS: tl.constexpr = weight_2ID.block_shape[0]
+    D = states_TD.shape[1]
+    tiles_t = tl.cdiv(states_TD.shape[0], ROWS)
+    tiles_i = tl.cdiv(weight_2ID.shape[0], COLUMNS)
     in_group = GROUP * tiles_i
     for tile in tl.range(tl.program_id(0), tiles_t * tiles_i, tl.num_programs(0), flatten=True):
         group = tile // in_group
@@ -50,8 +49,8 @@ def _gated(
         at_i = (tile % in_group) // height
         z = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         for d in range(tl.cdiv(D, DEPTH)):
-            a = states.load([at_t * ROWS, d * DEPTH])
-            b = weight.load([at_i * COLUMNS, d * DEPTH])
+            a = states_TD.load([at_t * ROWS, d * DEPTH])
+            b = weight_2ID.load([at_i * COLUMNS, d * DEPTH])
             z = tl.dot(a, b.T, z)
         gate, value = tl.split(tl.reshape(z, (ROWS, COLUMNS // 2, 2)))
         if ACTIVATION == 0:
@@ -60,14 +59,13 @@ def _gated(
             # 0.5 x (1 + tanh y) = x·sigmoid(2y), y = sqrt(2/π)·(x + 0.044715 x³)
             y = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
             gate = gate / (1 + tl.exp2(-log2e * y))
-        result.store([at_t * ROWS, at_i * (COLUMNS // 2)], (gate * value).to(tl.bfloat16))
+        result_TI.store([at_t * ROWS, at_i * (COLUMNS // 2)], (gate * value).to(tl.bfloat16))
 
 
 @torch.library.custom_op("entropylong::gated", mutates_args=())
 def gated(states_TD: Tensor, weight_2ID: Tensor, activation: int) -> Tensor:
     """Return act(gate)·value, bfloat16 [T, I]; weight_2ID: rows of gate and value alternate."""
-    tokens, depth = states_TD.shape
-    width = len(weight_2ID)
+    tokens, width = len(states_TD), len(weight_2ID)
     result_TI = torch.empty(tokens, width // 2, device=states_TD.device, dtype=states_TD.dtype)
     tiles = triton.cdiv(tokens, ROWS) * triton.cdiv(width, COLUMNS)
     programs = torch.cuda.get_device_properties(states_TD.device).multi_processor_count
@@ -75,13 +73,7 @@ def gated(states_TD: Tensor, weight_2ID: Tensor, activation: int) -> Tensor:
         TensorDescriptor.from_tensor(states_TD, [ROWS, DEPTH]),
         TensorDescriptor.from_tensor(weight_2ID, [COLUMNS, DEPTH]),
         TensorDescriptor.from_tensor(result_TI, [ROWS, COLUMNS // 2]),
-        tokens,
-        width,
-        depth,
         ACTIVATION=activation,
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
-        DEPTH=DEPTH,
         GROUP=GROUP,
         num_warps=8,
         num_stages=3,

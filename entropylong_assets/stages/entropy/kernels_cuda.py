@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from entropylong_assets.stages.entropy.kernels import Head
 
 PARTIAL_BYTES = 64 << 20
+JOINED_ROWS = tl.constexpr(16)
+JOINED_DEPTH = tl.constexpr(128)
 
 
 class Tiling(NamedTuple):
@@ -43,26 +45,23 @@ class Tiling(NamedTuple):
 
 @triton.jit
 def _tiles(
-    hidden,
-    weight,
-    bias,
-    m_PN,
-    s_PN,
-    u_PN,
-    N,
-    V,
-    D,
+    hidden_ND,
+    weight_VD,
+    bias_V,
     cap,
+    partial_3PN,
     stride,
-    HAS_BIAS: tl.constexpr,
-    HAS_CAP: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     FLATTEN: tl.constexpr,
 ):
+    # hidden_ND, weight_VD: descriptors, which know the shapes of arrays and tiles.
     log2e: tl.constexpr = 1.4426950408889634
+    ROWS: tl.constexpr = hidden_ND.block_shape[0]
+    DEPTH: tl.constexpr = hidden_ND.block_shape[1]
+    COLUMNS: tl.constexpr = weight_VD.block_shape[0]
+    N = hidden_ND.shape[0]
+    D = hidden_ND.shape[1]
+    V = weight_VD.shape[0]
     tiles_n = tl.cdiv(N, ROWS)
     tiles_v = tl.cdiv(V, COLUMNS)
     in_group = GROUP * tiles_v
@@ -73,13 +72,13 @@ def _tiles(
         at_v = (tile % in_group) // height
         z = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         for d in range(tl.cdiv(D, DEPTH)):
-            a = hidden.load([at_n * ROWS, d * DEPTH])
-            b = weight.load([at_v * COLUMNS, d * DEPTH])
+            a = hidden_ND.load([at_n * ROWS, d * DEPTH])
+            b = weight_VD.load([at_v * COLUMNS, d * DEPTH])
             z = tl.dot(a, b.T, z)
         columns = at_v * COLUMNS + tl.arange(0, COLUMNS)
-        if HAS_BIAS:
-            z += tl.load(bias + columns, mask=columns < V, other=0.0).to(tl.float32)[None, :]
-        if HAS_CAP:
+        if bias_V is not None:
+            z += tl.load(bias_V + columns, mask=columns < V, other=0.0).to(tl.float32)[None, :]
+        if cap is not None:
             # c·tanh(z / c), by exp2
             z = cap - 2 * cap / (1 + tl.exp2(z * (2 * log2e / cap)))
         z = z * log2e
@@ -91,48 +90,45 @@ def _tiles(
         s = tl.sum(p, 1)
         u = tl.sum(p * z, 1)
         rows = at_n * ROWS + tl.arange(0, ROWS)
-        out = at_v * stride + rows
-        tl.store(m_PN + out, m, mask=rows < N)
-        tl.store(s_PN + out, s, mask=rows < N)
-        tl.store(u_PN + out, u, mask=rows < N)
+        out = partial_3PN + at_v * stride + rows
+        tl.store(out, m, mask=rows < N)
+        tl.store(out + tiles_v * stride, s, mask=rows < N)
+        tl.store(out + 2 * tiles_v * stride, u, mask=rows < N)
 
 
 @triton.jit
 def _join(
-    hidden,
-    weight,
-    bias,
-    targets,
-    m_PN,
-    s_PN,
-    u_PN,
-    entropy,
-    surprisal,
-    N,
-    P,
-    D,
+    hidden_ND,
+    weight_VD,
+    bias_V,
     cap,
-    stride,
-    HAS_BIAS: tl.constexpr,
-    HAS_CAP: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    targets_N,
+    partial_3PN,
+    result_2N,
+    sizes,
 ):
+    # sizes: N, D, P, and the strides of `partial_3PN` and `result_2N` between their rows.
     log2e: tl.constexpr = 1.4426950408889634
+    ROWS: tl.constexpr = JOINED_ROWS
+    DEPTH: tl.constexpr = JOINED_DEPTH
+    N = sizes[0]
+    D = sizes[1]
+    P = sizes[2]
+    stride = sizes[3]
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < N
-    target = tl.load(targets + rows, mask=inside, other=0)
+    target = tl.load(targets_N + rows, mask=inside, other=0)
     dots = tl.zeros((ROWS, DEPTH), dtype=tl.float32)
     for d in range(0, D, DEPTH):
         at = d + tl.arange(0, DEPTH)
         both = inside[:, None] & (at < D)[None, :]
-        a = tl.load(hidden + rows.to(tl.int64)[:, None] * D + at[None, :], mask=both, other=0.0)
-        b = tl.load(weight + target[:, None] * D + at[None, :], mask=both, other=0.0)
+        a = tl.load(hidden_ND + rows.to(tl.int64)[:, None] * D + at[None, :], mask=both, other=0.0)
+        b = tl.load(weight_VD + target[:, None] * D + at[None, :], mask=both, other=0.0)
         dots += a.to(tl.float32) * b.to(tl.float32)
     z = tl.sum(dots, 1)
-    if HAS_BIAS:
-        z += tl.load(bias + target, mask=inside, other=0.0).to(tl.float32)
-    if HAS_CAP:
+    if bias_V is not None:
+        z += tl.load(bias_V + target, mask=inside, other=0.0).to(tl.float32)
+    if cap is not None:
         z = cap - 2 * cap / (1 + tl.exp2(z * (2 * log2e / cap)))
     z = z * log2e
 
@@ -140,17 +136,18 @@ def _join(
     s = tl.zeros((ROWS,), dtype=tl.float32)
     u = tl.zeros((ROWS,), dtype=tl.float32)
     for p in range(P):
-        m_p = tl.load(m_PN + p * stride + rows, mask=inside, other=-1e30)
-        s_p = tl.load(s_PN + p * stride + rows, mask=inside, other=1.0)
-        u_p = tl.load(u_PN + p * stride + rows, mask=inside, other=0.0)
+        at_p = partial_3PN + p * stride + rows
+        m_p = tl.load(at_p, mask=inside, other=-1e30)
+        s_p = tl.load(at_p + P * stride, mask=inside, other=1.0)
+        u_p = tl.load(at_p + 2 * P * stride, mask=inside, other=0.0)
         top = tl.maximum(m, m_p)
         old, new = tl.exp2(m - top), tl.exp2(m_p - top)
         u = old * (u + s * (m - top)) + new * (u_p + s_p * (m_p - top))
         s = old * s + new * s_p
         m = top
     log_s = tl.log2(s)
-    tl.store(entropy + rows, (log_s - u / s) / log2e, mask=inside)
-    tl.store(surprisal + rows, (log_s + m - z) / log2e, mask=inside)
+    tl.store(result_2N + rows, (log_s - u / s) / log2e, mask=inside)
+    tl.store(result_2N + sizes[4] + rows, (log_s + m - z) / log2e, mask=inside)
 
 
 def fits(hidden_ND: Tensor, head: Head) -> bool:
@@ -170,8 +167,7 @@ def entropy_and_surprisal(
     weight_VD = head.weight_VD.contiguous()
     n, v = len(hidden_ND), len(weight_VD)
     tiles_v = triton.cdiv(v, tiling.columns)
-    entropy_N = torch.empty(n, device=hidden_ND.device, dtype=torch.float32)
-    surprisal_N = torch.empty_like(entropy_N)
+    result_2N = torch.empty(2, n, device=hidden_ND.device, dtype=torch.float32)
     # Whole tiles of rows, as many as the memory for partial results allows.
     step = max(1, PARTIAL_BYTES // (12 * tiles_v) // tiling.rows) * tiling.rows
     partial_3PN = torch.empty(
@@ -181,8 +177,7 @@ def entropy_and_surprisal(
         tiling.per_sm * torch.cuda.get_device_properties(hidden_ND.device).multi_processor_count
     )
     weight = TensorDescriptor.from_tensor(weight_VD, [tiling.columns, tiling.depth])
-    cap = float(head.softcap or 1.0)
-    flags = {"HAS_BIAS": head.bias_V is not None, "HAS_CAP": head.softcap is not None}
+    cap = None if head.softcap is None else float(head.softcap)
     for start in range(0, n, step):
         part = slice(start, min(n, start + step))
         hidden = hidden_ND[part]
@@ -192,37 +187,23 @@ def entropy_and_surprisal(
             TensorDescriptor.from_tensor(hidden, [tiling.rows, tiling.depth]),
             weight,
             head.bias_V,
-            *partial_3PN,
-            rows,
-            v,
-            depth,
             cap,
+            partial_3PN,
             partial_3PN.shape[2],
-            **flags,
-            ROWS=tiling.rows,
-            COLUMNS=tiling.columns,
-            DEPTH=tiling.depth,
             GROUP=tiling.group,
             FLATTEN=tiling.flatten,
             num_warps=tiling.warps,
             num_stages=tiling.stages,
         )
-        _join[(triton.cdiv(rows, 16),)](
+        _join[(triton.cdiv(rows, JOINED_ROWS.value),)](
             hidden,
             weight_VD,
             head.bias_V,
-            targets_N[part],
-            *partial_3PN,
-            entropy_N[part],
-            surprisal_N[part],
-            rows,
-            tiles_v,
-            depth,
             cap,
-            partial_3PN.shape[2],
-            **flags,
-            ROWS=16,
-            DEPTH=128,
+            targets_N[part],
+            partial_3PN,
+            result_2N[:, part],
+            (rows, depth, tiles_v, partial_3PN.shape[2], n),
             num_warps=4,
         )
-    return entropy_N, surprisal_N
+    return result_2N[0], result_2N[1]
