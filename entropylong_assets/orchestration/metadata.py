@@ -50,11 +50,11 @@ def preview(frame: pl.DataFrame, rows: int = PREVIEW_ROWS) -> dg.MarkdownMetadat
 
 
 def _figures(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Numbers and words of a summary, one level deep; None is left out."""
+    """Numbers and words of a summary; those of a mapping after its name. None is left out."""
     flat: dict[str, Any] = {}
     for key, value in summary.items():
-        if isinstance(value, Mapping) and not prefix:
-            flat |= _figures(value, f"{key}: ")
+        if isinstance(value, Mapping):
+            flat |= _figures(value, f"{prefix}{key}: ")
         elif isinstance(value, int | float | str):
             flat[prefix + key] = value
     return flat

@@ -46,7 +46,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "require_surprisal_drop": False,
             "max_contexts_per_root": None,
             "max_forward_tokens_per_root": None,
-            "screen": "off",
+            "screen": "none",
         },
         "samples": {"tokens": 131_072, "order": "shuffle", "fill": "verified_only"},
     },

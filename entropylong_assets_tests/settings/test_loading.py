@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,12 @@ from hypothesis import strategies as st
 
 from entropylong_assets.project import Project, load_project, make_project
 from entropylong_assets.settings.loading import merge, read_settings_file
-from entropylong_assets.settings.section import SettingsError
+from entropylong_assets.settings.section import Section, SettingsError
+from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS
+from entropylong_assets.stages.retrieval.registry import LEAK_CHECKS
+from entropylong_assets.stages.samples.registry import RECIPES
+from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS
+from entropylong_assets.stages.verification.registry import RULES, SCREENS
 
 
 def written(folder: Path, content: str | bytes) -> Path:
@@ -293,3 +300,30 @@ def test_any_text_is_a_project_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, tokens: list[str]
 ) -> None:
     check_file(tmp_path_factory.getbasetemp() / "fuzzed.yaml", "".join(tokens))
+
+
+def _names(annotation: Any) -> Iterator[str]:
+    """The words among which a setting of this type chooses."""
+    for argument in typing.get_args(annotation):
+        if isinstance(argument, str):
+            yield argument
+        else:
+            yield from _names(argument)
+
+
+def _words(section: Section) -> Iterator[str]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _words(value)
+        else:
+            yield from _names(field.annotation)
+            yield from [value] if isinstance(value, str) else []
+
+
+def test_words_of_settings_are_words_in_yaml_without_quotes() -> None:
+    """The failure: Dagster's launchpad writes `screen: off`, and reads it as False."""
+    registries = (SOURCE_FORMATS, LEAK_CHECKS, RULES, SCREENS, RECIPES, EXPORT_FORMATS)
+    words = {*_words(make_project().dataset), *(n for r in registries for n in r.names())}
+    assert {"none", "calibrated", "mds", "shuffle", "bfloat16"} <= words
+    assert [word for word in sorted(words) if word.strip() and yaml.safe_load(word) != word] == []

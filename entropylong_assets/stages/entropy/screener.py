@@ -14,7 +14,7 @@ from entropylong_assets.stages.model_files import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-OFF = "set verification.screen to 'off'"
+REMEDY = "set verification.screen to 'none'"
 
 Kind = Literal["bfloat16", "fp8"]
 
@@ -55,27 +55,27 @@ def make_screener(model: ScoringModel, kind: Kind, pack_tokens: int | None = Non
     if kind == "bfloat16":
         if hf_model.dtype != torch.float32:
             raise ModelError(
-                f"verification.screen is 'bfloat16', but the exact pass already is bfloat16; {OFF}"
+                f"verification.screen is 'bfloat16', but so is the exact pass; {REMEDY}"
             )
         if device.type == "cpu" and not cpu_has_bfloat16():
             raise ModelError(
                 f"verification.screen is 'bfloat16', but this CPU only emulates it, slower than "
-                f"the exact pass; {OFF}"
+                f"the exact pass; {REMEDY}"
             )
         half = replace(model, hf_model=copy.deepcopy(hf_model).bfloat16())
         return PackedScorer(half, pack_tokens=pack_tokens)
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ModelError(
             f"verification.screen is 'fp8', but scoring runs on {device}, which does not multiply "
-            f"8-bit floats (CUDA devices of compute capability 8.9 or later do); {OFF}"
+            f"8-bit floats (CUDA devices of compute capability 8.9 or later do); {REMEDY}"
         )
     if hf_model.dtype != torch.bfloat16:
         raise ModelError(
-            f"verification.screen is 'fp8', but scoring.dtype is not bfloat16; set it, or {OFF}"
+            f"verification.screen is 'fp8', but scoring.dtype is not bfloat16; set it, or {REMEDY}"
         )
     scorer = PackedScorer(model, pack_tokens=pack_tokens, float8=True)
     if scorer.mode != "packed":
         raise ModelError(
-            f"verification.screen is 'fp8', but this model can't be scored in 8-bit floats; {OFF}"
+            f"verification.screen is 'fp8', but this model can't be scored in it; {REMEDY}"
         )
     return scorer

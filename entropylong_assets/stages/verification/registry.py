@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from entropylong_assets.stages.entropy.scoring import Scorer
     from entropylong_assets.stages.verification.settings import VerificationSettings
 
-OFF = "off"
+NO_SCREEN = "none"
 """Value of `verification.screen` for no screen."""
 
 GainColumn = Literal["gain", "calibrated_gain"]

@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from entropylong_assets.settings.section import Section
-from entropylong_assets.stages.verification.registry import OFF, RULES, SCREENS
+from entropylong_assets.stages.verification.registry import NO_SCREEN, RULES, SCREENS
 
 RuleName = Annotated[str, AfterValidator(RULES.check)]
 
 
 def _check_screen(name: str) -> str:
-    return name if name == OFF else SCREENS.check(name)
+    return name if name == NO_SCREEN else SCREENS.check(name)
 
 
 class VerificationSettings(Section):
@@ -38,10 +38,10 @@ class VerificationSettings(Section):
     max_forward_tokens_per_root: int | None = Field(None, ge=1)
     """Maximum number of tokens in the forward passes of a root's candidates and controls; none: no
     limit. Candidates beyond it are not tried."""
-    screen: Annotated[str, AfterValidator(_check_screen)] = OFF
+    screen: Annotated[str, AfterValidator(_check_screen)] = NO_SCREEN
     """Approximate: score all contexts in this cheaper arithmetic, and exactly only a sample and
     those whose verdict could change. `bfloat16`, `fp8` (needs a CUDA device of compute capability
-    8.9 or later), or `off`. Other packages can add screens (docs/extending.md)."""
+    8.9 or later), or `none`. Other packages can add screens (docs/extending.md)."""
 
     @model_validator(mode="after")
     def _has_controls(self) -> VerificationSettings:

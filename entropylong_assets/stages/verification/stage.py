@@ -15,7 +15,7 @@ from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE, VERIFY
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.stage import Check, Markdown, Partition, Result, Stage, Step
-from entropylong_assets.stages.verification.registry import OFF, SCREENS, evaluated_rules
+from entropylong_assets.stages.verification.registry import NO_SCREEN, SCREENS, evaluated_rules
 from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.tables import (
     VERIFIED_DEPENDENCIES,
@@ -49,7 +49,7 @@ def _compute(step: Step) -> Result:
     table = open_table(store, candidates.index)
     pack_tokens, screen = settings.scoring.pack_tokens, settings.verification.screen
     scorer = load_scorer(model, pack_tokens)
-    screener = None if screen == OFF else SCREENS[screen](model, pack_tokens)
+    screener = None if screen == NO_SCREEN else SCREENS[screen](model, pack_tokens)
     used = {"scoring": scorer, "screen": screener}
     engines = {name: engine for name, engine in used.items() if isinstance(engine, PackedScorer)}
     before = {name: engine.usage.snapshot() for name, engine in engines.items()}

@@ -204,10 +204,10 @@ def test_a_screen_without_a_benefit_is_refused_in_one_line(
     half = ScoringModel(copy.deepcopy(model.hf_model).bfloat16(), model.tokenizer, "h", 512)
     for loaded, kind, reason in (
         (model, "bfloat16", "this CPU only emulates it"),
-        (half, "bfloat16", "already is bfloat16"),
+        (half, "bfloat16", "so is the exact pass"),
         (model, "fp8", "does not multiply 8-bit floats"),
     ):
         with pytest.raises(ModelError, match=reason) as caught:
             screeners.make_screener(loaded, kind)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
-        assert "set verification.screen to 'off'" in str(caught.value)
+        assert "set verification.screen to 'none'" in str(caught.value)
