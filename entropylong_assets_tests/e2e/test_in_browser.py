@@ -20,7 +20,7 @@ pytestmark = pytest.mark.browser
 
 
 def test_the_asset_graph_reads_from_left_to_right(day: Day, page: Page) -> None:
-    page.set_viewport_size({"width": 1900, "height": 700})
+    page.set_viewport_size({"width": 1900, "height": 1400})
     page.goto(f"{day.server.url}/asset-groups")
     graph = page.locator("svg")
     graph.get_by_text("dataset_audits").first.wait_for()
