@@ -6,7 +6,7 @@ command line alike.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -85,19 +85,20 @@ class Gap:
     shard: str
     stage: Stage
     basis: str
-    """Fingerprint of the inputs that it would read now: each gap is requested once."""
+    """Fingerprint of the inputs that it would read now and of its last materialization: each gap is
+    requested once, and again if the shard has been made since."""
 
 
 def find_gaps(
     stages: Sequence[Stage],
     partition: Partition,
     shards: Collection[str],
-    is_known: Container[tuple[str, str]],
+    known: Mapping[tuple[str, str], int],
 ) -> list[Gap]:
     """The first gap of each of these shards, if its inputs have passed their blocking checks.
 
-    stages: of one corpus or dataset. is_known: (stage name, shard) pairs whose materialization
-    the Dagster instance knows. Reads a few small manifests per shard.
+    stages: of one corpus or dataset. known: the last materialization that the Dagster instance
+    knows, by stage name and shard. Reads a few small manifests per shard.
     """
     follows = [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
 
@@ -113,7 +114,7 @@ def find_gaps(
                 files = stage.identify(here) if stage.automation == "by_scan" else {}
             except ValueError:  # a source file is missing: the scan reports it, the data stays
                 continue
-            if manifest is not None and (stage.name, shard) in is_known:
+            if manifest is not None and (stage.name, shard) in known:
                 made = manifest.determinants
                 inputs = made.get("inputs", {})
                 if all(inputs.get(n) == v for n, v in versions.items()) and all(
@@ -121,7 +122,8 @@ def find_gaps(
                 ):
                     continue
             if shards_contained(stage, here, [shard]):
-                return Gap(shard, stage, fingerprint(versions, files))
+                last = known.get((stage.name, shard))
+                return Gap(shard, stage, fingerprint(versions, files, last))
         return None
 
     with ThreadPoolExecutor(THREADS) as pool:
