@@ -82,7 +82,7 @@ def run(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None
                 runs = run_project(
                     project,
                     instance,
-                    datasets=[settings.name for settings in chosen],
+                    datasets=[settings.name for settings in chosen] if dataset else None,
                     watcher=bars.watcher,
                 )
             bars.print_missing()

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from entropylong_assets.settings.section import fingerprint
+from entropylong_assets.stages.corpus.errors import MissingSourceError
+from entropylong_assets.stages.corpus.shards import current_shard, load_plan
 from entropylong_assets.stages.stage import Partition, Stage
 from entropylong_assets.stages.versioning import (
     THREADS,
@@ -78,6 +80,16 @@ def _version(stage: Stage, partition: Partition, shard: str) -> str | None:
     return manifest.data_version if manifest else None
 
 
+def has_files(partition: Partition) -> bool:
+    """Whether a shard's source and a file of it still exist. If not, the scan reports it, and the
+    shard keeps its data."""
+    try:
+        current_shard(partition.settings, load_plan(partition.store), partition.shard)
+    except MissingSourceError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Gap:
     """The first stage of a shard that is missing or older than its inputs."""
@@ -112,7 +124,7 @@ def find_gaps(
             manifest = here.store.manifest(stage.tables, shard)
             try:
                 files = stage.identify(here) if stage.automation == "by_scan" else {}
-            except ValueError:  # a source file is missing: the scan reports it, the data stays
+            except ValueError:  # it can't be read, e.g. for lack of permission
                 continue
             if manifest is not None and (stage.name, shard) in known:
                 made = manifest.determinants
@@ -121,6 +133,8 @@ def find_gaps(
                     made.get(name) == value for name, value in files.items()
                 ):
                     continue
+            if stage.automation == "by_scan" and not has_files(here):
+                continue
             if shards_contained(stage, here, [shard]):
                 last = known.get((stage.name, shard))
                 return Gap(shard, stage, fingerprint(versions, files, last))

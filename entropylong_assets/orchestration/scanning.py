@@ -84,7 +84,7 @@ def run_key(shard: Shard) -> str:
 
 def shards_without_files(plan: ShardPlan, store: TableStore) -> set[str]:
     """Shards that have no data and can't be made, since their files are missing."""
-    missing = set(plan.missing_shards())
+    missing = set(plan.missing_shards)
     return missing - set(store.shards(CORPUS_DOCUMENTS)) if missing else missing
 
 

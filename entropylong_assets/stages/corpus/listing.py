@@ -104,8 +104,8 @@ def list_files(source: SourceSettings, data_uri: str = "") -> list[SourceFile]:
 def list_source(source: SourceSettings, data_uri: str = "") -> Listing:
     """Find the files of a source, and what is passed over.
 
-    data_uri: folder of the corpus' own tables, which are no source. Raises CorpusError if the source
-    can't be listed; network faults pass as they are, since a retry may help.
+    data_uri: folder of the corpus' own tables, which are no source. Raises CorpusError if the
+    source can't be listed; network faults pass as they are, since a retry may help.
     """
     where = f"source '{source.name}'"
     reader = None if source.kind == AUTO else source_format(source.kind)

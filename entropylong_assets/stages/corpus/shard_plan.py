@@ -56,6 +56,8 @@ class ShardPlan(BaseModel):
     """URIs of known files whose version differs from the planned one."""
     missing: tuple[str, ...] = ()
     """URIs of known files that their source no longer has. Their shards keep their data."""
+    missing_shards: tuple[str, ...] = ()
+    """Keys of shards none of whose files their source still has."""
     shared: tuple[str, ...] = ()
     """URIs of files that several sources have."""
     empty: Mapping[str, str] = {}
@@ -69,11 +71,6 @@ class ShardPlan(BaseModel):
             if shard.key == key:
                 return shard
         raise CorpusError(f"shard {key}: not in the plan; scan the sources to register it")
-
-    def missing_shards(self) -> tuple[str, ...]:
-        """Keys of shards none of whose files their source still has."""
-        missing = set(self.missing)
-        return tuple(shard.key for shard in self.shards if missing.issuperset(shard.files))
 
     def stale(self) -> tuple[str, ...]:
         """Keys of known shards with a changed file, which another run would read again."""

@@ -104,11 +104,13 @@ def plan_shards(
             number, position = number + 1, position + 1
     # Sources that are no longer in the settings.
     left_over = [f for old in by_source.values() for shard in old for f in shard.files]
+    without_source = [shard.key for old in by_source.values() for shard in old]
     return ShardPlan(
         shards=tuple(shards.values()),
         new=tuple(new),
         changed=tuple(file.uri for plan in plans for file in plan.changed),
         missing=tuple(dict.fromkeys([uri for plan in plans for uri in plan.missing] + left_over)),
+        missing_shards=(*(key for plan in plans for key in plan.missing_shards), *without_source),
         shared=_shared([*(plan.found for plan in plans), *([left_over] if left_over else [])]),
         empty={uri: version for plan in plans for uri, version in plan.empty.items()},
         passed_over=_merged(plans),
@@ -118,9 +120,7 @@ def plan_shards(
 def _merged(plans: Sequence[SourcePlan]) -> dict[str, tuple[str, ...]]:
     """What all sources pass over, by reason, unless another source reads it."""
     read = {
-        uri
-        for plan in plans
-        for uri in plan.found.keys() - plan.empty.keys() - set(plan.forbidden)
+        uri for plan in plans for uri in plan.found.keys() - plan.empty.keys() - set(plan.forbidden)
     }
     merged = {
         reason: {uri for plan in plans for uri in plan.passed_over.get(reason, ())} - read

@@ -107,6 +107,7 @@ class SourcePlan:
         self.empty = {uri: found for uri, found in self.found.items() if empty.get(uri) == found}
         self.changed = [f for f in files if planned.get(f.uri, f.version) != f.version]
         self.missing = [uri for uri in planned if uri not in self.found]
+        self.missing_shards = [s.key for s in known if self.found.keys().isdisjoint(s.files)]
         self.forbidden = list[str]()
         """Files that could not be opened to count their rows."""
         self.waiting = [f for f in files if f.uri not in planned and f.uri not in self.empty]
