@@ -41,11 +41,17 @@ def run(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None
     """Register new shards and run every stage that is not up to date, here and now.
 
     With --dataset only that dataset and its corpus. Stops at the first shard that fails, with exit
-    code 2. Needs no daemon.
+    code 2; shards whose source files are missing keep their data and stop nothing. Needs no daemon.
     """
     with plain_errors():
         project = open_project(settings_file)
-        from entropylong_assets.cli.output import RunBars, print_corpus, print_dataset
+        from entropylong_assets.cli.output import (
+            RunBars,
+            print_corpus,
+            print_dataset,
+            print_missing_files,
+            print_passed_over,
+        )
         from entropylong_assets.orchestration.local_run import (
             open_instance,
             register_shards,
@@ -65,18 +71,21 @@ def run(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None
         with open_instance() as instance:
             shards = 0
             for corpus in corpora:
-                plan = register_shards(corpus, instance)
+                plan = register_shards(corpus, instance, accept_changes=True)
                 shards += len(plan.shards)
                 out.print(
                     f"corpus {corpus.name}: {len(plan.shards)} shards, {len(plan.new)} of them new"
                 )
+                print_missing_files(out, plan)
+                print_passed_over(out, plan)
             with RunBars(out, project) as bars:
                 runs = run_project(
                     project,
                     instance,
-                    datasets=[settings.name for settings in chosen],
+                    datasets=[settings.name for settings in chosen] if dataset else None,
                     watcher=bars.watcher,
                 )
+            bars.print_missing()
             for corpus in corpora:
                 print_corpus(out, project, corpus)
             for settings in chosen:
@@ -88,19 +97,25 @@ def run(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None
 
 @app.command()
 def scan(settings_file: SettingsFile = None) -> None:
-    """Scan the sources and register the shards of all new files as partitions."""
+    """Scan the sources and register the shards of all new files as partitions.
+
+    Lists files that have changed or are missing, and what is passed over, by reason.
+    """
     with plain_errors():
         project = open_project(settings_file)
+        from entropylong_assets.cli.output import print_passed_over
         from entropylong_assets.orchestration.local_run import open_instance, register_shards
+        from entropylong_assets.stages.corpus.errors import one_line
 
         with open_instance() as instance:
             for corpus in project.corpora.values():
                 plan = register_shards(corpus, instance)
                 new = ", ".join(plan.new) or "none"
                 out.print(f"{corpus.name}: {len(plan.shards)} shards, new: {new}")
-                for what, files in (("changed", plan.changed), ("missing", plan.gone)):
+                for what, files in (("changed", plan.changed), ("missing", plan.missing)):
                     for file in files:
-                        out.print(f"{what}: {escape(file)}")
+                        out.print(f"{what}: {escape(one_line(file))}", soft_wrap=True)
+                print_passed_over(out, plan)
 
 
 @app.command()

@@ -25,7 +25,9 @@ from entropylong_assets.project import Project, open_store
 from entropylong_assets.report.summary import gather
 from entropylong_assets.report.tables import REPORT
 from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.corpus.shards import load_plan
+from entropylong_assets.stages.corpus.errors import MissingSourceError, one_line
+from entropylong_assets.stages.corpus.listing import describe_passed_over
+from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan
 from entropylong_assets.stages.stage import Job
 from entropylong_assets.stages.training_data.stage import TRAINING_DATASET
 from entropylong_assets.storage.tables import WHOLE
@@ -48,7 +50,9 @@ class RunBars:
             TextColumn("{task.fields[doing]}"),
             console=console,
         )
-        self.watcher = Watcher(self._start, self._end)
+        self._console = console
+        self._missing: dict[str, MissingSourceError] = {}
+        self.watcher = Watcher(self._start, self._end, self._missing.__setitem__)
 
     def __enter__(self) -> RunBars:
         self._bars.start()
@@ -81,6 +85,39 @@ class RunBars:
         if self._current is not None:
             of = f" of {total:,}" if total else ""
             self._bars.update(self._current, doing=f"{done:,}{of} {unit}, {rate:,.0f}/s")
+
+    def print_missing(self) -> None:
+        """Print a line if shards could not be made again, since their source files are missing."""
+        if self._missing:
+            first = next(iter(self._missing.values()))
+            more = f" (and {len(self._missing) - 1:,} more)" if len(self._missing) > 1 else ""
+            self._console.print(
+                f"not made again, data kept: {escape(str(first))}{more}", soft_wrap=True
+            )
+
+
+def print_missing_files(console: Console, plan: ShardPlan) -> None:
+    """Print a line if files are missing."""
+    if plan.missing:
+        more = f" (and {len(plan.missing) - 1:,} more)" if len(plan.missing) > 1 else ""
+        console.print(
+            f"missing: {escape(one_line(plan.missing[0]))}{more}; shards keep their data",
+            soft_wrap=True,
+        )
+
+
+def print_passed_over(console: Console, plan: ShardPlan) -> None:
+    """Print a line per reason for which files are not read, and one on files read twice."""
+    for reason, uris in plan.passed_over.items():
+        line = describe_passed_over({reason: uris})
+        console.print(f"passed over, {escape(line)}", soft_wrap=True)
+    if plan.shared:
+        more = ", …" if len(plan.shared) > 1 else ""
+        console.print(
+            f"read by several sources: {len(plan.shared):,} files "
+            f"({escape(one_line(plan.shared[0]))}{more})",
+            soft_wrap=True,
+        )
 
 
 def print_corpus(console: Console, project: Project, corpus: Settings) -> None:

@@ -13,7 +13,6 @@ from typing import Literal
 from entropylong_assets.orchestration.errors import line
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow
@@ -141,25 +140,21 @@ def sources(corpus: Settings) -> Finding:
     files = 0
     for source in corpus.sources:
         found = list_files(source)
-        if not found:
-            raise CorpusError(
-                f"source '{source.name}': no file at {source.uri}; put files there or correct "
-                "the source's uri"
-            )
         files += len(found)
-        for row in islice(read_rows(found[0].uri, found[0].kind, source), ROWS_READ):
+        first = found[0] if found else None
+        for row in islice(read_rows(first.uri, first.kind, source), ROWS_READ) if first else ():
             if isinstance(row, BadRow):
                 where = f"{row.file}, row {row.row}: {row.detail}; {REMEDIES[row.reason]}"
                 skips = corpus.on_bad_row == "skip"
                 return Finding("sources", "warning" if skips else "fault", where)
-    known = load_plan(open_store(corpus)).shards
-    planned = {file for shard in known for file in shard.files}
+    known = load_plan(open_store(corpus))
+    planned = {file for shard in known.shards for file in shard.files}
     # Only the files that are known are compared: rows of new ones would have to be counted.
-    plan = plan_shards(corpus, known, max_new_files=0)
+    plan = plan_shards(corpus, known.shards, empty=known.empty, max_new_files=0)
     message = f"{len(corpus.sources)} sources, {files:,} files, {len(planned):,} planned"
     for what, names, remedy in (
         ("changed", plan.changed, "switch on the sensor `new_files`, or run `ingest` for them"),
-        ("missing", plan.gone, "put them back, or leave their shards as they are"),
+        ("missing", plan.missing, "put them back, or leave their shards as they are"),
     ):
         if names:
             return Finding("sources", "warning", f"{message}; {what}: {few(names)}; {remedy}")

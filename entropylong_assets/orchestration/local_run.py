@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,20 @@ from entropylong_assets.orchestration.build import build_definitions
 from entropylong_assets.orchestration.jobs import jobs_by_stage
 from entropylong_assets.orchestration.launcher import end_dead_runs, process_tags
 from entropylong_assets.orchestration.naming import asset_key, partition_set, prefixed
+from entropylong_assets.orchestration.scanning import shards_without_files
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
+from entropylong_assets.stages.corpus.errors import MissingSourceError
+from entropylong_assets.stages.corpus.shards import (
+    ShardPlan,
+    current_shard,
+    load_plan,
+    plan_shards,
+    save_plan,
+)
 from entropylong_assets.stages.stage import Job, Partition, Stage
 from entropylong_assets.stages.versioning import failed_check, stale_reason
+from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
 
 
@@ -51,12 +61,21 @@ def open_instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def register_shards(corpus: Settings, instance: dg.DagsterInstance) -> ShardPlan:
-    """Scan the sources, add shards for new files to the plan, and register their partitions."""
+def register_shards(
+    corpus: Settings, instance: dg.DagsterInstance, *, accept_changes: bool = False
+) -> ShardPlan:
+    """Scan the sources, add shards for new files to the plan, and register their partitions.
+
+    accept_changes: as `plan_shards` does, for a caller that runs the shards. Otherwise changed
+    files are only named, and the next tick of a sensor starts their runs.
+    """
     store = open_store(corpus)
-    plan = plan_shards(corpus, load_plan(store).shards)
+    before = load_plan(store)
+    plan = plan_shards(corpus, before.shards, empty=before.empty, accept_changes=accept_changes)
     save_plan(store, plan)
-    instance.add_dynamic_partitions(partition_set(corpus), [shard.key for shard in plan.shards])
+    unmade = shards_without_files(plan, store)
+    keys = [shard.key for shard in plan.shards if shard.key not in unmade]
+    instance.add_dynamic_partitions(partition_set(corpus), keys)
     return plan
 
 
@@ -68,6 +87,8 @@ class Watcher:
     """Gets the corpus or dataset, the job and the shard."""
     on_end: Callable[[Settings, Job, str, bool], None] = lambda *_: None
     """The same, and whether anything was run."""
+    on_missing: Callable[[str, MissingSourceError], None] = lambda *_: None
+    """Gets a shard that should be read again and can't, and why. It keeps what data it has."""
 
 
 def needs_run(settings: Settings, stage: Stage, shard: str, instance: dg.DagsterInstance) -> bool:
@@ -93,7 +114,7 @@ def run_project(
     """Run what is not up to date: each corpus, then each dataset. Returns the number of runs.
 
     datasets: names of those to run, with their corpora; None: all, and all corpora. The shards are
-    those of the saved plans. Raises RunError at the first run that fails.
+    those of the saved plans. Raises RunError if a corpus has none, and at the first run that fails.
     """
     chosen = [d for d in project.datasets.values() if datasets is None or d.name in datasets]
     corpora = [
@@ -102,6 +123,12 @@ def run_project(
         if datasets is None or any(d.corpus.name == corpus.name for d in chosen)
     ]
     runner = _Runner(project, instance, watcher)
+    for corpus in corpora:
+        if not load_plan(open_store(corpus)).shards:
+            raise RunError(
+                f"corpus {corpus.name}: its sources have no file with rows; put documents there, "
+                "or correct the sources: `entropylong scan` lists what is passed over, and why"
+            )
     for settings in (*corpora, *chosen):
         follows = [s for s in project.stages_of(settings) if s.automation != "by_hand"]
         if not with_export:
@@ -144,6 +171,8 @@ class _Runner:
     def __init__(self, project: Project, instance: dg.DagsterInstance, watcher: Watcher) -> None:
         self._repository = build_definitions(project).get_repository_def()
         self._instance, self._watcher = instance, watcher
+        self._without_data: dict[str, set[str]] = defaultdict(set)
+        """By corpus: shards that no stage can read, and whose files are missing now."""
         self.runs = 0
 
     def run(
@@ -161,10 +190,17 @@ class _Runner:
         """
         if shards is None:
             shards = [shard.key for shard in load_plan(open_store(settings)).shards]
+        without_data = self._without_data[Partition(settings, open_store(settings)).corpus.name]
         for job, of in jobs_by_stage(stages).items():
             for shard in shards if of[0].partitioned else [WHOLE]:
                 self._watcher.on_start(settings, job, shard)
-                needed = [s for s in of if always or needs_run(settings, s, shard, self._instance)]
+                needed = [
+                    stage
+                    for stage in of
+                    if shard not in without_data
+                    and (always or needs_run(settings, stage, shard, self._instance))
+                    and self._has_files(settings, stage, shard, without_data)
+                ]
                 if needed and follow:
                     needed = of[of.index(needed[0]) :]
                 if needed:
@@ -173,6 +209,24 @@ class _Runner:
                     run_job(definition, shard, self._instance, keys)
                     self.runs += 1
                 self._watcher.on_end(settings, job, shard, bool(needed))
+
+    def _has_files(
+        self, settings: Settings, stage: Stage, shard: str, without_data: set[str]
+    ) -> bool:
+        """Whether a stage that reads source files still finds those of the shard."""
+        if stage.automation != "by_scan":
+            return True
+        store = open_store(settings)
+        try:
+            current_shard(settings, load_plan(store), shard)
+        except MissingSourceError as error:
+            self._watcher.on_missing(shard, error)
+            try:
+                store.require(stage.tables, shard)
+            except TableError:  # never made, or in the format of another version
+                without_data.add(shard)
+            return False
+        return True
 
 
 def run_job(

@@ -6,11 +6,13 @@ command line alike.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from entropylong_assets.settings.section import fingerprint
+from entropylong_assets.stages.corpus.errors import MissingSourceError
+from entropylong_assets.stages.corpus.shards import current_shard, load_plan
 from entropylong_assets.stages.stage import Partition, Stage
 from entropylong_assets.stages.versioning import (
     THREADS,
@@ -78,6 +80,16 @@ def _version(stage: Stage, partition: Partition, shard: str) -> str | None:
     return manifest.data_version if manifest else None
 
 
+def has_files(partition: Partition) -> bool:
+    """Whether a shard's source and a file of it still exist. If not, the scan reports it, and the
+    shard keeps its data."""
+    try:
+        current_shard(partition.settings, load_plan(partition.store), partition.shard)
+    except MissingSourceError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Gap:
     """The first stage of a shard that is missing or older than its inputs."""
@@ -85,19 +97,20 @@ class Gap:
     shard: str
     stage: Stage
     basis: str
-    """Fingerprint of the inputs that it would read now: each gap is requested once."""
+    """Fingerprint of the inputs that it would read now and of its last materialization: each gap is
+    requested once, and again if the shard has been made since."""
 
 
 def find_gaps(
     stages: Sequence[Stage],
     partition: Partition,
     shards: Collection[str],
-    is_known: Container[tuple[str, str]],
+    known: Mapping[tuple[str, str], int],
 ) -> list[Gap]:
     """The first gap of each of these shards, if its inputs have passed their blocking checks.
 
-    stages: of one corpus or dataset. is_known: (stage name, shard) pairs whose materialization
-    the Dagster instance knows. Reads a few small manifests per shard.
+    stages: of one corpus or dataset. known: the last materialization that the Dagster instance
+    knows, by stage name and shard. Reads a few small manifests per shard.
     """
     follows = [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
 
@@ -111,17 +124,20 @@ def find_gaps(
             manifest = here.store.manifest(stage.tables, shard)
             try:
                 files = stage.identify(here) if stage.automation == "by_scan" else {}
-            except ValueError:  # a source file is missing: the scan reports it, the data stays
+            except ValueError:  # it can't be read, e.g. for lack of permission
                 continue
-            if manifest is not None and (stage.name, shard) in is_known:
+            if manifest is not None and (stage.name, shard) in known:
                 made = manifest.determinants
                 inputs = made.get("inputs", {})
                 if all(inputs.get(n) == v for n, v in versions.items()) and all(
                     made.get(name) == value for name, value in files.items()
                 ):
                     continue
+            if stage.automation == "by_scan" and not has_files(here):
+                continue
             if shards_contained(stage, here, [shard]):
-                return Gap(shard, stage, fingerprint(versions, files))
+                last = known.get((stage.name, shard))
+                return Gap(shard, stage, fingerprint(versions, files, last))
         return None
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -10,6 +10,7 @@ import dagster as dg
 from entropylong_assets.orchestration.naming import partition_set
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings, fingerprint
+from entropylong_assets.stages.corpus.listing import describe_passed_over
 from entropylong_assets.stages.corpus.shards import (
     Shard,
     ShardPlan,
@@ -17,6 +18,8 @@ from entropylong_assets.stages.corpus.shards import (
     plan_shards,
     save_plan,
 )
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.storage.tables import TableStore
 
 ACTIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -57,11 +60,15 @@ class Scan:
                 ("new shards", self.unregistered),
                 ("changed files", self.plan.changed),
                 ("shards to be read again", self.renewed),
-                ("missing files (their shards keep their data)", self.plan.gone),
+                ("missing files (their shards keep their data)", self.plan.missing),
+                ("files that several sources have", self.plan.shared),
             )
             if names
         ]
-        return "; ".join(parts) or f"nothing new in {len(self.plan.shards):,} shards"
+        parts = parts or [f"nothing new in {len(self.plan.shards):,} shards"]
+        if self.plan.passed_over:
+            parts.append(f"passed over: {describe_passed_over(self.plan.passed_over)}")
+        return "; ".join(parts)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -70,8 +77,15 @@ def _few(names: Sequence[str]) -> str:
 
 
 def run_key(shard: Shard) -> str:
-    """Changes with the files of a shard, so that each version is requested once."""
+    """Changes whenever a scan finds the files of a shard changed, so that each change is requested
+    once, also if a file has become again what it was before."""
     return f"{shard.key}@{fingerprint(shard.model_dump(mode='json', exclude={'position'}))}"
+
+
+def shards_without_files(plan: ShardPlan, store: TableStore) -> set[str]:
+    """Shards that have no data and can't be made, since their files are missing."""
+    missing = set(plan.missing_shards)
+    return missing - set(store.shards(CORPUS_DOCUMENTS)) if missing else missing
 
 
 def scan(corpus: Settings, instance: dg.DagsterInstance, max_new_files: int | None = None) -> Scan:
@@ -81,17 +95,24 @@ def scan(corpus: Settings, instance: dg.DagsterInstance, max_new_files: int | No
     dies after saving. Raises CorpusError, as `plan_shards` and `save_plan` do.
     """
     store = open_store(corpus)
-    before = load_plan(store).shards
-    plan = plan_shards(corpus, before, accept_changes=True, max_new_files=max_new_files)
-    if plan.shards != before:
+    before = load_plan(store)
+    plan = plan_shards(
+        corpus,
+        before.shards,
+        empty=before.empty,
+        accept_changes=True,
+        max_new_files=max_new_files,
+    )
+    if (plan.shards, plan.empty) != (before.shards, before.empty):
         save_plan(store, plan)
     registered = set(instance.get_dynamic_partitions(partition_set(corpus)))
+    not_yet = registered | shards_without_files(plan, store)
     return Scan(
         plan=plan,
-        unregistered=tuple(s.key for s in plan.shards if s.key not in registered),
+        unregistered=tuple(s.key for s in plan.shards if s.key not in not_yet),
         renewed=tuple(
             new.key
-            for old, new in zip(before, plan.shards, strict=False)
+            for old, new in zip(before.shards, plan.shards, strict=False)
             if old != new and new.key in registered
         ),
     )

@@ -166,9 +166,11 @@ def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
         instance = context.instance
         shards = set(instance.get_dynamic_partitions(partition_set(settings)))
         known = {
-            (stage.name, shard)
+            (stage.name, shard): materialization
             for stage in follows
-            for shard in instance.get_materialized_partitions(asset_key(settings, stage))
+            for shard, materialization in instance.get_latest_storage_id_by_partition(
+                asset_key(settings, stage), dg.DagsterEventType.ASSET_MATERIALIZATION
+            ).items()
         }
         gaps = find_gaps(
             stages,

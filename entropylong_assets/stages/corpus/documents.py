@@ -156,6 +156,8 @@ def ingest_shard(
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
     seen: set[bytes] = set()
+    # A shard that begins within a file says nothing about the rows before it.
+    without_rows = set(shard.files) if shard.first_row == 0 else set()
 
     for batch in _batches(read_shard(shard, source)):
         bad = [item for item in batch if isinstance(item, BadRow)]
@@ -170,6 +172,7 @@ def ingest_shard(
         writer.append("dropped", sorted(dropped, key=lambda drop: (drop["file"], drop["row"])))
         drops.update(drop["reason"] for drop in dropped)
         counts["rows_read"] += len(batch)
+        without_rows.difference_update(item.file for item in batch)
         counts["documents"] += len(documents)
         counts["chars"] += sum(document["n_chars"] for document in documents)
         on_progress(len(batch))
@@ -181,4 +184,5 @@ def ingest_shard(
         documents=counts["documents"],
         chars=counts["chars"],
         dropped=dict(sorted(drops.items())),
+        files_without_rows=len(without_rows),
     )

@@ -7,6 +7,10 @@ class CorpusError(ValueError):
     """A source, a file or a row is wrong. The message is one line and says what to do."""
 
 
+class MissingSourceError(CorpusError):
+    """The file or the source of a shard no longer exists. What was made of it stays as it is."""
+
+
 def one_line(value: object, limit: int = 400) -> str:
     """Return `value` as one printable line of at most `limit` characters.
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import IO, Any, NamedTuple
+
+from fsspec.implementations.local import LocalFileSystem
 
 from entropylong_assets.stages.corpus.errors import CorpusError, one_line
 from entropylong_assets.stages.corpus.registry import COMPRESSIONS
 from entropylong_assets.storage.object_storage import Local, open_uri
 
 # What distinguishes two contents of a file, as the file systems name it; the first group that an
-# entry has is used. Local change time and inode are left out: a chmod is no change.
+# entry has is used. Of a local file it is the modification time. Change time and inode are left
+# out: a chmod or a backup by hard links is no change, nor is a network disk that is mounted again.
 _HASHES = ("ETag", "etag", "blob_id", "md5Hash", "content_hash", "CRC")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "date_time", "created")
 
@@ -27,6 +32,8 @@ class SourceFile(NamedTuple):
     uri: str
     kind: str
     version: str
+    size: int | None = None
+    """Bytes, if the file system tells."""
 
 
 def plain_name(uri: str) -> str:
@@ -51,7 +58,33 @@ def version_of(info: Mapping[str, Any]) -> str:
     times = [info[key] for key in _TIMES if info.get(key)][:1]
     # Some file systems give a time as a number in a listing and as a datetime for a single file.
     parts += known or [t.timestamp() if isinstance(t, datetime) else t for t in times]
+    # A link that now leads elsewhere, perhaps to a file of the same size and time.
+    parts += [info["destination"]] if info.get("destination") else []
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def local_info(path: str) -> dict[str, Any]:
+    """Return the directory entry of a local path; of a link, that of the file it leads to.
+
+    fsspec gives the time of the link itself: an edit behind it would go unnoticed. Raises OSError.
+    """
+    found = os.stat(path)
+    is_folder, is_file = stat.S_ISDIR(found.st_mode), stat.S_ISREG(found.st_mode)
+    info = {
+        "name": path,
+        "type": "directory" if is_folder else "file" if is_file else "other",
+        "size": found.st_size,
+        "mtime": found.st_mtime,
+    }
+    return info | ({"destination": os.readlink(path)} if os.path.islink(path) else {})
+
+
+def entry_of(fs: Any, path: str) -> Mapping[str, Any] | None:
+    """Return the directory entry of a path on a file system, or None if it does not exist."""
+    try:
+        return local_info(path) if isinstance(fs, LocalFileSystem) else fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def file_system(uri: str) -> tuple[Any, str]:

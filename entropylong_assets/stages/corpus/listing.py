@@ -1,23 +1,88 @@
-"""The files of a source: listing them, and seeing whether one has changed."""
+"""The files of a source: one rule for a folder, a pattern and an object store.
+
+A uri names one file, a folder, or a pattern (see `patterns.py`). A file that it names is read
+whatever it is called. Below a folder or a pattern, everything is read except what REASONS lists,
+which is counted: as Spark, DuckDB and Hugging Face's `datasets` do, hidden files, files of unknown
+formats and the cards of a hub are passed over.
+"""
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from fsspec.implementations.local import LocalFileSystem
+
+from entropylong_assets.settings.registry import ExtensionError
 from entropylong_assets.stages.corpus.errors import CorpusError, one_line
 from entropylong_assets.stages.corpus.files import (
     SourceFile,
+    entry_of,
     file_system,
     plain_name,
     split_cache,
     version_of,
+    without_compression,
 )
+from entropylong_assets.stages.corpus.patterns import Pattern, expand_alternatives
 from entropylong_assets.stages.corpus.registry import VirtualFormat, kind_of, source_format
 from entropylong_assets.stages.corpus.settings import AUTO, SourceSettings
+from entropylong_assets.stages.corpus.walking import Found, find_files
+from entropylong_assets.storage.object_storage import StorageError
+
+REASONS: Mapping[str, str] = {
+    "hidden": "names that begin with . or _",
+    "repository": "README, LICENSE and the like",
+    "unknown_format": "no known format by the name",
+    "other_format": "not of the source's kind by the name",
+    "dangling": "links that lead nowhere",
+    "forbidden": "no permission to read",
+    "repeated": "links to what is read anyway",
+    "special": "neither files nor folders",
+    "own": "the data_uri, where tables are written",
+    "empty": "files without rows",
+}
+"""Why files are passed over, in words."""
+
+# Files that stand beside the data of a repository: those that `datasets` leaves out, and licences.
+_REPOSITORY_TEXT = re.compile(
+    r"(readme|licen[cs]e|copying|notice|(data(set)?|model)[-_]?card)([-_.][a-z0-9.-]{1,12})?"
+)
+_REPOSITORY_JSON = {
+    "config.json",
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "state.json",
+}
+
+PassedOver = Mapping[str, tuple[str, ...]]
+"""URIs by reason, a key of REASONS. Hidden and repeated folders stand for all that is in them."""
+
+
+_NAMED = 3
+
+
+def describe_passed_over(passed_over: PassedOver) -> str:
+    """Return one line: per reason, in words, the number of files and the first of them."""
+    parts = []
+    for reason, uris in passed_over.items():
+        more = ", …" if len(uris) > _NAMED else ""
+        shown = ", ".join(one_line(uri, 200) for uri in uris[:_NAMED])
+        parts.append(f"{REASONS[reason]}: {len(uris):,} ({shown}{more})")
+    return "; ".join(parts)
+
+
+class Listing(NamedTuple):
+    """What was found at a source's uri."""
+
+    files: list[SourceFile]
+    """Sorted by URI; those of a virtual format in its own order."""
+    passed_over: PassedOver
 
 
 def file_version(uri: str, kind: str) -> str | None:
@@ -27,57 +92,28 @@ def file_version(uri: str, kind: str) -> str | None:
         return reader.version(uri)
     fs, path = file_system(split_cache(uri)[1])
     fs.invalidate_cache()
-    try:
-        return version_of(fs.info(path))
-    except FileNotFoundError:
-        return None
+    info = entry_of(fs, path)
+    return None if info is None else version_of(info)
 
 
-def _name(path: str, uri: str, fs: Any) -> str:
-    """Return the URI with which `open_file` opens a path on the file system of the source."""
-    if "://" in uri:
-        return "::".join([fs.unstrip_protocol(path), *uri.split("::")[1:]])
-    if os.path.isabs(uri) or uri.startswith("~"):
-        return path
-    # A relative source has relative names, so that a project folder can be moved.
-    return os.path.relpath(path).replace(os.sep, "/")
+def list_files(source: SourceSettings, data_uri: str = "") -> list[SourceFile]:
+    """Return the files of a source. Raises CorpusError as `list_source` does."""
+    return list_source(source, data_uri).files
 
 
-def _entries(fs: Any, path: str, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield paths and directory entries of a glob, a file or the files in a folder."""
-    if glob.has_magic(path):
-        found = fs.glob(path, detail=True)
-        if found:
-            yield from ((p, i) for p, i in found.items() if i["type"] != "directory")
-            return
-    try:
-        info = fs.info(path)
-    except FileNotFoundError:
-        return
-    if info["type"] != "directory":
-        yield path, info
-        return
-    base = path.rstrip("/")
-    recognizes = kind_of if kind == AUTO else source_format(kind).recognizes
-    for entry, detail in fs.find(base, detail=True).items():
-        inside = entry[len(base) :].strip("/").split("/")
-        if recognizes(inside[-1]) and not any(part.startswith(".") for part in inside):
-            yield entry, detail
+def list_source(source: SourceSettings, data_uri: str = "") -> Listing:
+    """Find the files of a source, and what is passed over.
 
-
-def list_files(source: SourceSettings) -> list[SourceFile]:
-    """Return all files of a source, sorted by URI; those of a virtual format as it lists them.
-
-    A folder stands for the files in it, at any depth, that the format recognizes and whose names
-    don't begin with a dot. Raises CorpusError if the source can't be listed; network faults pass as
-    they are, since a retry may help.
+    data_uri: folder of the corpus' own tables, which are no source. Raises CorpusError if the
+    source can't be listed; network faults pass as they are, since a retry may help.
     """
     where = f"source '{source.name}'"
     reader = None if source.kind == AUTO else source_format(source.kind)
     if isinstance(reader, VirtualFormat):
         uris = reader.list_files(source)
-        return [SourceFile(uri, source.kind, reader.version(uri)) for uri in uris]
-    cache, inner = split_cache(source.uri)
+        files = [SourceFile(uri, source.kind, reader.version(uri) or "") for uri in uris]
+        return Listing(files, {})
+    inner = split_cache(source.uri)[1]
     try:
         fs, path = file_system(inner)
     except (ImportError, ValueError) as error:
@@ -87,27 +123,140 @@ def list_files(source: SourceSettings) -> list[SourceFile]:
         ) from None
     # Remote file systems cache listings; a process that runs for long would never see new files.
     fs.invalidate_cache()
-    files = []
+    if inner.split("::")[0].endswith("/"):
+        path = path.rstrip("/") + "/"
     try:
-        entries = list(_entries(fs, path, source.kind))
+        return _Search(source, fs, data_uri).run(path)
     except PermissionError as error:
         raise CorpusError(
             f"{where}: no permission to list {source.uri} ({one_line(error)}); grant it, or "
             "narrow the uri"
         ) from None
-    for entry, info in entries:
-        uri = cache + _name(entry, inner, fs)
-        kind = source.kind if source.kind != AUTO else kind_of(plain_name(uri))
+    except CorpusError as error:
+        raise CorpusError(f"{where}: {error}") from None
+    except (StorageError, ExtensionError):
+        raise
+    except (ValueError, NotImplementedError) as error:  # of a file system
+        raise CorpusError(
+            f"{where}: can't list {source.uri}: {one_line(error)}; correct the uri"
+        ) from None
+
+
+class _Search:
+    """One search for the files of a source on a file system."""
+
+    def __init__(self, source: SourceSettings, fs: Any, data_uri: str) -> None:
+        self._source, self._fs = source, fs
+        own_fs, own = file_system(data_uri) if data_uri else (None, "")
+        is_local = isinstance(fs, LocalFileSystem)
+        self._own = ""
+        if own_fs is not None and type(own_fs) is type(fs):
+            self._own = (os.path.realpath(own) if is_local else own).rstrip("/")
+        self._cache, self._uri = split_cache(source.uri)
+        self._has_question_marks = not self._uri.startswith(("http://", "https://"))
+        self._passed_over: dict[str, set[str]] = defaultdict(set)
+        self._recognizes = kind_of if source.kind == AUTO else source_format(source.kind).recognizes
+
+    def run(self, path: str) -> Listing:
+        chosen: list[tuple[Found, str]] = []
+        for alternative in expand_alternatives(path):
+            chosen += self._choose(Pattern(alternative, question_marks=self._has_question_marks))
+        if not chosen and not self._passed_over:  # perhaps a name with characters of a pattern
+            chosen += self._named_file(path)
+        files, seen = dict[str, SourceFile](), dict[str, str]()
+        for found, kind in sorted(chosen, key=lambda one: (one[0].is_linked, one[0].path)):
+            if seen.setdefault(found.real, found.path) != found.path:
+                self._note("repeated", found.path)
+                continue
+            uri = self._name(found.path)
+            files[uri] = SourceFile(uri, kind, version_of(found.info), found.info.get("size"))
+        for uri in files:
+            self._refuse_unusable(uri)
+        passed_over = {
+            reason: tuple(sorted(self._passed_over[reason]))
+            for reason in REASONS
+            if reason in self._passed_over
+        }
+        return Listing(sorted(files.values()), passed_over)
+
+    def _note(self, reason: str, path: str) -> None:
+        uri = self._name(path.rstrip("/"))
+        self._passed_over[reason].add(f"{uri}/" if path.endswith("/") else uri)
+
+    def _choose(self, pattern: Pattern) -> Iterator[tuple[Found, str]]:
+        if pattern.is_literal and not pattern.root.endswith("/"):
+            named = self._named_file(pattern.root)
+            if named:
+                yield from named
+                return
+        for found in find_files(self._fs, pattern, self._note):
+            if self._own and found.real.startswith(f"{self._own}/"):
+                self._note("own", f"{self._own}/")
+                continue
+            name = found.path.rpartition("/")[2]
+            kind, reason = self._judge(name, pattern)
+            if kind is not None:
+                yield found, kind
+            else:
+                self._note(reason, found.path)
+
+    def _named_file(self, path: str) -> list[tuple[Found, str]]:
+        """The file of this path, or [] if there is none. It is read, whatever its name."""
+        info = entry_of(self._fs, path)
+        if info is None or info["type"] == "directory":
+            return []
+        uri = self._name(path)
+        if info["type"] != "file":
+            raise CorpusError(f"{one_line(uri)} is not a regular file; name one")
+        kind = self._source.kind if self._source.kind != AUTO else kind_of(plain_name(uri))
         if kind is None:
             raise CorpusError(
-                f"{where}: the format of {one_line(uri)} is not known by its name; set the "
-                "source's kind or narrow its uri"
+                f"the format of {one_line(uri)} is not known by its name; set the source's kind "
+                "or narrow its uri"
             )
+        return [(Found(path, info, path, False), kind)]
+
+    def _judge(self, name: str, pattern: Pattern) -> tuple[str | None, str]:
+        """The format of a file by its name, or None and the reason for which it is passed over."""
+        kind = self._source.kind
+        if pattern.is_bare and _is_of_repository(name):
+            return None, "repository"
+        if kind == AUTO:
+            return kind_of(name), "unknown_format"
+        ending = pattern.ending.lower()
+        is_asked_for = "." in ending or (
+            "." not in without_compression(name) and not pattern.is_bare
+        )
+        if source_format(kind).recognizes(name) or is_asked_for:
+            return kind, ""
+        return None, "unknown_format" if kind_of(name) is None else "other_format"
+
+    def _name(self, path: str) -> str:
+        """The URI with which `open_file` opens a path on the file system of the source."""
+        if "://" in self._uri:
+            chain = [self._fs.unstrip_protocol(path), *self._uri.split("::")[1:]]
+            return self._cache + "::".join(chain)
+        if os.path.isabs(self._uri) or self._uri.startswith("~"):
+            return path
+        # A relative source has relative names, so that a project folder can be moved.
+        return os.path.relpath(path).replace(os.sep, "/")
+
+    def _refuse_unusable(self, uri: str) -> None:
         # Tables and JSON, which name the file, can't hold either.
         if any(unicodedata.category(char) in ("Cc", "Cs") for char in uri):
             raise CorpusError(
-                f"{where}: the file name {one_line(uri)} contains control characters or is not "
-                "UTF-8; rename it"
+                f"the file name {one_line(uri)} contains control characters or is not UTF-8; "
+                "rename it"
             )
-        files.append(SourceFile(uri, kind, version_of(info)))
-    return sorted(files)
+        if "://" in self._uri and uri.count("::") != self._source.uri.count("::"):
+            raise CorpusError(
+                f"the file name {one_line(uri)} contains '::', which joins file systems in a URI; "
+                "rename it"
+            )
+
+
+def _is_of_repository(name: str) -> bool:
+    """Whether a file describes a repository and is no part of its data."""
+    name = name.lower()
+    is_text = kind_of(name) in (None, "text")
+    return name in _REPOSITORY_JSON or (is_text and bool(_REPOSITORY_TEXT.fullmatch(name)))

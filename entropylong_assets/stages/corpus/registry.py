@@ -44,6 +44,8 @@ class SourceFormat(ABC):
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Ends of file names, in lower case, by which `kind: auto` recognizes the format."""
+    accepted_suffixes: ClassVar[tuple[str, ...]] = ()
+    """Further ends of file names that a source of this `kind` reads, though `auto` does not."""
     compressions: ClassVar[tuple[str, ...]] = COMPRESSIONS
     """What may follow a suffix, e.g. `.jsonl.gz`."""
     one_row_per_file: ClassVar[bool] = False
@@ -66,15 +68,19 @@ class SourceFormat(ABC):
         """
 
     def recognizes(self, name: str) -> bool:
-        """Whether the name of a file has one of the suffixes."""
-        return self.length_of_suffix(name) > 0
+        """Whether a source of this `kind` reads files of such a name below a folder."""
+        return self._decompressed(name).endswith((*self.suffixes, *self.accepted_suffixes))
 
     def length_of_suffix(self, name: str) -> int:
         """Return the length of the longest suffix of the format in a file name, or 0."""
+        name = self._decompressed(name)
+        return max((len(suffix) for suffix in self.suffixes if name.endswith(suffix)), default=0)
+
+    def _decompressed(self, name: str) -> str:
         name = name.lower()
         for compression in self.compressions:
             name = name.removesuffix(compression)
-        return max((len(suffix) for suffix in self.suffixes if name.endswith(suffix)), default=0)
+        return name
 
 
 class VirtualFormat(SourceFormat):
@@ -88,8 +94,8 @@ class VirtualFormat(SourceFormat):
         """
 
     @abstractmethod
-    def version(self, file: str) -> str:
-        """Return a string that changes whenever the rows of the URI do."""
+    def version(self, file: str) -> str | None:
+        """Return a string that changes whenever the rows of the URI do; None if it is missing."""
 
 
 SOURCE_FORMATS: Registry[type[SourceFormat]] = Registry(

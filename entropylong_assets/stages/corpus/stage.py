@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from entropylong_assets.stages.corpus.errors import MissingSourceError, one_line
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.stage import Check, Job, Partition, Result, Stage, Step
+from entropylong_assets.stages.versioning import determining_settings
 from entropylong_assets.storage import duck
+from entropylong_assets.storage.manifest import TableError
 
 INGEST = Job(
     "ingest", "Read new shards of the sources, cut documents into chunks and embed them.", hours=12
@@ -22,6 +25,12 @@ def _compute(step: Step) -> Result:
     from entropylong_assets.stages.corpus.shards import current_shard, load_plan
 
     shard = current_shard(step.settings, load_plan(step.store), step.shard)
+    missing = set(step.determinants["shard"]["files"]).difference(shard.files)
+    if missing:
+        raise MissingSourceError(
+            f"shard {shard.key}: {one_line(min(missing))} does not exist; put it back, or leave "
+            "the shard as it is: it is up to date but for that"
+        )
     step.progress.total = shard.n_rows
     summary = ingest_shard(shard, step.settings, step.writer, step.progress)
     duplicates = summary.dropped.get("duplicate_in_shard", 0)
@@ -38,15 +47,44 @@ def _compute(step: Step) -> Result:
 def _identify(partition: Partition) -> Mapping[str, Any]:
     """The shard's files as they are now, and the settings of its source.
 
-    Other sources are left out: a new one makes no old shard stale.
+    Other sources are left out: a new one makes no old shard stale. Nor does a file or a source that
+    is missing: then the shard is determined by what it was made of.
     """
     from entropylong_assets.stages.corpus.shards import current_shard, load_plan, source_of
 
-    shard = current_shard(partition.settings, load_plan(partition.store), partition.shard)
-    return {
-        "shard": shard.model_dump(mode="json", exclude={"position"}),
-        "source": source_of(shard, partition.settings).model_dump(mode="json"),
-    }
+    plan = load_plan(partition.store)
+    try:
+        manifest = partition.store.manifest(CORPUS_DOCUMENTS, partition.shard)
+    except TableError:  # damaged: it is about to be made again
+        manifest = None
+    made = manifest.determinants if manifest else {}
+    try:
+        source = source_of(plan.shard(partition.shard), partition.settings).model_dump(mode="json")
+        shard = current_shard(partition.settings, plan, partition.shard)
+    except MissingSourceError:
+        if not {"shard", "source"} <= made.keys():
+            raise
+        sources = {source.name: source for source in partition.settings.sources}
+        known = sources.get(made["source"]["name"])
+        source = known.model_dump(mode="json") if known else made["source"]
+        return {"shard": made["shard"], "source": source}
+    now = shard.model_dump(mode="json", exclude={"position", "revision"})
+    if made.get("source") == source and _lacks_files_only(made["shard"], now):
+        # Made again under other settings, it would do without them.
+        settings = determining_settings(CORPUS_DOCUMENTS_STAGE, partition.settings)
+        code = CORPUS_DOCUMENTS_STAGE.code_version
+        if (made.get("code"), made.get("settings")) == (code, settings):
+            return {"shard": made["shard"], "source": source}
+    return {"shard": now, "source": source}
+
+
+def _lacks_files_only(made: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a shard of whole files differs from what it was made of by missing files alone."""
+
+    def versions(shard: Mapping[str, Any]) -> dict[str, str]:
+        return dict(zip(shard["files"], shard["versions"], strict=True))
+
+    return versions(now).items() < versions(made).items()
 
 
 def _views(partition: Partition) -> Mapping[str, duck.View]:
@@ -74,7 +112,7 @@ row that does not become a document is listed in the table `dropped`, with the r
     # yields other documents.
     determined_by=lambda _: ("min_chars", "max_chars"),
     identify=_identify,
-    code_version=2,
+    code_version=3,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("unique_documents", "Ids of documents are unique in the shard."),

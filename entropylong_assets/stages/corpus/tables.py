@@ -26,6 +26,8 @@ class CorpusDocumentsSummary(Summary):
     """Length of all documents (characters)."""
     dropped: dict[str, int]
     """Number of rows by reason."""
+    files_without_rows: int = 0
+    """Files that are empty now. They are no fault."""
 
 
 _PLACE = [

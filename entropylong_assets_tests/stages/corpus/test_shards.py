@@ -68,7 +68,7 @@ def test_later_files_never_take_an_earlier_key_or_position(tmp_path: Path) -> No
     assert [s.position for s in second.shards] == [0, 1, 2, 3]
     assert second.new == ("s-00002", "s-00003")
     third = plan_shards(corpus, second.shards)
-    assert (third.shards, third.new, third.changed, third.gone) == (second.shards, (), (), ())
+    assert (third.shards, third.new, third.changed, third.missing) == (second.shards, (), (), ())
 
 
 def test_sources_number_their_shards_apart_and_share_the_positions(tmp_path: Path) -> None:
@@ -82,18 +82,18 @@ def test_sources_number_their_shards_apart_and_share_the_positions(tmp_path: Pat
     lines(tmp_path / "b/0.jsonl", "1")
     plan = plan_shards(both, plan.shards)
     assert [(s.key, s.position) for s in plan.shards][2:] == [("b-00001", 2)]
-    # A source that leaves the settings: its shards stay, its files are named as gone.
+    # A source that leaves the settings: its shards stay, its files are named as missing.
     only = both.model_copy(update={"sources": both.sources[:1]})
     left = plan_shards(only, plan.shards)
     assert left.shards == plan.shards
-    assert left.gone == (str(tmp_path / "a/1.jsonl"),)
+    assert left.missing == (str(tmp_path / "a/1.jsonl"),)
     with pytest.raises(CorpusError, match="the settings have no source 'a'"):
         source_of(plan.shard("a-00000"), only)
     with pytest.raises(CorpusError, match="shard x-1: not in the plan"):
         plan.shard("x-1")
 
 
-def test_changed_and_gone_files_are_named_and_their_shards_stay(tmp_path: Path) -> None:
+def test_changed_and_missing_files_are_named_and_their_shards_stay(tmp_path: Path) -> None:
     a, b = lines(tmp_path / "a.jsonl", "1", "2"), lines(tmp_path / "b.jsonl", "3")
     corpus = settings_for(tmp_path)
     plan = plan_shards(corpus)
@@ -101,15 +101,15 @@ def test_changed_and_gone_files_are_named_and_their_shards_stay(tmp_path: Path) 
     b.unlink()
     scan = plan_shards(corpus, plan.shards)
     assert scan.shards == plan.shards
-    assert (scan.changed, scan.gone, scan.new) == ((str(a),), (str(b),), ())
+    assert (scan.changed, scan.missing, scan.new) == ((str(a),), (str(b),), ())
     assert scan.stale() == ("s-00000",)
     with pytest.raises(CorpusError, match=r"shard s-00001: .*b.jsonl does not exist; put it back"):
         current_shard(corpus, scan, "s-00001")
     with pytest.raises(CorpusError, match=r"b.jsonl: the file does not exist; put it back"):
         list(read_shard(scan.shards[1], corpus.sources[0]))
     a.unlink()
-    all_gone = plan_shards(corpus, plan.shards)  # known files gone: named, no error
-    assert len(all_gone.gone) == 2
+    all_missing = plan_shards(corpus, plan.shards)  # known files missing: named, no error
+    assert len(all_missing.missing) == 2
 
 
 def test_a_repaired_file_is_read_as_it_is_under_its_old_keys(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_text_files_that_change_or_go(tmp_path: Path) -> None:
     (tmp_path / "0.txt").write_text("new")
     scan = plan_shards(corpus, plan.shards)
     assert [Path(uri).name for uri in scan.changed] == ["c.txt"]
-    assert sorted(Path(uri).name for uri in scan.gone) == ["b.txt", "d.txt"]
+    assert sorted(Path(uri).name for uri in scan.missing) == ["b.txt", "d.txt"]
     assert scan.new == ("s-00002",)
     assert current_shard(corpus, scan, "s-00000").n_rows == 2
     accepted = plan_shards(corpus, plan.shards, accept_changes=True)
@@ -252,7 +252,7 @@ def test_source_names_go_into_keys_as_they_are(tmp_path: Path) -> None:
 def test_a_thousand_known_shards_are_looked_over_in_seconds(tmp_path: Path) -> None:
     for i in range(1000):
         (tmp_path / f"{i}.jsonl").write_text('{"text": "a"}\n')
-    corpus = settings_for(tmp_path)
+    corpus = settings_for(tmp_path, tmp_path / "data")
     store = TableStore(str(tmp_path / "data"))
     save_plan(store, plan_shards(corpus))
     start = time.perf_counter()

@@ -24,6 +24,7 @@ class JsonLines(SourceFormat):
     """Row numbers are line numbers, from 0."""
 
     suffixes = (".jsonl", ".ndjson")
+    accepted_suffixes = (".json",)
 
     def count_rows(self, file: str, /) -> int:
         return count_lines(file)

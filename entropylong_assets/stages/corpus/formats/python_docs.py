@@ -64,8 +64,9 @@ class PythonDocs(VirtualFormat):
     def list_files(self, source: SourceSettings) -> list[str]:
         return [_SCHEME + package for package in packages(source.name, source.uri)]
 
-    def version(self, file: str) -> str:
-        return version(_package_of(file))
+    def version(self, file: str) -> str | None:
+        package = _package_of(file)
+        return version(package) if _locations(package) else None
 
     def count_rows(self, file: str, /) -> int:
         return count(_package_of(file))[0]

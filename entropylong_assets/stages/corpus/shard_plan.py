@@ -1,0 +1,90 @@
+"""A shard, and the plan of all shards of a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.errors import CorpusError, MissingSourceError
+from entropylong_assets.stages.corpus.listing import PassedOver
+from entropylong_assets.stages.corpus.registry import source_format
+from entropylong_assets.stages.corpus.settings import SourceSettings
+
+
+class Shard(BaseModel):
+    """One partition: rows `first_row` to `first_row + n_rows` of a file, or whole files.
+
+    Whole files, of a format with one row per file.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    """`<source>-<nnnnn>`, the partition's name."""
+    source: str
+    kind: str
+    """Name of the source format."""
+    files: tuple[str, ...]
+    """URIs: one, or up to `shard_rows` files of one row each."""
+    versions: tuple[str, ...]
+    """Of each file, as it was when its rows were counted."""
+    first_row: int
+    n_rows: int
+    """Rows planned, blank lines included. Damage that ends the file counts as one row."""
+    position: int
+    """Place in the plan, from 0: the order of registration."""
+    revision: int = 0
+    """How often a scan has found its files changed."""
+
+    @property
+    def has_whole_files(self) -> bool:
+        return source_format(self.kind).one_row_per_file
+
+
+class ShardPlan(BaseModel):
+    """All shards, and what a scan of the sources found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shards: tuple[Shard, ...] = ()
+    """The known shards in their old order, then the new ones."""
+    new: tuple[str, ...] = ()
+    """Keys of shards that this scan added."""
+    changed: tuple[str, ...] = ()
+    """URIs of known files whose version differs from the planned one."""
+    missing: tuple[str, ...] = ()
+    """URIs of known files that their source no longer has. Their shards keep their data."""
+    missing_shards: tuple[str, ...] = ()
+    """Keys of shards none of whose files their source still has."""
+    shared: tuple[str, ...] = ()
+    """URIs of files that several sources have."""
+    empty: Mapping[str, str] = {}
+    """Versions of the files without rows, by URI: they have no shard until they change."""
+    passed_over: PassedOver = {}
+    """URIs of what is not read, by reason, a key of `listing.REASONS`."""
+
+    def shard(self, key: str) -> Shard:
+        """Return the shard of a key. Raises CorpusError if there is none."""
+        for shard in self.shards:
+            if shard.key == key:
+                return shard
+        raise CorpusError(f"shard {key}: not in the plan; scan the sources to register it")
+
+    def stale(self) -> tuple[str, ...]:
+        """Keys of known shards with a changed file, which another run would read again."""
+        changed = set(self.changed)
+        return tuple(shard.key for shard in self.shards if changed.intersection(shard.files))
+
+
+def source_of(shard: Shard, settings: Settings) -> SourceSettings:
+    """Return the settings of a shard's source. Raises MissingSourceError if there are none."""
+    sources: tuple[SourceSettings, ...] = settings.sources
+    for source in sources:
+        if source.name == shard.source:
+            return source
+    raise MissingSourceError(
+        f"shard {shard.key}: the settings have no source '{shard.source}'; put it back under "
+        "corpus.sources, or leave the shard as it is"
+    )
