@@ -78,9 +78,9 @@ class ChunkTable:
             return
         raise TableError(
             f"LanceDB table {self._uri}: it holds {dimension}-dimensional vectors of {embedder}, "
-            f"but embedding.model gives {wanted}-dimensional vectors of {ours}; choose another "
-            f"name for a corpus with that model, or delete {self._uri} and materialize "
-            f"{CHUNK_EMBEDDINGS.name} for all shards"
+            f"but embedding.model and embedding.dimensions give {wanted}-dimensional vectors of "
+            f"{ours}; choose another name for a corpus with these, or delete {self._uri} and "
+            f"materialize {CHUNK_EMBEDDINGS.name} for all shards"
         )
 
     @property

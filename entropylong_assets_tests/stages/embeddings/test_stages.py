@@ -104,7 +104,7 @@ def test_chunks_and_vectors_of_a_shard_are_published(corpus: Corpus) -> None:
     }
     assert dict(rows.select("chunk_id", "text").iter_rows()) == cut
     vectors = np.asarray(rows["vector"].to_list(), np.float32)
-    np.testing.assert_allclose(vectors, embedder.embed(rows["text"].to_list()), atol=1e-5)
+    np.testing.assert_allclose(vectors, embedder.embed_documents(rows["text"].to_list()), atol=1e-5)
 
 
 def test_a_shard_that_is_embedded_again_is_the_same(corpus: Corpus) -> None:

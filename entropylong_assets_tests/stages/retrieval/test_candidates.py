@@ -90,7 +90,9 @@ def test_find_candidates_writes_the_same_rows_in_fewer_searches(
         return inner
 
     watched: Any = SimpleNamespace(fetch=counting(table.fetch))
-    embedder: Any = SimpleNamespace(embed=embed)
+    embedder: Any = SimpleNamespace(
+        embed_queries=embed, fits_window=lambda texts: [True] * len(texts)
+    )
     retriever = Retriever(tokenizer, embedder, watched, search, 100, SETTINGS)
 
     def run(
