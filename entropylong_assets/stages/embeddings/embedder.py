@@ -5,7 +5,8 @@ Legend: B texts, E dimensions of the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,11 +33,7 @@ from entropylong_assets.stages.embeddings.prompts import (
     prompt_in_force,
 )
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
-from entropylong_assets.stages.embeddings.sides import (
-    Side,
-    make_side,
-    read_special_tokens_as_text,
-)
+from entropylong_assets.stages.embeddings.sides import Side, make_side
 from entropylong_assets.stages.model_files import ModelError, locate
 
 if TYPE_CHECKING:
@@ -146,24 +143,33 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
     return _prepare(_Choices(*(getattr(settings, name) for name in _Choices._fields)))
 
 
+@contextmanager
+def _named(reference: str) -> Iterator[None]:
+    """Let the message of a ModelError begin with the model's name."""
+    try:
+        yield
+    except ModelError as error:
+        if str(error).startswith(f"model {reference}: "):
+            raise
+        raise ModelError(f"embedding.model {reference}: {error}") from error.__cause__
+
+
 @lru_cache(maxsize=4)
 def _prepare(choices: _Choices) -> Embedder:
-    loaded = load_model(choices.model, choices.trust_remote_code, choices.device)
-    model, folder = loaded.model, loaded.files.folder
-    prompts = {
-        "query": prompt_in_force(choices.query_prompt, folder, "query"),
-        "document": prompt_in_force(choices.document_prompt, folder, "document"),
-    }
-    for module in loaded.input_modules:
-        read_special_tokens_as_text(module, list(prompts.values()))
-    try:
-        query = make_side(model, "query", prompts["query"], choices.query_task, None)
+    with _named(choices.model):
+        folder = locate(choices.model, choices.trust_remote_code).folder
+        prompts = (
+            prompt_in_force(choices.query_prompt, folder, "query"),
+            prompt_in_force(choices.document_prompt, folder, "document"),
+        )
+    loaded = load_model(choices.model, choices.trust_remote_code, choices.device, prompts)
+    model = loaded.model
+    with _named(choices.model):
+        query = make_side(model, "query", prompts[0], choices.query_task, None)
         document = make_side(
-            model, "document", prompts["document"], choices.document_task, choices.chunk_tokens
+            model, "document", prompts[1], choices.document_task, choices.chunk_tokens
         )
         dimension, notes = find_dimension(loaded, query, document, choices.dimensions)
-    except ModelError as error:
-        raise ModelError(f"embedding.model {choices.model}: {error}") from None
     unset: list[SideName] = []
     if choices.query_prompt is None and not query.prompt:
         unset.append("query")

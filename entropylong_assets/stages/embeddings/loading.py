@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from entropylong_assets.stages.embeddings.prompts import read_config
-from entropylong_assets.stages.embeddings.sides import input_modules
+from entropylong_assets.stages.embeddings.sides import (
+    input_modules,
+    read_special_tokens_as_text,
+)
 from entropylong_assets.stages.embeddings.windows import fit_window, is_bare
 from entropylong_assets.stages.model_files import ModelError, ModelFiles, locate, refusal
 
@@ -33,16 +36,21 @@ class Loaded(NamedTuple):
     notes: tuple[str, ...]
 
 
-def load_model(reference: str, trust_remote_code: bool, device: str) -> Loaded:
+def load_model(
+    reference: str, trust_remote_code: bool, device: str, prompts: tuple[str, ...] = ()
+) -> Loaded:
     """Load a model; a second call in the same process returns the same weights.
 
-    Raises ModelError if it can't be loaded or is no dense embedder of texts.
+    prompts: texts that will be put before others; they keep their special tokens. Raises ModelError
+    if it can't be loaded or is no dense embedder of texts.
     """
-    return _load(reference, trust_remote_code, None if device == "auto" else device)
+    return _load(reference, trust_remote_code, None if device == "auto" else device, prompts)
 
 
 @lru_cache(maxsize=2)
-def _load(reference: str, trust_remote_code: bool, device: str | None) -> Loaded:
+def _load(
+    reference: str, trust_remote_code: bool, device: str | None, prompts: tuple[str, ...]
+) -> Loaded:
     from sentence_transformers import SentenceTransformer
 
     files = locate(reference, trust_remote_code)
@@ -57,6 +65,7 @@ def _load(reference: str, trust_remote_code: bool, device: str | None) -> Loaded
         modules = input_modules(model)
         for module in modules:
             _refuse_empty_tokenizer(module)
+            read_special_tokens_as_text(module, prompts)
         notes = [note for module in modules if (note := fit_window(module))]
     except ModelError as error:
         raise ModelError(f"embedding.model {reference}: {error}") from None
