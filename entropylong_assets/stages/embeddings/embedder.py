@@ -214,11 +214,6 @@ def embed_full_window(embedder: Embedder) -> None:
         ) from error
 
 
-def embedder_identity(settings: EmbeddingSettings) -> str:
-    """Return the identity of the embedder that these settings name, without loading it."""
-    return locate(settings.model, settings.trust_remote_code).identity
-
-
 def default_prompt(settings: EmbeddingSettings) -> str:
     """Return the prompt that the model's files name for texts of any kind; may be empty."""
     return declared_prompts(locate(settings.model, settings.trust_remote_code).folder).default
