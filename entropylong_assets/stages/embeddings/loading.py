@@ -67,6 +67,7 @@ def _load(
             _refuse_empty_tokenizer(module)
             read_special_tokens_as_text(module, prompts)
         notes = [note for module in modules if (note := fit_window(module))]
+        notes += [note for note in (_random_weights(files.folder, modules),) if note]
     except ModelError as error:
         raise ModelError(f"embedding.model {reference}: {error}") from None
     except Exception as error:  # every model class, and code of a model's own, raises its own
@@ -86,6 +87,36 @@ def _refuse_empty_tokenizer(module: Any) -> None:
             f"its tokenizer knows {known:,} of the model's {rows:,} tokens; the tokenizer's files "
             f"are missing or another model's: fetch it again"
         )
+
+
+def _random_weights(folder: Path, modules: list[Any]) -> str | None:
+    """Return a note if weights stand in none of the model's files: they were made at random.
+
+    Names in files may have other prefixes than those in memory, or be others altogether (then this
+    says nothing). The weights of a pooler are often missing, and not used by mean pooling.
+    """
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            stored.update(file.keys())
+    endings = {ending for name in stored for ending in _endings(name)}
+    for module in modules:
+        own = [n for n, _ in module.named_parameters() if "pooler" not in n.split(".")]
+        missing = [name for name in own if not endings.intersection(_endings(name)[:3])]
+        if missing and len(missing) < len(own) / 2:
+            return (
+                f"{len(missing):,} of its {len(own):,} weights are in none of its files, so they "
+                f"are random: {missing[0]}; fetch it again, or name another model"
+            )
+    return None
+
+
+def _endings(name: str) -> list[str]:
+    """Return the name of a weight, and what is left of it without its first parts."""
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(max(1, len(parts) - 1))]
 
 
 def _remedy(files: ModelFiles) -> str:

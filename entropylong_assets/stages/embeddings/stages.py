@@ -59,6 +59,8 @@ def _embed(step: Step) -> Result:
 
     settings = step.settings.embedding
     embedder = load_embedder(settings)
+    for note in embedder.notes:
+        step.warn(f"embedding.model {settings.model}: {note}")
     table = ChunkTable(step.store.corpus_uri, embedder.dimension, embedder.identity)
     columns = ["doc_id", "source", "text"]
     documents = step.store.batches(

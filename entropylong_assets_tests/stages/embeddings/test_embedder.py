@@ -569,6 +569,25 @@ def test_a_model_that_is_no_embedder_is_refused_in_one_line(
     assert len(message) < 500
 
 
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_weights_that_are_missing_are_noted(tmp_path: Path, prefix: str) -> None:
+    """The library makes them up, with a line in its log."""
+    from safetensors.torch import load_file, save_file
+
+    path = tiny.write_prompted(tmp_path) / "model.safetensors"
+    weights = load_file(path)
+    kept = {n: w for n, w in weights.items() if "position_embeddings" not in n}
+    assert len(kept) == len(weights) - 1
+    for stored, noted in ((weights, False), (kept, True)):
+        shutil.copytree(path.parent, folder := tmp_path / f"{noted}")
+        named = {prefix + name: weight for name, weight in stored.items()}
+        save_file(named, folder / path.name, metadata={"format": "pt"})
+        notes = load(folder).notes
+        assert bool(notes) == noted
+    assert "1 of its" in notes[0]
+    assert "position_embeddings.weight" in notes[0]
+
+
 @pytest.mark.parametrize("size", [0, 100, 5000])
 def test_weights_that_are_cut_short(
     tiny_models: tuple[str, str], tmp_path: Path, size: int
