@@ -25,7 +25,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -52,12 +54,21 @@ class ClusteredEmbedder:
 
     def __init__(self, window_tokens: int) -> None:
         self.identity, self.dimension, self.window_tokens = "synthetic@1", DIMENSION, window_tokens
+        self.query = self.document = SimpleNamespace(prompt="")
         self._pool_NE = Mixture(topics=200, groups=20_000, dimension=DIMENSION).draw(65_536, 1)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return [2 + len(text.split()) for text in texts]
 
-    def embed(self, texts: list[str]) -> np.ndarray:
+    def fits_window(self, texts: list[str]) -> list[bool]:
+        return [True] * len(texts)
+
+    def embed_queries(self, texts: list[str]) -> np.ndarray:
+        return self.embed_documents(texts)
+
+    def embed_documents(
+        self, texts: list[str], n_tokens: Sequence[int] | None = None
+    ) -> np.ndarray:
         digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
         numbers = np.frombuffer(digests, np.uint64)
         near, own = self._pool_NE[numbers % 65_536], self._pool_NE[numbers // 65_536 % 65_536]
@@ -137,7 +148,9 @@ def run_stage(folder: Path, documents: int, roots: float, run: str) -> None:
     project = project_for(folder, documents, roots)
     synthetic = ClusteredEmbedder(64)
     embedder.load_embedder = lambda _: synthetic  # type: ignore[assignment, return-value]
-    embedder.embedder_identity = lambda _: synthetic.identity
+    for side in ("document", "query"):
+        identity = {"embedder": synthetic.identity, f"{side}_prompt": ""}
+        setattr(embedder, f"{side}_identity", lambda _, identity=identity: identity)
     load_scoring_model(project.dataset.scoring)
     stage = next(stage for stage in STAGES if stage.name == run.removesuffix(AGAIN))
     settings = project.corpus if stage.scope == "corpus" else project.dataset

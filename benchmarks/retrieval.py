@@ -183,7 +183,7 @@ def embed_real(claims: Claims) -> None:
     ]
     chunking = time.perf_counter() - start
     chosen = chunks[:: len(chunks) // 256][:256]
-    seconds = median_seconds(lambda: embedder.embed(chosen), 3)
+    seconds = median_seconds(lambda: embedder.embed_documents(chosen), 3)
     claims.note(
         "real_embedder",
         chunks_cut_per_second=len(chunks) / chunking,

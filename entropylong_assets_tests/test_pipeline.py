@@ -95,7 +95,7 @@ def test_candidates_are_the_nearest_chunks(world: World) -> None:
     vectors = {c: np.asarray(v, np.float64) for c, v in rows.iter_rows()}
     embedder = load_embedder(world.project.corpus.embedding)
     queries = read(world, CANDIDATE_CONTEXTS, "queries")
-    asked = embedder.embed(queries["query"].to_list()).astype(np.float64)
+    asked = embedder.embed_queries(queries["query"].to_list()).astype(np.float64)
     candidates = read(world, CANDIDATE_CONTEXTS, "candidates").sort("root_id", "anchor", "rank")
     found = candidates.group_by("root_id", "anchor", maintain_order=True).agg("chunk_id")
     by_anchor = {(r, a): c for r, a, c in found.iter_rows()}

@@ -20,7 +20,7 @@ def open_corpus(partition: Partition) -> Corpus:
     def nearest(queries: Sequence[str], root_id: str, limit: int) -> list[list[str]]:
         found = nominate(
             index.search,
-            index.embedder.embed(queries),
+            index.embedder.embed_queries(queries),
             [root_id] * len(queries),
             limit,
             index.universe.total,

@@ -17,6 +17,7 @@ from entropylong_assets.audits.tables import (
 )
 from entropylong_assets.settings.cluster import GPU_STEP
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.embeddings.settings import QUERY_SETTINGS
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
 from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
@@ -54,9 +55,9 @@ def _searched_index(partition: Partition) -> dict[str, Any]:
 
 
 def _embedder(partition: Partition) -> dict[str, Any]:
-    from entropylong_assets.stages.embeddings.embedder import embedder_identity
+    from entropylong_assets.stages.embeddings.embedder import query_identity
 
-    return {"embedder": embedder_identity(partition.corpus.embedding)}
+    return {**query_identity(partition.corpus.embedding)}
 
 
 def _model(partition: Partition) -> dict[str, Any]:
@@ -130,7 +131,7 @@ share of the random ones pass, and the lift of retrieval over random contexts.""
         *LEAK_CHECK_SETTINGS,
         "audit.controls",
         "audit.wished_false_acceptance",
-        "corpus.embedding.model",
+        *QUERY_SETTINGS,
         "retrieval.top_k",
         "scoring.separator",
     ),
@@ -260,7 +261,7 @@ def _long_range_determined_by(settings: Settings) -> Sequence[str]:
         *_SCORED,
         *LEAK_CHECK_SETTINGS,
         *{path for name in settings.audit.recipes for path in RECIPES[name].reads},
-        *(("corpus.embedding.model",) if _searches(settings) else ()),
+        *(QUERY_SETTINGS if _searches(settings) else ()),
         "audit.recipes",
         "audit.segment_pairs",
         "audit.segment_tokens",

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from entropylong_assets.orchestration.errors import line
 from entropylong_assets.project import open_store
-from entropylong_assets.settings.section import Settings
+from entropylong_assets.settings.section import Settings, printable
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow
@@ -21,6 +21,9 @@ from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDD
 from entropylong_assets.stages.stage import Stage
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
+
+if TYPE_CHECKING:
+    from entropylong_assets.stages.embeddings.sides import Side
 
 MIN_FREE_BYTES = 2 << 30
 """With less free, a run is likely to run out of disk space."""
@@ -121,15 +124,24 @@ def scoring_model(settings: Settings) -> Finding:
 
 
 def embedding_model(corpus: Settings) -> Finding:
-    from entropylong_assets.stages.embeddings.embedder import load_embedder
+    from entropylong_assets.stages.embeddings.embedder import embed_full_window, load_embedder
 
     embedder = load_embedder(corpus.embedding)
-    return Finding(
-        "embedding model",
-        "ok",
+    embed_full_window(embedder)
+    message = (
         f"{corpus.embedding.model}, {embedder.dimension} dimensions, windows of "
-        f"{embedder.window_tokens} tokens",
+        f"{embedder.window_tokens} tokens, {_shown('query', embedder.query)}, "
+        f"{_shown('document', embedder.document)}"
     )
+    if embedder.notes:
+        return Finding("embedding model", "warning", "; ".join([message, *embedder.notes]))
+    return Finding("embedding model", "ok", message)
+
+
+def _shown(name: str, side: Side) -> str:
+    """The prompt of queries or documents, and the task if it is another."""
+    prompt = f"{name} prompt {printable(side.prompt)!r}" if side.prompt else f"no {name} prompt"
+    return prompt if side.task in (name, None) else f"{prompt} (task {side.task})"
 
 
 def sources(corpus: Settings) -> Finding:

@@ -175,7 +175,7 @@ def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
         chunks += of_source
     timed = spread(chunks, SAMPLED_DOCUMENTS)
     start = time.monotonic()
-    embedder.embed(timed)
+    embedder.embed_documents(timed)
     chunks_per_second = len(timed) / max(time.monotonic() - start, 1e-9)
     context_tokens = statistics.fmean(model.tokenizer.count(chunks)) if chunks else 0.0
 

@@ -86,5 +86,9 @@ def refuse_contradiction(settings: Settings, stages: Sequence[Stage], store: Tab
         if path in known.permanent and known.permanent[path] != value:
             raise SettingsError(
                 f"{settings.name}.{path}: {place} '{settings.name}' was made with "
-                f"{known.permanent[path]}; choose another name for one with {value}"
+                f"{_shown(known.permanent[path])}; choose another name for one with {_shown(value)}"
             )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)

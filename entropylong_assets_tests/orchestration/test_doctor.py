@@ -7,7 +7,9 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import lancedb
@@ -19,8 +21,8 @@ from typer.testing import CliRunner
 
 from entropylong_assets.cli.main import app
 from entropylong_assets.orchestration import doctor_checks
-from entropylong_assets.orchestration.doctor import examine
-from entropylong_assets.orchestration.doctor_checks import Finding
+from entropylong_assets.orchestration.doctor import _answers, examine
+from entropylong_assets.orchestration.doctor_checks import Finding, embedding_model
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
@@ -28,6 +30,8 @@ from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets_tests.conftest import World
+from entropylong_assets_tests.stages.embeddings.test_embedder import REFUSED, above_positions
+from entropylong_assets_tests.stages.embeddings.tiny_embedders import write_adapters, write_prompted
 from entropylong_assets_tests.tiny_world import tiny_values
 
 REPOSITORY = Path(__file__).parents[2]
@@ -345,3 +349,74 @@ def test_the_command_prints_a_line_each_and_ends_with_1_on_a_fault(
     assert with_fault.exit_code == 1
     [line] = [line for line in with_fault.output.splitlines() if line.startswith("fault")]
     assert "run `make ui`" in line
+
+
+# The embedder, by the doctor's check alone
+
+
+def embedder_finding(folder: Path, **embedding: Any) -> Finding:
+    values = {"embedding": {"model": str(folder), "device": "cpu", **embedding}}
+    corpus = make_project(values).corpus
+    (found,) = _answers(iter([("corpus embedding model", partial(embedding_model, corpus))]))
+    assert found.message.isprintable()
+    return found
+
+
+def test_the_embedder_s_prompts_are_shown(tmp_path: Path) -> None:
+    folder = write_prompted(tmp_path, prompts={"query": "river: "})
+    found = embedder_finding(folder, document_prompt="stone\n")
+    assert found.verdict == "ok"
+    assert found.message == (
+        f"{folder}, 32 dimensions, windows of 64 tokens, query prompt 'river: ', document prompt "
+        "'stone\\\\n'"
+    )
+
+
+def test_the_embedder_s_tasks_are_shown(tmp_path: Path) -> None:
+    folder = write_adapters(tmp_path, ["retrieval", "code"])
+    found = embedder_finding(folder, trust_remote_code=True)
+    assert "no query prompt (task retrieval), no document prompt (task retrieval)" in found.message
+
+
+@pytest.mark.parametrize("write", REFUSED, ids=lambda write: write.__name__)
+def test_a_model_that_is_no_embedder_is_a_fault(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    found = embedder_finding(write(tmp_path))
+    assert found.verdict == "fault"
+    assert REFUSED[write] in found.message
+    assert len(found.message) < 500
+
+
+def test_a_model_that_fails_in_the_middle_of_its_window_is_a_fault(tmp_path: Path) -> None:
+    folder = write_adapters(tmp_path, ["retrieval"])
+    code, line = folder / "adapter_code.py", "        tasks = self.config.lora_adaptations\n"
+    assert line in code.read_text()
+    fails = (
+        '        if features["input_ids"].shape[1] > 40:\n            raise IndexError("table")\n'
+    )
+    code.write_text(code.read_text().replace(line, fails + line))
+    found = embedder_finding(folder, trust_remote_code=True)
+    assert found.verdict == "fault"
+    assert "can't embed a text of 48 tokens (IndexError: table)" in found.message
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding", "note"),
+    [
+        ("e5-base-v2", {}, "set embedding.query_prompt: 'query: ' and embedding.document_prompt"),
+        ("plain", {"dimensions": 8}, "its files don't declare Matryoshka training"),
+    ],
+)
+def test_doubts_about_the_embedder_are_warnings(
+    tmp_path: Path, name: str, embedding: dict[str, Any], note: str
+) -> None:
+    found = embedder_finding(write_prompted(tmp_path / name), **embedding)
+    assert (found.verdict, note in found.message) == ("warning", True)
+
+
+def test_a_window_above_the_positions_is_a_warning(tmp_path: Path) -> None:
+    found = embedder_finding(above_positions(tmp_path))
+    assert found.verdict == "warning"
+    assert "windows of 64 tokens" in found.message
+    assert "declare windows of 128 tokens" in found.message

@@ -43,7 +43,7 @@ class Models:
         embedder = SimpleNamespace(
             window_tokens=45,
             count_tokens=lambda texts: [len(t.split()) for t in texts],
-            embed=self.embed,
+            embed_documents=self.embed,
         )
         monkeypatch.setattr(module, "load_scoring_model", lambda _: model)
         monkeypatch.setattr(module, "load_embedder", lambda _: embedder)

@@ -183,7 +183,7 @@ def test_code_of_an_embedder_runs_only_if_the_settings_say_so(embedder: Path, si
     assert "trust_remote_code" in message
     assert not sign.exists()
     shutil.copytree(embedder, trusted := embedder.parent / "trusted")
-    with pytest.raises(AttributeError):  # the planted class is no module
+    with pytest.raises(ModelError, match="no attribute 'load'"):  # the planted class is no module
         load_embedding(trusted, trust=True)
     assert sign.exists(), "the planted code does not run even if it is trusted"
 

@@ -53,6 +53,13 @@ def test_corpus_with_another_embedder_is_refused(data: Path, world: World) -> No
     build_definitions(written(data, world, {"corpus": {}, "corpus_b": other}, {}))
 
 
+def test_corpus_with_other_dimensions_is_refused(data: Path, world: World) -> None:
+    embedding = {"model": world.project.corpus.embedding.model, "dimensions": 8}
+    message = refusal(data, world, {"corpus": {"embedding": embedding}}, {})
+    assert message.startswith("corpus.embedding.dimensions: ")
+    assert "was made with none; choose another name for one with 8" in message
+
+
 def test_dataset_over_another_corpus_is_refused(data: Path, world: World) -> None:
     message = refusal(data, world, {"corpus": {}, "web": {}}, {"dataset": {"corpus": "web"}})
     assert message.startswith("dataset.corpus: ")
@@ -79,7 +86,10 @@ def test_records_say_what_the_names_stand_for(data: Path, world: World) -> None:
     assert corpus is not None
     assert dataset is not None
     assert (corpus.kind, corpus.corpus) == ("corpus", "corpus")
-    assert corpus.permanent == {"embedding.model": world.project.corpus.embedding.model}
+    assert corpus.permanent == {
+        "embedding.model": world.project.corpus.embedding.model,
+        "embedding.dimensions": None,
+    }
     assert (dataset.kind, dataset.corpus, dataset.permanent) == ("dataset", "corpus", {})
     assert read_record(store, "none") is None
 

@@ -54,6 +54,11 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "corpus.max_chars": (2001, {D}),
     "embedding.model": ("m", {C, X, R, N, L}),
     "embedding.trust_remote_code": (True, set()),
+    "embedding.query_prompt": ("q: ", {R, N, L}),
+    "embedding.document_prompt": ("d: ", {C, X}),
+    "embedding.query_task": ("q", {R, N, L}),
+    "embedding.document_task": ("d", {C, X}),
+    "embedding.dimensions": (16, {C, X, R, N, L}),
     "embedding.chunk_tokens": (100, {C}),
     "embedding.min_chunk_chars": (65, {C}),
     "embedding.batch_size": (1, set()),
@@ -261,17 +266,20 @@ WITHOUT_EFFECT = {
 """Settings that computations may read although they don't determine the content, by KNOBS."""
 
 _SAMPLE_STAGES = (D, C, X, E, R, V, S)
+_OF_QUERIES = {"embedding.query_prompt", "embedding.query_task"}
+_OF_CHUNKS = {"embedding.chunk_tokens", "embedding.document_prompt", "embedding.document_task"}
 READ_WITHOUT_EFFECT: dict[str, set[str]] = {
     D: {"corpus.sources"},  # the shard's own source is identified with the shard
     P: {"corpus.sources"},  # recorded settings are validated again
-    # Opening the embedder compares `chunk_tokens` with its window.
-    X: {"embedding.chunk_tokens"},
+    # Opening the embedder tries it on a query and on a chunk, of which one is used.
+    C: _OF_QUERIES,
+    X: {"embedding.chunk_tokens", *_OF_QUERIES},
     # Opening the tokenizer reads its framing, which a query or an entropy does not contain.
     E: {"scoring.separator"},
-    R: {"embedding.chunk_tokens", "scoring.separator", "scoring.bos"},
-    N: {"embedding.chunk_tokens"},
+    R: {*_OF_CHUNKS, "scoring.separator", "scoring.bos"},
+    N: _OF_CHUNKS,
     L: {
-        "embedding.chunk_tokens",
+        *_OF_CHUNKS,
         # Set by the audit itself, in copies of the settings.
         "samples.recipe", "samples.fill", "samples.layout", "samples.tokens",
         # A recipe whose verdicts are not stored is refused.

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from entropylong_assets.stages.embeddings.chunking import chunk_document, chunk_ids
 from entropylong_assets.stages.embeddings.connection import chunk_schema
-from entropylong_assets.stages.embeddings.embedder import Embedder
+from entropylong_assets.stages.embeddings.embedder import Embedder, VectorError
 from entropylong_assets.storage.partition_writer import PartitionWriter
 
 
@@ -66,7 +66,17 @@ class ShardEmbedding:
             }
 
     def _with_vectors(self, frame: pl.DataFrame) -> pa.Table:
-        vectors_BE = self._embedder.embed(frame["text"].to_list())
+        try:
+            vectors_BE = self._embedder.embed_documents(
+                frame["text"].to_list(), frame["n_embedder_tokens"].to_list()
+            )
+        except VectorError as error:
+            chunk = frame.row(error.position, named=True)
+            raise VectorError(
+                f"chunk {chunk['chunk_id']} (source {chunk['source']}, characters "
+                f"{chunk['start']:,} to {chunk['end']:,} of document {chunk['doc_id']}): {error}",
+                error.position,
+            ) from None
         values = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors_BE.reshape(-1)), vectors_BE.shape[1]
         )

@@ -1,23 +1,52 @@
-"""The sentence transformer: texts to unit vectors.
+"""The sentence transformer: queries and documents to unit vectors, by the model's own contract.
 
 Legend: B texts, E dimensions of the embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.embeddings.batches import (
+    Batches,
+    measure_tokens,
+    ran_out_of_memory,
+)
+from entropylong_assets.stages.embeddings.loading import load_model
+from entropylong_assets.stages.embeddings.probing import (
+    PROBES,
+    encode_texts,
+    filling_text,
+    find_dimension,
+)
+from entropylong_assets.stages.embeddings.prompts import (
+    SideName,
+    declared_prompts,
+    missing_prompts,
+    prompt_in_force,
+)
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
-from entropylong_assets.stages.model_files import ModelError, locate, refusal
+from entropylong_assets.stages.embeddings.sides import Side, make_side
+from entropylong_assets.stages.model_files import ModelError, locate
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+
+class VectorError(ModelError):
+    """A text has no usable vector."""
+
+    def __init__(self, message: str, position: int) -> None:
+        """position: of the text among those that were embedded together."""
+        super().__init__(message)
+        self.position = position
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,88 +56,178 @@ class Embedder:
     model: SentenceTransformer
     identity: str
     dimension: int
-    window_tokens: int
-    """Longest text (tokens, special ones included); the model ignores the rest of a longer one."""
-    batch_size: int
+    """Dimensions of the vectors."""
+    query: Side
+    document: Side
+    batches: Batches
+    notes: tuple[str, ...] = ()
+    """What a user should know about this model and these settings, in one line each."""
 
-    def count_tokens(self, texts: list[str]) -> list[int]:
-        """Count the embedder's tokens of each text, special ones included."""
-        if not texts:
-            return []
-        encoded = self.model.tokenizer(
-            texts, truncation=False, return_attention_mask=False, verbose=False
-        )
-        return [len(ids) for ids in encoded["input_ids"]]
+    @property
+    def window_tokens(self) -> int:
+        """Longest chunk (tokens, prompt and special ones included)."""
+        return self.document.window_tokens
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors, float32 [B, E].
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of each document, prompt and special ones included."""
+        return self.document.count_tokens(texts)
 
-        Chunks fit the window. Queries, which are cut from a root by the scoring model's tokens, can
-        be longer: the embedder then sees their beginning only.
+    def embed_documents(
+        self, texts: Sequence[str], n_tokens: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """Return unit vectors of chunks, float32 [B, E].
+
+        n_tokens [B]: their lengths by `count_tokens`, if known. Raises VectorError if a text has no
+        vector.
         """
-        vectors_BE = np.asarray(
-            self.model.encode(
-                list(texts),
-                batch_size=self.batch_size,
-                normalize_embeddings=True,
-                show_progress_bar=False,
-                convert_to_numpy=True,
-            ),
-            np.float32,
-        )
-        # float16 models normalize in float16; the table's vectors have unit length in float32.
-        return vectors_BE / np.linalg.norm(vectors_BE, axis=1, keepdims=True)
+        vectors_BE = self._embed(self.document, texts, n_tokens)
+        for position in np.flatnonzero(~vectors_BE.any(axis=1))[:1]:
+            raise VectorError(
+                "the embedder gives a vector of zeros; perhaps it knows none of the text's tokens. "
+                "Name another embedding.model, or leave the document out",
+                int(position),
+            )
+        return vectors_BE
+
+    def fits_window(self, queries: Sequence[str]) -> list[bool]:
+        """Say of each query whether the embedder sees it whole."""
+        return [n <= self.query.window_tokens for n in self.query.count_tokens(queries)]
+
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors of queries, float32 [B, E].
+
+        The vector of a query without a token that the model knows is zero: it has no neighbours.
+        Texts beyond the window are cut at their end. Raises VectorError if a vector is not finite.
+        """
+        return self._embed(self.query, texts, None)
+
+    def _embed(
+        self, side: Side, texts: Sequence[str], n_tokens: Sequence[int] | None
+    ) -> NDArray[np.float32]:
+        lengths = side.count_tokens(texts) if n_tokens is None else n_tokens
+        lengths = [min(n, side.window_tokens) for n in lengths]
+        encode = partial(encode_texts, self.model, side, self.dimension)
+        vectors_BE = self.batches.encode(encode, texts, lengths, self.dimension)
+        for position in np.flatnonzero(~np.isfinite(vectors_BE).all(axis=1))[:1]:
+            raise VectorError(
+                "the embedder gives a vector that is not finite; its weights may be damaged, or "
+                "overflow in their type. Fetch it again, or name another embedding.model",
+                int(position),
+            )
+        # In float32, whatever the type of the model; those of zeros stay so.
+        lengths_B1 = np.linalg.norm(vectors_BE, axis=1, keepdims=True)
+        return np.divide(vectors_BE, lengths_B1, out=vectors_BE, where=lengths_B1 > 0)
 
 
-@lru_cache(maxsize=2)
-def _load(reference: str, trust_remote_code: bool, device: str | None) -> SentenceTransformer:
-    from safetensors import SafetensorError
-    from sentence_transformers import SentenceTransformer
+class _Choices(NamedTuple):
+    """The settings that an embedder is made from, without those of search and index."""
 
-    folder = locate(reference, trust_remote_code).folder
-    try:
-        model = SentenceTransformer(
-            str(folder),
-            device=device,
-            trust_remote_code=trust_remote_code,
-            model_kwargs={"use_safetensors": True},
-        )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise refusal(
-            "embedding",
-            reference,
-            error,
-            "can't be loaded as a sentence transformer ({reason}); check that its files are whole",
-        ) from error
-    # Text that spells a special token is plain text, for its vector and for its length.
-    model.tokenizer.split_special_tokens = True
-    return model
+    model: str
+    trust_remote_code: bool
+    device: str
+    chunk_tokens: int | None
+    dimensions: int | None
+    query_prompt: str | None
+    document_prompt: str | None
+    query_task: str | None
+    document_task: str | None
+    batch_size: int | None
 
 
 def load_embedder(settings: EmbeddingSettings) -> Embedder:
     """Load the embedder; a second call in the same process returns the same weights.
 
-    Raises ModelError if the model can't be loaded or its window is shorter than a chunk.
+    A query and a document are embedded once, so that a model that can't is refused here. Raises
+    ModelError if the model can't be used, or not with these settings.
     """
-    device = None if settings.device == "auto" else settings.device
-    model = _load(settings.model, settings.trust_remote_code, device)
-    window = int(model.max_seq_length or 512)
-    if settings.chunk_tokens and settings.chunk_tokens > window:
-        raise ModelError(
-            f"embedding.chunk_tokens is {settings.chunk_tokens}, but {settings.model} reads only "
-            f"{window} tokens; set it to {window} or less"
+    return _prepare(_Choices(*(getattr(settings, name) for name in _Choices._fields)))
+
+
+@contextmanager
+def _named(reference: str) -> Iterator[None]:
+    """Let the message of a ModelError begin with the model's name."""
+    try:
+        yield
+    except ModelError as error:
+        if str(error).startswith(f"model {reference}: "):
+            raise
+        raise ModelError(f"embedding.model {reference}: {error}") from error.__cause__
+
+
+@lru_cache(maxsize=4)
+def _prepare(choices: _Choices) -> Embedder:
+    with _named(choices.model):
+        folder = locate(choices.model, choices.trust_remote_code).folder
+        prompts = (
+            prompt_in_force(choices.query_prompt, folder, "query"),
+            prompt_in_force(choices.document_prompt, folder, "document"),
         )
-    dimension = model.get_embedding_dimension()
-    assert dimension is not None
+    loaded = load_model(choices.model, choices.trust_remote_code, choices.device, prompts)
+    model = loaded.model
+    with _named(choices.model):
+        query = make_side(model, "query", prompts[0], choices.query_task, None)
+        document = make_side(
+            model, "document", prompts[1], choices.document_task, choices.chunk_tokens
+        )
+        dimension, notes = find_dimension(loaded, query, document, choices.dimensions)
+    unset: list[SideName] = []
+    if choices.query_prompt is None and not query.prompt:
+        unset.append("query")
+    if choices.document_prompt is None and not document.prompt:
+        unset.append("document")
+    notes += [note for note in (missing_prompts(choices.model, unset),) if note]
+    tokens = measure_tokens(
+        partial(encode_texts, model, document, dimension),
+        filling_text(document),
+        document.window_tokens,
+        str(model.device),
+    )
     return Embedder(
         model=model,
-        identity=embedder_identity(settings),
-        dimension=int(dimension),
-        window_tokens=settings.chunk_tokens or window,
-        batch_size=settings.batch_size,
+        identity=loaded.files.identity,
+        dimension=dimension,
+        query=query,
+        document=document,
+        batches=Batches(tokens, choices.batch_size),
+        notes=(*loaded.notes, *notes),
     )
 
 
-def embedder_identity(settings: EmbeddingSettings) -> str:
-    """Return the identity of the embedder that these settings name, without loading it."""
-    return locate(settings.model, settings.trust_remote_code).identity
+def embed_full_window(embedder: Embedder) -> None:
+    """Embed a query and a document, as the pipeline does, and a text that fills the window.
+
+    Raises ModelError if the model can't.
+    """
+    document = filling_text(embedder.document)
+    try:
+        embedder.embed_queries([PROBES["query"]])
+        embedder.embed_documents([PROBES["document"], document])
+    except VectorError:
+        raise
+    except Exception as error:
+        if ran_out_of_memory(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(
+            f"embedding.model {embedder.identity}: it can't embed a text of "
+            f"{embedder.window_tokens:,} tokens ({reason}); lower embedding.chunk_tokens"
+        ) from error
+
+
+def default_prompt(settings: EmbeddingSettings) -> str:
+    """Return the prompt that the model's files name for texts of any kind; may be empty."""
+    return declared_prompts(locate(settings.model, settings.trust_remote_code).folder).default
+
+
+def document_identity(settings: EmbeddingSettings) -> dict[str, str]:
+    """Return what determines vectors of documents beside the settings, without loading a model."""
+    files = locate(settings.model, settings.trust_remote_code)
+    prompt = prompt_in_force(settings.document_prompt, files.folder, "document")
+    return {"embedder": files.identity, "document_prompt": prompt}
+
+
+def query_identity(settings: EmbeddingSettings) -> dict[str, str]:
+    """Return what determines vectors of queries beside the settings, without loading a model."""
+    files = locate(settings.model, settings.trust_remote_code)
+    prompt = prompt_in_force(settings.query_prompt, files.folder, "query")
+    return {"embedder": files.identity, "query_prompt": prompt}

@@ -16,12 +16,26 @@ class EmbeddingSettings(Section):
     """Sentence transformer: hub id, folder, or `pkg://<package>/<folder>`."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository ships. Off: a model that needs it is refused."""
+    query_prompt: str | None = None
+    """Text put before every query, e.g. `"query: "`; none: the model's own. `""`: no prompt."""
+    document_prompt: str | None = None
+    """Text put before every chunk when it is embedded, e.g. `"passage: "`; none: the model's own.
+    `""`: no prompt. It takes part of the window."""
+    query_task: str | None = None
+    """Task (adapter or route) for queries, of models that have tasks; none: the model's own."""
+    document_task: str | None = None
+    """Task (adapter or route) for chunks, of models that have tasks; none: the model's own."""
+    dimensions: int | None = Field(None, ge=1)
+    """Keep this many first dimensions of each vector, at unit length again, for models with
+    Matryoshka training; none: as many as the model gives. Fewer take less memory and disk."""
     chunk_tokens: int | None = Field(None, ge=16)
-    """Longest chunk (tokens of the embedder, special tokens included); none: its whole window."""
+    """Longest chunk (tokens of the embedder, prompt and special tokens included); none: its whole
+    window, or 512 for a model that takes texts of any length."""
     min_chunk_chars: int = Field(64, ge=1)
     """A shorter chunk of a document is joined to a neighbour if the two fit the window."""
-    batch_size: int = Field(64, ge=1)
-    """Texts embedded at once."""
+    batch_size: int | None = Field(None, ge=1)
+    """Texts embedded at once; none: as many as the memory of the device allows, at most 64 texts
+    of 256 tokens on a CPU and 1,024 on CUDA. A batch that does not fit into memory is halved."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     search: Literal["auto", "index", "exact"] = "auto"
@@ -40,3 +54,9 @@ class EmbeddingSettings(Section):
     recall_k: int = Field(8, ge=1)
     """K of the measured recall@K (chunks): the largest `retrieval.top_k` that datasets over this
     corpus use."""
+
+
+QUERY_SETTINGS = tuple(
+    f"corpus.embedding.{name}" for name in ("model", "dimensions", "query_prompt", "query_task")
+)
+"""Settings of a dataset that determine the vectors of its queries."""

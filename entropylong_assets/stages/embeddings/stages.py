@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +33,17 @@ INDEX = Job("index", "Tag and index all chunks embedded so far, and measure the 
 _CHECKS = Path(__file__).parent / "checks"
 _WRITERS = "lancedb_writer_{corpus}"
 _DOCUMENTS_PER_BATCH = 64
+_MANIFESTS_AT_ONCE = 16
+_VECTOR_SETTINGS = tuple(
+    f"embedding.{name}" for name in ("model", "dimensions", "document_prompt", "document_task")
+)
+"""Settings that determine the vector of a chunk."""
 
 
-def _embedder(partition: Partition) -> Mapping[str, str]:
-    from entropylong_assets.stages.embeddings.embedder import embedder_identity
+def _identify_chunks(partition: Partition) -> Mapping[str, str]:
+    from entropylong_assets.stages.embeddings.embedder import document_identity
 
-    return {"embedder": embedder_identity(partition.settings.embedding)}
+    return document_identity(partition.settings.embedding)
 
 
 def _open_table(partition: Partition, tag: str | None = None) -> ChunkTable:
@@ -53,6 +59,8 @@ def _embed(step: Step) -> Result:
 
     settings = step.settings.embedding
     embedder = load_embedder(settings)
+    for note in embedder.notes:
+        step.warn(f"embedding.model {settings.model}: {note}")
     table = ChunkTable(step.store.corpus_uri, embedder.dimension, embedder.identity)
     columns = ["doc_id", "source", "text"]
     documents = step.store.batches(
@@ -68,6 +76,7 @@ def _embed(step: Step) -> Result:
             dimension=embedder.dimension,
             window_tokens=embedder.window_tokens,
             embedder=embedder.identity,
+            document_prompt=embedder.document.prompt,
         ),
         {"preview": step.writer.preview("chunks")},
     )
@@ -102,13 +111,13 @@ the corpus' LanceDB table in one commit, which replaces the rows of this shard a
     inputs=(CORPUS_DOCUMENTS_STAGE,),
     sections={"embedding": EmbeddingSettings},
     determined_by=lambda _: (
-        "embedding.model",
+        *_VECTOR_SETTINGS,
         "embedding.chunk_tokens",
         "embedding.min_chunk_chars",
     ),
-    identify=_embedder,
-    permanent=("embedding.model",),
-    code_version=4,
+    identify=_identify_chunks,
+    permanent=("embedding.model", "embedding.dimensions"),
+    code_version=5,
     check_folder=_CHECKS,
     checks=(
         Check("one_vector_per_chunk", "The LanceDB table holds one vector per chunk."),
@@ -134,7 +143,34 @@ def _planned(partition: Partition) -> dict[str, int]:
 
 
 def _identify_index(partition: Partition) -> Mapping[str, object]:
-    return {**_embedder(partition), "plan": _planned(partition)}
+    return {
+        **_identify_chunks(partition),
+        "plan": _planned(partition),
+        # The data version of a shard covers its chunks, not their vectors.
+        "shards_embedded_otherwise": _embedded_otherwise(partition),
+    }
+
+
+def _embedded_otherwise(partition: Partition) -> list[str]:
+    """Shards whose vectors were made with another document prompt or task, sorted."""
+    from entropylong_assets.stages.embeddings.embedder import default_prompt
+
+    settings = partition.settings.embedding
+    wanted = (_identify_chunks(partition)["document_prompt"], settings.document_task)
+    before = default_prompt(settings)  # of shards that were embedded before prompts were recorded
+
+    def differs(shard: str) -> bool:
+        manifest = partition.store.manifest(CHUNK_EMBEDDINGS, shard)
+        if manifest is None:
+            return False
+        made, settings = manifest.determinants, manifest.determinants.get("settings", {})
+        task = settings.get("embedding.document_task")
+        return (made.get("document_prompt", before), task) != wanted
+
+    shards = partition.store.shards(CHUNK_EMBEDDINGS)
+    with ThreadPoolExecutor(_MANIFESTS_AT_ONCE) as pool:
+        others = zip(shards, pool.map(differs, shards), strict=True)
+        return sorted(shard for shard, other in others if other)
 
 
 def _index(step: Step) -> Result:
@@ -144,10 +180,17 @@ def _index(step: Step) -> Result:
 
     positions: Mapping[str, int] = step.determinants["plan"]
     eligible: Mapping[str, str] = step.determinants["inputs"][CHUNK_EMBEDDINGS.name]
-    versions = {s: eligible[s] for s in step.input_shards(CHUNK_EMBEDDINGS) if s in positions}
+    otherwise = set(step.determinants["shards_embedded_otherwise"])
+    usable = positions.keys() - otherwise
+    versions = {s: eligible[s] for s in step.input_shards(CHUNK_EMBEDDINGS) if s in usable}
     left_out = dict(step.left_out)
     for shard in sorted(eligible.keys() - versions.keys()):
-        left_out[shard] = "it is no longer in the plan of shards"
+        left_out[shard] = (
+            "it is no longer in the plan of shards"
+            if shard not in positions
+            else "it was embedded with another document prompt or task; materialize "
+            f"{CHUNK_EMBEDDINGS.name} again"
+        )
         step.warn(f"shard {shard} is left out: {left_out[shard]}")
     if left_out and not versions:
         first, reason = next(iter(left_out.items()))
@@ -180,15 +223,16 @@ EMBEDDING_INDEX_STAGE = Stage(
     tables=EMBEDDING_INDEX,
     description="""One tagged version of the LanceDB table, over all usable shards embedded so far.
 
-A shard that has not passed a blocking check of its documents or chunks is left out and listed in
-the metadata with the reason. A document that occurs in several shards is indexed once, in the
-shard that was registered first. Small tables are searched exactly. Larger ones get an index, whose
-probes and refine factor are raised until the measured recall@K reaches its target.""",
+A shard that has not passed a blocking check of its documents or chunks, or that was embedded with
+another document prompt, is left out and listed in the metadata with the reason. A document that
+occurs in several shards is indexed once, in the shard that was registered first. Small tables are
+searched exactly. Larger ones get an index, whose probes and refine factor are raised until the
+measured recall@K reaches its target.""",
     compute=_index,
     inputs=(CHUNK_EMBEDDINGS_STAGE,),
     partitioned=False,
     determined_by=lambda _: (
-        "embedding.model",
+        *_VECTOR_SETTINGS,
         "embedding.search",
         "embedding.index",
         "embedding.ann_min_rows",
@@ -198,7 +242,7 @@ probes and refine factor are raised until the measured recall@K reaches its targ
         "seed",  # of the rows used as queries
     ),
     identify=_identify_index,
-    code_version=4,
+    code_version=5,
     check_folder=_CHECKS,
     checks=(
         Check("no_document_indexed_twice", "Every document is indexed in one shard."),

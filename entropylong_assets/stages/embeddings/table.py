@@ -78,9 +78,9 @@ class ChunkTable:
             return
         raise TableError(
             f"LanceDB table {self._uri}: it holds {dimension}-dimensional vectors of {embedder}, "
-            f"but embedding.model gives {wanted}-dimensional vectors of {ours}; choose another "
-            f"name for a corpus with that model, or delete {self._uri} and materialize "
-            f"{CHUNK_EMBEDDINGS.name} for all shards"
+            f"but embedding.model and embedding.dimensions give {wanted}-dimensional vectors of "
+            f"{ours}; choose another name for a corpus with these, or delete {self._uri} and "
+            f"materialize {CHUNK_EMBEDDINGS.name} for all shards"
         )
 
     @property
@@ -100,27 +100,37 @@ class ChunkTable:
 
     def _replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
         written = 0
+        failure: Exception | None = None
 
         def counted() -> Iterator[pa.RecordBatch]:
-            nonlocal written
-            for batch in batches:
-                written += len(batch)
-                yield batch
+            nonlocal written, failure
+            try:
+                for batch in batches:
+                    written += len(batch)
+                    yield batch
+            except Exception as error:
+                failure = error
+                raise
 
         reader = pa.RecordBatchReader.from_batches(self._schema, counted())
         mine = f"shard IN {quoted([shard])}"
         if self._is_doubled(shard):
             self._table.delete(mine)  # a merge would update both copies
-        if self._table.count_rows(mine) == 0:
-            self._table.add(reader)  # much faster: no join with existing rows
-        else:
-            (
-                self._table.merge_insert(_KEY)
-                .when_matched_update_all()
-                .when_not_matched_insert_all()
-                .when_not_matched_by_source_delete(mine)
-                .execute(reader)
-            )
+        try:
+            if self._table.count_rows(mine) == 0:
+                self._table.add(reader)  # much faster: no join with existing rows
+            else:
+                (
+                    self._table.merge_insert(_KEY)
+                    .when_matched_update_all()
+                    .when_not_matched_insert_all()
+                    .when_not_matched_by_source_delete(mine)
+                    .execute(reader)
+                )
+        except Exception:
+            if failure is not None:  # LanceDB wraps it, traceback and all, in an error of its own
+                raise failure from None
+            raise
         self._table.checkout_latest()
         stored = self._table.count_rows(mine)
         if stored != written:

@@ -31,6 +31,8 @@ class ChunkEmbeddingsSummary(Summary):
     """Longest chunk (tokens of the embedder)."""
     embedder: str
     """Identity of the embedder: name and content."""
+    document_prompt: str = ""
+    """Text put before every chunk when it was embedded."""
 
 
 CHUNK_EMBEDDINGS = TableSet(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -13,7 +14,7 @@ from entropylong_assets.stages.embeddings.embedder import Embedder
 from entropylong_assets.stages.embeddings.vector_table import VectorTable
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.retrieval.leak_check import NEAR_DUPLICATE, PASSED
-from entropylong_assets.stages.retrieval.queries import anchor_query
+from entropylong_assets.stages.retrieval.queries import anchor_query, fitting_queries
 from entropylong_assets.stages.retrieval.registry import make_leak_check
 from entropylong_assets.stages.retrieval.search import COLUMNS, SearchTable, nominate
 from entropylong_assets.stages.retrieval.settings import RetrievalSettings
@@ -41,22 +42,25 @@ class Retriever:
     n_rows: int
     settings: RetrievalSettings
 
-    def queries(self, roots: pl.DataFrame) -> pl.DataFrame:
-        """Return root_id, anchor and query of each anchor of the roots."""
-        half_window = self.settings.half_window
-        rows = [
-            {
-                "root_id": root_id,
-                "anchor": anchor,
-                "query": anchor_query(self.tokenizer, token_ids, anchor, half_window),
-            }
-            for root_id, token_ids, anchors in roots.select(
-                "root_id", "token_ids", "anchors"
-            ).iter_rows()
-            for anchor in anchors
-        ]
+    def queries(self, roots: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+        """Return root_id, anchor and query of each anchor, and the number of shortened queries."""
+        columns: dict[str, list[Any]] = {"root_id": [], "anchor": [], "query": []}
+        shortened = 0
+        for root_id, token_ids, anchors in roots.select(
+            "root_id", "token_ids", "anchors"
+        ).iter_rows():
+            queries, n = fitting_queries(
+                partial(anchor_query, self.tokenizer, token_ids),
+                anchors,
+                self.settings.half_window,
+                self.embedder.fits_window,
+            )
+            columns["root_id"] += [root_id] * len(anchors)
+            columns["anchor"] += anchors
+            columns["query"] += queries
+            shortened += n
         schema = {"root_id": pl.String, "anchor": pl.Int32, "query": pl.String}
-        return pl.DataFrame(rows, schema=schema)
+        return pl.DataFrame(columns, schema=schema), shortened
 
     def nearest(self, queries: pl.DataFrame) -> pl.DataFrame:
         """Return the K nearest chunks of each anchor. Equal queries are embedded once."""
@@ -64,7 +68,7 @@ class Retriever:
         anchors = queries.select(pl.int_range(pl.len()).alias("query"), "root_id", "anchor")
         if not len(texts):
             return pl.DataFrame(schema=COLUMNS).join(anchors, on="query")
-        vectors = self.embedder.embed(texts.to_list())
+        vectors = self.embedder.embed_queries(texts.to_list())
         position = {text: i for i, text in enumerate(texts)}
         rows = [position[text] for text in queries["query"]]
         nominated = nominate(
@@ -109,6 +113,7 @@ class WrittenCandidates:
     candidates: int = 0
     near_duplicate: int = 0
     chunks: int = 0
+    shortened_queries: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     """Anchors by reason."""
 
@@ -131,7 +136,8 @@ def find_candidates(
         is_foreign = pl.col("root_id").is_in(list(foreign_roots))
         output.drop_foreign(roots.filter(is_foreign))
         own = roots.filter(~is_foreign)
-        queries = retriever.queries(own)
+        queries, shortened = retriever.queries(own)
+        output.written.shortened_queries += shortened
         nominated = retriever.nearest(queries)
         for part in own.iter_slices(ROOTS_PER_BATCH):
             is_of_part = pl.col("root_id").is_in(part["root_id"].to_list())

@@ -46,6 +46,7 @@ def nominate(
     rows per search, unless one query alone needs more. Columns of the result: query, rank (from 1),
     chunk_id, doc_id, similarity. Equal similarities are ranked by chunk_id, so that the order of
     rows in the table does not matter. If the table has fewer than K other chunks, all are returned.
+    A query whose vector is zero has no neighbours.
 
     Chunks of the root are removed after the search. Queries that then have too few candidates are
     searched again four times as deep, until a search returns fewer rows than requested. So are
@@ -53,7 +54,7 @@ def nominate(
     the rounding of the search count as equal.
     """
     done: list[pl.DataFrame] = []
-    open_queries = list(range(len(root_ids)))
+    open_queries = np.flatnonzero(vectors_QE.any(axis=1)).tolist()
     limit = min(2 * top_k + 8, n_rows)
     while open_queries and n_rows:
         still_open: list[int] = []

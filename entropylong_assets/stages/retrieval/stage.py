@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from entropylong_assets.stages.embeddings.settings import QUERY_SETTINGS
 from entropylong_assets.stages.embeddings.stages import EMBEDDING_INDEX_STAGE
 from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
 from entropylong_assets.stages.embeddings.vector_table import EXACT, search_of
@@ -71,6 +72,8 @@ def _compute(step: Step) -> Result:
             candidates=written.candidates,
             near_duplicate=written.near_duplicate,
             chunks=written.chunks,
+            shortened_queries=written.shortened_queries,
+            query_prompt=embedder.query.prompt,
             dropped={reason: n for reason, n in sorted(written.dropped.items()) if n},
             index=index.tag,
             excluded_shards=index.excluded_shards,
@@ -91,10 +94,10 @@ def _foreign_documents(step: Step) -> frozenset[str]:
 
 
 def _identify(partition: Partition) -> Mapping[str, Any]:
-    from entropylong_assets.stages.embeddings.embedder import embedder_identity
+    from entropylong_assets.stages.embeddings.embedder import query_identity
 
     return {
-        "embedder": embedder_identity(partition.corpus.embedding),
+        **query_identity(partition.corpus.embedding),
         # The tag changes where the tables of the index don't: with the probes of a search.
         "index": partition.store.summary(EMBEDDING_INDEX).tag,
     }
@@ -117,9 +120,9 @@ near-duplicates of its text are rejected by the leak check and stored with the r
     compute=_compute,
     inputs=(ENTROPY_SCORES_STAGE, EMBEDDING_INDEX_STAGE),
     sections={"retrieval": RetrievalSettings},
-    determined_by=lambda _: ("retrieval", "scoring.model", "corpus.embedding.model"),
+    determined_by=lambda _: ("retrieval", "scoring.model", *QUERY_SETTINGS),
     identify=_identify,
-    code_version=4,
+    code_version=5,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("anchors_reconcile", "Anchors = anchors with candidates + dropped anchors."),

@@ -36,6 +36,11 @@ class CandidateContextsSummary(Summary):
     """Candidates that the leak check rejected."""
     chunks: int
     """Distinct chunks among the candidates."""
+    shortened_queries: int = 0
+    """Queries of fewer tokens than `retrieval.half_window` asks for, to fit the embedder's window;
+    the anchor stays in their middle."""
+    query_prompt: str = ""
+    """Text put before every query when it was embedded."""
     dropped: dict[str, int]
     """Anchors without candidates, by reason."""
     index: str

@@ -89,7 +89,7 @@ class IndexPool:
     def on_keywords(self, group: Group, limit: int = 256) -> Iterator[Context]:
         text = self._tokenizer.decode(group.token_ids.tolist())
         query = ", ".join(keywords(text)) or text[:200]
-        vectors_QE = self._index.embedder.embed([query])
+        vectors_QE = self._index.embedder.embed_queries([query])
         found = nominate(
             self._index.search, vectors_QE, [group.root_id], limit, self._index.universe.total
         )

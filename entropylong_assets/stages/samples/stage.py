@@ -10,6 +10,7 @@ import polars as pl
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.settings import QUERY_SETTINGS
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
@@ -92,7 +93,7 @@ def _determined_by(settings: Settings) -> tuple[str, ...]:
         paths = [path for path in paths if path not in recipe.ignores]
         paths += recipe.reads
         if recipe.needs_pool:
-            paths += ["corpus.embedding.model", *LEAK_CHECK_SETTINGS]
+            paths += [*QUERY_SETTINGS, *LEAK_CHECK_SETTINGS]
     return tuple(dict.fromkeys(paths))
 
 
@@ -100,10 +101,10 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
     recipe = recipe_of(partition.settings)
     if recipe is None or not recipe.needs_pool:
         return {}
-    from entropylong_assets.stages.embeddings.embedder import embedder_identity
+    from entropylong_assets.stages.embeddings.embedder import query_identity
 
     return {
-        "embedder": embedder_identity(partition.corpus.embedding),
+        **query_identity(partition.corpus.embedding),
         # The index that the shard's candidates were searched in: passages are drawn from it.
         "index": partition.store.summary(CANDIDATE_CONTEXTS, partition.shard).index,
     }
@@ -155,7 +156,7 @@ anchor, the span of its context and the distance between them (paper, section 3.
     sections={"samples": SampleSettings},
     determined_by=_determined_by,
     identify=_identify,
-    code_version=2,
+    code_version=3,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("exact_length", "Every sample has exactly `samples.tokens` tokens."),

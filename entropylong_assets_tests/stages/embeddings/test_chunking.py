@@ -98,7 +98,7 @@ def test_what_the_embedder_reads_is_the_whole_chunk() -> None:
     full = max(chunks, key=lambda c: c.n_tokens)
     assert embedder.window_tokens - 8 <= full.n_tokens <= embedder.window_tokens
     cut = full.text.rsplit(" ", 1)[0]
-    whole, shorter = embedder.embed([full.text, cut])
+    whole, shorter = embedder.embed_documents([full.text, cut])
     assert float(whole @ whole) == pytest.approx(1, abs=1e-5)
     assert float(whole @ shorter) < 1 - 1e-6
 

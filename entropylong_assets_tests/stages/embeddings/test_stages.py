@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,11 @@ from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
-from entropylong_assets.stages.embeddings.embedder import embedder_identity, load_embedder
+from entropylong_assets.stages.embeddings.embedder import (
+    VectorError,
+    document_identity,
+    load_embedder,
+)
 from entropylong_assets.stages.embeddings.stages import (
     CHUNK_EMBEDDINGS_STAGE,
     EMBEDDING_INDEX_STAGE,
@@ -29,6 +34,7 @@ from entropylong_assets.stages.stage import Partition, Stage
 from entropylong_assets.stages.versioning import is_up_to_date, stale_reason
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.stages.embeddings.tiny_embedders import write_prompted, write_static
 from entropylong_assets_tests.tiny_world import tiny_project
 
 SHARDS = ("tiny-00000", "tiny-00001")
@@ -91,7 +97,7 @@ def test_chunks_and_vectors_of_a_shard_are_published(corpus: Corpus) -> None:
         "embedder_tokens": chunks["n_embedder_tokens"].sum(),
         "dimension": 32,
         "window_tokens": 40,
-        "embedder": embedder_identity(corpus.settings.embedding),
+        **document_identity(corpus.settings.embedding),
     }
     table = load_table(store, embedder)
     rows = pl.concat(table.scan(["chunk_id", "start", "end", "text", "vector"], SHARDS[0]))
@@ -104,7 +110,7 @@ def test_chunks_and_vectors_of_a_shard_are_published(corpus: Corpus) -> None:
     }
     assert dict(rows.select("chunk_id", "text").iter_rows()) == cut
     vectors = np.asarray(rows["vector"].to_list(), np.float32)
-    np.testing.assert_allclose(vectors, embedder.embed(rows["text"].to_list()), atol=1e-5)
+    np.testing.assert_allclose(vectors, embedder.embed_documents(rows["text"].to_list()), atol=1e-5)
 
 
 def test_a_shard_that_is_embedded_again_is_the_same(corpus: Corpus) -> None:
@@ -196,6 +202,14 @@ def test_shards_outside_the_plan_are_left_out_and_logged(corpus: Corpus) -> None
         ({"ann_min_rows": 300}, {EMBEDDING_INDEX_STAGE: "embedding.ann_min_rows"}),
         ({"index": "ivf_sq"}, {EMBEDDING_INDEX_STAGE: "embedding.index"}),
         ({"batch_size": 3, "device": "cpu"}, {}),
+        ({"query_prompt": "river: "}, {}),
+        (
+            {"document_prompt": "river: "},
+            {
+                CHUNK_EMBEDDINGS_STAGE: "embedding.document_prompt",
+                EMBEDDING_INDEX_STAGE: "embedding.document_prompt",
+            },
+        ),
     ],
 )
 def test_each_stage_is_stale_after_changes_of_its_own_settings(
@@ -211,6 +225,108 @@ def test_each_stage_is_stale_after_changes_of_its_own_settings(
         partition = changed.partition(SHARDS[0] if stage.partitioned else WHOLE)
         wanted = f"setting {stale[stage]} has changed" if stage in stale else None
         assert stale_reason(stage, partition) == wanted
+
+
+@pytest.fixture
+def prompted(data: Path, tiny_corpus: Path, tiny_models: tuple[str, str]) -> Corpus:
+    """The same corpus under another document prompt: both shards are stale."""
+    over = {"document_prompt": "stone: ", "chunk_tokens": 44}
+    return Corpus(tiny_corpus, data, tiny_models, embedding=over)
+
+
+def test_shards_of_another_document_prompt_are_not_searched(
+    corpus: Corpus, prompted: Corpus
+) -> None:
+    corpus.run(EMBEDDING_INDEX_STAGE)
+    for shard in SHARDS:
+        assert not is_up_to_date(CHUNK_EMBEDDINGS_STAGE, prompted.partition(shard))
+    prompted.run(CHUNK_EMBEDDINGS_STAGE, SHARDS[1])
+    prompted.run(EMBEDDING_INDEX_STAGE)
+    summary = prompted.store.summary(EMBEDDING_INDEX)
+    assert (summary.n_shards, summary.excluded_shards) == (1, [SHARDS[0]])
+    manifest = prompted.store.require(EMBEDDING_INDEX, WHOLE)
+    assert manifest.determinants["shards_embedded_otherwise"] == [SHARDS[0]]
+    before = prompted.store.require(CHUNK_EMBEDDINGS, SHARDS[0])
+    made = prompted.run(CHUNK_EMBEDDINGS_STAGE, SHARDS[0])
+    assert stale_reason(EMBEDDING_INDEX_STAGE, prompted.partition()) is not None
+    assert made.manifest.determinants["document_prompt"] == "stone: "
+    assert made.manifest.summary["document_prompt"] == "stone: "
+    prompted.run(EMBEDDING_INDEX_STAGE)
+    assert prompted.store.summary(EMBEDDING_INDEX).n_shards == 2
+    assert made.manifest.determinants["embedder"] == before.determinants["embedder"]
+
+
+def test_the_index_is_stale_after_vectors_alone_have_changed(
+    corpus: Corpus, tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> None:
+    """Two prompts of as many tokens give the same chunks, so the same data version."""
+
+    def under(prompt: str) -> Corpus:
+        over = {"document_prompt": prompt}
+        return Corpus(tiny_corpus, Path(corpus.store.uri), tiny_models, embedding=over)
+
+    first, second = under("stone "), under("river ")
+    first.run(CHUNK_EMBEDDINGS_STAGE, SHARDS[0])
+    before = first.store.require(CHUNK_EMBEDDINGS, SHARDS[0])
+    second.run(CHUNK_EMBEDDINGS_STAGE, SHARDS[1])
+    second.run(EMBEDDING_INDEX_STAGE)
+    assert second.store.summary(EMBEDDING_INDEX).n_shards == 1
+    after = second.run(CHUNK_EMBEDDINGS_STAGE, SHARDS[0]).manifest
+    assert after.data_version == before.data_version, "else this tests nothing"
+    assert after.fingerprint != before.fingerprint
+    reason = stale_reason(EMBEDDING_INDEX_STAGE, second.partition())
+    assert reason == "shards_embedded_otherwise has changed"
+
+
+def test_chunks_are_embedded_with_their_prompt_and_dimensions(
+    tmp_path: Path, tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> None:
+    model = write_prompted(tmp_path / "model", prompts={"document": "stone copper: "})
+    over = {"model": str(model), "chunk_tokens": None, "dimensions": 8, "device": "cpu"}
+    corpus = Corpus(tiny_corpus, tmp_path / "data", tiny_models, embedding=over)
+    corpus.plan()
+    corpus.embed(SHARDS[0])
+    summary = corpus.store.summary(CHUNK_EMBEDDINGS, SHARDS[0])
+    assert (summary.dimension, summary.document_prompt) == (8, "stone copper: ")
+    rows = pl.concat(open_table(corpus.store).scan(["chunk_id", "text", "vector"]))
+    texts = rows["text"].to_list()
+    embedder = load_embedder(corpus.settings.embedding)
+    theirs = embedder.model.encode_document(texts)[:, :8]
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    vectors = np.asarray(rows["vector"].to_list(), np.float32)
+    np.testing.assert_allclose(vectors, theirs, atol=1e-5)
+    tokens = dict(
+        corpus.store.read(CHUNK_EMBEDDINGS, SHARDS[0], "chunks")
+        .select("chunk_id", "n_embedder_tokens")
+        .iter_rows()
+    )
+    ids = embedder.model.tokenizer(["stone copper: " + text for text in texts])["input_ids"]
+    assert [len(i) for i in ids] == [tokens[chunk_id] for chunk_id in rows["chunk_id"]]
+    assert 56 < max(map(len, ids)) <= 64 == summary.window_tokens
+
+
+def test_a_chunk_without_a_vector_is_named(
+    tmp_path: Path, tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    texts = ["river stone lamp " * 3, "?!" * 20, "copper north engine " * 3]
+    rows = [json.dumps({"text": text, "id": str(i)}) for i, text in enumerate(texts)]
+    (source / "a.jsonl").write_text("\n".join(rows))
+    model = str(write_static(tmp_path / "model", unknown=False))
+    over = {"model": model, "chunk_tokens": None}
+    corpus = Corpus(source, tmp_path / "data", tiny_models, embedding=over)
+    corpus.plan()
+    shard = load_plan(corpus.store).shards[0].key
+    corpus.run(CORPUS_DOCUMENTS_STAGE, shard)
+    with pytest.raises(VectorError) as caught:
+        materialize(CHUNK_EMBEDDINGS_STAGE, corpus.partition(shard))
+    documents = corpus.store.read(CORPUS_DOCUMENTS, shard, "documents")
+    doc_id = documents.filter(text="?!" * 20)["doc_id"].item()
+    assert str(caught.value).startswith(
+        f"chunk {doc_id}-00000 (source tiny, characters 0 to 40 of document {doc_id}): "
+    )
+    assert open_table(corpus.store).rows_by_shard() == {}
 
 
 def test_the_index_is_stale_after_a_new_or_rewritten_shard(corpus: Corpus) -> None:

@@ -13,7 +13,10 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.embeddings.embedder import load_embedder
+from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 from entropylong_assets.stages.embeddings.table import ChunkTable
+from entropylong_assets.stages.embeddings.vector_table import FOUND
 from entropylong_assets.stages.entropy.model import Tokenizer, load_tokenizer
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.retrieval import candidates as module
@@ -23,10 +26,12 @@ from entropylong_assets.stages.retrieval.candidates import (
     find_candidates,
     gather_roots,
 )
+from entropylong_assets.stages.retrieval.queries import anchor_query
 from entropylong_assets.stages.retrieval.settings import RetrievalSettings
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.embeddings.test_table import filled
+from entropylong_assets_tests.stages.embeddings.tiny_embedders import write_prompted
 from entropylong_assets_tests.tiny_world import document
 
 SETTINGS = RetrievalSettings(top_k=3, half_window=4)
@@ -90,7 +95,9 @@ def test_find_candidates_writes_the_same_rows_in_fewer_searches(
         return inner
 
     watched: Any = SimpleNamespace(fetch=counting(table.fetch))
-    embedder: Any = SimpleNamespace(embed=embed)
+    embedder: Any = SimpleNamespace(
+        embed_queries=embed, fits_window=lambda texts: [True] * len(texts)
+    )
     retriever = Retriever(tokenizer, embedder, watched, search, 100, SETTINGS)
 
     def run(
@@ -128,3 +135,44 @@ def test_find_candidates_writes_the_same_rows_in_fewer_searches(
         for table_name, frame in others.items():
             key = frame.columns[:3]
             assert frame.sort(key).equals(rows[table_name].sort(key)), table_name
+
+
+def test_queries_are_embedded_whole_with_the_prompt_of_the_model(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """A window too short for some queries: they are cut on both sides of their anchor."""
+    prompt = "river stone lamp: "
+    model = write_prompted(tmp_path, window=24, prompts={"query": prompt})
+    embedder = load_embedder(EmbeddingSettings(model=str(model), device="cpu"))
+    asked: list[NDArray[np.float32]] = []
+
+    def search(vectors_QE: NDArray[np.float32], limit: int) -> pl.DataFrame:
+        asked.append(vectors_QE)
+        return pl.DataFrame(schema=FOUND)
+
+    table: Any = None
+    settings = RetrievalSettings(top_k=3, half_window=12)
+    given = roots(tokenizer).head(8)
+    retriever = Retriever(tokenizer, embedder, table, search, 100, settings)
+    queries, shortened = retriever.queries(given)
+    count = embedder.model.tokenizer
+    lengths = [len(ids) for ids in count([prompt + q for q in queries["query"]])["input_ids"]]
+    assert max(lengths) <= 24
+    ids_of = dict(given.select("root_id", "token_ids").iter_rows())
+    whole = [
+        anchor_query(tokenizer, ids_of[root_id], anchor, 12)
+        for root_id, anchor in queries.select("root_id", "anchor").iter_rows()
+    ]
+    longer = [len(ids) > 24 for ids in count([prompt + q for q in whole])["input_ids"]]
+    assert 0 < shortened == sum(longer)
+    assert [q != w for q, w in zip(queries["query"], whole, strict=True)] == longer
+    for query, (root_id, anchor) in zip(
+        queries["query"], queries.select("root_id", "anchor").iter_rows(), strict=True
+    ):
+        assert tokenizer.decode([ids_of[root_id][anchor]]).strip() in query
+    retriever.nearest(queries)
+    texts = queries["query"].unique(maintain_order=True).to_list()
+    theirs = embedder.model.encode_query(texts, normalize_embeddings=True)
+    vectors = dict(zip(texts, theirs, strict=True))
+    expected = np.array([vectors[q] for q in queries["query"]])
+    np.testing.assert_allclose(asked[0], expected, atol=1e-5)

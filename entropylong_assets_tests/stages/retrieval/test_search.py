@@ -101,6 +101,7 @@ def test_nominate_limits_the_rows_per_search() -> None:
     depth of the table; all of them at once would take many GB."""
     brute = world(7, 400, 40, few_values=True)
     queries = np.random.default_rng(2).integers(0, 2, (60, 3)).astype(np.float32)
+    queries[~queries.any(axis=1)] = 1e-30  # all rows are tied, within the rounding
     roots = [f"d{i % 41}" for i in range(60)]
     nominated = nominate(brute, queries, roots, 4, 400, max_rows=900)
     for query, root in enumerate(roots):
@@ -113,6 +114,15 @@ def test_nominate_limits_the_rows_per_search() -> None:
     alone = world(7, 400, 40, few_values=True)
     assert nominate(alone, queries, roots, 4, 400, max_rows=10).equals(nominated)
     assert set(alone.n_queries) == {1}
+
+
+def test_nominate_leaves_out_queries_without_a_vector() -> None:
+    brute = world(7, 50, 10, few_values=False)
+    queries = np.eye(4, 3, dtype=np.float32)
+    assert not queries[3].any()
+    nominated = nominate(brute, queries[[3, 0, 3, 1]], ["r"] * 4, 2, 50)
+    assert nominated["query"].to_list() == [1, 1, 3, 3]
+    assert len(nominate(brute, queries[3:], ["r"], 2, 50)) == 0
 
 
 def test_nominate_stops_if_a_search_returns_fewer_rows_than_the_limit() -> None:

@@ -78,7 +78,7 @@ def test_candidates_are_the_nearest_chunks_of_other_documents(
     text = dict(chunks.select("chunk_id", "text").iter_rows())
     near_duplicates = 0
     for root_id, anchor, query in queries.iter_rows():
-        similarity = vectors @ embedder.embed([query])[0].astype(np.float64)
+        similarity = vectors @ embedder.embed_queries([query])[0].astype(np.float64)
         others = (chunks["doc_id"] != root_id).to_numpy()
         best = np.sort(similarity[others])[::-1][:K]
         rows = candidates.filter(root_id=root_id, anchor=anchor).sort("rank")
@@ -165,7 +165,7 @@ def test_searched_index_finds_the_candidates_again(partitions: dict[str, Partiti
     partition = partitions[SHARDS[1]]
     index = open_searched_index(partition)
     queries = read(partition, "queries").head(30)
-    vectors = index.embedder.embed(queries["query"].to_list())
+    vectors = index.embedder.embed_queries(queries["query"].to_list())
     again = nominate(index.search, vectors, queries["root_id"].to_list(), K, index.universe.total)
     candidates = queries.with_row_index("query_number").join(
         read(partition, "candidates"), on=["root_id", "anchor"], maintain_order="left"

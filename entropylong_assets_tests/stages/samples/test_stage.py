@@ -43,6 +43,8 @@ WITHOUT_EFFECT = {
     "corpus.embedding.batch_size": "how many texts are embedded at once; here it is one query",
     "corpus.embedding.chunk_tokens": "how the chunks of the index were cut, which its tag covers; "
     "queries are not cut by it",
+    "corpus.embedding.document_prompt": "how chunks were embedded, which the index' tag covers",
+    "corpus.embedding.document_task": "how chunks were embedded, which the index' tag covers",
 }
 """Settings that the computation reads although they can't change the samples, and why not."""
 
@@ -112,6 +114,9 @@ CHANGES = {
     "scoring.bos": "never",
     "scoring.separator": "\n",
     "verification.rule": "plain",
+    "corpus.embedding.dimensions": 8,
+    "corpus.embedding.query_prompt": "query: ",
+    "corpus.embedding.query_task": "query",
     "retrieval.leak_check": "another",
     "retrieval.leak_ngram_words": 3,
     "retrieval.max_containment": 0.9,

@@ -1,0 +1,161 @@
+"""The two ways into a sentence transformer: for queries and for documents.
+
+They can differ in prompt, task, tokenizer, window and even weights (asymmetric models).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from entropylong_assets.stages.embeddings.prompts import SideName
+from entropylong_assets.stages.embeddings.tasks import input_module, resolve_task
+from entropylong_assets.stages.embeddings.windows import is_bare, is_unlimited, window_of
+from entropylong_assets.stages.model_files import ModelError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+MIN_TEXT_TOKENS = 8
+"""Room for text that prompt and special tokens must leave in a window (tokens)."""
+
+_OTHER_KINDS = {
+    "sparse_encoder": "a sparse encoder",
+    "cross_encoder": "a cross-encoder",
+    "multi_vector_encoder": "a multi-vector (late interaction) model",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """How queries, or documents, are given to the model."""
+
+    name: SideName
+    prompt: str
+    task: str | None
+    module: Any
+    """The model's input module for this task."""
+    tokenizer: Any
+    """Counts tokens: the module's own, without truncation."""
+    window_tokens: int
+    """Longest text (tokens, prompt and special ones included)."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of each text as it is embedded: with prompt and special tokens."""
+        if not texts:
+            return []
+        if renders_messages(self.module):
+            return [self._count_rendered(text) for text in texts]
+        prompted = [self.prompt + text for text in texts]
+        if is_bare(self.tokenizer):
+            encodings = self.tokenizer.encode_batch(prompted, add_special_tokens=False)
+            return [len(encoding.ids) for encoding in encodings]
+        encoded = self.tokenizer(
+            prompted, truncation=False, return_attention_mask=False, verbose=False
+        )
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def _count_rendered(self, text: str) -> int:
+        """Count the tokens of a text in the model's chat template."""
+        features = self.module.preprocess(
+            [text],
+            prompt=self.prompt,
+            task=self.task,
+            processing_kwargs={"text": {"truncation": False}},
+        )
+        return int(features["attention_mask"].sum())
+
+
+def renders_messages(module: Any) -> bool:
+    """Whether an input module puts texts into a chat template."""
+    return "message" in getattr(module, "modality_config", {})
+
+
+def counting_tokenizer(module: Any) -> Any:
+    """Return the module's tokenizer, or a copy that does not cut long texts."""
+    from tokenizers import Tokenizer
+
+    tokenizer = module.tokenizer
+    if not is_bare(tokenizer) or tokenizer.truncation is None:
+        return tokenizer
+    whole = Tokenizer.from_str(tokenizer.to_str())
+    whole.no_truncation()
+    whole.encode_special_tokens = tokenizer.encode_special_tokens
+    return whole
+
+
+def read_special_tokens_as_text(module: Any, prompts: Sequence[str]) -> None:
+    """Let text that spells a special token be plain text, for its vector and for its length.
+
+    Not if a prompt or the model's chat template contains such a token: it must stay one.
+    """
+    tokenizer = module.tokenizer
+    if is_bare(tokenizer):
+        added = tokenizer.get_added_tokens_decoder().values()
+        special = [token.content for token in added if token.special]
+        tokenizer.encode_special_tokens = not any(s in p for s in special for p in prompts)
+    elif not renders_messages(module):
+        special = list(getattr(tokenizer, "all_special_tokens", []))
+        tokenizer.split_special_tokens = not any(s in p for s in special for p in prompts)
+
+
+def input_modules(model: SentenceTransformer) -> list[Any]:
+    """Return the modules that take texts: one, or one per route of a router.
+
+    Raises ModelError if the model has modules of another kind of encoder, or an input module
+    without a tokenizer.
+    """
+    from sentence_transformers.base.modules import Router
+
+    for module in model.modules():
+        package = type(module).__module__.removeprefix("sentence_transformers.").split(".")[0]
+        if package in _OTHER_KINDS:
+            raise ModelError(
+                f"it is {_OTHER_KINDS[package]}, which gives no dense vector per text; name a "
+                f"sentence transformer"
+            )
+    first = model[0]
+    modules = [r[0] for r in first.sub_modules.values()] if isinstance(first, Router) else [first]
+    modules = [module for module in modules if "text" in getattr(module, "modalities", ["text"])]
+    if not modules:
+        raise ModelError("it does not embed text; name a sentence transformer for text")
+    for module in modules:
+        tokenizer = getattr(module, "tokenizer", None)
+        if not (is_bare(tokenizer) or callable(tokenizer)):
+            raise ModelError(
+                f"its input module {type(module).__name__} has no tokenizer that counts tokens; "
+                f"name a transformer or static embeddings"
+            )
+    return modules
+
+
+def make_side(
+    model: SentenceTransformer,
+    name: SideName,
+    prompt: str,
+    chosen_task: str | None,
+    chosen_window: int | None,
+) -> Side:
+    """Make a side of the model.
+
+    chosen_task, chosen_window: of the settings; none: the model's own. Raises ModelError if there
+    is no such task or window, or no room for text beside the prompt.
+    """
+    task = resolve_task(model, chosen_task, name)
+    module = input_module(model, task)
+    window = window_of(module, name)
+    if chosen_window and chosen_window > window and not is_unlimited(module, name):
+        raise ModelError(
+            f"embedding.chunk_tokens is {chosen_window:,}, but it reads only {window:,} tokens; "
+            f"set it to {window:,} or less"
+        )
+    side = Side(name, prompt, task, module, counting_tokenizer(module), chosen_window or window)
+    (taken,) = side.count_tokens([""])
+    if side.window_tokens - taken < MIN_TEXT_TOKENS:
+        raise ModelError(
+            f"embedding.{name}_prompt and special tokens take {taken:,} of the "
+            f"{side.window_tokens:,} tokens of its window, which leaves no room for text; shorten "
+            f"the prompt, raise embedding.chunk_tokens, or name a model with a longer window"
+        )
+    return side
