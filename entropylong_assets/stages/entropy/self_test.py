@@ -1,23 +1,129 @@
-"""Comparison of an engine with the plain definition, on the loaded model."""
+"""Comparison of an engine with the plain definition, on the loaded model.
+
+What a faster mode assumes is tested on random tokens:
+- other sequences in the pass don't matter: a long one, a short one, a changed one;
+- a pass may end at the last scored position, before the sequence does;
+- passes in several threads don't disturb each other.
+
+What every mode assumes of the model is tested first: finite scores, which later tokens and earlier
+passes don't change.
+
+Legend: T tokens of a sequence, N scored positions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from entropylong_assets.stages.entropy.model import ScoringModel
+from entropylong_assets.stages.entropy import attention
+from entropylong_assets.stages.entropy.model import ScoringModel, score_plainly
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.model_files import ModelError
+
+MAX_SCORED = 256
+"""Positions scored per probe."""
 
 
-def probe_requests(model: ScoringModel, longest: int) -> list[ScoringRequest]:
-    """Return two short sequences of random tokens, the same in every run, with all positions."""
-    draw = np.random.default_rng(0)
-    longest = min(longest, model.max_positions)
-    return [
-        ScoringRequest(draw.integers(0, model.vocab_size, n), np.arange(1, n, dtype=np.int64))
-        for n in (longest, max(2, longest // 2))
-    ]
+class Probes:
+    """Random sequences, the same in every run, with their plain scores.
+
+    `requests` are a long sequence, one of half its length, and the long one scored in its first
+    third only. `packs` are the passes in which they are scored.
+    """
+
+    def __init__(self, model: ScoringModel, longest: int) -> None:
+        self.model = model
+        self.longest = longest
+        draw = np.random.default_rng(0)
+        long_T, half_T = (
+            draw.integers(0, model.input_vocab_size, max(2, n)) for n in (longest, longest // 2)
+        )
+        thirds = len(long_T) // 3
+        early_N = _spread(1, max(2, thirds))
+        late_N = _spread(1, len(long_T))
+        self.requests = [
+            ScoringRequest(long_T, np.union1d(early_N, late_N)),
+            ScoringRequest(half_T, _spread(1, len(half_T))),
+            ScoringRequest(long_T, early_N),
+        ]
+        self.changed = ScoringRequest(
+            np.concatenate([long_T[: -thirds or None], long_T[::-1][:thirds]]),
+            self.requests[0].positions_N,
+        )
+        """The long sequence with other tokens in its last third."""
+
+    @cached_property
+    def plain(self) -> list[PositionScores]:
+        """Plain scores of the requests."""
+        long, half = (score_plainly(self.model, request) for request in self.requests[:2])
+        early = np.isin(self.requests[0].positions_N, self.requests[2].positions_N)
+        return [long, half, PositionScores(long.entropy_N[early], long.surprisal_N[early])]
+
+    def plain_of(self, packed: bool) -> list[PositionScores]:
+        """Plain scores of the members of all packs."""
+        return [self.plain[number] for pack in self.packs(packed) for number in pack]
+
+    def packs(self, packed: bool) -> list[list[int]]:
+        return [[0, 1], [1, 2]] if packed else [[0], [1], [2]]
+
+    def check_model(self) -> None:
+        """Raise ModelError if the model has no scores that later tokens leave unchanged."""
+        long = self.plain[0]
+        name, length = self.model.identity, len(self.requests[0].token_ids_T)
+        if not all(np.isfinite(s.entropy_N).all() for s in self.plain):
+            raise ModelError(
+                f"scoring.model {name}: its scores are not finite numbers; check its weights, or "
+                f"set scoring.dtype to float32"
+            )
+        again = score_plainly(self.model, self.requests[0])
+        if not self.agree([again], [long]):
+            raise ModelError(
+                f"scoring.model {name}: it gives other scores when asked again, so that nothing "
+                f"can be repeated; name another model"
+            )
+        other = score_plainly(self.model, self.changed)
+        before = self.requests[0].positions_N < length - length // 3
+        pairs = [PositionScores(s.entropy_N[before], s.surprisal_N[before]) for s in (other, long)]
+        if not self.agree(pairs[:1], pairs[1:]):
+            off = largest_difference(pairs[:1], pairs[1:])
+            raise ModelError(
+                f"scoring.model {name}: it is not causal: later tokens change the scores of "
+                f"earlier ones (by {off:.2g} nats in {length} tokens); name a causal language model (if "
+                f"this one was trained as such, set is_decoder: true in its config.json)"
+            )
+
+    def agree(
+        self, a: Sequence[PositionScores], b: Sequence[PositionScores], float8: bool = False
+    ) -> bool:
+        """Return whether the scores are equal as far as the model's arithmetic is exact."""
+        mean = mean_difference(a, b)
+        if self.model.hf_model.dtype.itemsize == 4:
+            return largest_difference(a, b) < 1e-3
+        if float8:
+            return mean < 0.5
+        return mean < 0.05 or mean < 2 * self.rounding
+
+    @cached_property
+    def rounding(self) -> float:
+        """Mean difference of two of the model's own attentions in its dtype (nats).
+
+        It measures how exact 16-bit scores can be: on random tokens, a small model's plain scores
+        differ by several hundredths of a nat.
+        """
+        own = self.model.hf_model.config.get_text_config()._attn_implementation
+        short = Probes(self.model, min(self.longest, 384))
+        with attention.implementation(self.model.hf_model, "sdpa" if own == "eager" else "eager"):
+            other = [score_plainly(self.model, request) for request in short.requests[:2]]
+        return mean_difference(other, short.plain[:2])
+
+
+def _spread(start: int, end: int) -> NDArray[np.int64]:
+    """Return positions from start to end - 1: all of them, or MAX_SCORED at equal distances."""
+    return np.unique(np.linspace(start, end - 1, min(MAX_SCORED, end - start)).astype(np.int64))
 
 
 def _differences(a: Sequence[PositionScores], b: Sequence[PositionScores]) -> np.ndarray:
