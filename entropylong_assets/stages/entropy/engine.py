@@ -27,7 +27,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -241,13 +241,16 @@ class PackedScorer:
         # Rounded up, so that longer and longer sequences cause few tests.
         rounded = 1 << (tokens - 1).bit_length()
         longest = max(tokens, min(rounded, self.model.max_positions))
+        probes = Probes(self.model, longest)
         try:
-            with first_layers(self.model.hf_model), first_layers(self.hf_model):
-                self._test(Probes(self.model, longest))
+            with ExitStack() as stack:
+                stack.enter_context(first_layers(self.model.hf_model))
+                stack.enter_context(first_layers(self.hf_model))
+                if not probes.can_be_scored():
+                    stack.close()  # some classes need all of their layers
+                self._test(probes)
         except torch.OutOfMemoryError:
-            log.warning(
-                "no memory to compare scores with the plain definition at %d tokens", longest
-            )
+            log.warning("no memory to compare with the plain definition at %d tokens", longest)
         self._tested_tokens = longest
 
     def _test(self, probes: Probes) -> None:

@@ -17,8 +17,25 @@ _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_
 def decoder_of(hf_model: PreTrainedModel) -> nn.Module:
     """Return the part that makes hidden states from tokens: the model without its LM head."""
     decoder: nn.Module = hf_model.get_decoder()
-    # Classes that transformers' rule does not know return themselves.
-    return getattr(hf_model, "model", decoder) if decoder is hf_model else decoder
+    # The rule of transformers is a guess by names: it may return the model itself, or its LM head.
+    if decoder is hf_model or decoder is hf_model.get_output_embeddings():
+        return getattr(hf_model, "model", hf_model.base_model)
+    return decoder
+
+
+def field_of(config: Any, *names: str) -> int:
+    """Return the first of these fields of a config that holds a number above 0, or 0 if none does.
+
+    Some configs have a value per layer, and raise an error of their own if asked for one of all.
+    """
+    for name in names:
+        try:
+            value = getattr(config, name, None)
+        except Exception:  # noqa: S112
+            continue
+        if isinstance(value, int) and value > 0:
+            return value
+    return 0
 
 
 def layers_of(hf_model: PreTrainedModel) -> list[Any]:
@@ -35,13 +52,14 @@ def longest_sequence(hf_model: PreTrainedModel, max_forward_tokens: int) -> int:
     from torch import nn
 
     config = hf_model.config.get_text_config(decoder=True)
-    limits = [getattr(config, name, None) for name in _LENGTH_FIELDS]
-    found = [limit for limit in limits if isinstance(limit, int) and limit > 0][:1]
+    limits = [max_forward_tokens]
+    if limit := field_of(config, *_LENGTH_FIELDS):
+        limits.append(limit)
     for name, module in decoder_of(hf_model).named_modules():
         last = name.rpartition(".")[2]
         if isinstance(module, nn.Embedding) and last in _POSITION_TABLES:
-            found.append(module.num_embeddings - _reserved_rows(module))
-    return min([*found, max_forward_tokens])
+            limits.append(module.num_embeddings - _reserved_rows(module))
+    return min(limits)
 
 
 _POSITION_TABLES = frozenset({"position_embeddings", "embed_positions", "wpe", "positions_embed"})

@@ -63,6 +63,17 @@ class Probes:
         early = np.isin(self.requests[0].positions_N, self.requests[2].positions_N)
         return [long, half, PositionScores(long.entropy_N[early], long.surprisal_N[early])]
 
+    def can_be_scored(self) -> bool:
+        """Return whether the plain passes run through; their scores are kept if they do."""
+        import torch
+
+        try:
+            return bool(self.plain)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # models raise whatever they like
+            return False
+
     def plain_of(self, packed: bool) -> list[PositionScores]:
         """Plain scores of the members of all packs."""
         return [self.plain[number] for pack in self.packs(packed) for number in pack]
@@ -71,30 +82,56 @@ class Probes:
         return [[0, 1], [1, 2]] if packed else [[0], [1], [2]]
 
     def check_model(self) -> None:
-        """Raise ModelError if the model has no scores that later tokens leave unchanged."""
-        long = self.plain[0]
-        name, length = self.model.identity, len(self.requests[0].token_ids_T)
-        if not all(np.isfinite(s.entropy_N).all() for s in self.plain):
+        """Raise ModelError unless the model has scores, which depend on earlier tokens only."""
+        import torch
+
+        try:
+            fault = self._fault_of_model()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # models raise whatever they like
+            reason = " ".join(str(error).split())[:200]
             raise ModelError(
-                f"scoring.model {name}: its scores are not finite numbers; check its weights, or "
-                f"set scoring.dtype to float32"
+                f"scoring.model {self.model.identity}: a forward pass over text fails "
+                f"({type(error).__name__}: {reason}); name another model"
+            ) from error
+        if fault:
+            raise ModelError(f"scoring.model {self.model.identity}: {fault}")
+
+    def _fault_of_model(self) -> str | None:
+        if any(
+            getattr(m, "attention_type", None) == "block_sparse"
+            for m in self.model.hf_model.modules()
+        ):
+            return (
+                "its block-sparse attention sees later tokens of long sequences; set "
+                "attention_type: original_full in its config.json"
             )
-        again = score_plainly(self.model, self.requests[0])
-        if not self.agree([again], [long]):
-            raise ModelError(
-                f"scoring.model {name}: it gives other scores when asked again, so that nothing "
-                f"can be repeated; name another model"
+        long, half, _ = self.plain
+        if not np.isfinite([*long.entropy_N, *half.entropy_N]).all():
+            return (
+                "its scores are not finite numbers; check its weights, or set scoring.dtype to "
+                "float32"
             )
-        other = score_plainly(self.model, self.changed)
+        if not self.agree([score_plainly(self.model, self.requests[0])], [long]):
+            return (
+                "it gives other scores when asked again, so that no result can be repeated; name "
+                "another model"
+            )
+        length = len(self.requests[0].token_ids_T)
         before = self.requests[0].positions_N < length - length // 3
-        pairs = [PositionScores(s.entropy_N[before], s.surprisal_N[before]) for s in (other, long)]
-        if not self.agree(pairs[:1], pairs[1:]):
-            off = largest_difference(pairs[:1], pairs[1:])
-            raise ModelError(
-                f"scoring.model {name}: it is not causal: later tokens change the scores of "
-                f"earlier ones (by {off:.2g} nats in {length} tokens); name a causal language model (if "
-                f"this one was trained as such, set is_decoder: true in its config.json)"
+        other, same = (
+            [PositionScores(scores.entropy_N[before], scores.surprisal_N[before])]
+            for scores in (score_plainly(self.model, self.changed), long)
+        )
+        if not self.agree(other, same):
+            return (
+                f"it is not causal: later tokens change the scores of earlier ones (by "
+                f"{largest_difference(other, same):.2g} nats in {length} tokens); name a causal "
+                f"language model, or set is_decoder: true in its config.json if it was trained as "
+                f"one"
             )
+        return None
 
     def agree(
         self, a: Sequence[PositionScores], b: Sequence[PositionScores], float8: bool = False

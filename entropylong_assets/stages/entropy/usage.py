@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from entropylong_assets.stages.entropy.network import decoder_of
+from entropylong_assets.stages.entropy.network import decoder_of, field_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,9 +33,9 @@ class ModelCost:
 
         config = hf_model.config.get_text_config(decoder=True)
         linears = [m for m in decoder_of(hf_model).modules() if isinstance(m, torch.nn.Linear)]
-        heads = getattr(config, "num_attention_heads", None) or 0  # none: no attention
-        size = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
-        layers = getattr(config, "num_hidden_layers", None) or 0
+        heads = field_of(config, "num_attention_heads")
+        size = field_of(config, "head_dim") or field_of(config, "hidden_size") // max(heads, 1)
+        layers = field_of(config, "num_hidden_layers")
         head = getattr(hf_model.get_output_embeddings(), "weight", None)
         return cls(
             flop_per_token=2.0 * sum(m.weight.numel() for m in linears),
