@@ -14,7 +14,7 @@ from entropylong_assets.stages.samples.groups import Context, Dependency, Group
 from entropylong_assets.stages.samples.packing import Framing, lay_out, pack
 from entropylong_assets.stages.samples.settings import SampleSettings
 
-FRAMING = Framing(bos_id=1, separator_ids=(2,), pad_id=0)
+FRAMING = Framing(bos_ids=(1,), separator_ids=(2,), pad_id=0)
 DEPENDENCY = Dependency(
     anchor=1, rank=1, gain=0.6, calibrated_gain=0.5, entropy=5.0, entropy_context=2.0
 )

@@ -170,7 +170,7 @@ def _distance(scores: Scores, settings: Settings) -> float | None:
     """Median distance from context to anchor (tokens), in samples packed again in memory."""
     roots = scores.roots.select("root_id", "token_ids")
     groups, _ = choose_groups(roots, scores.pairs, scores.contexts, settings)
-    framing = Framing(bos_id=None, separator_ids=(), pad_id=0)
+    framing = Framing(bos_ids=(), separator_ids=(), pad_id=0)
     distances: list[int] = []
     for members in pack(groups, framing, settings.samples, settings.seed)[0]:
         position = 0

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
@@ -21,6 +20,7 @@ from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.stages.samples.ordering import hash_key
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
+from entropylong_assets.stages.verification.requests import context_request
 
 NO_RULE = "none"
 """Name of the group of pairs that no compared rule accepts."""
@@ -129,15 +129,14 @@ class SecondAudit:
         context = tokenizer.encode([context_text + self._separator])[0]
         if n_bos + len(context) + position + 1 > self._second.max_positions:
             return TOO_LONG
-        root = ids[: position + 1]
-        self._planned.append(_Planned(pair, self._request(root), self._request([*context, *root])))
+        alone, given = self._request([], ids, position), self._request(context, ids, position)
+        self._planned.append(_Planned(pair, alone, given))
         return None
 
-    def _request(self, token_ids: Sequence[int]) -> int:
-        """Request the scores of the last token; returns the number of the request."""
-        tokens = [*self._second.tokenizer.bos_ids, *token_ids]
-        last = np.array([len(tokens) - 1], np.int64)
-        self._requests.append(ScoringRequest(np.array(tokens, np.int64), last))
+    def _request(self, context: Sequence[int], root: Sequence[int], position: int) -> int:
+        """Request the scores of one position of the root; returns the number of the request."""
+        bos_ids, longest = self._second.tokenizer.bos_ids, self._second.max_positions
+        self._requests.append(context_request(bos_ids, context, root, [position], longest))
         return len(self._requests) - 1
 
     def run(self, epsilon: float, on_progress: Callable[[int], None] = lambda _: None) -> None:

@@ -71,7 +71,7 @@ class LongRange:
         self._framing = framing
         self._max_positions = max_positions
         self._short_tokens: int = settings.audit.short_tokens
-        self._bos = [] if framing.bos_id is None else [framing.bos_id]
+        self._bos = list(framing.bos_ids)
         self._numbers: dict[bytes, int] = {}
         self._jobs: list[_Job] = []
         self.requests: list[ScoringRequest] = []
@@ -117,7 +117,7 @@ class LongRange:
             return None
         tokens = np.concatenate([np.array(self._bos, np.int64), window.token_ids[cut:]])
         places = window.places - cut + len(self._bos)
-        return self._request(ScoringRequest(tokens[: places[-1] + 1], places))
+        return self._request(ScoringRequest(tokens, places))
 
     def _request_segments(self, window: Window) -> Iterator[tuple[int, int]]:
         audit, seed = self._settings.audit, self._settings.seed

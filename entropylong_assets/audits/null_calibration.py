@@ -59,7 +59,8 @@ def score_null(
         if fits(bos, null.token_ids, null.anchors[-1], model.max_positions)
     ]
     requests = [
-        context_request(bos, null.token_ids, root.token_ids, null.anchors) for root, null in planned
+        context_request(bos, null.token_ids, root.token_ids, null.anchors, model.max_positions)
+        for root, null in planned
     ]
     rows: list[dict[str, Any]] = []
     scored = model.scorer.score(requests, on_progress)

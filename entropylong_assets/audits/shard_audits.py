@@ -127,8 +127,7 @@ def audit_long_range(
     _require_verdicts(settings)
     sampled = {root.root_id: root for root in sample_roots(step)}
     tokenizer = model.tokenizer
-    bos = tokenizer.bos_ids[0] if tokenizer.bos_ids else None
-    framing = Framing(bos_id=bos, separator_ids=tokenizer.separator_ids, pad_id=tokenizer.pad_id)
+    framing = Framing.of(tokenizer)
     audit = LongRange(settings, framing, model.max_positions)
     tables = (
         store.read(ENTROPY_SCORES, shard, "roots", ["root_id", "token_ids"]),

@@ -93,7 +93,7 @@ def replace_contexts(window: Window, filling: NDArray[np.int64]) -> NDArray[np.i
 def root_request(window: Window, token_ids: NDArray[np.int64]) -> ScoringRequest:
     """Request the scores of every token of the root that has a prefix."""
     positions = window.places[window.places >= 1]
-    return ScoringRequest(token_ids[: positions[-1] + 1], positions)
+    return ScoringRequest(token_ids, positions)
 
 
 def key_tokens(short_T: NDArray[np.float32], long_T: NDArray[np.float32]) -> int:

@@ -98,21 +98,22 @@ def device(settings: Settings) -> Finding:
 
 
 def scoring_model(settings: Settings) -> Finding:
-    from transformers import AutoConfig
-
-    from entropylong_assets.stages.entropy.model import load_tokenizer, model_folder
+    """Whether the model can be loaded and scored; it is loaded if there is memory for it."""
+    from entropylong_assets.stages.entropy import weights
+    from entropylong_assets.stages.entropy.engine import load_scorer
+    from entropylong_assets.stages.entropy.model import (
+        load_scoring_model,
+        load_tokenizer,
+        resolve_device,
+    )
+    from entropylong_assets.stages.entropy.network import longest_sequence
     from entropylong_assets.stages.model_files import ModelError
 
     scoring = settings.scoring
+    device, dtype = resolve_device(scoring)
     tokenizer = load_tokenizer(scoring)
-    folder = model_folder(scoring)
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"model {scoring.model}: {folder} holds no weights (*.safetensors); copy or fetch "
-            "it whole"
-        )
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=scoring.trust_remote_code)
-    positions = min(config.get_text_config().max_position_embeddings, scoring.max_forward_tokens)
+    outline = weights.outline(scoring)
+    positions = longest_sequence(outline, scoring.max_forward_tokens)
     if positions <= settings.roots.max_tokens:
         raise ModelError(
             f"model {scoring.model}: it takes {positions:,} tokens at once, which leaves no room "
@@ -120,7 +121,28 @@ def scoring_model(settings: Settings) -> Finding:
             "roots.max_tokens"
         )
     assert tokenizer.count(["a"])
-    return Finding("scoring model", "ok", f"{scoring.model}, {positions:,} positions")
+    message = f"{scoring.model}, {positions:,} positions"
+    needed, free = weights.weights_bytes(outline, dtype), _free_memory(device)
+    if needed > free:
+        return Finding(
+            "scoring model",
+            "warning",
+            f"{message}; not tested: its weights take {needed / 2**30:,.1f} GiB, and {device} has "
+            f"{free / 2**30:,.1f} GiB free; run the doctor where the model will run",
+        )
+    scorer = load_scorer(load_scoring_model(scoring), scoring.pack_tokens)
+    scorer.test_up_to(settings.roots.max_tokens)
+    return Finding("scoring model", "ok", f"{message}, scoring mode '{scorer.mode}'")
+
+
+def _free_memory(device: str) -> int:
+    """Free memory (bytes) of a device or, on a CPU, of the machine."""
+    import psutil
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def embedding_model(corpus: Settings) -> Finding:

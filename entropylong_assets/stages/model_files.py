@@ -1,5 +1,7 @@
 """Files of a model: a hub id, folder, GGUF file or installed package, resolved to one folder.
 
+A hub id may name a revision, `model@revision`: a commit, tag or branch.
+
 This module does not import torch: identities are needed where no model is loaded.
 """
 
@@ -11,6 +13,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.gguf", "*.jinja")
 """Files fetched from a hub: weights as safetensors or GGUF, never pickles."""
@@ -31,7 +34,22 @@ class ModelFiles:
     gguf_file: str | None
     """Name of the file in `folder` if the weights are a GGUF file."""
     identity: str
-    """Reference and content: equal for equal weights under the same reference, on any machine."""
+    """Name and content: equal for equal weights under the same name, on any machine. The content of
+    a model of the hub is its commit."""
+
+
+class HubModel(NamedTuple):
+    """A model of the hub, and which of its revisions."""
+
+    name: str
+    revision: str | None
+    """Commit, tag or branch; None: the hub's default branch."""
+
+    @classmethod
+    def parse(cls, reference: str) -> HubModel | None:
+        """Return the model that `name` or `name@revision` stands for, or None if it is neither."""
+        match = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./+-]+))?", reference)
+        return cls(match[1], match[2]) if match else None
 
 
 def refusal(setting: str, reference: str, error: Exception, otherwise: str) -> ModelError:
@@ -53,8 +71,8 @@ def refusal(setting: str, reference: str, error: Exception, otherwise: str) -> M
 def locate(reference: str, trust_remote_code: bool = False) -> ModelFiles:
     """Find the files of a model, and download them if necessary.
 
-    reference: folder, `*.gguf` file, `pkg://<package>/<file or folder>`, or hub id.
-    Raises ModelError if there is no such model.
+    reference: folder, `*.gguf` file, `pkg://<package>/<file or folder>`, or hub id with or without
+    a revision. Raises ModelError if there is no such model.
     """
     if not reference.strip():
         raise ModelError("model '': no model is named; name a hub id, a folder or a GGUF file")
@@ -63,11 +81,13 @@ def locate(reference: str, trust_remote_code: bool = False) -> ModelFiles:
     else:
         path = Path(reference).expanduser()
         looks_local = reference.startswith((".", "/", "~")) or reference.endswith(".gguf")
-        if not path.exists() and not looks_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", reference):
-            path = _snapshot(reference, trust_remote_code)
+        model = None if looks_local or path.exists() else HubModel.parse(reference)
+        if model is not None and not Path(model.name).exists():
+            path = _snapshot(model, reference, trust_remote_code)
             _refuse_pickles(reference, path)
-            return ModelFiles(path, None, f"{reference}@{path.name[:12]}")
+            return ModelFiles(path, None, f"{model.name}@{path.name}")
     if not path.exists():
+        _refuse_revision(reference)
         raise ModelError(f"model {reference}: {path} does not exist; check the setting")
     if path.is_file():
         if path.suffix != ".gguf":
@@ -101,19 +121,40 @@ def _package_path(reference: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / rest
 
 
-def _snapshot(reference: str, trust_remote_code: bool) -> Path:
+def _refuse_revision(reference: str) -> None:
+    """Refuse `name@revision` if the name is a local model."""
+    name, at, revision = reference.rpartition("@")
+    if not at:
+        return
+    path = _package_path(name) if name.startswith("pkg://") else Path(name).expanduser()
+    if path.is_file() or (path / "config.json").exists() or (path / "modules.json").exists():
+        raise ModelError(
+            f"model {reference}: only models of the hub have revisions, and {name} is local; leave "
+            f"out '@{revision}'"
+        )
+
+
+def _snapshot(model: HubModel, reference: str, trust_remote_code: bool) -> Path:
+    """Return the folder of the files, which is named by the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = [*SAFE_FILES, *(["*.py"] if trust_remote_code else [])]
     offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
     try:
-        return Path(snapshot_download(reference, allow_patterns=patterns, local_files_only=offline))
+        return Path(
+            snapshot_download(
+                model.name,
+                revision=model.revision,
+                allow_patterns=patterns,
+                local_files_only=offline,
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"model {reference}: it is no local folder or file, and the model hub did not give it "
-            f"({reason}); check the name, the network, or HF_TOKEN for a gated model"
+            f"({reason}); check the name, the revision, the network, or HF_TOKEN for a gated model"
         ) from None
 
 

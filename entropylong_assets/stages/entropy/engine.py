@@ -9,8 +9,10 @@ It differs from the plain definition as follows, none of which changes a score b
 - some modules of the trunk are replaced by faster ones (`trunk.py`).
 
 This is right for most models of transformers, but not for all: some mix tokens outside attention,
-some scale their logits. Therefore an engine compares itself with the plain definition when it is
-made, on two short sequences and the loaded model, and uses the next plainer mode if they differ.
+some scale their logits. Therefore an engine compares itself with the plain definition
+(`self_test.py`) when it is made, on short sequences, and again whenever longer sequences occur than
+any before, at their length and with the first layers of the model. If it differs, it uses the next
+plainer mode.
 
 Legend: T tokens of a pack, S sequences, N scored positions of a request, R of a pack, D hidden
 size.
@@ -19,28 +21,30 @@ size.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from entropylong_assets.stages.entropy import attention
 from entropylong_assets.stages.entropy.batching import pack
-from entropylong_assets.stages.entropy.kernels import HeadError, entropy_and_surprisal, head_of
+from entropylong_assets.stages.entropy.kernels import entropy_and_surprisal, head_of
 from entropylong_assets.stages.entropy.model import ScoringModel, Tokenizer, score_plainly
+from entropylong_assets.stages.entropy.network import first_layers, has_changed, state_of
 from entropylong_assets.stages.entropy.passes import LaunchedPass, concatenate
+from entropylong_assets.stages.entropy.rotary import PassLengths
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.stages.entropy.self_test import (
+    Probes,
     largest_difference,
     mean_difference,
-    probe_requests,
 )
 from entropylong_assets.stages.entropy.trunk import Trunk
 from entropylong_assets.stages.entropy.usage import ModelCost, Usage, matmul_peak
@@ -60,6 +64,9 @@ PACK_TOKENS = {"cuda": 16_384, "cpu": 512}
 
 PACK_TOKENS_ALL_CORES = 4096
 """The same on a CPU if its cores share a pass."""
+
+PROBE_TOKENS = 48
+"""Length of the first probe; longer ones follow when longer sequences occur."""
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +98,14 @@ class PackedScorer:
         self.usage = Usage(ModelCost.of(self.hf_model))
         self.trunk = Trunk(self.hf_model, compiled, float8)
         self._float8 = float8
-        self.mode: Mode = mode or self._fastest_correct_mode()
+        self._concurrent = self.device.type == "cpu" and not compiled
+        self._tested_tokens: float = math.inf
+        self.mode: Mode = mode or MODES[0]
+        if mode is None:
+            # On a CPU the compiler arranges its loops for the first lengths that it sees.
+            longest = min(384 if shared else PROBE_TOKENS, model.max_positions)
+            self._test(Probes(model, longest))
+            self._tested_tokens = longest
 
     def score(
         self,
@@ -106,7 +120,6 @@ class PackedScorer:
         scores = [PositionScores(empty, empty)] * len(requests)
         scored = [i for i, request in enumerate(requests) if len(request.positions_N)]
         lengths = [int(requests[i].positions_N[-1]) for i in scored]
-        budget = self.pack_tokens if self.mode == "packed" else 1
         started = time.perf_counter()
 
         def finish(numbers: Sequence[int], launched: LaunchedPass) -> None:
@@ -120,10 +133,11 @@ class PackedScorer:
             started = now
             on_progress(sum(sizes))
 
+        self.test_up_to(max((len(requests[i].token_ids_T) for i in scored), default=0))
+        budget = self.pack_tokens if self.mode == "packed" else 1
         packs = [[scored[member] for member in members] for members in pack(lengths, budget)]
-        with self.trunk.ready() if self.mode == "packed" else nullcontext():
-            for numbers, launched in self._passes(packs, requests):
-                finish(numbers, launched)
+        for numbers, launched in self._passes(packs, requests):
+            finish(numbers, launched)
         return scores
 
     def _passes(
@@ -132,30 +146,41 @@ class PackedScorer:
         """Yield each pack with its forward pass, in order."""
 
         def launch(numbers: list[int]) -> LaunchedPass:
-            return self._launch([requests[i] for i in numbers], self.mode)
+            return self._launch([requests[i] for i in numbers])
 
-        if self.device.type == "cpu" and self.mode != "plain" and not self.trunk.is_compiled:
-            # One core per pass: no barriers between the threads of a matrix product.
-            cores = torch.get_num_threads()
-            workers = max(1, min(cores, len(packs)))
-            with ThreadPoolExecutor(
-                workers, initializer=torch.set_num_threads, initargs=(cores // workers,)
-            ) as pool:
-                try:
-                    yield from zip(packs, pool.map(launch, packs), strict=True)
-                finally:
-                    pool.shutdown(cancel_futures=True)
-                    torch.set_num_threads(cores)
-            return
-        # The device computes the next pass while the scores of the last one are copied.
-        previous: tuple[list[int], LaunchedPass] | None = None
-        for numbers in packs:
-            launched = launch(numbers)
+        with self._ready():
+            if self._concurrent and self.mode != "plain":
+                yield from zip(packs, self._launch_in_threads(packs, launch), strict=True)
+                return
+            # The device computes the next pass while the scores of the last one are copied.
+            previous: tuple[list[int], LaunchedPass] | None = None
+            for numbers in packs:
+                launched = launch(numbers)
+                if previous:
+                    yield previous
+                previous = numbers, launched
             if previous:
                 yield previous
-            previous = numbers, launched
-        if previous:
-            yield previous
+
+    def _launch_in_threads(
+        self, packs: Sequence[list[int]], launch: Callable[[list[int]], LaunchedPass]
+    ) -> Iterator[LaunchedPass]:
+        """Compute one pass per core: no barriers between the threads of a matrix product."""
+        cores = torch.get_num_threads()
+        workers = max(1, min(cores, len(packs)))
+        with ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(cores // workers,)
+        ) as pool:
+            try:
+                yield from pool.map(launch, packs)
+            finally:
+                pool.shutdown(cancel_futures=True)
+                torch.set_num_threads(cores)
+
+    def _ready(self) -> AbstractContextManager[None]:
+        if self.mode == "plain":
+            return nullcontext()
+        return self.trunk.ready_packed() if self.mode == "packed" else self.trunk.ready_single()
 
     def figures(self, before: dict[str, float]) -> dict[str, Any]:
         """Return counts, rates and mode of what was scored since `before = usage.snapshot()`."""
@@ -167,29 +192,28 @@ class PackedScorer:
             figures["share_of_matmul_peak"] = round(figures["tflop_per_second"] / peak, 3)
         return figures
 
-    def _score_pack(self, requests: Sequence[ScoringRequest], mode: Mode) -> list[PositionScores]:
-        with self.trunk.ready() if mode == "packed" else nullcontext():
-            return self._launch(requests, mode).scores()
+    def _launch(self, requests: Sequence[ScoringRequest]) -> LaunchedPass:
+        """Start one forward pass over these requests, none of which is without positions.
 
-    def _launch(self, requests: Sequence[ScoringRequest], mode: Mode) -> LaunchedPass:
-        """Start one forward pass over these requests, none of which is without positions."""
-        if mode == "plain":
+        Call it within `_ready` only.
+        """
+        if self.mode == "plain":
             plain = [score_plainly(self.model, request) for request in requests]
             return LaunchedPass.of_scores(plain)
         sequences = concatenate(requests)
+        lengths = PassLengths(
+            [int(r.positions_N[-1]) for r in requests], [len(r.token_ids_T) for r in requests]
+        )
         with torch.inference_mode():
             ids_1T, rows_R = self._tensor(sequences.tokens_T)[None], self._tensor(sequences.rows_R)
-            if mode == "single":
-                hidden_RD = self.trunk.hidden(ids_1T)[rows_R]
+            if self.mode == "single":
+                hidden_RD = self.trunk.hidden(ids_1T, lengths)[rows_R]
             else:
-                lengths = np.diff(sequences.borders_S)
-                # Rounded up, so that layers are not compiled again for every pack.
-                longest = 1 << int(lengths.max() - 1).bit_length()
                 hidden_RD = self.trunk.hidden_packed(
                     ids_1T,
                     self._tensor(sequences.positions_T)[None],
                     self._tensor(sequences.borders_S.astype(np.int32)),
-                    longest,
+                    lengths,
                     rows_R,
                 )
             both_2R = torch.stack(
@@ -206,58 +230,66 @@ class PackedScorer:
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
-    def _fastest_correct_mode(self) -> Mode:
-        # On a CPU the compiler arranges its loops for the first lengths that it sees.
-        on_cpu = self.trunk.is_compiled and self.device.type == "cpu"
-        probes = probe_requests(self.model, 384 if on_cpu else 48)
-        plain = [score_plainly(self.model, probe) for probe in probes]
-        for mode in MODES[:-1]:
-            try:
-                fault = self._fault_of(mode, probes, plain)
-            except (NotImplementedError, HeadError, TypeError) as error:
-                fault = " ".join(str(error).split())[:200]
-            if fault is None:
-                return mode
-            log.warning("scoring mode '%s' is not used for this model: %s", mode, fault)
-        return "plain"
+    def test_up_to(self, tokens: int) -> None:
+        """Compare with the plain definition for sequences of up to this length.
 
-    def _fault_of(
-        self, mode: Mode, probes: Sequence[ScoringRequest], plain: Sequence[PositionScores]
-    ) -> str | None:
-        """Return why this mode is wrong, or None if it gives the plain scores.
-
-        In packed mode no sequence may change the scores of another.
+        `score` does it for the sequences that occur. A test with more tokens than the device has
+        memory for is left out, with a line in the log.
         """
-        if mode == "single":
-            scores = [self._score_pack([probe], mode)[0] for probe in probes]
-        else:
-            scores = self._score_pack(probes, mode)
-            other = ScoringRequest(probes[0].token_ids_T[::-1].copy(), probes[0].positions_N)
-            again = self._score_pack([other, *probes[1:]], mode)
-            moved = largest_difference(scores[1:], again[1:])
-            if moved > 1e-4:  # products on a GPU are not repeatable to the last bits
-                return f"a sequence changes the scores of its neighbour (by {moved:.2g} nats)"
-        off, mean = largest_difference(scores, plain), mean_difference(scores, plain)
-        if self.model.hf_model.dtype.itemsize == 4:
-            correct = off < 1e-3
-        elif self._float8:
-            correct = mean < 0.5
-        else:
-            correct = mean < 0.05 or mean < 2 * self._rounding(probes, plain)
-        if correct:
+        if tokens <= self._tested_tokens:
+            return
+        # Rounded up, so that longer and longer sequences cause few tests.
+        rounded = 1 << (tokens - 1).bit_length()
+        longest = max(tokens, min(rounded, self.model.max_positions))
+        probes = Probes(self.model, longest)
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(first_layers(self.model.hf_model))
+                stack.enter_context(first_layers(self.hf_model))
+                if not probes.can_be_scored():
+                    stack.close()  # some classes need all of their layers
+                self._test(probes)
+        except torch.OutOfMemoryError:
+            log.warning("no memory to compare with the plain definition at %d tokens", longest)
+        self._tested_tokens = longest
+
+    def _test(self, probes: Probes) -> None:
+        """Choose the fastest mode, from the present one on, that gives the plain scores."""
+        probes.check_model()
+        while self.mode != "plain" and (fault := self._fault_of(probes)):
+            log.warning("scoring mode '%s' is not used for this model: %s", self.mode, fault)
+            self.mode = MODES[MODES.index(self.mode) + 1]
+
+    def _fault_of(self, probes: Probes) -> str | None:
+        """Return why the present mode is wrong, or None if it gives the plain scores."""
+        try:
+            before = state_of(self.hf_model, self.trunk.replaced_modules)
+            scores = self._scores_of(probes, probes.requests)
+            after = state_of(self.hf_model, self.trunk.replaced_modules)
+            if self._concurrent and has_changed(before, after):
+                self._concurrent = False
+                scores = self._scores_of(probes, probes.requests)
+            if self.mode == "packed":
+                others = [probes.changed, *probes.requests[1:]]
+                moved = largest_difference(scores[1:], self._scores_of(probes, others)[1:])
+                if moved > 1e-4:  # products on a GPU are not repeatable to the last bits
+                    return f"a sequence changes the scores of its neighbour (by {moved:.2g} nats)"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # models raise whatever they like
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        plain = probes.plain_of(self.mode == "packed")
+        if probes.agree(scores, plain, self._float8):
             return None
+        off, mean = largest_difference(scores, plain), mean_difference(scores, plain)
         return f"its scores differ from the plain definition (by {off:.2g} nats, mean {mean:.2g})"
 
-    def _rounding(self, probes: Sequence[ScoringRequest], plain: Sequence[PositionScores]) -> float:
-        """Return the mean difference of two of the model's own attentions in its dtype (nats).
-
-        It measures how exact 16-bit scores can be: on random tokens, a small model's plain scores
-        differ by several hundredths of a nat.
-        """
-        own = self.model.hf_model.config.get_text_config()._attn_implementation
-        with attention.implementation(self.model.hf_model, "sdpa" if own == "eager" else "eager"):
-            other = [score_plainly(self.model, probe) for probe in probes]
-        return mean_difference(other, plain)
+    def _scores_of(
+        self, probes: Probes, requests: Sequence[ScoringRequest]
+    ) -> list[PositionScores]:
+        """Return the scores of every pack of the probes."""
+        passes = self._passes(probes.packs(self.mode == "packed"), requests)
+        return [scores for _, launched in passes for scores in launched.scores()]
 
 
 def computing_copy(hf_model: PreTrainedModel) -> PreTrainedModel:

@@ -5,96 +5,24 @@ Legend: T tokens of a sequence, N scored positions, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import struct
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.entropy.network import longest_sequence
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
-from entropylong_assets.stages.model_files import ModelError, ModelFiles, locate, refusal
-from entropylong_assets.storage.folders import locked, remove_dead
+from entropylong_assets.stages.entropy.special_tokens import TemplateError, prepended_ids
+from entropylong_assets.stages.entropy.weights import folder_of, load_weights, quietly
+from entropylong_assets.stages.model_files import ModelError, locate, refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def cache_folder() -> Path:
-    """Return the folder of converted models: ENTROPYLONG_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("ENTROPYLONG_CACHE") or Path(base) / "entropylong")
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence progress bars and messages of transformers, which would garble our own output."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-def _converted(files: ModelFiles) -> Path:
-    """Return a folder of safetensors, converted once: reading a GGUF file takes tens of seconds."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = cache_folder() / f"gguf-{files.identity.rpartition('@')[2]}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent):
-        remove_dead(folder.parent, "gguf-*.*")
-        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-        alive = ExitStack()
-        alive.enter_context(locked(part))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf_file)
-        model = AutoModelForCausalLM.from_pretrained(
-            files.folder, gguf_file=files.gguf_file, dtype=torch.float32
-        )
-        # The weights are float32 now, but transformers still treats them as quantised.
-        vars(model).update(hf_quantizer=None, is_quantized=False)
-        del model.config.quantization_config
-        tokenizer.save_pretrained(part)
-        model.save_pretrained(part)
-        with contextlib.suppress(OSError):  # another process was first; its folder is equal
-            part.rename(folder)
-    except (ValueError, KeyError, OSError, NotImplementedError, struct.error) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"model {files.folder / (files.gguf_file or '')}: can't be read as GGUF ({reason}); "
-            f"check that the file is whole and that transformers supports its architecture"
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        alive.close()
-    return folder
-
-
-def model_folder(settings: ScoringModelSettings) -> Path:
-    """Return the folder of weights and tokenizer, after conversion if it is a GGUF file.
-
-    Raises ModelError.
-    """
-    files = locate(settings.model, settings.trust_remote_code)
-    with _quietly():
-        return _converted(files) if files.gguf_file else files.folder
 
 
 @lru_cache(maxsize=4)
@@ -102,11 +30,11 @@ def _tokenizer(reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBa
     from transformers import AutoTokenizer
 
     files = locate(reference, trust_remote_code)
-    with _quietly():
-        folder = _converted(files) if files.gguf_file else files.folder
+    with quietly():
+        folder = folder_of(files)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # each tokenizer class has its own errors
             raise refusal(
                 "scoring",
                 reference,
@@ -129,7 +57,7 @@ class Tokenizer:
 
     hf_tokenizer: PreTrainedTokenizerBase
     bos_ids: tuple[int, ...]
-    """The BOS token that begins every sequence, or empty."""
+    """The special tokens that begin every sequence: usually one, BOS, or none."""
     separator_ids: tuple[int, ...]
     """Tokens after every context and every root."""
     pad_id: int
@@ -156,16 +84,30 @@ class Tokenizer:
 def load_tokenizer(settings: ScoringModelSettings) -> Tokenizer:
     """Load the tokenizer alone, without the weights. Raises ModelError if there is none."""
     tokenizer = _tokenizer(settings.model, settings.trust_remote_code)
-    bos = tokenizer.bos_token_id
-    adds_bos = tokenizer("a")["input_ids"][:1] == [bos]
-    wanted = settings.bos == "always" or (settings.bos == "auto" and adds_bos)
-    if wanted and bos is None:
+    separator = tokenizer.encode(settings.separator, add_special_tokens=False)
+    named = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
+    pad = next(i for i in named if i is not None)
+    return Tokenizer(tokenizer, _bos_ids(tokenizer, settings), tuple(separator), int(pad))
+
+
+def _bos_ids(tokenizer: PreTrainedTokenizerBase, settings: ScoringModelSettings) -> tuple[int, ...]:
+    """Return the tokens that begin every sequence. Raises ModelError."""
+    if settings.bos == "never":
+        return ()
+    try:
+        own = prepended_ids(tokenizer)
+    except TemplateError as error:
+        raise ModelError(
+            f"model {settings.model}: can't tell what its tokenizer puts before a text ({error}); "
+            f"set scoring.bos to 'never'"
+        ) from error
+    if own or settings.bos == "auto":
+        return own
+    if tokenizer.bos_token_id is None:
         raise ModelError(
             f"model {settings.model}: scoring.bos is 'always', but it has no BOS token"
         )
-    separator = tokenizer.encode(settings.separator, add_special_tokens=False)
-    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, bos, 0) if i is not None)
-    return Tokenizer(tokenizer, (bos,) if wanted else (), tuple(separator), int(pad))
+    return (int(tokenizer.bos_token_id),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,13 +122,22 @@ class ScoringModel:
 
     @property
     def vocab_size(self) -> int:
-        return int(self.hf_model.get_output_embeddings().weight.shape[0])
+        """Number of tokens that the model distinguishes in its predictions."""
+        weight = getattr(self.hf_model.get_output_embeddings(), "weight", None)
+        if weight is not None:
+            return int(weight.shape[0])
+        return int(self.hf_model.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def input_vocab_size(self) -> int:
+        """Number of tokens that the model can read."""
+        weight = getattr(self.hf_model.get_input_embeddings(), "weight", None)
+        return self.vocab_size if weight is None else min(self.vocab_size, int(weight.shape[0]))
 
     @property
     def max_positions(self) -> int:
         """Maximum length of a sequence (tokens)."""
-        config = self.hf_model.config.get_text_config()
-        return min(int(config.max_position_embeddings), self.max_forward_tokens)
+        return longest_sequence(self.hf_model, self.max_forward_tokens)
 
 
 def resolve_device(settings: ScoringModelSettings) -> tuple[str, str]:
@@ -212,32 +163,6 @@ def model_identity(settings: ScoringModelSettings) -> str:
     return f"{locate(settings.model, settings.trust_remote_code).identity}:{dtype}"
 
 
-@lru_cache(maxsize=1)
-def _weights(reference: str, trust_remote_code: bool, device: str, dtype: str) -> Any:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    files = locate(reference, trust_remote_code)
-    with _quietly():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                _converted(files) if files.gguf_file else files.folder,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-            )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise refusal(
-                "scoring",
-                reference,
-                error,
-                "can't be loaded as a causal language model ({reason}); check that its files are "
-                "whole and its weights are safetensors",
-            ) from error
-    return model.eval().to(device)
-
-
 def load_scoring_model(settings: ScoringModelSettings) -> ScoringModel:
     """Load the model; a second call in the same process returns the same weights.
 
@@ -246,7 +171,7 @@ def load_scoring_model(settings: ScoringModelSettings) -> ScoringModel:
     device, dtype = resolve_device(settings)
     tokenizer = load_tokenizer(settings)
     return ScoringModel(
-        hf_model=_weights(settings.model, settings.trust_remote_code, device, dtype),
+        hf_model=load_weights(settings.model, settings.trust_remote_code, device, dtype),
         tokenizer=tokenizer,
         identity=model_identity(settings),
         max_forward_tokens=settings.max_forward_tokens,
@@ -254,15 +179,29 @@ def load_scoring_model(settings: ScoringModelSettings) -> ScoringModel:
 
 
 def score_plainly(model: ScoringModel, request: ScoringRequest) -> PositionScores:
-    """Score by the definition: one forward pass, all logits, entropy computed in float32."""
+    """Score by the definition: what a newly loaded model gives for this sequence and nothing else.
+
+    One forward pass over the whole sequence, also beyond the last scored position, because some
+    models choose their rotary factors by the length; without cache, padding or mask, and as if no
+    pass had been before. Entropy is computed in float32 from the model's logits.
+    """
     import torch
 
+    from entropylong_assets.stages.entropy.rotary import forget_earlier_passes
+
+    forget_earlier_passes(model.hf_model)
     with torch.inference_mode():
-        ids_1T = torch.from_numpy(request.token_ids_T)[None].to(model.hf_model.device)
-        logits_TV = model.hf_model(input_ids=ids_1T, use_cache=False).logits[0]
-        positions_N = torch.from_numpy(request.positions_N).to(logits_TV.device)
-        log_p_NV = torch.log_softmax(logits_TV[positions_N - 1].float(), dim=-1)
-        entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)
+        device = model.hf_model.device
+        ids_1T = torch.from_numpy(request.token_ids_T)[None].to(device)
+        positions_N = torch.from_numpy(request.positions_N).to(device)
+        # Logits of all positions would take gigabytes for a long sequence.
+        some = "logits_to_keep" in signature(model.hf_model.forward).parameters
+        options = {"logits_to_keep": positions_N - 1} if some else {}
+        logits_TV = model.hf_model(input_ids=ids_1T, use_cache=False, **options).logits[0]
+        logits_NV = (logits_TV if some else logits_TV[positions_N - 1]).float()
+        log_p_NV = torch.log_softmax(logits_NV, dim=-1)
+        # A model may set logits to -inf: the term 0·(-inf) counts as 0.
+        entropy_N = -(log_p_NV.exp() * log_p_NV.clamp(min=-1e30)).sum(-1)
         surprisal_N = -log_p_NV.gather(1, ids_1T[0, positions_N][:, None])[:, 0]
     return PositionScores(as_float32(entropy_N), as_float32(surprisal_N))
 

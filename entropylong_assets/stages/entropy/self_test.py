@@ -1,23 +1,166 @@
-"""Comparison of an engine with the plain definition, on the loaded model."""
+"""Comparison of an engine with the plain definition, on the loaded model.
+
+What a faster mode assumes is tested on random tokens:
+- other sequences in the pass don't matter: a long one, a short one, a changed one;
+- a pass may end at the last scored position, before the sequence does;
+- passes in several threads don't disturb each other.
+
+What every mode assumes of the model is tested first: finite scores, which later tokens and earlier
+passes don't change.
+
+Legend: T tokens of a sequence, N scored positions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from entropylong_assets.stages.entropy.model import ScoringModel
+from entropylong_assets.stages.entropy import attention
+from entropylong_assets.stages.entropy.model import ScoringModel, score_plainly
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.model_files import ModelError
+
+MAX_SCORED = 256
+"""Positions scored per probe."""
 
 
-def probe_requests(model: ScoringModel, longest: int) -> list[ScoringRequest]:
-    """Return two short sequences of random tokens, the same in every run, with all positions."""
-    draw = np.random.default_rng(0)
-    longest = min(longest, model.max_positions)
-    return [
-        ScoringRequest(draw.integers(0, model.vocab_size, n), np.arange(1, n, dtype=np.int64))
-        for n in (longest, max(2, longest // 2))
-    ]
+class Probes:
+    """Random sequences, the same in every run, with their plain scores.
+
+    `requests` are a long sequence, one of half its length, and the long one scored in its first
+    third only. `packs` are the passes in which they are scored.
+    """
+
+    def __init__(self, model: ScoringModel, longest: int) -> None:
+        self.model = model
+        self.longest = longest
+        draw = np.random.default_rng(0)
+        long_T, half_T = (
+            draw.integers(0, model.input_vocab_size, max(2, n)) for n in (longest, longest // 2)
+        )
+        thirds = len(long_T) // 3
+        early_N = _spread(1, max(2, thirds))
+        late_N = _spread(1, len(long_T))
+        self.requests = [
+            ScoringRequest(long_T, np.union1d(early_N, late_N)),
+            ScoringRequest(half_T, _spread(1, len(half_T))),
+            ScoringRequest(long_T, early_N),
+        ]
+        self.changed = ScoringRequest(
+            np.concatenate([long_T[: -thirds or None], long_T[::-1][:thirds]]),
+            self.requests[0].positions_N,
+        )
+        """The long sequence with other tokens in its last third."""
+
+    @cached_property
+    def plain(self) -> list[PositionScores]:
+        """Plain scores of the requests."""
+        long, half = (score_plainly(self.model, request) for request in self.requests[:2])
+        early = np.isin(self.requests[0].positions_N, self.requests[2].positions_N)
+        return [long, half, PositionScores(long.entropy_N[early], long.surprisal_N[early])]
+
+    def can_be_scored(self) -> bool:
+        """Return whether the plain passes run through; their scores are kept if they do."""
+        import torch
+
+        try:
+            return bool(self.plain)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # models raise whatever they like
+            return False
+
+    def plain_of(self, packed: bool) -> list[PositionScores]:
+        """Plain scores of the members of all packs."""
+        return [self.plain[number] for pack in self.packs(packed) for number in pack]
+
+    def packs(self, packed: bool) -> list[list[int]]:
+        return [[0, 1], [1, 2]] if packed else [[0], [1], [2]]
+
+    def check_model(self) -> None:
+        """Raise ModelError unless the model has scores, which depend on earlier tokens only."""
+        import torch
+
+        try:
+            fault = self._fault_of_model()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # models raise whatever they like
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"scoring.model {self.model.identity}: a forward pass over text fails "
+                f"({type(error).__name__}: {reason}); name another model"
+            ) from error
+        if fault:
+            raise ModelError(f"scoring.model {self.model.identity}: {fault}")
+
+    def _fault_of_model(self) -> str | None:
+        if any(
+            getattr(m, "attention_type", None) == "block_sparse"
+            for m in self.model.hf_model.modules()
+        ):
+            return (
+                "its block-sparse attention sees later tokens of long sequences; set "
+                "attention_type: original_full in its config.json"
+            )
+        long, half, _ = self.plain
+        if not np.isfinite([*long.entropy_N, *half.entropy_N]).all():
+            return (
+                "its scores are not finite numbers; check its weights, or set scoring.dtype to "
+                "float32"
+            )
+        if not self.agree([score_plainly(self.model, self.requests[0])], [long]):
+            return (
+                "it gives other scores when asked again, so that no result can be repeated; name "
+                "another model"
+            )
+        length = len(self.requests[0].token_ids_T)
+        before = self.requests[0].positions_N < length - length // 3
+        other, same = (
+            [PositionScores(scores.entropy_N[before], scores.surprisal_N[before])]
+            for scores in (score_plainly(self.model, self.changed), long)
+        )
+        if not self.agree(other, same):
+            return (
+                f"it is not causal: later tokens change the scores of earlier ones (by "
+                f"{largest_difference(other, same):.2g} nats in {length} tokens); name a causal "
+                f"language model, or set is_decoder: true in its config.json if it was trained as "
+                f"one"
+            )
+        return None
+
+    def agree(
+        self, a: Sequence[PositionScores], b: Sequence[PositionScores], float8: bool = False
+    ) -> bool:
+        """Return whether the scores are equal as far as the model's arithmetic is exact."""
+        mean = mean_difference(a, b)
+        if self.model.hf_model.dtype.itemsize == 4:
+            return largest_difference(a, b) < 1e-3
+        if float8:
+            return mean < 0.5
+        return mean < 0.05 or mean < 2 * self.rounding
+
+    @cached_property
+    def rounding(self) -> float:
+        """Mean difference of two of the model's own attentions in its dtype (nats).
+
+        It measures how exact 16-bit scores can be: on random tokens, a small model's plain scores
+        differ by several hundredths of a nat.
+        """
+        own = self.model.hf_model.config.get_text_config()._attn_implementation
+        short = Probes(self.model, min(self.longest, 384))
+        with attention.implementation(self.model.hf_model, "sdpa" if own == "eager" else "eager"):
+            other = [score_plainly(self.model, request) for request in short.requests[:2]]
+        return mean_difference(other, short.plain[:2])
+
+
+def _spread(start: int, end: int) -> NDArray[np.int64]:
+    """Return positions from start to end - 1: all of them, or MAX_SCORED at equal distances."""
+    return np.unique(np.linspace(start, end - 1, min(MAX_SCORED, end - start)).astype(np.int64))
 
 
 def _differences(a: Sequence[PositionScores], b: Sequence[PositionScores]) -> np.ndarray:

@@ -34,7 +34,8 @@ class ScoringModelSettings(Section):
     """The causal language model M whose uncertainty is measured."""
 
     model: str = "HuggingFaceTB/SmolLM2-135M"
-    """Hub id, folder, GGUF file, or `pkg://<package>/<file or folder>`."""
+    """Hub id, folder, GGUF file, or `pkg://<package>/<file or folder>`. A hub id may name a
+    revision: `model@<commit, tag or branch>`. The commit is recorded with every table."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository. Off: a model that needs it is refused."""
     device: str = "auto"
@@ -43,12 +44,14 @@ class ScoringModelSettings(Section):
     """Type of weights and activations; `auto`: bfloat16 on CUDA, float32 elsewhere. Entropies are
     always computed in float32 from the logits."""
     bos: Literal["auto", "always", "never"] = "auto"
-    """Begin every scored sequence and every sample with the BOS token; `auto`: if the model's
-    tokenizer does."""
+    """Begin every scored sequence and every sample with the special tokens that the model's
+    tokenizer puts before a text: usually one, BOS, or none. `always`: with the BOS token if it puts
+    none; `never`: with no special token."""
     separator: str = "\n\n"
     """Text after every context and every root, when scored and when packed."""
     max_forward_tokens: int = Field(8192, ge=16)
-    """Maximum length of a scored sequence (tokens), within the model's own maximum."""
+    """Maximum length of a scored sequence (tokens), within the model's own maximum. A sequence is
+    the BOS token, a context or none, and the whole root, up to this length."""
     pack_tokens: int | None = Field(None, ge=16)
     """Maximum number of tokens per forward pass, over all its sequences; none: chosen by the
     device. More tokens use a larger device better and take more of its memory."""

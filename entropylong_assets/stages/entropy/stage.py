@@ -159,7 +159,7 @@ the reason. Anchors are the positions with H_t > μ + α·σ of their own root (
         "seed",
     ),
     identify=_identify,
-    code_version=2,
+    code_version=3,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check(

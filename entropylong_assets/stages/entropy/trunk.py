@@ -1,7 +1,10 @@
 """The decoder's layers: from concatenated token sequences to hidden states.
 
-The model's own modules are used. During a packed pass some of them are replaced by faster ones and
-restored afterwards, so that other users of the model see it unchanged:
+The model's own modules are used. During a pass some of them are replaced and restored afterwards,
+so that other users of the model see it unchanged. In all passes:
+- rotary embeddings that depend on the length of the sequence: `rotary.RotaryBySequence`.
+
+In packed passes also, for speed:
 - attention: `attention.packed`;
 - the layer: compiled (CUDA), once for all layers of a kind;
 - the gated MLP: matrix product, activation and gate in one kernel (CUDA, bfloat16);
@@ -15,21 +18,23 @@ from __future__ import annotations
 
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from entropylong_assets.stages.entropy import attention
+from entropylong_assets.stages.entropy import attention, rotary
+from entropylong_assets.stages.entropy.network import decoder_of, layers_of
+from entropylong_assets.stages.entropy.rotary import PassLengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 Replacement = tuple[nn.Module, str, nn.Module]
-"""(parent, attribute, faster module)."""
+"""(parent, attribute, module to use instead)."""
 
 
 class Trunk:
@@ -40,53 +45,82 @@ class Trunk:
     ) -> None:
         """float8: compute all linear layers of the trunk in 8-bit floats, which is approximate."""
         self._hf_model = hf_model
-        self._decoder = hf_model.get_decoder()
-        self._layers: list[Any] = list(getattr(self._decoder, "layers", ()))
+        self._decoder = decoder_of(hf_model)
+        self._layers = layers_of(hf_model)
         kinds = {type(layer) for layer in self._layers} if compile_layers else set()
         self.is_compiled = compile_layers
         self._compiled = {
             kind: torch.compile(_copy_of(kind.forward), dynamic=True) for kind in kinds
         }
         self._last_rows: OnRows | None = None
+        self._rotary = [
+            (parent, name, rotary.RotaryBySequence(module))
+            for parent in hf_model.modules()
+            for name, module in parent.named_children()
+            if rotary.depends_on_length(module)
+        ]
         self._replacements = self._make_replacements(float8)
 
-    def hidden(self, ids_1T: Tensor) -> Tensor:
-        """Return [T, D] of one sequence, computed by the unchanged model."""
-        states_1TD: Tensor = self._decoder(input_ids=ids_1T, use_cache=False).last_hidden_state
+    @property
+    def replaced_modules(self) -> set[nn.Module]:
+        """The model's own modules that no pass shares with another."""
+        return {embedding.module for _, _, embedding in self._rotary}
+
+    def hidden(self, ids_1T: Tensor, lengths: PassLengths) -> Tensor:
+        """Return [T, D] of one sequence, computed with the model's own attention.
+
+        Call it within `ready_single` only.
+        """
+        with rotary.lengths_of_pass(lengths):
+            states_1TD: Tensor = self._decoder(input_ids=ids_1T, use_cache=False).last_hidden_state
         return states_1TD[0]
 
     def hidden_packed(
-        self, ids_1T: Tensor, positions_1T: Tensor, borders_S: Tensor, longest: int, rows_R: Tensor
+        self,
+        ids_1T: Tensor,
+        positions_1T: Tensor,
+        borders_S: Tensor,
+        lengths: PassLengths,
+        rows_R: Tensor,
     ) -> Tensor:
-        """Return [R, D] at `rows_R` of concatenated sequences. Call it within `ready` only.
+        """Return [R, D] at `rows_R` of concatenated sequences. Call it within `ready_packed` only.
 
-        positions_1T: position of each token in its own sequence. borders_S: int32 [S + 1]. longest:
-        at least the number of tokens of the longest sequence.
+        positions_1T: position of each token in its own sequence. borders_S: int32 [S + 1].
         """
         if self._last_rows is not None:
             self._last_rows.rows = rows_R
-        states_1TD: Tensor = self._decoder(
-            input_ids=ids_1T,
-            position_ids=positions_1T,
-            use_cache=False,
-            cu_seq_lens_q=borders_S,
-            cu_seq_lens_k=borders_S,
-            max_length_q=longest,
-            max_length_k=longest,
-        ).last_hidden_state
+        # Rounded up, so that layers are not compiled again for every pack.
+        longest = 1 << (max(lengths.computed) - 1).bit_length()
+        with rotary.lengths_of_pass(lengths):
+            states_1TD: Tensor = self._decoder(
+                input_ids=ids_1T,
+                position_ids=positions_1T,
+                use_cache=False,
+                cu_seq_lens_q=borders_S,
+                cu_seq_lens_k=borders_S,
+                max_length_q=longest,
+                max_length_k=longest,
+            ).last_hidden_state
         return states_1TD[0, rows_R]
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Let the model run packed, with its faster modules."""
-        with attention.packed(self._hf_model), self._replaced():
+    def ready_single(self) -> Iterator[None]:
+        """Let the model run one sequence per pass, which may end before the sequence does."""
+        with _replaced(self._rotary):
             yield
 
     @contextmanager
-    def _replaced(self) -> Iterator[None]:
-        before = [(parent, name, getattr(parent, name)) for parent, name, _ in self._replacements]
-        for parent, name, faster in self._replacements:
-            setattr(parent, name, faster)
+    def ready_packed(self) -> Iterator[None]:
+        """Let the model run packed, with its faster modules."""
+        with (
+            attention.packed(self._hf_model),
+            _replaced([*self._rotary, *self._replacements]),
+            self._compiled_layers(),
+        ):
+            yield
+
+    @contextmanager
+    def _compiled_layers(self) -> Iterator[None]:
         for layer in self._layers:
             if type(layer) in self._compiled:
                 layer.forward = self._compiled[type(layer)].__get__(layer)
@@ -95,8 +129,6 @@ class Trunk:
         finally:
             for layer in self._layers:
                 layer.__dict__.pop("forward", None)
-            for parent, name, own in before:
-                setattr(parent, name, own)
 
     def _make_replacements(self, float8: bool) -> list[Replacement]:
         replacements: list[Replacement] = []
@@ -116,6 +148,18 @@ class Trunk:
             replacements = [x for x in replacements if x[0] is not last or x[1] != "mlp"]
             replacements.append((last, "mlp", self._last_rows))
         return replacements
+
+
+@contextmanager
+def _replaced(replacements: Sequence[Replacement]) -> Iterator[None]:
+    before = [(parent, name, getattr(parent, name)) for parent, name, _ in replacements]
+    for parent, name, module in replacements:
+        setattr(parent, name, module)
+    try:
+        yield
+    finally:
+        for parent, name, own in before:
+            setattr(parent, name, own)
 
 
 def _copy_of(function: Any) -> Any:

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from entropylong_assets.stages.entropy.network import decoder_of, field_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Floating-point operations of a decoder, from its shape; a multiply-add counts as 2."""
+    """Floating-point operations of a decoder, from its shape; a multiply-add counts as 2.
+
+    Of a shape that is not that of a transformer, only the linear layers are counted.
+    """
 
     flop_per_token: float
     """All linear layers of the trunk; of a mixture of experts, all experts."""
@@ -26,14 +31,16 @@ class ModelCost:
     def of(cls, hf_model: PreTrainedModel) -> ModelCost:
         import torch
 
-        config = hf_model.config.get_text_config()
-        linears = [m for m in hf_model.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
-        heads = config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        config = hf_model.config.get_text_config(decoder=True)
+        linears = [m for m in decoder_of(hf_model).modules() if isinstance(m, torch.nn.Linear)]
+        heads = field_of(config, "num_attention_heads")
+        size = field_of(config, "head_dim") or field_of(config, "hidden_size") // max(heads, 1)
+        layers = field_of(config, "num_hidden_layers")
+        head = getattr(hf_model.get_output_embeddings(), "weight", None)
         return cls(
             flop_per_token=2.0 * sum(m.weight.numel() for m in linears),
-            flop_per_pair=4.0 * heads * size * config.num_hidden_layers,
-            flop_per_position=2.0 * hf_model.get_output_embeddings().weight.numel(),
+            flop_per_pair=4.0 * heads * size * layers,
+            flop_per_position=0.0 if head is None else 2.0 * head.numel(),
         )
 
     def flop(self, lengths: Sequence[int], positions: int) -> float:

@@ -61,8 +61,8 @@ class Segment:
 class Framing:
     """Tokens around contexts and roots: those that they were scored with, and the padding."""
 
-    bos_id: int | None
-    """Begins a sample; None if the model scores without one."""
+    bos_ids: tuple[int, ...]
+    """Begin a sample; empty if the model scores without special tokens."""
     separator_ids: tuple[int, ...]
     """Ends every context and root."""
     pad_id: int
@@ -72,14 +72,14 @@ class Framing:
     def of(cls, tokenizer: Tokenizer) -> Framing:
         """The framing with which this tokenizer's model scores."""
         return cls(
-            bos_id=tokenizer.bos_ids[0] if tokenizer.bos_ids else None,
+            bos_ids=tokenizer.bos_ids,
             separator_ids=tokenizer.separator_ids,
             pad_id=tokenizer.pad_id,
         )
 
     @property
     def bos_tokens(self) -> int:
-        return 0 if self.bos_id is None else 1
+        return len(self.bos_ids)
 
     def root_ids(self, group: Group) -> TokenIds:
         """Tokens of a whole root, with the separator."""
@@ -216,8 +216,8 @@ def lay_out(
             yield Segment(role="root", token_ids=framing.root_ids(group), group=group)
 
     segments = []
-    if framing.bos_id is not None:
-        segments.append(Segment(role="bos", token_ids=np.array([framing.bos_id], np.uint32)))
+    if framing.bos_ids:
+        segments.append(Segment(role="bos", token_ids=np.array(framing.bos_ids, np.uint32)))
     if any(group.piece_tokens for group in groups):
         for group in groups:
             own = [context for context in negatives if context.root_id == group.root_id]

@@ -1,7 +1,9 @@
 """Requests for the forward passes of a root: [C; D] for every distinct candidate and control.
 
-Anchors of a root that nominate the same chunk share one pass, and D is cut after the last of them.
-Causal attention makes both exact.
+Anchors of a root that nominate the same chunk share one request. Its sequence is the whole [C; D],
+as far as the model can read: some models choose their rotary factors by the length of the sequence,
+and a score must not depend on which other anchors are scored. The engine ends its pass at the last
+anchor all the same.
 
 Legend: T tokens of a sequence, N anchors.
 """
@@ -20,15 +22,16 @@ def context_request(
     context_ids: Sequence[int],
     root_ids: Sequence[int],
     anchors: Sequence[int],
+    max_positions: int,
 ) -> ScoringRequest:
-    """Return [BOS?; C; D], with D cut after the last anchor, to be scored at the anchors.
+    """Return the first `max_positions` tokens of [BOS?; C; D], to be scored at the anchors.
 
-    context_ids: ends with the separator's tokens, as in a sample. anchors: positions in the root,
-    in any order, without repeats.
+    context_ids: ends with the separator's tokens, as in a sample. anchors: positions in the root
+    that fit (`fits`), in any order, without repeats.
     """
     ordered = sorted(anchors)
     before = len(bos_ids) + len(context_ids)
-    tokens = [*bos_ids, *context_ids, *root_ids[: ordered[-1] + 1]]
+    tokens = [*bos_ids, *context_ids, *root_ids[: max(0, max_positions - before)]]
     return ScoringRequest(
         np.asarray(tokens, np.int64), np.asarray([before + t for t in ordered], np.int64)
     )

@@ -87,11 +87,12 @@ def plan_root(
         controls = draw(root, min(length, room))
     plan = RootPlan(root, refusals, contexts, controls, anchors)
     plan.requests = {
-        c: context_request(bos_ids, context_ids[c], root.token_ids, scored)
+        c: context_request(bos_ids, context_ids[c], root.token_ids, scored, max_positions)
         for c, scored in contexts.items()
     }
     plan.control_requests = [
-        context_request(bos_ids, c.token_ids, root.token_ids, anchors) for c in controls
+        context_request(bos_ids, c.token_ids, root.token_ids, anchors, max_positions)
+        for c in controls
     ]
     return plan if max_forward_tokens is None else _fit_to_budget(plan, max_forward_tokens)
 

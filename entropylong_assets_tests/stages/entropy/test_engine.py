@@ -91,9 +91,9 @@ def test_engine_does_not_pack_if_sequences_leak(
     changed = [ScoringRequest(requests[0].token_ids_T[::-1].copy(), requests[0].positions_N)]
 
     def second(scorer: PackedScorer, first: ScoringRequest) -> list[PositionScores]:
-        return [scorer._score_pack([first, requests[1]], "packed")[1]]
+        return [scorer.score([first, requests[1]])[1]]
 
-    scorer = PackedScorer(model, mode="packed")
+    scorer = PackedScorer(model, mode="packed", pack_tokens=4096)
     assert largest_difference(second(scorer, requests[0]), second(scorer, changed[0])) < 1e-6
 
     def leaking(q: Any, k: Any, v: Any, borders: Any, *rest: Any) -> Any:

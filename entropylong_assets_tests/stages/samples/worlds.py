@@ -172,7 +172,9 @@ def run(
             opened,
             settings=settings,
             shard=SHARD,
-            framing=Framing(bos_id=bos, separator_ids=SEPARATOR, pad_id=PAD),
+            framing=Framing(
+                bos_ids=() if bos is None else (bos,), separator_ids=SEPARATOR, pad_id=PAD
+            ),
             writer=writer,
             pool=pool,
         )

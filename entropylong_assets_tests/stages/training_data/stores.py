@@ -159,7 +159,7 @@ def fill_store(
                 opened,
                 settings=settings,
                 shard=shard,
-                framing=Framing(bos_id=BOS, separator_ids=SEPARATOR, pad_id=PAD),
+                framing=Framing(bos_ids=(BOS,), separator_ids=SEPARATOR, pad_id=PAD),
                 writer=writer,
             )
             writer.summary = packed.summary.model_dump()
