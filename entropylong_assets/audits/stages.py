@@ -137,7 +137,7 @@ share of the random ones pass, and the lift of retrieval over random contexts.""
     identify=lambda partition: (
         _model(partition) | _searched_index(partition) | _embedder(partition)
     ),
-    code_version=2,
+    code_version=3,
     check_folder=_FOLDER,
     checks=(
         Check("null_gains_recomputed", "Gains of held-out controls follow from their entropies."),
@@ -286,7 +286,7 @@ key tokens; dependency score; each with an interval over roots.""",
     inputs=(ENTROPY_SCORES_STAGE, VERIFIED_DEPENDENCIES_STAGE),
     determined_by=_long_range_determined_by,
     identify=_identify_long_range,
-    code_version=2,
+    code_version=3,
     check_folder=_FOLDER,
     checks=(
         Check("windows_within_budget", "Recipes are compared on whole windows, once per root."),

@@ -119,7 +119,7 @@ near-duplicates of its text are rejected by the leak check and stored with the r
     sections={"retrieval": RetrievalSettings},
     determined_by=lambda _: ("retrieval", "scoring.model", "corpus.embedding.model"),
     identify=_identify,
-    code_version=4,
+    code_version=5,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("anchors_reconcile", "Anchors = anchors with candidates + dropped anchors."),
