@@ -28,8 +28,35 @@ def test_sentences_keep_their_words_and_change_their_places() -> None:
     assert shuffled.split() != text.split()
     assert shuffled == shuffle_sentences(text, 1, "chunk")
     assert "Two follows!" in shuffled
+    # Neither a version nor an initial within a word ends a sentence.
+    assert shuffle_sentences("Install v1.2 of lib.so first", 1, "chunk") is None
     for hopeless in ("Only one sentence here.", "", "Same.\nSame."):
         assert shuffle_sentences(hopeless, 1, "c") is None
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["灯塔很旧。", "他问：「谁来点灯？」", "没有人回答！"],
+        ["灯台は古い。", "誰も来なかった。"],
+        ["यह दीपक पुराना है। ", "वहाँ कोई नहीं रहता। "],
+        ["මෙය පැරණියි. ", "එහි කවුරුත් නැත. "],
+        ["هل وصلت السفينة؟ ", "نعم وصلت. "],
+        ["ក្រុងនេះចាស់។", "គ្មានអ្នកណានៅទេ។"],
+        ["မီးပြတိုက်ဟောင်း။", "လူမရှိပါ။"],
+        ["ཉིན་མོ་བཟང་།", "མཚན་མོ་བཟང་།"],
+        ["ሰላም ነው። ", "ማንም የለም። "],
+    ],
+)
+def test_sentences_of_any_script_change_their_places(sentences: list[str]) -> None:
+    shuffled = shuffle_sentences("".join(sentences).strip(), 1, "chunk")
+    assert shuffled is not None
+    left = shuffled
+    for sentence in sentences:
+        assert sentence.strip() in left
+        left = left.replace(sentence.strip(), "")
+    assert left.strip() == ""
+    assert shuffled != "".join(sentences).strip()
 
 
 @pytest.mark.parametrize(

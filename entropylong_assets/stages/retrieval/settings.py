@@ -20,7 +20,8 @@ class RetrievalSettings(Section):
     leak_check: Annotated[str, AfterValidator(LEAK_CHECKS.check)] = "word_ngrams"
     """How a candidate is recognised that repeats the root's text (docs/extending.md)."""
     leak_ngram_words: int = Field(8, ge=1)
-    """Words per n-gram of the leak check `word_ngrams`."""
+    """Words per n-gram of the leak check `word_ngrams`. In scripts without spaces, one ideograph,
+    two syllables or three letters count as a word. From 5 on, an n-gram may have an edited word."""
     max_containment: float = Field(0.2, gt=0, le=1)
     """A candidate is rejected as a near-duplicate if at least this share of it occurs in the root,
     as the leak check measures it."""

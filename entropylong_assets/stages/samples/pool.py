@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import regex
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.retrieval.registry import make_leak_check
@@ -25,8 +26,9 @@ NOT_A_CONTROL = -1
 CHUNKS_PER_FETCH = 8
 _COLUMNS = ["chunk_id", "doc_id", "source", "start", "end", "text"]
 
-_WORD = re.compile(r"[^\W\d_][\w'-]*")
-_BREAK = re.compile(r"[^\w\s'-]+|\n")
+# In `re`, the vowel signs of Hindi or Thai are no part of a word.
+_WORD = regex.compile(r"[^\W\d_][\w'-]*")
+_BREAK = regex.compile(r"[^\w\s'-]+|\n")
 
 # English function words, by which RAKE cuts phrases.
 _FUNCTION_WORDS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -15,33 +14,31 @@ from entropylong_assets.stages.retrieval.leak_check import WordNgrams
 from entropylong_assets.stages.retrieval.registry import LEAK_CHECKS, make_leak_check
 from entropylong_assets.stages.retrieval.settings import RetrievalSettings
 from entropylong_assets_tests.extensions import installed
+from entropylong_assets_tests.stages.retrieval.naive_containment import naive_containment
 
-TEXTS = st.lists(st.sampled_from(["a", "B", "b", "c,", "é", "x1", "-", "\n"]), max_size=14)
+TEXTS = st.lists(st.sampled_from(["a", "B", "b", "c,", "é", "x1", "-", "\n"]), max_size=30)
 
 
 def containment(chunk: str, root: str, n: int = 8) -> float:
     return make_leak_check(RetrievalSettings(leak_ngram_words=n), root).containment(chunk)
 
 
-def naive_containment(chunk: str, root: str, n: int) -> float:
-    """Look up every n-gram of the chunk at every position of the root, word by word."""
-    words, root_words = re.findall(r"\w+", chunk.lower()), re.findall(r"\w+", root.lower())
-    n = min(n, len(words))
-    if n == 0:
-        return 0.0
-    grams: list[list[str]] = []
-    for i in range(len(words) - n + 1):
-        if words[i : i + n] not in grams:
-            grams.append(words[i : i + n])
-    hits = 0
-    for gram in grams:
-        hits += any(root_words[j : j + n] == gram for j in range(len(root_words) - n + 1))
-    return hits / len(grams)
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(TEXTS, TEXTS, st.integers(1, 8))
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(TEXTS, TEXTS, st.integers(1, 10))
 def test_containment_equals_the_naive_share(chunk: list[str], root: list[str], n: int) -> None:
+    one, other = " ".join(chunk), " ".join(root)
+    assert containment(one, other, n) == naive_containment(one, other, n)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(TEXTS, st.data(), st.integers(4, 10))
+def test_containment_of_an_edited_copy_equals_the_naive_share(
+    root: list[str], data: st.DataObject, n: int
+) -> None:
+    chunk = list(root)
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(chunk)))
+        chunk[at : at + data.draw(st.integers(0, 1))] = data.draw(st.sampled_from([[], ["yes"]]))
     one, other = " ".join(chunk), " ".join(root)
     assert containment(one, other, n) == naive_containment(one, other, n)
 
@@ -63,9 +60,30 @@ def test_containment_of_half_a_copy_is_about_half() -> None:
     assert containment(" ".join(half), ROOT) == pytest.approx(23 / 53)
 
 
+def test_containment_counts_ngrams_around_one_edited_word() -> None:
+    words = ROOT.split()
+    copies = {
+        "changed": [*words[:30], "other", *words[31:]],
+        "missing": [*words[:30], *words[31:]],
+        "extra": [*words[:30], "other", *words[30:]],
+    }
+    # An edited word counts in four of the eight places of an n-gram.
+    found = {name: containment(" ".join(copy), ROOT) for name, copy in copies.items()}
+    assert found["changed"] == pytest.approx(49 / 53)
+    assert found["extra"] == pytest.approx(50 / 54)
+    assert 47 / 52 <= found["missing"] < 1
+    two = [*words[:30], "other", words[31], "another", *words[33:]]
+    assert containment(" ".join(two), ROOT) == pytest.approx((53 - 10) / 53)
+
+
 def test_containment_compares_a_text_shorter_than_the_ngram_as_a_whole() -> None:
     assert containment("word3 word4", ROOT) == 1
     assert containment("word4 word3", ROOT) == 0
+
+
+def test_containment_of_a_chunk_longer_than_the_root_is_its_share() -> None:
+    assert containment(ROOT, " ".join(ROOT.split()[:20])) == pytest.approx(13 / 53)
+    assert containment(ROOT, "word1 word2") == containment(ROOT, "") == 0
 
 
 class SameLength:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.stage import Partition
 from entropylong_assets.stages.versioning import is_up_to_date, stale_reason
 from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.stages.retrieval.naive_containment import naive_containment
 from entropylong_assets_tests.tiny_world import tiny_settings
 
 SHARDS = ["tiny-00000", "tiny-00001"]
@@ -58,11 +58,6 @@ def read(partition: Partition, table: str) -> pl.DataFrame:
     return partition.store.read(CANDIDATE_CONTEXTS, partition.shard, table)
 
 
-def grams(text: str, n: int) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
-
-
 @pytest.mark.parametrize("shard", SHARDS)
 def test_candidates_are_the_nearest_chunks_of_other_documents(
     partitions: dict[str, Partition], shard: str
@@ -87,8 +82,7 @@ def test_candidates_are_the_nearest_chunks_of_other_documents(
         for chunk_id, share, result in rows.select(
             "chunk_id", "containment", "leak_check"
         ).iter_rows():
-            found = grams(text[chunk_id], NGRAM)
-            expected = len(found & grams(root_text(partition, root_id), NGRAM)) / len(found)
+            expected = naive_containment(text[chunk_id], root_text(partition, root_id), NGRAM)
             assert share == pytest.approx(expected, abs=1e-6)
             assert result == ("near_duplicate" if expected >= LIMIT else "passed")
             near_duplicates += result == "near_duplicate"

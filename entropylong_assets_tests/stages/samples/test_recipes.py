@@ -278,6 +278,11 @@ def test_keywords_follow_rake() -> None:
     assert keywords("the of and") == []
 
 
+@pytest.mark.parametrize("words", ["नदी के मुहाने", "แม่น้ำ ปากน้ำ", "নদীর মোহনায়", "مُدَرِّس"])
+def test_keywords_keep_words_with_vowel_signs_whole(words: str) -> None:
+    assert keywords(f"{words}.") == [words]
+
+
 def test_recipe_does_not_depend_on_the_order_of_rows() -> None:
     import random
 
