@@ -44,9 +44,10 @@ def estimate(settings_file: SettingsFile = None, dataset: DatasetName = None) ->
     with plain_errors():
         settings = open_dataset(settings_file, dataset)
         from entropylong_assets.report.estimate import estimate as estimated
-        from entropylong_assets.stages.corpus.shards import plan_shards
+        from entropylong_assets.stages.corpus.shards import plan_shards, require_shards
 
         shards = plan_shards(settings.corpus)
+        require_shards(settings.corpus, shards)
         out.print(f"{len(shards.shards)} shards; sampling documents and timing the models …")
         expected = estimated(settings, shards)
     table = Table(show_header=False, title="A run over these sources", title_justify="left")

@@ -27,6 +27,7 @@ from entropylong_assets.stages.corpus.shards import (
     current_shard,
     load_plan,
     plan_shards,
+    require_shards,
     save_plan,
 )
 from entropylong_assets.stages.stage import Job, Partition, Stage
@@ -114,7 +115,8 @@ def run_project(
     """Run what is not up to date: each corpus, then each dataset. Returns the number of runs.
 
     datasets: names of those to run, with their corpora; None: all, and all corpora. The shards are
-    those of the saved plans. Raises RunError if a corpus has none, and at the first run that fails.
+    those of the saved plans. Raises CorpusError if a corpus has none, RunError at the first run
+    that fails.
     """
     chosen = [d for d in project.datasets.values() if datasets is None or d.name in datasets]
     corpora = [
@@ -124,11 +126,7 @@ def run_project(
     ]
     runner = _Runner(project, instance, watcher)
     for corpus in corpora:
-        if not load_plan(open_store(corpus)).shards:
-            raise RunError(
-                f"corpus {corpus.name}: its sources have no file with rows; put documents there, "
-                "or correct the sources: `entropylong scan` lists what is passed over, and why"
-            )
+        require_shards(corpus, load_plan(open_store(corpus)))
     for settings in (*corpora, *chosen):
         follows = [s for s in project.stages_of(settings) if s.automation != "by_hand"]
         if not with_export:

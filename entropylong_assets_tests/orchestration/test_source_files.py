@@ -16,7 +16,6 @@ from entropylong_assets.cli.main import app
 from entropylong_assets.orchestration.build import build_definitions
 from entropylong_assets.orchestration.doctor_checks import sources
 from entropylong_assets.orchestration.local_run import (
-    RunError,
     open_instance,
     register_shards,
     run_job,
@@ -24,7 +23,7 @@ from entropylong_assets.orchestration.local_run import (
 )
 from entropylong_assets.orchestration.scanning import scan
 from entropylong_assets.project import Project, make_project, open_store
-from entropylong_assets.stages.corpus.errors import MissingSourceError
+from entropylong_assets.stages.corpus.errors import CorpusError, MissingSourceError
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.execution import materialize
@@ -275,7 +274,7 @@ def test_a_corpus_of_empty_files_is_told_plainly(
     plan = register_shards(project.corpus, instance)
     assert (plan.shards, set(plan.empty)) == ((), {str(tmp_path / f"in/{n}") for n in PLAIN})
     assert "nothing new in 0 shards" in tick(project, instance, "web__new_files").skip_message
-    with pytest.raises(RunError, match=r"^corpus web: its sources have no file with rows; put "):
+    with pytest.raises(CorpusError, match=r"^corpus web: its sources have no file with rows; put "):
         run_project(project, instance, datasets=None)
 
 

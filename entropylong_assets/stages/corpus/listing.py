@@ -104,8 +104,9 @@ def list_files(source: SourceSettings, data_uri: str = "") -> list[SourceFile]:
 def list_source(source: SourceSettings, data_uri: str = "") -> Listing:
     """Find the files of a source, and what is passed over.
 
-    data_uri: folder of the corpus' own tables, which are no source. Raises CorpusError if the
-    source can't be listed; network faults pass as they are, since a retry may help.
+    data_uri: folder of the corpus' own tables, passed over where it lies below the source. Raises
+    CorpusError if the source can't be listed; network faults pass as they are, since a retry may
+    help.
     """
     where = f"source '{source.name}'"
     reader = None if source.kind == AUTO else source_format(source.kind)
@@ -148,10 +149,10 @@ class _Search:
     def __init__(self, source: SourceSettings, fs: Any, data_uri: str) -> None:
         self._source, self._fs = source, fs
         own_fs, own = file_system(data_uri) if data_uri else (None, "")
-        is_local = isinstance(fs, LocalFileSystem)
+        self._is_local = isinstance(fs, LocalFileSystem)
         self._own = ""
         if own_fs is not None and type(own_fs) is type(fs):
-            self._own = (os.path.realpath(own) if is_local else own).rstrip("/")
+            self._own = (os.path.realpath(own) if self._is_local else own).rstrip("/")
         self._cache, self._uri = split_cache(source.uri)
         self._has_question_marks = not self._uri.startswith(("http://", "https://"))
         self._passed_over: dict[str, set[str]] = defaultdict(set)
@@ -189,9 +190,11 @@ class _Search:
             if named:
                 yield from named
                 return
+        root = os.path.realpath(pattern.root) if self._is_local else pattern.root
+        own = f"{self._own}/" if self._own.startswith(f"{root.rstrip('/')}/") else None
         for found in find_files(self._fs, pattern, self._note):
-            if self._own and found.real.startswith(f"{self._own}/"):
-                self._note("own", f"{self._own}/")
+            if own and found.real.startswith(own):
+                self._note("own", own)
                 continue
             name = found.path.rpartition("/")[2]
             kind, reason = self._judge(name, pattern)

@@ -139,6 +139,15 @@ def _shared(sources: Sequence[Iterable[str]]) -> tuple[str, ...]:
     return tuple(sorted(uri for uri, n in times.items() if n > 1))
 
 
+def require_shards(settings: Settings, plan: ShardPlan) -> None:
+    """Raise CorpusError if a plan has no shard, as all files of the sources are empty."""
+    if not plan.shards:
+        raise CorpusError(
+            f"corpus {settings.name}: its sources have no file with rows; put documents there, or "
+            "correct the sources: `entropylong scan` lists what is passed over, and why"
+        )
+
+
 def current_shard(settings: Settings, plan: ShardPlan, key: str) -> Shard:
     """Return a shard as its files are now, so that a corrected or longer file is read as it is.
 

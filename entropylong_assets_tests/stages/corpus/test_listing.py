@@ -413,6 +413,9 @@ def test_the_platforms_own_tables_are_no_source(tmp_path: Path) -> None:
     plan = plan_shards(settings_for(tmp_path, tmp_path / "data"))
     assert [Path(shard.files[0]).name for shard in plan.shards] == ["a.jsonl", "b.jsonl"]
     assert plan.passed_over == {"own": (f"{tmp_path}/data/",)}
+    # Documents may well lie below the data_uri.
+    plan = plan_shards(settings_for(tmp_path / "data/corpus", tmp_path / "data"))
+    assert [Path(shard.files[0]).name for shard in plan.shards] == ["t.parquet"]
 
 
 def test_sources_that_overlap_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

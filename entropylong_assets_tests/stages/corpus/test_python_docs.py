@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import statistics
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from entropylong_assets.stages.corpus.errors import MissingSourceError
 from entropylong_assets.stages.corpus.formats import python_docs
-from entropylong_assets.stages.corpus.shards import plan_shards, read_shard
+from entropylong_assets.stages.corpus.shards import current_shard, plan_shards, read_shard
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.corpus.files_for_tests import ingest, settings_for
 
@@ -47,6 +49,23 @@ def test_topics_and_shards_over_packages() -> None:
     assert len(names) > 100
     assert sum(name.startswith("pydoc_data.topics.") for name in names if name) >= 70
     assert plan_shards(corpus, plan.shards).new == ()
+
+
+def test_a_package_that_was_removed_is_missing_and_not_empty(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Otherwise its shards would be read again, as zero rows."""
+    (tmp_path / "passing_package.py").write_text(f'"""{"Documentation. " * 90}"""\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = plan_shards(settings_for("passing_package,statistics", kind="python_docs"))
+    (tmp_path / "passing_package.py").unlink()
+    importlib.invalidate_caches()
+    without = settings_for("statistics", kind="python_docs")
+    scan = plan_shards(without, plan.shards, accept_changes=True)
+    assert (scan.missing, scan.missing_shards) == (("python_docs:passing_package",), ("s-00000",))
+    assert scan.shards == plan.shards
+    with pytest.raises(MissingSourceError, match="python_docs:passing_package does not exist"):
+        current_shard(without, scan, "s-00000")
 
 
 _SCRIPT = """
