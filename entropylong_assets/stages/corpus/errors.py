@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 
 class CorpusError(ValueError):
     """A source, a file or a row is wrong. The message is one line and says what to do."""
+
+
+class Problem(NamedTuple):
+    """Why a row is bad: a key of `rows.REMEDIES`, and the details."""
+
+    reason: str
+    detail: str
 
 
 def one_line(value: object, limit: int = 400) -> str:

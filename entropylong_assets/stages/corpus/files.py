@@ -37,7 +37,7 @@ def plain_name(uri: str) -> str:
 
 
 def without_compression(name: str) -> str:
-    """Return the name in lower case without `.gz` or `.zst`."""
+    """Return the name in lower case without `.gz` or another suffix of a compressed file."""
     name = name.lower()
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)

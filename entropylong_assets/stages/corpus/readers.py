@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from entropylong_assets.stages.corpus.registry import source_format
-from entropylong_assets.stages.corpus.rows import BadRow, Item
+from entropylong_assets.stages.corpus.rows import Item
 from entropylong_assets.stages.corpus.settings import SourceSettings
 
 
@@ -19,19 +19,16 @@ def read_rows(
 ) -> Iterator[Item]:
     """Yield rows `start` to `stop` (not included) of one file.
 
-    kind: name of its format. A file without any row yields the BadRow `empty_file`. Raises
-    CorpusError if the file is missing or must not be read; faults of a network pass as they are.
+    kind: name of its format. An empty file, such as a Parquet file of zero rows or a CSV file of
+    only a header, yields nothing. Raises CorpusError if the file is missing or must not be read;
+    faults of a network pass as they are.
     """
-    is_empty = True
     for item in source_format(kind).read_rows(file, source, start):
-        is_empty = False
         if stop is not None and item.row >= stop:
             break
         yield item
-    if is_empty and start == 0:
-        yield BadRow(file, 0, None, "empty_file", "the file holds no rows")
 
 
 def count_rows(file: str, kind: str) -> int:
-    """Return one past the last row number that `read_rows` yields, but at least 1."""
-    return max(1, source_format(kind).count_rows(file))
+    """Return one past the last row number that `read_rows` yields: 0 if the file is empty."""
+    return source_format(kind).count_rows(file)

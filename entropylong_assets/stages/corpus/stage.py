@@ -74,7 +74,7 @@ row that does not become a document is listed in the table `dropped`, with the r
     # yields other documents.
     determined_by=lambda _: ("min_chars", "max_chars"),
     identify=_identify,
-    code_version=2,
+    code_version=3,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("unique_documents", "Ids of documents are unique in the shard."),
