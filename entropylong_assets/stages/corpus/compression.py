@@ -6,6 +6,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 import zstandard
@@ -18,10 +19,6 @@ CHUNK = 2**20
 MAX_WINDOW = 2**31
 """Largest window of a zstd frame (`zstd --long=31`), and about the largest dictionary of an xz
 stream (bytes)."""
-
-# A bzip2 block of 45 bytes may decompress to 900 KB, a zstd block of 4 bytes to 128 KiB: small
-# pieces bound what a decompression bomb can yield at once, and are as fast as larger ones.
-_PIECE = 512
 
 
 class DamagedFileError(Exception):
@@ -38,6 +35,10 @@ class _Codec(NamedTuple):
     """What a compressed file begins with."""
     open: Callable[[], Any]
     """Makes a decompressor of one member (gzip), frame (zstd) or stream (bzip2, xz)."""
+    # 4 bytes of zstd may decompress to 128 KiB, a byte of gzip to 1 KiB: small pieces bound what a
+    # decompression bomb can yield at once (to 16 MiB), and are as fast as larger ones.
+    piece: int = 512
+    """Number of compressed bytes that are decompressed at once."""
     padding: bytes = b""
     """What may stand between two members."""
 
@@ -52,10 +53,10 @@ def _xz() -> Any:
 
 _SKIPPABLE = tuple(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16))
 _CODECS = {
-    ".gz": _Codec("gzip", (b"\x1f\x8b",), lambda: zlib.decompressobj(31), b"\0"),
+    ".gz": _Codec("gzip", (b"\x1f\x8b",), lambda: zlib.decompressobj(31), 2**14, b"\0"),
     ".zst": _Codec("zstd", (b"\x28\xb5\x2f\xfd", *_SKIPPABLE), _zstd),
     ".bz2": _Codec("bzip2", (b"BZh",), bz2.BZ2Decompressor),
-    ".xz": _Codec("xz", (b"\xfd7zXZ\0",), _xz, b"\0"),
+    ".xz": _Codec("xz", (b"\xfd7zXZ\0",), _xz, padding=b"\0"),
 }
 # First bytes of formats that are no text.
 _BINARY = {
@@ -72,6 +73,7 @@ _BINARY = {
     b"ARROW1\0\0": "Arrow (.arrow)",
     b"Obj\x01": "Avro (.avro)",
 }
+_ERRORS = (zlib.error, lzma.LZMAError, OSError, zstandard.ZstdError)
 HEAD = 16
 """Number of bytes that suffice to tell these formats (at least)."""
 
@@ -110,16 +112,18 @@ def decompress(file: IO[bytes], name: str) -> Iterator[bytes]:
         is_start = False
         view = memoryview(block)
         while view:
-            piece, view = view[:_PIECE], view[_PIECE:]
+            piece, view = view[: codec.piece], view[codec.piece :]
             while piece:
                 if stream is None:
                     piece = memoryview(bytes(piece).lstrip(codec.padding)) if n_ended else piece
                     if not piece:
                         break
                     stream = codec.open()
+                before = stream.copy() if hasattr(stream, "copy") else None
                 try:
                     chunk = stream.decompress(piece)
-                except (zlib.error, lzma.LZMAError, OSError, zstandard.ZstdError) as error:
+                except _ERRORS as error:
+                    yield from _good_bytes(before, piece)
                     raise DamagedFileError(_damage(codec, error, n_ended)) from None
                 if chunk:
                     yield chunk
@@ -130,6 +134,16 @@ def decompress(file: IO[bytes], name: str) -> Iterator[bytes]:
         raise DamagedFileError(
             f"the file is damaged here: it ends in the middle of its {codec.name} data"
         )
+
+
+def _good_bytes(stream: Any, piece: memoryview) -> Iterator[bytes]:
+    """Yield what a decompressor makes of a piece before the byte at which it fails.
+
+    Otherwise a wrong checksum would cost good rows. Only that of gzip can be copied for this.
+    """
+    with suppress(*_ERRORS):
+        for at in range(len(piece) if stream else 0):
+            yield stream.decompress(piece[at : at + 1])
 
 
 def _damage(codec: _Codec, error: Exception, n_ended: int) -> str:

@@ -154,7 +154,7 @@ def _problem_of(error: csv.Error) -> Problem:
     if "unexpected end" in found:
         return Problem("broken_csv", "a quote at the start of a field is never closed")
     if "expected after" in found:
-        return Problem("broken_csv", f"text after the closing quote of a field ({found})")
+        return Problem("broken_csv", "there is text after the closing quote of a field")
     return Problem("broken_csv", one_line(error, 120))
 
 

@@ -99,9 +99,7 @@ class Evidence:
             verdicts.append(self._looks_like_row(head, 0, free, last + 1))
         return sum(verdicts) * 2 > len(verdicts)
 
-    def _looks_like_row(
-        self, line: str, start: int, free: range, stop: int | None = None
-    ) -> bool:
+    def _looks_like_row(self, line: str, start: int, free: range, stop: int | None = None) -> bool:
         """Whether a line consists of the values of columns `start` to `stop` (not included).
 
         free: columns whose values may be of any length and kind.

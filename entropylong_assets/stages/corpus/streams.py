@@ -75,9 +75,11 @@ def _first_line_end(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     except DamagedFileError as error:
         damage = error
 
+    heads = [head] if head else []
+
     def everything() -> Iterator[bytes]:
-        if head:
-            yield head
+        while heads:  # not kept while the rest is read
+            yield heads.pop()
         if damage:
             raise damage
         yield from chunks

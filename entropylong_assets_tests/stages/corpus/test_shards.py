@@ -251,8 +251,8 @@ def test_source_names_go_into_keys_as_they_are(tmp_path: Path) -> None:
 
 def test_a_thousand_known_shards_are_looked_over_in_seconds(tmp_path: Path) -> None:
     for i in range(1000):
-        (tmp_path / f"{i}.jsonl").write_text('{"text": "a"}\n')
-    corpus = settings_for(tmp_path)
+        lines(tmp_path / f"in/{i}.jsonl", "a")
+    corpus = settings_for(tmp_path / "in")
     store = TableStore(str(tmp_path / "data"))
     save_plan(store, plan_shards(corpus))
     start = time.perf_counter()
