@@ -36,7 +36,7 @@ class _Codec(NamedTuple):
     open: Callable[[], Any]
     """Makes a decompressor of one member (gzip), frame (zstd) or stream (bzip2, xz)."""
     # 4 bytes of zstd may decompress to 128 KiB, a byte of gzip to 1 KiB: small pieces bound what a
-    # decompression bomb can yield at once (to 16 MiB), and are as fast as larger ones.
+    # decompression bomb can yield at once (to 16 and 4 MiB), and are as fast as larger ones.
     piece: int = 512
     """Number of compressed bytes that are decompressed at once."""
     padding: bytes = b""
@@ -53,7 +53,7 @@ def _xz() -> Any:
 
 _SKIPPABLE = tuple(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16))
 _CODECS = {
-    ".gz": _Codec("gzip", (b"\x1f\x8b",), lambda: zlib.decompressobj(31), 2**14, b"\0"),
+    ".gz": _Codec("gzip", (b"\x1f\x8b",), lambda: zlib.decompressobj(31), 2**12, b"\0"),
     ".zst": _Codec("zstd", (b"\x28\xb5\x2f\xfd", *_SKIPPABLE), _zstd),
     ".bz2": _Codec("bzip2", (b"BZh",), bz2.BZ2Decompressor),
     ".xz": _Codec("xz", (b"\xfd7zXZ\0",), _xz, padding=b"\0"),

@@ -15,11 +15,12 @@ Then each of its lines that is not blank may have been a row: it is a bad row of
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from entropylong_assets.stages.corpus.errors import Problem, one_line
-from entropylong_assets.stages.corpus.quoting import Evidence
+from entropylong_assets.stages.corpus.quoting import Evidence, has_plain_quotes
 from entropylong_assets.stages.corpus.streams import MAX_ROW_BYTES, Line
 
 
@@ -106,17 +107,26 @@ class _Lines:
                 yield LostLine(number, Problem("swallowed_row", found))
 
 
-def read_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record | LostLine]:
+def read_records(
+    read: Callable[[], Iterator[Line]], dialect: Dialect
+) -> Iterator[Record | LostLine]:
     """Yield the header and the records of a CSV file, in order; what can't be read as LostLine.
 
-    If the header itself is lost, that is the first item. Blank lines are passed over.
+    read: opens the file, twice if it has one column and records of several lines. If the header itself is lost, that is the first item. Blank lines are passed over.
     """
     # Process-wide, so it is only ever raised; the default, 131,072 characters, is a short document.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    feed = _Lines(lines, dialect)
+    feed = _Lines(read(), dialect)
     reader = dialect.reader(feed)
     header: list[str] = []
-    evidence = Evidence(0, dialect.delimiter, dialect.quote)
+
+    @functools.cache
+    def quotes_are_plain() -> bool:
+        if dialect.escape or not dialect.quote:  # an escaped quote is no plain one
+            return False
+        return has_plain_quotes((line.content for line in read()), dialect.quote)
+
+    evidence = Evidence(0, dialect.delimiter, quotes_are_plain)
     while True:
         feed.begin()
         try:
@@ -132,7 +142,7 @@ def read_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record | L
         texts = [text for _, text in feed.pending]
         if not header:
             problem = _header_problem(texts, values, dialect)
-            evidence = Evidence(len(values), dialect.delimiter, dialect.quote)
+            evidence = Evidence(len(values), dialect.delimiter, quotes_are_plain)
             header = values
         else:
             problem = _record_problem(texts, values, header, dialect, evidence)
@@ -140,7 +150,7 @@ def read_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[Record | L
             yield from feed.lose("broken_csv", problem)
             continue
         if len(texts) == 1:
-            evidence.learn(texts[0], values)
+            evidence.learn(values)
         yield Record(feed.pending[0][0], values)
 
 

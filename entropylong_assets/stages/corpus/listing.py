@@ -28,7 +28,7 @@ def file_version(uri: str, kind: str) -> str | None:
     fs, path = file_system(split_cache(uri)[1])
     fs.invalidate_cache()
     try:
-        return version_of(fs.info(path))
+        return version_of(fs.info(path), reader.edition)
     except FileNotFoundError:
         return None
 
@@ -109,5 +109,5 @@ def list_files(source: SourceSettings) -> list[SourceFile]:
                 f"{where}: the file name {one_line(uri)} contains control characters or is not "
                 "UTF-8; rename it"
             )
-        files.append(SourceFile(uri, kind, version_of(info)))
+        files.append(SourceFile(uri, kind, version_of(info, source_format(kind).edition)))
     return sorted(files)

@@ -28,12 +28,12 @@ class Csv(SourceFormat):
     def count_rows(self, file: str, /) -> int:
         lines = count_lines(file, old_mac=True)
         if lines == 1:  # a header alone is no row, but what is wrong with it has to be reported
-            header = next(read_records(read_lines(file), Dialect()), None)
+            header = next(read_records(lambda: read_lines(file), Dialect()), None)
             return int(isinstance(header, LostLine))
         return max(0, lines - 1)
 
     def read_rows(self, file: str, source: SourceSettings, start: int, /) -> Iterator[Item]:
-        records = read_records(read_lines(file, old_mac=True), _dialect(file, source))
+        records = read_records(lambda: read_lines(file, old_mac=True), _dialect(file, source))
         header = next(records, None)
         if isinstance(header, LostLine):
             yield BadRow(file, start, None, *header.problem)
