@@ -19,6 +19,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from entropylong_assets.stages.corpus.encodings import TWO_BYTES
 from entropylong_assets.stages.corpus.errors import Problem, one_line
 from entropylong_assets.stages.corpus.quoting import Evidence, has_plain_quotes
 from entropylong_assets.stages.corpus.streams import MAX_ROW_BYTES, Line
@@ -147,7 +148,7 @@ def read_records(
         else:
             problem = _record_problem(texts, values, header, dialect, evidence)
         if problem:
-            yield from feed.lose("broken_csv", problem)
+            yield from feed.lose(*problem)
             continue
         if len(texts) == 1:
             evidence.learn(values)
@@ -168,15 +169,16 @@ def _problem_of(error: csv.Error) -> Problem:
     return Problem("broken_csv", one_line(error, 120))
 
 
-_SWALLOWED = (
+_SWALLOWED = Problem(
+    "broken_csv",
     "a quote at the start of a field is closed on another line, and the lines between look like "
-    "rows; if they are one text, set the source's newlines_in_values to true"
+    "rows; if they are one text, set the source's newlines_in_values to true",
 )
 
 
-def _header_problem(lines: list[str], names: list[str], dialect: Dialect) -> str | None:
-    if any("\0" in name for name in names):
-        return "the header has a byte 0x00: UTF-16 without a byte order mark, or no text"
+def _header_problem(lines: list[str], names: list[str], dialect: Dialect) -> Problem | None:
+    if any("\0" in line for line in lines):
+        return Problem("invalid_utf8", f"the header has a byte 0x00: {TWO_BYTES}")
     after = [line.count(dialect.delimiter) + 1 for line in lines[1:]]
     if dialect.newlines_in_values is None and 2 * after.count(len(names)) > len(after) > 0:
         return _SWALLOWED
@@ -185,11 +187,13 @@ def _header_problem(lines: list[str], names: list[str], dialect: Dialect) -> str
 
 def _record_problem(
     lines: list[str], values: list[str], header: list[str], dialect: Dialect, evidence: Evidence
-) -> str | None:
+) -> Problem | None:
     if len(values) != len(header):
-        return f"the record has {len(values)} fields, the header {len(header)}"
+        found = f"the record has {len(values)} fields, the header {len(header)}"
+        return Problem("broken_csv", found)
     if values == header:
-        return "the record is the header again, as if a file was appended to another"
+        found = "the record is the header again, as if a file was appended to another"
+        return Problem("broken_csv", found)
     if len(lines) > 1 and dialect.newlines_in_values is None:
         return _SWALLOWED if evidence.swallowed_rows(lines, values) else None
     return None

@@ -30,13 +30,15 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 _CONTROLS = bytes({*range(0x20), 0x7F} - set(b"\t\n\v\f\r\x1b"))
-_TWO_BYTES = "UTF-16 or UTF-32 without a byte order mark, or no text"
+
+TWO_BYTES = "UTF-16 or UTF-32 without a byte order mark, or no text"
+"""What a text with zero bytes or many control characters may be."""
 
 
 def decode_text(content: bytes) -> str | Problem:
     """Decode a text that should be UTF-8, or say what it is instead."""
     if (at := content.find(0)) >= 0:
-        return Problem("invalid_utf8", f"byte {at} is 0x00: {_TWO_BYTES}")
+        return Problem("invalid_utf8", f"byte {at} is 0x00: {TWO_BYTES}")
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -45,7 +47,7 @@ def decode_text(content: bytes) -> str | Problem:
     n_controls = len(content) - len(content.translate(None, _CONTROLS))
     if n_controls * 10 > len(content):
         share = f"{n_controls} of {len(content)} bytes are control characters"
-        return Problem("invalid_utf8", f"{share}: {_TWO_BYTES}")
+        return Problem("invalid_utf8", f"{share}: {TWO_BYTES}")
     if b"\x1b$" in content:
         return Problem("invalid_utf8", f"byte {content.index(0x1B)} is ESC: ISO-2022, not UTF-8")
     return text

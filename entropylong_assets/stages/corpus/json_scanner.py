@@ -58,7 +58,7 @@ class JsonScanner:
     def _take(self) -> Iterator[Element]:
         """Yield the element that has been read, if there is one, and begin the next."""
         content, size = b"".join(self._pieces), self._size
-        self._pieces, self._size, self._borders = [], 0, 0
+        self._pieces, self._size, self._borders, self._last = [], 0, 0, b""
         if size > MAX_ROW_BYTES:
             found = f"the row has more than {MAX_ROW_BYTES} bytes"
             yield Element(b"", Problem("row_too_large", found))

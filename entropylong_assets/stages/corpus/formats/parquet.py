@@ -76,12 +76,15 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None)
 
 
+_ENCRYPTED = "the Parquet file is encrypted; write it without encryption"
+
+
 def _damage(stream: IO[bytes], error: Exception) -> Problem:
     """Say why a file cannot be read as Parquet, or not without a key."""
     stream.seek(0)
     head = stream.read(4)
-    if head == b"PARE" or "ncrypt" in str(error):
-        return Problem("unreadable", "the Parquet file is encrypted; write it without encryption")
+    if head == b"PARE" or "crypt" in str(error):
+        return Problem("unreadable", _ENCRYPTED)
     if head not in (b"", b"PAR1") and (content := content_of(head + stream.read(HEAD))):
         return Problem("misnamed", f"the content is {content}, not Parquet")
     return Problem("unreadable", f"not a whole Parquet file: {one_line(error, 200)}")
@@ -158,4 +161,6 @@ def _row_group(
         if not _is_damage(error):
             raise
         detail = f"rows {max(row, start)} to {end - 1} cannot be read: {one_line(error, 200)}"
+        if "crypt" in str(error):
+            detail = _ENCRYPTED
         yield BadRow(file, max(row, start), None, "unreadable", detail)
