@@ -9,7 +9,9 @@ record of several lines is read as such unless something contradicts it:
 2. it has more or fewer fields than the header;
 3. read without quotes, most of the lines in it are rows (`swallowed_rows` of `quoting.py`).
 
-Then each of its lines that is not blank may have been a row: it is a bad row of its own.
+Then each of its lines that is not blank may have been a row: it is a bad row of its own. Reading
+goes on with the next line, which may lie in the middle of a text: records that are unlike those
+before are bad rows, too, until one is like them (or 100 are not: then the rows have changed).
 """
 
 from __future__ import annotations
@@ -109,17 +111,20 @@ class _Lines:
 
 
 def read_records(
-    read: Callable[[], Iterator[Line]], dialect: Dialect
+    read: Callable[[], Iterator[Line]], dialect: Dialect, text_field: str = ""
 ) -> Iterator[Record | LostLine]:
     """Yield the header and the records of a CSV file, in order; what can't be read as LostLine.
 
-    read: opens the file, twice if it has one column and records of several lines. If the header itself is lost, that is the first item. Blank lines are passed over.
+    read: opens the file; called a second time if it has one column and records of several lines.
+    text_field: name of the column with texts, which may be of any kind. If the header itself is
+    lost, that is the first item. Blank lines are passed over.
     """
     # Process-wide, so it is only ever raised; the default, 131,072 characters, is a short document.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     feed = _Lines(read(), dialect)
     reader = dialect.reader(feed)
     header: list[str] = []
+    text_column: int | None = None
 
     @functools.cache
     def quotes_are_plain() -> bool:
@@ -128,6 +133,7 @@ def read_records(
         return has_plain_quotes((line.content for line in read()), dialect.quote)
 
     evidence = Evidence(0, dialect.delimiter, quotes_are_plain)
+    doubts = 0  # number of records that are not believed if they are unlike those before
     while True:
         feed.begin()
         try:
@@ -136,6 +142,7 @@ def read_records(
             yield from feed.lost
             return
         except csv.Error as error:
+            doubts = _DOUBTS
             lost = [*feed.lose(*_problem_of(error)), *feed.lost]
             yield from sorted(lost, key=lambda lost: lost.line)
             continue
@@ -145,11 +152,17 @@ def read_records(
             problem = _header_problem(texts, values, dialect)
             evidence = Evidence(len(values), dialect.delimiter, quotes_are_plain)
             header = values
+            text_column = header.index(text_field) if text_field in header else None
         else:
             problem = _record_problem(texts, values, header, dialect, evidence)
+            if problem:
+                doubts = _DOUBTS
+            elif doubts and evidence.is_unlike(values, text_column):
+                doubts, problem = doubts - 1, _UNLIKE
         if problem:
             yield from feed.lose(*problem)
             continue
+        doubts = 0
         if len(texts) == 1:
             evidence.learn(values)
         yield Record(feed.pending[0][0], values)
@@ -174,6 +187,8 @@ _SWALLOWED = Problem(
     "a quote at the start of a field is closed on another line, and the lines between look like "
     "rows; if they are one text, set the source's newlines_in_values to true",
 )
+_DOUBTS = 100
+_UNLIKE = Problem("broken_csv", "it follows a broken record and is not like the rows before that")
 
 
 def _header_problem(lines: list[str], names: list[str], dialect: Dialect) -> Problem | None:

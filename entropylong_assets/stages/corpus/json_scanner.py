@@ -88,6 +88,11 @@ class JsonScanner:
                 self._in_string = not self._in_string
             elif mark == b"\n":
                 self._in_string = False
+            elif mark == b"{" and not self._depth and not self.is_list:
+                # What stands between two objects is no part of the next one.
+                self._add(chunk[begin : at - 1])
+                yield from self._take()
+                begin, self._depth = at - 1, 1
             elif self._is_border(mark):
                 self._add(chunk[begin : at - self.is_list])
                 yield from self._end_of_element(mark)

@@ -33,7 +33,9 @@ class Csv(SourceFormat):
         return max(0, lines - 1)
 
     def read_rows(self, file: str, source: SourceSettings, start: int, /) -> Iterator[Item]:
-        records = read_records(lambda: read_lines(file, old_mac=True), _dialect(file, source))
+        records = read_records(
+            lambda: read_lines(file, old_mac=True), _dialect(file, source), source.text_field
+        )
         header = next(records, None)
         if isinstance(header, LostLine):
             yield BadRow(file, start, None, *header.problem)
