@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 
 class CorpusError(ValueError):
     """A source, a file or a row is wrong. The message is one line and says what to do."""
@@ -9,6 +11,13 @@ class CorpusError(ValueError):
 
 class MissingSourceError(CorpusError):
     """The file or the source of a shard no longer exists. What was made of it stays as it is."""
+
+
+class Problem(NamedTuple):
+    """Why a row is bad: a key of `rows.REMEDIES`, and the details."""
+
+    reason: str
+    detail: str
 
 
 def one_line(value: object, limit: int = 400) -> str:

@@ -44,16 +44,19 @@ def plain_name(uri: str) -> str:
 
 
 def without_compression(name: str) -> str:
-    """Return the name in lower case without `.gz` or `.zst`."""
+    """Return the name in lower case without `.gz` or another suffix of a compressed file."""
     name = name.lower()
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     return name
 
 
-def version_of(info: Mapping[str, Any]) -> str:
-    """Return 16 hex digits of a directory entry's hash, or else of its size and change time."""
-    parts: list[Any] = [info.get("size")]
+def version_of(info: Mapping[str, Any], edition: int = 1) -> str:
+    """Return 16 hex digits of a directory entry's hash, or else of its size and change time.
+
+    edition: of the file's format, since rows of other numbers make another version.
+    """
+    parts: list[Any] = [info.get("size"), *([edition] if edition > 1 else [])]
     known = [info[key] for key in _HASHES if info.get(key)]
     times = [info[key] for key in _TIMES if info.get(key)][:1]
     # Some file systems give a time as a number in a listing and as a datetime for a single file.

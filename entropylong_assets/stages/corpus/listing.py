@@ -93,7 +93,7 @@ def file_version(uri: str, kind: str) -> str | None:
     fs, path = file_system(split_cache(uri)[1])
     fs.invalidate_cache()
     info = entry_of(fs, path)
-    return None if info is None else version_of(info)
+    return None if info is None else version_of(info, reader.edition)
 
 
 def list_files(source: SourceSettings, data_uri: str = "") -> list[SourceFile]:
@@ -170,7 +170,12 @@ class _Search:
                 self._note("repeated", found.path)
                 continue
             uri = self._name(found.path)
-            files[uri] = SourceFile(uri, kind, version_of(found.info), found.info.get("size"))
+            files[uri] = SourceFile(
+                uri,
+                kind,
+                version_of(found.info, source_format(kind).edition),
+                found.info.get("size"),
+            )
         for uri in files:
             self._refuse_unusable(uri)
         passed_over = {

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from entropylong_assets.stages.corpus.rows import Item
     from entropylong_assets.stages.corpus.settings import SourceSettings
 
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 """Suffixes of compressed files, which `streams.read_chunks` decompresses."""
 
 
@@ -50,6 +50,9 @@ class SourceFormat(ABC):
     """What may follow a suffix, e.g. `.jsonl.gz`."""
     one_row_per_file: ClassVar[bool] = False
     """A file is one row; several files then share a shard."""
+    edition: ClassVar[int] = 1
+    """To be raised if a change of the code gives rows other numbers. Every file of the format then
+    counts as changed, so that its rows are counted again."""
 
     @abstractmethod
     def count_rows(self, file: str, /) -> int:

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import decimal
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from entropylong_assets.stages.corpus.errors import CorpusError, one_line
+from entropylong_assets.stages.corpus.encodings import decode_text
+from entropylong_assets.stages.corpus.errors import CorpusError, Problem, one_line
 from entropylong_assets.stages.corpus.settings import SourceSettings
 
 REMEDIES: Mapping[str, str] = {
     "broken_json": "correct or delete the line",
-    "broken_csv": "correct the quotes and commas of the record",
+    "broken_csv": "correct the record or the source's delimiter, quote or escape",
+    "swallowed_row": "correct the quotes, or set the source's quote to '' if they are plain text",
+    "swallowed_json": "correct the quotes and brackets before it",
     "missing_field": "add the field, or correct the source's text_field or id_field",
     "null_text": "fill in the text or delete the row",
     "not_text": "write the text as a string, or name another text_field",
     "invalid_utf8": "save the file as UTF-8",
     "row_too_large": "split the document",
     "unreadable": "download or write the file again",
-    "empty_file": "fill the file or delete it",
+    "misnamed": "rename the file by its content, or convert it",
 }
 """What a user can do about a bad row, by reason."""
 
 _MAX_ID_CHARS = 1024
-
-
-class Problem(NamedTuple):
-    """Why a row is bad: a key of REMEDIES, and the details."""
-
-    reason: str
-    detail: str
 
 
 class Row(NamedTuple):
@@ -86,10 +82,10 @@ def make_item(file: str, row: int, value: Any, external_id: Any) -> Item:
     if isinstance(value, str):
         return Row(file, row, name, value)
     if isinstance(value, bytes):
-        try:
-            return Row(file, row, name, value.decode())
-        except UnicodeDecodeError as error:
-            return BadRow(file, row, name, *not_utf8(error))
+        text = decode_text(value)
+        if isinstance(text, Problem):
+            return BadRow(file, row, name, *text)
+        return Row(file, row, name, text)
     if value is None:
         return BadRow(file, row, name, "null_text", "the text is null")
     kinds = {dict: "an object", list: "a list", bool: "true or false"}
@@ -98,20 +94,6 @@ def make_item(file: str, row: int, value: Any, external_id: Any) -> Item:
     return BadRow(file, row, name, "not_text", f"the text is {found}, not a string")
 
 
-def not_utf8(error: UnicodeDecodeError) -> Problem:
-    """The problem of a row that could not be decoded."""
-    byte = error.object[error.start]
-    return Problem("invalid_utf8", f"byte {error.start} (0x{byte:02x}) is not UTF-8")
-
-
 def fields_of(source: SourceSettings) -> list[str]:
     """Names of the fields to read: that of the text, then that of the id if there is one."""
     return [source.text_field] + ([source.id_field] if source.id_field else [])
-
-
-def missing_field(names: Sequence[str], field: str) -> Problem:
-    """The problem of a row or file whose fields do not include this one exactly once."""
-    shown = ", ".join(one_line(name, 60) for name in names[:20]) or "none"
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    what = "there are two fields" if field in names else "there is no field"
-    return Problem("missing_field", f"{what} '{field}' (the fields: {shown}{more})")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from entropylong_assets.settings.section import Section, Settings, refuse_credentials
 from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS
@@ -19,23 +19,49 @@ def _known_kind(kind: str) -> str:
     return kind
 
 
+def _one_character(value: Any) -> Any:
+    """Return the character that a setting of CSV names: `\\t` is a tab, and '' means none."""
+    if value == "":
+        return None
+    value = "\t" if value == r"\t" else value
+    if isinstance(value, str) and (len(value) > 1 or value in "\r\n\0\ufeff"):
+        raise ValueError(r"must be one character, such as ',' or '\t', and no line end")
+    return value
+
+
+Character = Annotated[str | None, BeforeValidator(_one_character)]
+
+
 class SourceSettings(Section):
     """One source of documents."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
     """Prefix of the shard keys, `<name>-<nnnnn>`: lower-case letters, digits, `_`, `.`, `-`."""
     kind: Annotated[str, AfterValidator(_known_kind)] = AUTO
-    """Format of the files: `parquet`, `jsonl`, `csv`, `text`, `python_docs`, or one of another
-    package; `auto` goes by their names."""
+    """Format of the files: `parquet`, `jsonl`, `json`, `csv`, `text`, `python_docs`, or one of
+    another package; `auto` goes by their names."""
     uri: str = ""
     """Glob on any fsspec URI, e.g. `corpus/*.jsonl.zst` or `hf://datasets/<id>/**/*.parquet`;
     for `python_docs` a comma-separated list of package names."""
     text_field: str = "text"
-    """Column or key that holds the text."""
+    """Column or key that holds the text; `meta.text` is the field `text` within `meta`, unless a
+    field has this very name."""
     id_field: str | None = None
-    """Column or key that holds the source's own id; none: the row number."""
+    """Column or key that holds the source's own id, as `text_field`; none: the row number."""
     license: str = "unknown"
     """Licence of the texts, as the source gives it. Written to the data card."""
+
+    delimiter: Character = None
+    """CSV: character between two fields; none: a comma, in files named `.tsv` a tab."""
+    quote: Character = '"'
+    """CSV: character around a field that contains delimiters or line ends; none or '': quotes are
+    plain characters, and every line is a row."""
+    escape: Character = None
+    """CSV: character before a quote or delimiter that is text; none: a quote is written twice."""
+    newlines_in_values: bool | None = None
+    """CSV: whether a quoted field may contain line ends. true: always; false: never, so that a
+    quote which is not closed on its line spoils this line only; none: unless the lines inside it
+    look like rows, as a quote that was not meant as one has then swallowed them."""
 
     _uri_without_credentials = field_validator("uri")(refuse_credentials)
 
@@ -43,6 +69,17 @@ class SourceSettings(Section):
     def _has_uri(self) -> SourceSettings:
         if not self.uri:
             raise ValueError(f"source '{self.name}' needs a uri")
+        return self
+
+    @model_validator(mode="after")
+    def _has_distinct_characters(self) -> SourceSettings:
+        names = ("delimiter", "quote", "escape")
+        given = [value for name in names if (value := getattr(self, name)) is not None]
+        if len(set(given)) < len(given):
+            raise ValueError(
+                f"source '{self.name}': delimiter, quote and escape must be different characters; "
+                "leave escape out if quotes are written twice"
+            )
         return self
 
 

@@ -2,90 +2,97 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import itertools
+import re
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
-import zstandard
-
-from entropylong_assets.stages.corpus.errors import one_line
+from entropylong_assets.stages.corpus.compression import (
+    CHUNK,
+    HEAD,
+    DamagedFileError,
+    content_of,
+    decompress,
+)
+from entropylong_assets.stages.corpus.encodings import to_utf8
+from entropylong_assets.stages.corpus.errors import Problem
 from entropylong_assets.stages.corpus.files import open_file, plain_name
-from entropylong_assets.stages.corpus.rows import Problem
 
 MAX_ROW_BYTES = 128 * 2**20
 """A larger row (a line, a text file) is reported and not held in memory."""
 
-BOM = b"\xef\xbb\xbf"
-"""Byte order mark that some programs put at the beginning of a UTF-8 file."""
-
-_CHUNK = 2**20
-# A zstd block of 4 bytes may decompress to 128 KiB: small pieces bound what a decompression bomb
-# can yield at once (to 16 MiB), and are as fast as larger ones.
-_ZSTD_CHUNK = 512
-
-
-class DamagedFileError(Exception):
-    """A compressed file is truncated, or not of the format that its name says."""
+_LINE_END = re.compile(rb"\r\n?|\n")
 
 
 class Line(NamedTuple):
-    """One line without its line feed; `problem` if it could not be read whole."""
+    """One line without its line end; `problem` if it could not be read whole."""
 
     number: int
     content: bytes
     problem: Problem | None = None
 
 
-def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
-    # read1, because a read that meets the damage would lose the good bytes before it.
-    with gzip.GzipFile(fileobj=file) as stream:
-        while chunk := stream.read1(_CHUNK):
-            yield chunk
-
-
-def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
-    """Decompress zstd. zstandard's own stream reader ends a truncated frame without an error."""
-    frame = None
-    while block := file.read(_CHUNK):
-        view = memoryview(block)
-        while view:
-            piece, view = view[:_ZSTD_CHUNK], view[_ZSTD_CHUNK:]
-            while piece:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                if chunk := frame.decompress(piece):
-                    yield chunk
-                piece = memoryview(frame.unused_data)
-                if frame.eof:
-                    frame = None
-    if frame is not None:
-        raise EOFError("it ends in the middle of a frame")
-
-
 def read_chunks(uri: str) -> Iterator[bytes]:
-    """Yield the bytes of a file in pieces, decompressed by its name (`.gz`, `.zst`).
+    """Yield the bytes of a file in pieces, decompressed by its name (`.gz`, `.zst`, `.bz2`, `.xz`).
 
     Raises DamagedFileError after the last good bytes; faults of the file system pass as they are.
     """
-    member = plain_name(uri).lower()
     with open_file(uri) as file:
-        try:
-            if member.endswith(".gz"):
-                yield from _gunzip(file)
-            elif member.endswith(".zst"):
-                yield from _unzstd(file)
-            else:
-                while chunk := file.read(_CHUNK):
-                    yield chunk
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise DamagedFileError(one_line(error)) from None
+        yield from decompress(file, plain_name(uri))
 
 
-def read_lines(uri: str, start: int = 0) -> Iterator[Line]:
-    """Yield the lines of a file from number `start` (from 0).
+def read_utf8(uri: str) -> Iterator[bytes]:
+    """Yield a text file in pieces: decompressed, in UTF-8, without a byte order mark.
 
-    A line over MAX_ROW_BYTES has no content, but a problem. If the file is damaged, the last item
-    is the first line that could not be read whole, with the problem.
+    UTF-16 and UTF-32 are recognized by their byte order mark. Raises DamagedFileError as
+    `read_chunks`, and if the content is that of another format, such as gzip without `.gz`.
+    """
+    chunks = read_chunks(uri)
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= HEAD:
+            break
+    if content := content_of(head):
+        raise DamagedFileError(f"the content is {content}, not text", "misnamed")
+    yield from to_utf8(itertools.chain([head] if head else [], chunks))
+
+
+def _first_line_end(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return the first line end of a file, and all its chunks.
+
+    It is a line feed unless the first line ends with a carriage return alone.
+    """
+    head = b""
+    damage: DamagedFileError | None = None
+    end: re.Match[bytes] | None = None
+    try:
+        for chunk in chunks:
+            head += chunk
+            end = _LINE_END.search(head)
+            if end.end() < len(head) if end else len(head) > CHUNK:
+                break
+    except DamagedFileError as error:
+        damage = error
+
+    heads = [head] if head else []
+
+    def everything() -> Iterator[bytes]:
+        while heads:  # not kept while the rest is read
+            yield heads.pop()
+        if damage:
+            raise damage
+        yield from chunks
+
+    return (b"\r" if end and end[0] == b"\r" else b"\n"), everything()
+
+
+def read_lines(uri: str, start: int = 0, *, old_mac: bool = False) -> Iterator[Line]:
+    """Yield the lines of a text file from number `start` (from 0), in UTF-8.
+
+    old_mac: lines end with a carriage return if the first one does. A line over MAX_ROW_BYTES has
+    no content, but a problem. If the file is damaged, the last item is the first line that could
+    not be read whole, with the problem.
     """
     # Of the line that is being read:
     number, size = 0, 0
@@ -98,16 +105,20 @@ def read_lines(uri: str, start: int = 0) -> Iterator[Line]:
         return Line(number, b"".join(pieces))
 
     try:
-        for chunk in read_chunks(uri):
+        chunks = read_utf8(uri)
+        end = b"\n"
+        if old_mac:
+            end, chunks = _first_line_end(chunks)
+        for chunk in chunks:
             if number < start:
-                ends = chunk.count(b"\n")
+                ends = chunk.count(end)
                 if number + ends < start:
                     number += ends
                     continue
-                parts = chunk.split(b"\n")[start - number :]
+                parts = chunk.split(end)[start - number :]
                 number = start
             else:
-                parts = chunk.split(b"\n")
+                parts = chunk.split(end)
             for i, part in enumerate(parts):
                 if i:
                     yield line()
@@ -120,16 +131,25 @@ def read_lines(uri: str, start: int = 0) -> Iterator[Line]:
         if size and number >= start:
             yield line()
     except DamagedFileError as damage:
-        yield Line(number, b"", Problem("unreadable", f"the file is damaged here: {damage}"))
+        yield Line(number, b"", damage.problem)
 
 
-def count_lines(uri: str) -> int:
-    """Count the items that `read_lines` yields, without building them."""
-    ends, last = 0, b"\n"
+def count_lines(uri: str, *, old_mac: bool = False) -> int:
+    """Return one past the number of the last line of a file that is not empty.
+
+    Damage counts as a line, as in `read_lines`; a file of white space has no lines.
+    """
+    ends, last, is_blank = 0, 0, True
     try:
-        for chunk in read_chunks(uri):
-            ends += chunk.count(b"\n")
-            last = chunk[-1:]
+        chunks = read_utf8(uri)
+        end = b"\n"
+        if old_mac:
+            end, chunks = _first_line_end(chunks)
+        for chunk in chunks:
+            is_blank = is_blank and not chunk.strip()
+            if body := chunk.rstrip(b"\r\n"):
+                last = ends + body.count(end) + 1
+            ends += chunk.count(end)
     except DamagedFileError:
         return ends + 1
-    return ends + (last != b"\n")
+    return 0 if is_blank else last

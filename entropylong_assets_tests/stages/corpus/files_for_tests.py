@@ -16,6 +16,7 @@ import zstandard
 from entropylong_assets.project import make_project
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.documents import ingest_shard
+from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.shards import plan_shards
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS, CorpusDocumentsSummary
 from entropylong_assets.storage.tables import TableStore
@@ -54,9 +55,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]], row_group_size: int = 7) 
 def settings_for(uri: object, data: object = "data", **corpus: Any) -> Settings:
     """Settings of a corpus with one source named `s`, which takes the keys of a source."""
     source = {"name": "s", "uri": str(uri)}
-    for key in ("kind", "text_field", "id_field"):
-        if key in corpus:
-            source[key] = corpus.pop(key)
+    for key in SourceSettings.model_fields.keys() & corpus.keys():
+        source[key] = corpus.pop(key)
     values = {"sources": [source], "min_chars": 1, **corpus}
     return make_project({"data_uri": str(data), "corpus": values}).corpus
 

@@ -88,7 +88,7 @@ def another_package(
         ("a.tsv", "csv"),
         ("a.md.gz", "text"),
         ("jsonl", None),
-        ("a.json", None),
+        ("a.json", "json"),
         ("a.gz", None),
     ],
 )
@@ -97,7 +97,9 @@ def test_kind_of_goes_by_the_suffix(name: str, kind: str | None) -> None:
 
 
 def test_built_in_formats_are_registered_once() -> None:
-    assert sorted(SOURCE_FORMATS.names()) == ["csv", "jsonl", "parquet", "python_docs", "text"]
+    assert sorted(SOURCE_FORMATS.names()) == [
+        "csv", "json", "jsonl", "parquet", "python_docs", "text",
+    ]  # fmt: skip
 
 
 def test_settings_refuse_an_unknown_kind_and_name_the_known_ones() -> None:

@@ -2,93 +2,65 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Iterator
 
-from entropylong_assets.stages.corpus.errors import one_line
+from entropylong_assets.stages.corpus.csv_records import Dialect, LostLine, Record, read_records
+from entropylong_assets.stages.corpus.fields import missing_field
 from entropylong_assets.stages.corpus.files import plain_name, without_compression
 from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS, SourceFormat
-from entropylong_assets.stages.corpus.rows import (
-    BadRow,
-    Item,
-    Problem,
-    fields_of,
-    make_item,
-    missing_field,
-)
+from entropylong_assets.stages.corpus.rows import BadRow, Item, fields_of, make_item
 from entropylong_assets.stages.corpus.settings import SourceSettings
-from entropylong_assets.stages.corpus.streams import BOM, MAX_ROW_BYTES, read_lines
+from entropylong_assets.stages.corpus.streams import count_lines, read_lines
 
 
 @SOURCE_FORMATS.register("csv")
 class Csv(SourceFormat):
-    """Row numbers are those of the records after the header, from 0."""
+    """The number of a row is that of its first line, counted from the line after the first.
+
+    So row r begins on line r + 2, as an editor counts. Line ends in quotes count like others: how
+    many rows a file has does not depend on how its quotes are read.
+    """
 
     suffixes = (".csv", ".tsv")
+    edition = 2
 
     def count_rows(self, file: str, /) -> int:
-        # Records have to be parsed: a quoted line end is no end of a record.
-        return sum(1 for _ in _csv_records(file)) - 1
+        lines = count_lines(file, old_mac=True)
+        if lines == 1:  # a header alone is no row, but what is wrong with it has to be reported
+            header = next(read_records(lambda: read_lines(file), Dialect()), None)
+            return int(isinstance(header, LostLine))
+        return max(0, lines - 1)
 
     def read_rows(self, file: str, source: SourceSettings, start: int, /) -> Iterator[Item]:
-        records = _csv_records(file)
+        records = read_records(
+            lambda: read_lines(file, old_mac=True), _dialect(file, source), source.text_field
+        )
         header = next(records, None)
-        if header is None:
+        if isinstance(header, LostLine):
+            yield BadRow(file, start, None, *header.problem)
             return
-        if isinstance(header, Problem):
-            yield BadRow(file, start, None, *header)
+        first = next(records, None)
+        if header is None or first is None:
             return
         for name in fields_of(source):
-            if header.count(name) != 1:
-                yield BadRow(file, start, None, *missing_field(header, name))
+            if header.values.count(name) != 1:
+                yield BadRow(file, start, None, *missing_field(header.values, name))
                 return
-        column, *id_columns = map(header.index, fields_of(source))
-        for row, record in enumerate(itertools.islice(records, start, None), start):
-            if isinstance(record, Problem):
-                yield BadRow(file, row, None, *record)
-            elif len(record) != len(header):
-                detail = f"the record has {len(record)} fields, the header {len(header)}"
-                yield BadRow(file, row, None, "broken_csv", detail)
-            else:
-                text = record[column].encode("utf-8", "surrogateescape")
-                yield make_item(file, row, text, record[id_columns[0]] if id_columns else None)
-
-
-def _csv_records(file: str) -> Iterator[list[str] | Problem]:
-    """Yield header and records of a CSV file; bad ones as problems. Quoted line ends are text."""
-    problems: list[Problem] = []  # of the lines since the last record
-    delivered = 0  # lines of the record that is being read
-
-    def lines() -> Iterator[str]:
-        nonlocal delivered
-        for line in read_lines(file):
-            if line.problem:
-                problems.append(line.problem)
-                if delivered:  # in the middle of a record: end it, since it is lost
-                    raise csv.Error("a line of the record is lost")
+        column, *id_columns = map(header.values.index, fields_of(source))
+        for record in itertools.chain([first], records):
+            row = record.line - 1
+            if row < start:
                 continue
-            delivered += 1
-            content = line.content if line.number else line.content.removeprefix(BOM)
-            # Bytes that are not UTF-8 become surrogates, to be reported in their own record.
-            yield content.decode("utf-8", "surrogateescape") + "\n"
+            if isinstance(record, Record):
+                text = record.values[column].encode("utf-8", "surrogateescape")
+                external_id = record.values[id_columns[0]] if id_columns else None
+                yield make_item(file, row, text, external_id)
+            else:
+                yield BadRow(file, row, None, *record.problem)
 
-    # Process-wide, so it is only ever raised; the default, 131,072 characters, is a short document.
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    delimiter = "\t" if without_compression(plain_name(file)).endswith(".tsv") else ","
-    # Strict: otherwise a quote that is never closed would swallow the rest of the file silently.
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    while True:
-        first, delivered, record = reader.line_num + 1, 0, None
-        try:
-            record = next(reader, None)
-        except csv.Error as error:
-            if not problems:
-                problems.append(Problem("broken_csv", f"from line {first}: {one_line(error, 120)}"))
-            record = []
-        yield from problems
-        problems.clear()
-        if record is None:
-            return
-        if record:
-            yield record
+
+def _dialect(file: str, source: SourceSettings) -> Dialect:
+    is_tsv = without_compression(plain_name(file)).endswith(".tsv")
+    delimiter = source.delimiter or ("\t" if is_tsv else ",")
+    return Dialect(delimiter, source.quote, source.escape, source.newlines_in_values)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from entropylong_assets.stages.corpus.errors import one_line
+from entropylong_assets.stages.corpus.compression import HEAD, content_of
+from entropylong_assets.stages.corpus.errors import Problem, one_line
+from entropylong_assets.stages.corpus.fields import path_of
 from entropylong_assets.stages.corpus.files import open_file
 from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS, SourceFormat
-from entropylong_assets.stages.corpus.rows import (
-    BadRow,
-    Item,
-    fields_of,
-    make_item,
-    missing_field,
-)
+from entropylong_assets.stages.corpus.rows import BadRow, Item, fields_of, make_item
 from entropylong_assets.stages.corpus.settings import SourceSettings
 
 # Rows decoded at once: few, as a row may be large.
@@ -48,17 +45,18 @@ class Parquet(SourceFormat):
             except Exception as error:
                 if not _is_damage(error):
                     raise
-                detail = f"not a whole Parquet file: {one_line(error, 200)}"
-                yield BadRow(file, start, None, "unreadable", detail)
+                yield BadRow(file, start, None, *_damage(stream, error))
                 return
             if start >= parquet.metadata.num_rows:
                 return
-            fields = fields_of(source)
-            for name in fields:
-                if schema.names.count(name) != 1:
-                    yield BadRow(file, start, None, *missing_field(schema.names, name))
+            paths = []
+            for name in fields_of(source):
+                path = path_of(schema, name)
+                if isinstance(path, Problem):
+                    yield BadRow(file, start, None, *path)
                     return
-            if not _is_text(kind := schema.field(source.text_field).type):
+                paths.append(path)
+            if not _may_be_text(kind := _type_of(schema, paths[0])):
                 detail = f"field '{source.text_field}' is {one_line(kind, 120)}, not text"
                 yield BadRow(file, start, None, "not_text", detail)
                 return
@@ -66,7 +64,7 @@ class Parquet(SourceFormat):
             for group in range(parquet.num_row_groups):
                 n_rows = parquet.metadata.row_group(group).num_rows
                 if first + n_rows > start:
-                    yield from _row_group(parquet, group, first, start, file, fields)
+                    yield from _row_group(parquet, group, first, start, file, paths)
                 first += n_rows
 
 
@@ -78,36 +76,84 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None)
 
 
+_ENCRYPTED = "the Parquet file is encrypted; write it without encryption"
+
+
+def _damage(stream: IO[bytes], error: Exception) -> Problem:
+    """Say why a file cannot be read as Parquet, or not without a key."""
+    stream.seek(0)
+    head = stream.read(4)
+    if head == b"PARE" or "crypt" in str(error):
+        return Problem("unreadable", _ENCRYPTED)
+    if head not in (b"", b"PAR1") and (content := content_of(head + stream.read(HEAD))):
+        return Problem("misnamed", f"the content is {content}, not Parquet")
+    return Problem("unreadable", f"not a whole Parquet file: {one_line(error, 200)}")
+
+
+def _type_of(schema: pa.Schema, path: list[str]) -> pa.DataType:
+    kind = schema.field(path[0]).type
+    for name in path[1:]:
+        kind = kind.field(name).type
+    return kind
+
+
+def _column(batch: pa.RecordBatch, path: list[str]) -> pa.Array:
+    """Return a column, also within a struct: null where the struct is."""
+    column = batch.column(path[0])
+    return pc.struct_field(column, path[1:]) if len(path) > 1 else column
+
+
 def _values(column: pa.Array) -> list[Any]:
-    """Values of a column; text as bytes, since Arrow does not check that it is UTF-8."""
+    """Values of a column; text that is not UTF-8, which Arrow does not check, as bytes."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if _is_text(column.type):
-        return column.cast(pa.large_binary()).to_pylist()
+        values = column.cast(pa.large_binary()).to_pylist()
+        return values if _is_binary(column.type) else [_decoded(value) for value in values]
     if not pa.types.is_nested(column.type):  # dates and numbers as Arrow writes them
         return column.cast(pa.string()).to_pylist()
     return column.to_pylist()
 
 
+def _decoded(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _is_one_of(kind: pa.DataType, *names: str) -> bool:
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return _is_one_of(kind, "binary", "large_binary", "binary_view")
+
+
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    tests = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
-    return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
+    return _is_one_of(kind, "string", "large_string", "string_view") or _is_binary(kind)
+
+
+def _may_be_text(kind: pa.DataType) -> bool:
+    """Whether the column can hold text: one of only nulls has no type of its own."""
+    return _is_text(kind) or pa.types.is_null(kind)
 
 
 def _row_group(
-    parquet: Any, group: int, first: int, start: int, file: str, fields: list[str]
+    parquet: Any, group: int, first: int, start: int, file: str, paths: list[list[str]]
 ) -> Iterator[Item]:
+    columns = [".".join(path) for path in paths]
     row, end = first, first + parquet.metadata.row_group(group).num_rows
     try:
         for batch in parquet.iter_batches(
-            _BATCH_ROWS, row_groups=[group], columns=fields, use_threads=False
+            _BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False
         ):
             skipped = min(max(0, start - row), len(batch))
             kept, row = batch.slice(skipped), row + skipped
-            texts = _values(kept.column(fields[0]))
-            ids = _values(kept.column(fields[-1])) if len(fields) > 1 else [None] * len(kept)
+            texts = _values(_column(kept, paths[0]))
+            ids = _values(_column(kept, paths[1])) if len(paths) > 1 else [None] * len(kept)
             for text, external_id in zip(texts, ids, strict=True):
                 yield make_item(file, row, text, external_id)
                 row += 1
@@ -115,4 +161,6 @@ def _row_group(
         if not _is_damage(error):
             raise
         detail = f"rows {max(row, start)} to {end - 1} cannot be read: {one_line(error, 200)}"
+        if "crypt" in str(error):
+            detail = _ENCRYPTED
         yield BadRow(file, max(row, start), None, "unreadable", detail)

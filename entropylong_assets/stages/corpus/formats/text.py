@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from entropylong_assets.stages.corpus.compression import DamagedFileError
 from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS, SourceFormat
 from entropylong_assets.stages.corpus.rows import BadRow, Item, make_item
 from entropylong_assets.stages.corpus.settings import SourceSettings
-from entropylong_assets.stages.corpus.streams import (
-    BOM,
-    MAX_ROW_BYTES,
-    DamagedFileError,
-    read_chunks,
-)
+from entropylong_assets.stages.corpus.streams import MAX_ROW_BYTES, read_utf8
 
 
 @SOURCE_FORMATS.register("text")
@@ -30,7 +26,7 @@ class Text(SourceFormat):
             return
         pieces, size = [], 0
         try:
-            for chunk in read_chunks(file):
+            for chunk in read_utf8(file):
                 pieces.append(chunk)
                 size += len(chunk)
                 if size > MAX_ROW_BYTES:
@@ -38,7 +34,7 @@ class Text(SourceFormat):
                     yield BadRow(file, 0, None, "row_too_large", detail)
                     return
         except DamagedFileError as damage:
-            yield BadRow(file, 0, None, "unreadable", f"the file is damaged: {damage}")
+            yield BadRow(file, 0, None, *damage.problem)
             return
         if size:
-            yield make_item(file, 0, b"".join(pieces).removeprefix(BOM), None)
+            yield make_item(file, 0, b"".join(pieces), None)
