@@ -67,7 +67,9 @@ class ClusteredEmbedder:
         return self.embed_documents(texts)
 
     def embed_documents(
-        self, texts: list[str], n_tokens: Sequence[int] | None = None
+        self,
+        texts: list[str],
+        n_tokens: Sequence[int] | None = None,  # noqa: ARG002
     ) -> np.ndarray:
         digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
         numbers = np.frombuffer(digests, np.uint64)
