@@ -134,6 +134,41 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
 """Fields of single model types whose sizes must fit together, or have no usable default."""
 
 
+_SWITCH = 64
+_FACTORS = [1.0 + 0.1 * i for i in range(HEAD_SIZE // 2)]
+_LONGROPE: Mapping[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": _FACTORS,
+    "long_factor": [4 * factor for factor in _FACTORS],
+    "original_max_position_embeddings": _SWITCH,
+}
+_SWITCHES: Mapping[str, Any] = {"original_max_position_embeddings": _SWITCH}
+_MSCALE: Mapping[str, Any] = {"short_mscale": 1.1, "long_mscale": 1.6}
+_DYNAMIC: Mapping[str, Any] = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+_DECODER: Mapping[str, Any] = {"is_decoder": True}
+
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "phi3: longrope": ("phi3", {"rope_parameters": _LONGROPE, **_SWITCHES}),
+    "phimoe: longrope": ("phimoe", {"rope_parameters": {**_LONGROPE, **_MSCALE}, **_SWITCHES}),
+    "llama: dynamic": (
+        "llama",
+        {"rope_parameters": _DYNAMIC, "max_position_embeddings": _SWITCH},
+    ),
+    "gemma3_text: dynamic": (
+        "gemma3_text",
+        {
+            "rope_parameters": {
+                "full_attention": _DYNAMIC,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+            "max_position_embeddings": _SWITCH,
+        },
+    ),
+}
+"""Configs other than the default of their type, by name: (model type, fields)."""
+
+
 def tiny_config(model_type: str, **over: Any) -> Any:
     """Make the small config of a model type. over: fields that differ from it."""
     from transformers import CONFIG_MAPPING

@@ -98,7 +98,7 @@ class PackedScorer:
         self.usage = Usage(ModelCost.of(self.hf_model))
         self.trunk = Trunk(self.hf_model, compiled, float8)
         self._float8 = float8
-        self._concurrent = self.device.type == "cpu" and not compiled
+        self.is_concurrent = self.device.type == "cpu" and not compiled
         self._tested_tokens: float = math.inf
         self.mode: Mode = mode or MODES[0]
         if mode is None:
@@ -149,7 +149,7 @@ class PackedScorer:
             return self._launch([requests[i] for i in numbers])
 
         with self._ready():
-            if self._concurrent and self.mode != "plain":
+            if self.is_concurrent and self.mode != "plain":
                 yield from zip(packs, self._launch_in_threads(packs, launch), strict=True)
                 return
             # The device computes the next pass while the scores of the last one are copied.
@@ -266,22 +266,23 @@ class PackedScorer:
             before = state_of(self.hf_model, self.trunk.replaced_modules)
             scores = self._scores_of(probes, probes.requests)
             after = state_of(self.hf_model, self.trunk.replaced_modules)
-            if self._concurrent and has_changed(before, after):
-                self._concurrent = False
+            if self.is_concurrent and has_changed(before, after):
+                self.is_concurrent = False
                 scores = self._scores_of(probes, probes.requests)
             if self.mode == "packed":
-                others = [probes.changed, *probes.requests[1:]]
-                moved = largest_difference(scores[1:], self._scores_of(probes, others)[1:])
+                others = [probes.reversed, *probes.requests[1:]]
+                again = self._scores_of(probes, others)
+                moved = largest_difference(scores[1:], again[1:])
                 if moved > 1e-4:  # products on a GPU are not repeatable to the last bits
                     return f"a sequence changes the scores of its neighbour (by {moved:.2g} nats)"
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # models raise whatever they like
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        plain = probes.plain_of(self.mode == "packed")
-        if probes.agree(scores, plain, self._float8):
+        if probes.agree(scores, probes.plain, self._float8):
             return None
-        off, mean = largest_difference(scores, plain), mean_difference(scores, plain)
+        off = largest_difference(scores, probes.plain)
+        mean = mean_difference(scores, probes.plain)
         return f"its scores differ from the plain definition (by {off:.2g} nats, mean {mean:.2g})"
 
     def _scores_of(

@@ -25,43 +25,56 @@ from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringReq
 from entropylong_assets.stages.model_files import ModelError
 
 MAX_SCORED = 256
-"""Positions scored per probe."""
+"""Maximum number of positions scored per probe."""
+
+SHORTEST = 12
+"""Minimum length of a probe (tokens), if the model takes as many."""
 
 
 class Probes:
     """Random sequences, the same in every run, with their plain scores.
 
-    `requests` are a long sequence, one of half its length, and the long one scored in its first
-    third only. `packs` are the passes in which they are scored.
+    `requests` are sequences of the longest length, half of it, a quarter, ..., and then the longest
+    one scored in its first half only, its first quarter, ... So for every length at which a model
+    may begin to compute otherwise, there are sequences and passes on both sides of it.
     """
 
     def __init__(self, model: ScoringModel, longest: int) -> None:
         self.model = model
         self.longest = longest
         draw = np.random.default_rng(0)
-        long_T, half_T = (
-            draw.integers(0, model.input_vocab_size, max(2, n)) for n in (longest, longest // 2)
-        )
-        thirds = len(long_T) // 3
-        early_N = _spread(1, max(2, thirds))
-        late_N = _spread(1, len(long_T))
-        self.requests = [
-            ScoringRequest(long_T, np.union1d(early_N, late_N)),
-            ScoringRequest(half_T, _spread(1, len(half_T))),
-            ScoringRequest(long_T, early_N),
-        ]
-        self.changed = ScoringRequest(
-            np.concatenate([long_T[: -thirds or None], long_T[::-1][:thirds]]),
-            self.requests[0].positions_N,
-        )
-        """The long sequence with other tokens in its last third."""
+        lengths = [longest]
+        while lengths[-1] >= 2 * SHORTEST:
+            lengths.append(lengths[-1] // 2)
+        sequences = [draw.integers(0, model.input_vocab_size, n) for n in lengths]
+        self.whole = [ScoringRequest(s, _spread(len(s))) for s in sequences]
+        self.cut = [ScoringRequest(sequences[0], _spread(n)) for n in lengths[1:]]
+        self.requests = [*self.whole, *self.cut]
+        thirds = longest // 3
+        changed_T = np.concatenate([sequences[0][: longest - thirds], sequences[0][:thirds]])
+        self.changed = ScoringRequest(changed_T, self.whole[0].positions_N)
+        """The longest sequence with other tokens in its last third."""
+        self.reversed = ScoringRequest(sequences[0][::-1].copy(), self.whole[0].positions_N)
 
     @cached_property
     def plain(self) -> list[PositionScores]:
         """Plain scores of the requests."""
-        long, half = (score_plainly(self.model, request) for request in self.requests[:2])
-        early = np.isin(self.requests[0].positions_N, self.requests[2].positions_N)
-        return [long, half, PositionScores(long.entropy_N[early], long.surprisal_N[early])]
+        every = np.unique(np.concatenate([r.positions_N for r in (self.whole[0], *self.cut)]))
+        longest = score_plainly(self.model, ScoringRequest(self.whole[0].token_ids_T, every))
+        of_longest = [
+            PositionScores(longest.entropy_N[chosen], longest.surprisal_N[chosen])
+            for chosen in (np.isin(every, r.positions_N) for r in (self.whole[0], *self.cut))
+        ]
+        others = [score_plainly(self.model, request) for request in self.whole[1:]]
+        return [of_longest[0], *others, *of_longest[1:]]
+
+    def packs(self, packed: bool) -> list[list[int]]:
+        """Return the numbers of the requests of each pass."""
+        numbers = range(len(self.requests))
+        if not packed:
+            return [[number] for number in numbers]
+        at = len(self.whole)
+        return [pack for pack in (list(numbers[:at]), list(numbers[at:])) if pack]
 
     def can_be_scored(self) -> bool:
         """Return whether the plain passes run through; their scores are kept if they do."""
@@ -73,13 +86,6 @@ class Probes:
             raise
         except Exception:  # models raise whatever they like
             return False
-
-    def plain_of(self, packed: bool) -> list[PositionScores]:
-        """Plain scores of the members of all packs."""
-        return [self.plain[number] for pack in self.packs(packed) for number in pack]
-
-    def packs(self, packed: bool) -> list[list[int]]:
-        return [[0, 1], [1, 2]] if packed else [[0], [1], [2]]
 
     def check_model(self) -> None:
         """Raise ModelError unless the model has scores, which depend on earlier tokens only."""
@@ -107,19 +113,19 @@ class Probes:
                 "its block-sparse attention sees later tokens of long sequences; set "
                 "attention_type: original_full in its config.json"
             )
-        long, half, _ = self.plain
-        if not np.isfinite([*long.entropy_N, *half.entropy_N]).all():
+        long = self.plain[0]
+        if not all(np.isfinite(scores.entropy_N).all() for scores in self.plain):
             return (
                 "its scores are not finite numbers; check its weights, or set scoring.dtype to "
                 "float32"
             )
-        if not self.agree([score_plainly(self.model, self.requests[0])], [long]):
+        if not self.agree([score_plainly(self.model, self.whole[0])], [long]):
             return (
                 "it gives other scores when asked again, so that no result can be repeated; name "
                 "another model"
             )
-        length = len(self.requests[0].token_ids_T)
-        before = self.requests[0].positions_N < length - length // 3
+        length = self.longest
+        before = self.whole[0].positions_N < length - length // 3
         other, same = (
             [PositionScores(scores.entropy_N[before], scores.surprisal_N[before])]
             for scores in (score_plainly(self.model, self.changed), long)
@@ -154,13 +160,13 @@ class Probes:
         own = self.model.hf_model.config.get_text_config()._attn_implementation
         short = Probes(self.model, min(self.longest, 384))
         with attention.implementation(self.model.hf_model, "sdpa" if own == "eager" else "eager"):
-            other = [score_plainly(self.model, request) for request in short.requests[:2]]
-        return mean_difference(other, short.plain[:2])
+            other = [score_plainly(self.model, request) for request in short.whole]
+        return mean_difference(other, short.plain[: len(other)])
 
 
-def _spread(start: int, end: int) -> NDArray[np.int64]:
-    """Return positions from start to end - 1: all of them, or MAX_SCORED at equal distances."""
-    return np.unique(np.linspace(start, end - 1, min(MAX_SCORED, end - start)).astype(np.int64))
+def _spread(length: int) -> NDArray[np.int64]:
+    """Return positions from 1 to length - 1: all of them, or MAX_SCORED at equal distances."""
+    return np.linspace(1, length - 1, min(MAX_SCORED, length - 1)).astype(np.int64)
 
 
 def _differences(a: Sequence[PositionScores], b: Sequence[PositionScores]) -> np.ndarray:
