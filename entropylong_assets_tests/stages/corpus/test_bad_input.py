@@ -59,6 +59,7 @@ RANDOM_LINES = "".join(
 LONG_LINES = RANDOM_LINES * 10
 ZST = zstandard.ZstdCompressor().compress(LONG_LINES)
 GZ = gzip.compress(RANDOM_LINES, mtime=0)
+NINE_ROWS_GZ = gzip.compress(b"text\n" + b"row\n" * 9, mtime=0)
 PARQUET = parquet_bytes(pa.array(["a", "b", "c"]))
 
 # file name, content, row, part of the message, reason, rows that are good all the same
@@ -85,7 +86,7 @@ CASES: list[tuple[str, bytes, int, str, str, int]] = [
     ("a.csv", b"body,n\na,1\n", 0, "no field 'text' (the fields: body, n)", "missing_field", 0),
     ("a.csv", b"text,text\na,1\n", 0, "two fields 'text'", "missing_field", 0),
     ("a.csv", b"text,n\na,1\n\xe9,2\nc,3\n", 1, "0xe9) is not UTF-8", "invalid_utf8", 2),
-    ("a.csv.gz", gzip.compress(b"text\n" + b"row\n" * 9, mtime=0)[:-8], 9, "damaged here", "unreadable", 9),
+    ("a.csv.gz", NINE_ROWS_GZ[:-8], 9, "damaged here", "unreadable", 9),
     ("a.md", b"caf\xe9", 0, "byte 3 (0xe9) is not UTF-8", "invalid_utf8", 0),
     ("a.txt.gz", GZ[:-20], 0, "the file is damaged", "unreadable", 0),
     ("a.parquet", PARQUET[:-9], 0, "not a whole Parquet file", "unreadable", 0),
