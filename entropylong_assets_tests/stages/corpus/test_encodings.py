@@ -29,7 +29,7 @@ CONTENT = {
 }
 COMPRESS = {
     "": lambda content: content,
-    ".gz": gzip.compress,
+    ".gz": lambda content: gzip.compress(content, mtime=0),
     ".zst": lambda content: zstandard.ZstdCompressor().compress(content),
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
