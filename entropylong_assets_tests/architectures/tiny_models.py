@@ -81,8 +81,11 @@ _QWEN4: Mapping[str, Any] = {
 
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "axk2": _MLA,
-    "bamba": _MAMBA2,
+    "bamba": {**_MAMBA2, "attn_layer_indices": [1, 3]},
     "blt": {"encoder_hash_byte_group_vocab": 500},
+    "cohere": {"logit_scale": 0.5},
+    "cohere2": {"logit_scale": 0.5},
+    "cohere2_moe": {"logit_scale": 0.5},
     "cohere_compass_text": {
         "layer_types": ["full_attention", "sliding_attention"] * 2,
         "rope_parameters": {
@@ -102,13 +105,24 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "dots3_note_text": _DOTS3,
     "gemma4": {"text_config": _GEMMA4},
     "gemma4_text": _GEMMA4,
+    "gemma4_assistant": {
+        "text_config": {
+            **_GEMMA4,
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+            "num_kv_shared_layers": LAYERS,
+        }
+    },
     "gemma4_unified": {"text_config": _GEMMA4},
     "gemma4_unified_assistant": {"text_config": _GEMMA4},
     "gemma4_unified_text": _GEMMA4,
     "glm_moe_dsa": _MLA,
-    "granitemoehybrid": _MAMBA2,
+    "granitemoehybrid": {**_MAMBA2, "layer_types": ["linear_attention", "full_attention"] * 2},
     "hunyuan_v1_dense": _HEAD,
     "hunyuan_v1_moe": _HEAD,
+    "inkling_text": {"logits_mup_width_multiplier": 2.0},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"head_dim": 2 * HIDDEN // HEADS},
     "minicpm3": {"dim_model_base": HIDDEN},
@@ -147,6 +161,33 @@ _SWITCHES: Mapping[str, Any] = {"original_max_position_embeddings": _SWITCH}
 _MSCALE: Mapping[str, Any] = {"short_mscale": 1.1, "long_mscale": 1.6}
 _DYNAMIC: Mapping[str, Any] = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
 _DECODER: Mapping[str, Any] = {"is_decoder": True}
+_HALF_FACTORS: Mapping[str, Any] = {
+    "short_factor": _FACTORS[: ROTARY // 2],
+    "long_factor": [4 * factor for factor in _FACTORS[: ROTARY // 2]],
+}
+_YARN: Mapping[str, Any] = {**_DYNAMIC, "rope_type": "yarn"} | {
+    "original_max_position_embeddings": _SWITCH
+}
+
+ENCODERS = (
+    "bert",
+    "bert-generation",
+    "big_bird",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "megatron-bert",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "roformer",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Types whose default config attends in both directions, unless `is_decoder` is true."""
 
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "phi3: longrope": ("phi3", {"rope_parameters": _LONGROPE, **_SWITCHES}),
@@ -165,8 +206,36 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "max_position_embeddings": _SWITCH,
         },
     ),
+    "minicpm3: longrope": ("minicpm3", {"rope_parameters": {**_LONGROPE, **_HALF_FACTORS}}),
+    "llama: longrope": ("llama", {"rope_parameters": _LONGROPE}),
+    "llama: yarn": ("llama", {"rope_parameters": _YARN}),
+    "llama: linear": ("llama", {"rope_parameters": {**_DYNAMIC, "rope_type": "linear"}}),
+    "falcon: alibi": ("falcon", {"alibi": True}),
+    "mpt: learned positions": ("mpt", {"attn_config": {"alibi": False}}),
+    "qwen2: sliding window": ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}),
+    "gemma3: bidirectional": ("gemma3_text", {"use_bidirectional_attention": True}),
+    "reformer: local": ("reformer", {"attn_layers": ["local", "local"]}),
+    "xlm: causal": ("xlm", {"causal": True}),
+    "big_bird: decoder, full attention": (
+        "big_bird",
+        {"is_decoder": True, "attention_type": "original_full"},
+    ),
+    **{f"{name}: decoder": (name, _DECODER) for name in ENCODERS},
 }
 """Configs other than the default of their type, by name: (model type, fields)."""
+
+
+STARTS: Mapping[str, Mapping[str, Any]] = {
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+            "num_kv_shared_layers": 30,
+        }
+    }
+}
+"""Fields without which a config has no valid default."""
 
 
 def tiny_config(model_type: str, **over: Any) -> Any:
@@ -174,11 +243,11 @@ def tiny_config(model_type: str, **over: Any) -> Any:
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[model_type]
-    values = _small_values(kind().to_dict())
+    values = _small_values(kind(**STARTS.get(model_type, {})).to_dict())
     return kind(**_merged(_merged(values, OVERRIDES.get(model_type, {})), over))
 
 
-def tiny_model(config: Any, seed: int = 0) -> ScoringModel:
+def tiny_hf_model(config: Any, seed: int = 0) -> Any:
     """Make a model with random weights, sharp enough that entropies differ by position."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -191,8 +260,12 @@ def tiny_model(config: Any, seed: int = 0) -> ScoringModel:
                 parameter.dim() > 1 and 0.005 < parameter.std() < 0.05
             ):  # drawn from the usual normal
                 parameter.normal_(0, 0.15)
+    return hf_model
+
+
+def tiny_model(config: Any) -> ScoringModel:
     tokenizer: Any = SimpleNamespace(bos_ids=(1,), separator_ids=(2,))
-    return ScoringModel(hf_model, tokenizer, "tiny", max_forward_tokens=POSITIONS)
+    return ScoringModel(tiny_hf_model(config), tokenizer, "tiny", max_forward_tokens=POSITIONS)
 
 
 def _small_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class Probes:
         """Raise ModelError unless the model has scores, which depend on earlier tokens only."""
         import torch
 
+        name = self.model.identity.rpartition("@")[0] or self.model.identity
         try:
             fault = self._fault_of_model()
         except torch.OutOfMemoryError:
@@ -98,11 +99,11 @@ class Probes:
         except Exception as error:  # models raise whatever they like
             reason = " ".join(str(error).split())[:200]
             raise ModelError(
-                f"scoring.model {self.model.identity}: a forward pass over text fails "
+                f"scoring.model {name}: a forward pass over text fails "
                 f"({type(error).__name__}: {reason}); name another model"
             ) from error
         if fault:
-            raise ModelError(f"scoring.model {self.model.identity}: {fault}")
+            raise ModelError(f"scoring.model {name}: {fault}")
 
     def _fault_of_model(self) -> str | None:
         if any(

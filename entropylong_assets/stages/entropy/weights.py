@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SHOWN = 3
-"""Names of missing weights that a message shows."""
+"""Names of weights that a message shows."""
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -94,14 +97,18 @@ def _from_pretrained(folder: Path, **options: Any) -> PreTrainedModel:
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True, **options
     )
+    kind = type(model).__name__
     missing = sorted(set(report["missing_keys"]) | {str(k) for k in report["mismatched_keys"]})
     if missing:
-        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
-        raise ValueError(
-            f"its files lack the weights {', '.join(missing[:_SHOWN])}{more} of "
-            f"{type(model).__name__}"
-        )
+        raise ValueError(f"its files lack the weights {_first(missing)} of {kind}")
+    if unused := sorted(report["unexpected_keys"]):
+        log.warning("model %s: %s does not use the weights %s", folder, kind, _first(unused))
     return model
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 @lru_cache(maxsize=1)

@@ -61,9 +61,10 @@ def test_score_keeps_concurrent_passes_apart(model: ScoringModel) -> None:
     """Guards against shared state of concurrent passes, and a thread count that stays changed."""
     requests = tiny.requests(40, seed=9)
     before = torch.get_num_threads()
+    scorer = PackedScorer(model, pack_tokens=64, compile_layers=False)
+    scorer.test_up_to(90)
     try:
         torch.set_num_threads(4)
-        scorer = PackedScorer(model, pack_tokens=64, compile_layers=False)
         scores = scorer.score(requests)
         assert torch.get_num_threads() == 4
     finally:

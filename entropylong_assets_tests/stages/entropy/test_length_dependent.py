@@ -49,7 +49,7 @@ def test_every_mode_scores_a_sequence_as_if_it_were_alone(
     """Guards against rotary factors of the longest sequence of a pass, of a pass that ends early,
     of earlier passes, and of passes in other threads."""
     fresh = copy.deepcopy(model.hf_model)
-    requests = requests_of_lengths(LENGTHS) * 2
+    requests = requests_of_lengths(LENGTHS)
     crossing = [r for r in requests if int(r.positions_N[-1]) <= SWITCH < len(r.token_ids_T)]
     assert crossing, "some passes end before the switch, and their sequences after it"
     before = torch.get_num_threads()
@@ -169,10 +169,10 @@ def test_passes_run_one_by_one_if_a_module_keeps_state() -> None:
 
     mlp.forward = forgetful
     threads = torch.get_num_threads()
+    scorer = PackedScorer(model, pack_tokens=64, compile_layers=False)
+    requests = tiny.requests(30, seed=4)
     try:
         torch.set_num_threads(4)
-        scorer = PackedScorer(model, pack_tokens=64, compile_layers=False)
-        requests = tiny.requests(30, seed=4)
         scores = scorer.score(requests)
     finally:
         torch.set_num_threads(threads)

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from entropylong_assets.stages.entropy.model import load_scoring_model, load_tokenizer
+from entropylong_assets.stages.entropy.model import (
+    load_scoring_model,
+    load_tokenizer,
+    model_identity,
+)
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.model_files import ModelError, locate
 from entropylong_assets.storage.folders import locked
@@ -160,3 +164,66 @@ def test_separator_may_be_a_special_token(
     """Unlike corpus text, the separator is chosen by the user; it may be the end-of-text token."""
     tokenizer = load_tokenizer(ScoringModelSettings(model=tiny_models[0], separator="</s>"))
     assert tokenizer.separator_ids == (tokenizer.hf_tokenizer.eos_token_id,)
+
+
+COMMITS = {"main": "a" * 40, "v1.0": "b" * 40}
+
+
+@pytest.fixture
+def hub(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with two commits of `org/tiny`, of different weights."""
+    cache = tmp_path / "hub"
+    repository = cache / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    for name, commit in COMMITS.items():
+        (repository / "refs" / name).write_text(commit)
+        shutil.copytree(model_folder, repository / "snapshots" / commit)
+    config = repository / "snapshots" / COMMITS["v1.0"] / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5'))
+    assert "0.5" in config.read_text()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return repository
+
+
+@pytest.mark.parametrize(
+    ("reference", "commit"),
+    [
+        ("org/tiny", COMMITS["main"]),
+        ("org/tiny@main", COMMITS["main"]),
+        ("org/tiny@v1.0", COMMITS["v1.0"]),
+        (f"org/tiny@{COMMITS['v1.0']}", COMMITS["v1.0"]),
+    ],
+)
+def test_a_revision_is_loaded_and_recorded_by_its_commit(
+    hub: Path, reference: str, commit: str
+) -> None:
+    settings = ScoringModelSettings(model=reference, device="cpu", dtype="float32")
+    files = locate(reference)
+    assert files.folder == hub / "snapshots" / commit
+    assert files.identity == f"org/tiny@{commit}"
+    assert model_identity(settings) == f"org/tiny@{commit}:float32"
+    model = load_scoring_model(settings)
+    assert model.hf_model.config.rms_norm_eps == (0.5 if commit == COMMITS["v1.0"] else 1e-6)
+
+
+def test_a_tag_that_moves_is_another_model(hub: Path) -> None:
+    before = locate("org/tiny@v1.0").identity
+    (hub / "refs" / "v1.0").write_text(COMMITS["main"])
+    assert locate("org/tiny@v1.0").identity == f"org/tiny@{COMMITS['main']}" != before
+
+
+def test_an_unknown_revision_is_refused(hub: Path) -> None:
+    assert "the revision" in refusal("org/tiny@v9")
+
+
+def test_a_local_model_has_no_revision(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "only models of the hub have revisions"
+    assert words in refusal(f"{model_folder}@main")
+    monkeypatch.chdir(model_folder.parent)
+    assert words in refusal("model@main")
+    assert words in refusal("./model@main")
+    assert words in refusal("pkg://pytest/__init__.py@main")
+    (model_folder.parent / "named@model").mkdir()
+    shutil.copytree(model_folder, model_folder.parent / "named@model", dirs_exist_ok=True)
+    assert locate(str(model_folder.parent / "named@model")).folder.name == "named@model"

@@ -43,13 +43,15 @@ options = st.fixed_dictionaries(
 )
 
 
-def pack(world: World, tokens: int, bos: int | None = BOS, seed: int | None = None, **choice):
+def pack(
+    world: World, tokens: int, bos: tuple[int, ...] = (BOS,), seed: int | None = None, **choice
+):
     rng = None if seed is None else random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         return run(folder, world.frames(rng), settings_for(tokens, **choice), bos)
 
 
-def check_samples(world: World, packed: Packed, tokens: int, bos: int | None) -> None:
+def check_samples(world: World, packed: Packed, tokens: int, bos: tuple[int, ...]) -> None:
     """Every promise about a sample, from its segments and the inputs alone."""
     roots = {row["root_id"]: row["token_ids"] for row in world.roots}
     contexts = {row["chunk_id"]: row for row in world.contexts}
@@ -79,7 +81,7 @@ def check_samples(world: World, packed: Packed, tokens: int, bos: int | None) ->
             match s["role"]:
                 case "bos":
                     assert s["start"] == 0
-                    assert piece == [bos]
+                    assert piece == [*bos]
                     assert s["root_id"] is s["doc_id"] is s["chunk_id"] is s["source"] is None
                 case "root":
                     assert piece == [*roots[s["root_id"]], *SEPARATOR]
@@ -100,7 +102,7 @@ def check_samples(world: World, packed: Packed, tokens: int, bos: int | None) ->
                     assert piece == [PAD] * len(piece)
                 case role:
                     pytest.fail(f"unknown role {role}")
-        assert share["bos"] == (bos is not None)
+        assert share["bos"] == len(bos)
         names = ("n_root", "n_verified", "n_negative", "n_padding")
         roles = ("root", "verified", "hard_negative", "padding")
         assert [sample[name] for name in names] == [share[role] for role in roles]
@@ -156,7 +158,12 @@ def check_nothing_lost(world: World, packed: Packed) -> None:
 
 
 @settings(max_examples=120, deadline=None)
-@given(world=worlds, choice=options, tokens=st.integers(30, 200), bos=st.sampled_from([None, BOS]))
+@given(
+    world=worlds,
+    choice=options,
+    tokens=st.integers(30, 200),
+    bos=st.sampled_from([(), (BOS,), (BOS, BOS + 1)]),
+)
 def test_pack_shard_keeps_every_promise(world, choice, tokens, bos):
     packed = pack(world, tokens, bos, **choice)
     check_samples(world, packed, tokens, bos)

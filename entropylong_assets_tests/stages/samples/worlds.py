@@ -159,7 +159,7 @@ def run(
     folder: str,
     frames: tuple[pl.DataFrame, ...],
     settings: Settings,
-    bos: int | None = BOS,
+    bos: tuple[int, ...] = (BOS,),
     pool: Pool | None = None,
 ) -> Packed:
     """Pack into a store under `folder` and read the tables back."""
@@ -172,9 +172,7 @@ def run(
             opened,
             settings=settings,
             shard=SHARD,
-            framing=Framing(
-                bos_ids=() if bos is None else (bos,), separator_ids=SEPARATOR, pad_id=PAD
-            ),
+            framing=Framing(bos_ids=bos, separator_ids=SEPARATOR, pad_id=PAD),
             writer=writer,
             pool=pool,
         )
