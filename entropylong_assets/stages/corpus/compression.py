@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bz2
+import itertools
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
@@ -100,16 +101,17 @@ def decompress(file: IO[bytes], name: str) -> Iterator[bytes]:
         yield from blocks
         return
     codec = _CODECS[suffix]
+    first = next(blocks, b"")
+    if first and not first.startswith(codec.magic):
+        found = content_of(first) or f"not {codec.name}"
+        raise DamagedFileError(f"the name ends in {suffix}, but the content is {found}", "misnamed")
+    yield from _decompress(codec, itertools.chain([first], blocks))
+
+
+def _decompress(codec: _Codec, blocks: Iterable[bytes]) -> Iterator[bytes]:
     stream: Any = None
     n_ended = 0
-    is_start = True
     for block in blocks:
-        if is_start and not block.startswith(codec.magic):
-            found = content_of(block) or f"not {codec.name}"
-            raise DamagedFileError(
-                f"the name ends in {suffix}, but the content is {found}", "misnamed"
-            )
-        is_start = False
         view = memoryview(block)
         while view:
             piece, view = view[: codec.piece], view[codec.piece :]

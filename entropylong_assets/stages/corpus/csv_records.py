@@ -156,14 +156,14 @@ def read_records(
         else:
             problem = _record_problem(texts, values, header, dialect, evidence)
             if problem:
-                doubts = _DOUBTS
+                doubts = doubts if problem is _SWALLOWED else _DOUBTS
             elif doubts and evidence.is_unlike(values, text_column):
                 doubts, problem = doubts - 1, _UNLIKE
         if problem:
             yield from feed.lose(*problem)
             continue
         doubts = 0
-        if len(texts) == 1:
+        if len(texts) == 1 and values is not header:
             evidence.learn(values)
         yield Record(feed.pending[0][0], values)
 

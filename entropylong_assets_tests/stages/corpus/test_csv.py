@@ -60,6 +60,8 @@ SWALLOWED: dict[str, tuple[str, str, list[str], list[int]]] = {
     "tabs": ("a.tsv", 'id\ttext\n1\t"one, and\n2\ttwo, and"\n3\tthree\n', ["three"], [2, 3]),
     "ids of letters": ("a.csv", 'id,text\nab,one\ncd,"two\nef,three"\ngh,four\n',
                        ["one", "four"], [3, 4]),
+    "ids of both, in the first rows": ("a.csv", 'id,text\n07,"one\n3f,two"\na1,three\n', ["three"],
+                                       [2, 3]),
     "a ragged row among them": ("a.csv", 'id,text\n1,"one\n2,two\n3,x,y\n4,four\n5,z"\n6,six\n',
                                 ["six"], [2, 3, 4, 5, 6]),
     "blank lines among them": ("a.csv", 'id,text\n1,"one\n\n2,two\n\n3,three"\n4,four\n',
