@@ -1,6 +1,6 @@
 """The table of docs/architectures.md, from the outcomes that the test leaves in a folder.
 
-    python -m entropylong_assets_tests.architectures.table <folder> docs/architectures.md
+python -m entropylong_assets_tests.architectures.table <folder> docs/architectures.md
 """
 
 from __future__ import annotations
