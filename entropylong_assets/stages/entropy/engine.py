@@ -42,6 +42,7 @@ from entropylong_assets.stages.entropy.passes import LaunchedPass, concatenate
 from entropylong_assets.stages.entropy.rotary import PassLengths
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.stages.entropy.self_test import (
+    FIRST,
     Probes,
     largest_difference,
     mean_difference,
@@ -64,9 +65,6 @@ PACK_TOKENS = {"cuda": 16_384, "cpu": 512}
 
 PACK_TOKENS_ALL_CORES = 4096
 """The same on a CPU if its cores share a pass."""
-
-PROBE_TOKENS = 48
-"""Length of the first probe; longer ones follow when longer sequences occur."""
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +101,7 @@ class PackedScorer:
         self.mode: Mode = mode or MODES[0]
         if mode is None:
             # On a CPU the compiler arranges its loops for the first lengths that it sees.
-            longest = min(384 if shared else PROBE_TOKENS, model.max_positions)
+            longest = min(384 if shared else FIRST, model.max_positions)
             self._test(Probes(model, longest))
             self._tested_tokens = longest
 
@@ -269,10 +267,9 @@ class PackedScorer:
             if self.is_concurrent and has_changed(before, after):
                 self.is_concurrent = False
                 scores = self._scores_of(probes, probes.requests)
-            if self.mode == "packed":
+            if self.mode == "packed" and not probes.shows_neighbours:
                 others = [probes.reversed, *probes.requests[1:]]
-                again = self._scores_of(probes, others)
-                moved = largest_difference(scores[1:], again[1:])
+                moved = largest_difference(scores[1:], self._scores_of(probes, others)[1:])
                 if moved > 1e-4:  # products on a GPU are not repeatable to the last bits
                     return f"a sequence changes the scores of its neighbour (by {moved:.2g} nats)"
         except torch.OutOfMemoryError:

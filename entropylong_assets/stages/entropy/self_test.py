@@ -24,8 +24,11 @@ from entropylong_assets.stages.entropy.model import ScoringModel, score_plainly
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.stages.model_files import ModelError
 
-MAX_SCORED = 256
-"""Maximum number of positions scored per probe."""
+MAX_SCORED = 48
+"""Maximum number of positions scored per probe: the LM head is most of the cost of long ones."""
+
+FIRST = 48
+"""Length of the longest probe in an engine's first test (tokens)."""
 
 SHORTEST = 12
 """Minimum length of a probe (tokens), if the model takes as many."""
@@ -76,6 +79,11 @@ class Probes:
         at = len(self.whole)
         return [pack for pack in (list(numbers[:at]), list(numbers[at:])) if pack]
 
+    @property
+    def shows_neighbours(self) -> bool:
+        """Whether equal scores show by themselves that no sequence has changed another's."""
+        return self.model.hf_model.dtype.itemsize == 4 and self.longest > FIRST
+
     def can_be_scored(self) -> bool:
         """Return whether the plain passes run through; their scores are kept if they do."""
         import torch
@@ -120,7 +128,8 @@ class Probes:
                 "its scores are not finite numbers; check its weights, or set scoring.dtype to "
                 "float32"
             )
-        if not self.agree([score_plainly(self.model, self.whole[0])], [long]):
+        again = self.whole[-1], self.plain[len(self.whole) - 1]
+        if not self.agree([score_plainly(self.model, again[0])], [again[1]]):
             return (
                 "it gives other scores when asked again, so that no result can be repeated; name "
                 "another model"
