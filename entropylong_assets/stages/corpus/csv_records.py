@@ -142,6 +142,8 @@ def read_records(
             yield from feed.lost
             return
         except csv.Error as error:
+            if header and feed.pending and not doubts:
+                evidence.learn_before(feed.pending[0][1], dialect.quote)
             doubts = _DOUBTS
             lost = [*feed.lose(*_problem_of(error)), *feed.lost]
             yield from sorted(lost, key=lambda lost: lost.line)

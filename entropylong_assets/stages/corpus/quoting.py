@@ -72,7 +72,7 @@ class Evidence:
         """has_plain_quotes: whether the file has quotes that are plain characters, by its lines."""
         self._n_columns, self._delimiter = n_columns, delimiter
         self._has_plain_quotes = has_plain_quotes
-        self._kinds, self._lengths = [0] * n_columns, [0] * n_columns
+        self._kinds, self._lengths = [0] * n_columns, [-1] * n_columns
         self._n_learnt = 0
 
     def learn(self, values: Sequence[str]) -> None:
@@ -80,6 +80,12 @@ class Evidence:
         if self._n_learnt < _N_RECORDS:
             self._n_learnt += 1
             self._add(0, values)
+
+    def learn_before(self, line: str, quote: str | None) -> None:
+        """Take the fields before the first quote of a broken record into account."""
+        values = line.split(self._delimiter)
+        quoted = [i for i, value in enumerate(values) if quote and value.startswith(quote)]
+        self._add(0, values[: min([*quoted, self._n_columns])])
 
     def _add(self, first: int, values: Sequence[str]) -> None:
         for column, value in enumerate(values, first):
@@ -91,9 +97,11 @@ class Evidence:
 
         free: the column of texts, whose values may be of any kind.
         """
-        return self._n_learnt > 0 and any(
-            column != free and _kinds(value) & ~kinds
-            for column, (kinds, value) in enumerate(zip(self._kinds, values, strict=True))
+        return any(
+            column != free and length >= 0 and _kinds(value) & ~kinds
+            for column, (kinds, length, value) in enumerate(
+                zip(self._kinds, self._lengths, values, strict=True)
+            )
         )
 
     def swallowed_rows(self, lines: Sequence[str], values: Sequence[str]) -> bool:

@@ -334,6 +334,11 @@ def test_lines_of_a_broken_text_are_no_rows(tmp_path: Path) -> None:
     items = read(tmp_path, content)
     assert texts(items) == ["one", "three"]
     assert bad_lines(items) == [3, 4, 5, 7]
+    # Also if it is the first row that is broken.
+    items = read(tmp_path, 'id,text,n\n1,"one" x,5\n2,"two\nand, so, on\nx,y",5\n3,three,5\n')
+    assert texts(items) == ["two\nand, so, on\nx,y", "three"]
+    items = read(tmp_path, 'id,text,n\n1,"one,5\n2,"two\nand, so, on\nx,y",5\n3,three,5\n')
+    assert texts(items) == ["three"]
     # What is unlike for long is the other way round: the rows have changed.
     rows = "".join(f"n{i},text {i}\n" for i in range(300))
     items = read(tmp_path, f"id,text\n1,one\n2\n{rows}")
