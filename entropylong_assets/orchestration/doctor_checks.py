@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from entropylong_assets.orchestration.errors import line
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings, printable
+from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow
@@ -174,9 +175,13 @@ def sources(corpus: Settings) -> Finding:
     files = 0
     for source in corpus.sources:
         found = list_files(source)
+        if not found:  # a run would go on with the shards so far, but this is hardly meant
+            raise CorpusError(
+                f"source '{source.name}': no file at {source.uri}; put files there or correct "
+                "the source's uri"
+            )
         files += len(found)
-        first = found[0] if found else None
-        for row in islice(read_rows(first.uri, first.kind, source), ROWS_READ) if first else ():
+        for row in islice(read_rows(found[0].uri, found[0].kind, source), ROWS_READ):
             if isinstance(row, BadRow):
                 where = f"{row.file}, row {row.row}: {row.detail}; {REMEDIES[row.reason]}"
                 skips = corpus.on_bad_row == "skip"

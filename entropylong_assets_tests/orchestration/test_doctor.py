@@ -286,7 +286,7 @@ FAULTS: list[tuple[Break, str, str, str]] = [
     (short_window, "dataset scoring model", "fault", "lower roots.max_tokens"),
     (embedder_too_short, "corpus embedding model", "fault", "set it to 64 or less"),
     (no_source, "corpus sources", "fault", "name one in the settings file"),
-    (no_file, "corpus sources", "warning", "put them back, or leave their shards"),
+    (no_file, "corpus sources", "fault", "put files there or correct"),
     (
         wrong_field,
         "corpus sources",

@@ -234,14 +234,15 @@ def test_doctor_warns_of_missing_files_and_goes_on(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     file, project = write(tmp_path / "in/a.jsonl", A), project_of(tmp_path)
+    write(tmp_path / "in/b.jsonl", B)
     register_shards(project.corpus, instance)
     file.unlink()
     finding = sources(project.corpus)
     assert finding.verdict == "warning"
     assert f"missing: {file}; put them back, or leave" in finding.message
-    fresh = project_of(tmp_path, "nothing")
-    with pytest.raises(ValueError, match="no file at"):
-        sources(fresh.corpus)
+    (tmp_path / "in/b.jsonl").unlink()
+    with pytest.raises(CorpusError, match="no file at"):
+        sources(project.corpus)
 
 
 # --------------------------------------------------------------------------- files without rows
