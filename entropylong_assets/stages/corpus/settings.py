@@ -41,8 +41,8 @@ class SourceSettings(Section):
     """Format of the files: `parquet`, `jsonl`, `json`, `csv`, `text`, `python_docs`, or one of
     another package; `auto` goes by their names."""
     uri: str = ""
-    """Glob on any fsspec URI, e.g. `corpus/*.jsonl.zst` or `hf://datasets/<id>/**/*.parquet`;
-    for `python_docs` a comma-separated list of package names."""
+    """A file, folder or pattern on any fsspec URI, e.g. `corpus/*.jsonl.zst` or
+    `hf://datasets/<id>/**/*.parquet`; for `python_docs` a comma-separated list of package names."""
     text_field: str = "text"
     """Column or key that holds the text; `meta.text` is the field `text` within `meta`, unless a
     field has this very name."""
