@@ -139,7 +139,8 @@ def _snapshot(model: HubModel, reference: str, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [*SAFE_FILES, *(["*.py"] if trust_remote_code else [])]
+    # The card of an embedder says to which dimensions its vectors may be shortened.
+    patterns = [*SAFE_FILES, "README.md", *(["*.py"] if trust_remote_code else [])]
     offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
     try:
         return Path(

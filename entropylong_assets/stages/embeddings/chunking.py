@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
-_PIECES = re.compile(
+import regex
+
+# Unicode's property of signs that end sentences lacks the ellipsis, and the signs of Tibetan and
+# (in older versions) Khmer.
+_PIECES = regex.compile(
     r"""\n+            # lines and paragraphs
-      | [.!?…]["')\]]*(\s+)   # sentences, with their closing quotes and brackets
-      | (?<=[。！？])""",
-    re.VERBOSE,
+      | [\p{Sentence_Terminal}…།༎។៕]["'”’»)\]]*(\s+)   # sentences, with what closes them
+      | [。！？｡॥။።།༎។៕][”’」』）]*()   # of scripts that write no space after them""",
+    regex.VERBOSE,
 )
 _WORDS = re.compile(r"\s+")
 
@@ -171,7 +175,7 @@ def _cut(
             yield from _cut(text, *part, max_tokens, count_tokens)
 
 
-def _split(text: str, start: int, end: int, border: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+def _split(text: str, start: int, end: int, border: regex.Pattern[str] | re.Pattern[str]) -> Iterator[tuple[int, int]]:
     """Yield the spans between borders, without white space at their ends and never empty."""
     at = start
     for cut, after in chain(

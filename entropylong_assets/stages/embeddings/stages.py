@@ -117,7 +117,7 @@ the corpus' LanceDB table in one commit, which replaces the rows of this shard a
     ),
     identify=_identify_chunks,
     permanent=("embedding.model", "embedding.dimensions"),
-    code_version=5,
+    code_version=6,
     check_folder=_CHECKS,
     checks=(
         Check("one_vector_per_chunk", "The LanceDB table holds one vector per chunk."),

@@ -126,6 +126,29 @@ def test_borders_are_lines_and_sentences_where_they_fit() -> None:
     assert texts_of("a.b c.d e", 5) == ["a.b", "c.d", "e"], "no sentence ends inside a word"
 
 
+SENTENCES = {
+    "Chinese": ["今天下雨。", "明天晴！", "後天呢？"],
+    "Chinese, quoted": ["他說：「今天下雨。」", "明天晴。"],
+    "Hindi": ["आज बारिश है।", "कल धूप होगी।"],
+    "Urdu": ["آج بارش ہے۔", "کل دھوپ ہوگی؟"],
+    "Amharic": ["ዛሬ ዝናብ ነው።", "ነገ ፀሐይ ነው።"],
+    "Armenian": ["Այսօր անձրև է։", "Վաղը արև է։"],
+    "Burmese": ["ဒီနေ့မိုးရွာသည်။", "မနက်ဖြန်နေသာမည်။"],
+    "Khmer": ["ថ្ងៃនេះភ្លៀង។", "ថ្ងៃស្អែកមានថ្ងៃ។"],
+    "Tibetan": ["དེ་རིང་ཆར་པ་བབས།", "སང་ཉིན་ཉི་མ་ཤར།"],
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+@pytest.mark.parametrize("space", ["", " "])
+def test_sentences_end_with_the_signs_of_their_script(language: str, space: str) -> None:
+    if not space and language in ("Hindi", "Urdu", "Armenian"):
+        pytest.skip("written with a space after the sign")
+    sentences = SENTENCES[language]
+    longest = max(count_letters(sentences))
+    assert texts_of(space.join(sentences), longest) == sentences
+
+
 @CHECKS
 @given(st.lists(st.text("abc", min_size=1, max_size=10), min_size=1, max_size=40))
 def test_no_sentence_that_fits_is_cut(words: list[str]) -> None:

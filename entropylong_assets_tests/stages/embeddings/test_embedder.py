@@ -338,6 +338,29 @@ def test_dimensions_without_matryoshka_training_are_noted(
     assert bool(odd) == (declare is not declare_in_card)
 
 
+# Models of the hub
+
+
+def test_a_pinned_revision_is_loaded_and_recorded_by_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, commits = tmp_path / "models--org--tiny", {"main": "a" * 40, "v1": "b" * 40}
+    (repository / "refs").mkdir(parents=True)
+    for seed, (name, commit) in enumerate(commits.items()):
+        (repository / "refs" / name).write_text(commit)
+        tiny.write_bert(repository / "snapshots" / commit, seed=seed)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, commit in commits.items():
+        pinned = EmbeddingSettings(model=f"org/tiny@{name}", device="cpu")
+        assert document_identity(pinned)["embedder"] == f"org/tiny@{commit}"
+        assert query_identity(pinned)["embedder"] == f"org/tiny@{commit}"
+        of_hub, of_folder = load(Path(pinned.model)), load(repository / "snapshots" / commit)
+        assert of_hub.identity == f"org/tiny@{commit}"
+        assert np.array_equal(of_hub.embed_documents(TEXTS), of_folder.embed_documents(TEXTS))
+    assert differ(load(Path("org/tiny@main")).embed_documents(TEXTS), of_hub.embed_documents(TEXTS))
+
+
 # Vectors
 
 
