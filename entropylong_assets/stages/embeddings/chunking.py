@@ -6,7 +6,6 @@ own tokens before it is accepted.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ _PIECES = regex.compile(
       | [。！？｡॥။።།༎។៕][”’」』）]*()   # of scripts that write no space after them""",
     regex.VERBOSE,
 )
-_WORDS = re.compile(r"\s+")
+_WORDS = regex.compile(r"\s+")
 
 CountTokens = Callable[[list[str]], list[int]]
 """Lengths of texts in the embedder's tokens, its special tokens included."""
@@ -175,7 +174,9 @@ def _cut(
             yield from _cut(text, *part, max_tokens, count_tokens)
 
 
-def _split(text: str, start: int, end: int, border: regex.Pattern[str] | re.Pattern[str]) -> Iterator[tuple[int, int]]:
+def _split(
+    text: str, start: int, end: int, border: regex.Pattern[str]
+) -> Iterator[tuple[int, int]]:
     """Yield the spans between borders, without white space at their ends and never empty."""
     at = start
     for cut, after in chain(

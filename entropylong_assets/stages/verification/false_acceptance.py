@@ -21,6 +21,12 @@ from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import TableStore
 
+MIN_CLUSTERS = 10
+"""Clusters with a trial that passes, and with one that fails, below which a rate is rough."""
+
+ASSUMED_CORRELATION = 0.2
+"""Correlation of trials within a cluster that is assumed for rough rates."""
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -30,6 +36,8 @@ class Rate:
     total: int
     low: float
     high: float
+    is_rough: bool = False
+    """Too few clusters for their correlation to be estimated; the interval assumes one."""
 
     @property
     def value(self) -> float:
@@ -43,27 +51,33 @@ def clustered_rate(
 
     passed_C, total_C: per cluster. Anchors of one root given one control are not independent: the
     interval is that of Clopper and Pearson with an effective number of trials (Korn and Graubard,
-    1998). This is the number of trials divided by the design effect of the ratio estimator, at
-    least 1, and is lowered further if the effect was estimated from few clusters. If no trial
-    passes, all pass, or all belong to one cluster, the effect can't be estimated; trials then count
-    as independent, and the interval is narrower than it should be.
+    1998). This is the number of trials divided by the design effect of the ratio estimator, which
+    is at least 1, and is lowered further because the effect was estimated from few clusters. Where
+    fewer than `MIN_CLUSTERS` clusters have a trial that passes (or one that fails), the estimate
+    can't be trusted: then the effect is at least that of trials with the correlation
+    `ASSUMED_CORRELATION` within a cluster, and the rate is marked `is_rough`.
     """
     passed, total = int(passed_C.sum()), int(total_C.sum())
     if total == 0:
-        return Rate(0, 0, 0.0, 1.0)
-    share, clusters = passed / total, len(total_C)
-    effective, tail = float(total), (1 - confidence) / 2
+        return Rate(0, 0, 0.0, 1.0, is_rough=True)
+    share, clusters = passed / total, int((total_C > 0).sum())
+    design_effect, tail = 1.0, (1 - confidence) / 2
     if 0 < passed < total and clusters > 1:
         residual = passed_C - share * total_C
         variance = clusters / (clusters - 1) * float((residual**2).sum()) / total**2
-        if variance > 0:
-            of_trials, of_clusters = student.ppf(1 - tail, [total - 1, clusters - 1])
-            estimate = share * (1 - share) / variance * (of_trials / of_clusters) ** 2
-            effective = min(effective, float(estimate))
+        design_effect = max(design_effect, variance * total / (share * (1 - share)))
+    is_rough = min((passed_C > 0).sum(), (passed_C < total_C).sum()) < MIN_CLUSTERS
+    if is_rough:
+        trials_per_cluster = float((total_C.astype(np.float64) ** 2).sum()) / total
+        assumed = 1 + (trials_per_cluster - 1) * ASSUMED_CORRELATION
+        design_effect = max(design_effect, assumed)
+    freedom = [max(total - 1, 1), max(clusters - 1, 1)]
+    of_trials, of_clusters = student.ppf(1 - tail, freedom)
+    effective = total / design_effect * float(of_trials / of_clusters) ** 2
     hits = share * effective
     low = float(beta.ppf(tail, hits, effective - hits + 1)) if passed else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, effective - hits)) if passed < total else 1.0
-    return Rate(passed, total, low, high)
+    return Rate(passed, total, low, high, bool(is_rough))
 
 
 def acceptance_rate(

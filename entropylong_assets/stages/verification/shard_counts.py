@@ -72,7 +72,9 @@ class ShardCounts:
             "verdicts": dict(sorted(self._verdicts.items())),
             "control_trials": rates[self._settings.rule].total if rates else 0,
             "false_acceptance": {
-                rule: FalseAcceptance(rate=rate.value, low=rate.low, high=rate.high)
+                rule: FalseAcceptance(
+                    rate=rate.value, low=rate.low, high=rate.high, is_rough=rate.is_rough
+                )
                 for rule, rate in rates.items()
                 if rate.total
             },

@@ -34,6 +34,8 @@ class FalseAcceptance(BaseModel):
     rate: float
     low: float
     high: float
+    is_rough: bool = False
+    """Too few roots for the correlation of their trials to be estimated: one was assumed."""
 
 
 class VerifiedDependenciesSummary(Summary):
