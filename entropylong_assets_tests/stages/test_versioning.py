@@ -68,6 +68,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "embedding.index": ("ivf_sq", {X}),
     "embedding.target_recall": (0.9, {X}),
     "embedding.recall_queries": (10, {X}),
+    "embedding.phrase_documents": (10, {X}),
     "embedding.recall_k": (9, {X}),
     "roots.fraction": (0.5, {E}),
     "roots.fraction_by_source": ({"web": 0.5}, {E}),

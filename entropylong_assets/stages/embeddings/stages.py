@@ -176,6 +176,7 @@ def _embedded_otherwise(partition: Partition) -> list[str]:
 def _index(step: Step) -> Result:
     from entropylong_assets.stages.embeddings.embedder import load_embedder
     from entropylong_assets.stages.embeddings.index import index_shards
+    from entropylong_assets.stages.embeddings.phrases import count_phrases
     from entropylong_assets.stages.embeddings.table import ChunkTable
 
     positions: Mapping[str, int] = step.determinants["plan"]
@@ -201,7 +202,12 @@ def _index(step: Step) -> Result:
     embedder = load_embedder(step.settings.embedding)
     table = ChunkTable(step.store.corpus_uri, embedder.dimension, embedder.identity)
     tag = f"index-{fingerprint(step.determinants)}"
-    summary = index_shards(step.store, step.settings, table, positions, versions, tag, step.writer)
+    phrases, n_documents = count_phrases(
+        step.store, list(versions), step.settings.embedding.phrase_documents
+    )
+    step.writer.append("phrases", phrases)
+    indexed = index_shards(step.store, step.settings, table, positions, versions, tag, step.writer)
+    summary = indexed.model_copy(update={"phrase_documents": n_documents})
     step.progress(summary.n_shards)
     step.log(f"indexed {summary.n_shards} shards as {tag}")
     return Result(summary, {"shards left out": len(left_out), "left out": left_out})
@@ -239,10 +245,11 @@ measured recall@K reaches its target.""",
         "embedding.target_recall",
         "embedding.recall_queries",
         "embedding.recall_k",
+        "embedding.phrase_documents",
         "seed",  # of the rows used as queries
     ),
     identify=_identify_index,
-    code_version=5,
+    code_version=6,
     check_folder=_CHECKS,
     checks=(
         Check("no_document_indexed_twice", "Every document is indexed in one shard."),

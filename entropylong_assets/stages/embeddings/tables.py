@@ -81,6 +81,8 @@ class EmbeddingIndexSummary(Summary):
     """K (chunks)."""
     recall_queries: int
     """Queries that the recall was measured with; 0 for an exact search."""
+    phrase_documents: int = 0
+    """Documents whose phrases were counted."""
 
 
 EMBEDDING_INDEX = TableSet(
@@ -88,7 +90,7 @@ EMBEDDING_INDEX = TableSet(
     scope="corpus",
     main="shards",
     summary=EmbeddingIndexSummary,
-    format_version=2,
+    format_version=3,
     schemas={
         "shards": pa.schema(
             [
@@ -104,6 +106,12 @@ EMBEDDING_INDEX = TableSet(
                 SHARD,
                 column("owner", TEXT, "shard whose copy is indexed"),
                 column("n_chunks", INT, "rows removed from the table", "row"),
+            ]
+        ),
+        "phrases": pa.schema(
+            [
+                column("phrase", TEXT, "three adjacent words, joined by spaces"),
+                column("documents", INT, "counted documents that contain it, at least 2"),
             ]
         ),
     },
