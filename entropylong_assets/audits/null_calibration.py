@@ -16,8 +16,14 @@ from entropylong_assets.audits.audit_model import AuditModel
 from entropylong_assets.audits.null_contexts import KINDS, NullContext
 from entropylong_assets.audits.root_sample import ScoredRoot
 from entropylong_assets.stages.entropy.scoring import PositionScores
+from entropylong_assets.stages.retrieval.anchor_text import have_words
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
-from entropylong_assets.stages.verification.gain import accepted_by, judge
+from entropylong_assets.stages.verification.gain import (
+    ANCHOR_COLUMNS,
+    TEXT_COLUMNS,
+    accepted_by,
+    judge,
+)
 from entropylong_assets.stages.verification.registry import RULES
 from entropylong_assets.stages.verification.requests import context_request, fits
 
@@ -36,6 +42,7 @@ _TRIALS: dict[str, Any] = {
     "chunk_ids": pl.List(pl.String),
     "n_tokens": pl.Int32,
     **{f"{a}{b}": pl.Float32 for a in _SCORES for b in ("", "_context", "_control")},
+    **TEXT_COLUMNS,
     "refusal": pl.String,
 }
 
@@ -65,15 +72,16 @@ def score_null(
     rows: list[dict[str, Any]] = []
     scored = model.scorer.score(requests, on_progress)
     for (root, null), scores in zip(planned, scored, strict=True):
-        rows += _trials(root, null, scores)
+        rows += _trials(root, null, scores, model.tokenizer.decode(null.token_ids))
     return judge(pl.DataFrame(rows, schema=_TRIALS), settings)
 
 
 def _trials(
-    root: ScoredRoot, null: NullContext, scores: PositionScores
+    root: ScoredRoot, null: NullContext, scores: PositionScores, text: str
 ) -> Iterator[dict[str, Any]]:
-    columns = ("anchor", "entropy_control", "surprisal_control")
-    stored = {row[0]: row[1:] for row in root.pairs.select(columns).iter_rows()}
+    columns = ("anchor", "entropy_control", "surprisal_control", *ANCHOR_COLUMNS)
+    stored = {row["anchor"]: row for row in root.pairs.select(columns).iter_rows(named=True)}
+    has_word = have_words(text, [stored[anchor]["word"] for anchor in null.anchors])
     for i, anchor in enumerate(null.anchors):
         yield {
             "root_id": root.root_id,
@@ -84,10 +92,12 @@ def _trials(
             "n_tokens": len(null.token_ids),
             "entropy": float(root.entropies[anchor]),
             "entropy_context": float(scores.entropy_N[i]),
-            "entropy_control": stored[anchor][0],
+            "entropy_control": stored[anchor]["entropy_control"],
             "surprisal": float(root.surprisals[anchor]),
             "surprisal_context": float(scores.surprisal_N[i]),
-            "surprisal_control": stored[anchor][1],
+            "surprisal_control": stored[anchor]["surprisal_control"],
+            **{name: stored[anchor][name] for name in ANCHOR_COLUMNS},
+            "has_word": has_word[i],
             "refusal": None,
         }
 

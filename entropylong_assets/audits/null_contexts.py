@@ -130,8 +130,7 @@ class NullContexts:
         source = ControlSource(
             self._corpus.universe,
             self._corpus.fetch,
-            self._tokenizer.encode,
-            self._separator,
+            self._tokenizer,
             self._settings.seed + 1,  # other draws than the stored controls
         )
         for control in draw_controls(

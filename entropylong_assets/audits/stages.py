@@ -138,7 +138,7 @@ share of the random ones pass, and the lift of retrieval over random contexts.""
     identify=lambda partition: (
         _model(partition) | _searched_index(partition) | _embedder(partition)
     ),
-    code_version=3,
+    code_version=4,
     check_folder=_FOLDER,
     checks=(
         Check("null_gains_recomputed", "Gains of held-out controls follow from their entropies."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 from pydantic import Field
 
+from entropylong_assets.stages.verification.tables import TEXT_FIELDS
 from entropylong_assets.storage.schemas import (
     ANCHOR,
     BOOL,
@@ -62,7 +63,7 @@ NULL_CALIBRATION = TableSet(
     scope="dataset",
     main="rates",
     summary=NullCalibrationSummary,
-    format_version=3,
+    format_version=4,
     schemas={
         "trials": pa.schema(
             [
@@ -78,6 +79,7 @@ NULL_CALIBRATION = TableSet(
                 column("surprisal", FLOAT, "I(x_t) of the root alone", "nat"),
                 column("surprisal_context", FLOAT, "I(x_t) given the held-out control", "nat"),
                 column("surprisal_control", FLOAT, "stored mean I(x_t)", "nat", True),
+                *TEXT_FIELDS,
                 column("gain", _DOUBLE, "ΔI", null=True),
                 column("calibrated_gain", _DOUBLE, "ΔI*", null=True),
                 column("accepted_by", NAMES, "compared rules that accept it"),

@@ -1,12 +1,12 @@
-"""Phrases: how many documents of the corpus have the same three words.
+"""Phrases: how many documents of the corpus have the same two or three words in a row.
 
-Wording that many documents share is boilerplate, whatever a context does for it. A phrase is three
-adjacent words, joined by spaces. A word is a run of letters and digits, one letter of a script that
-is written without spaces, or one other sign; white space makes no difference:
+Wording that many documents share is boilerplate, whatever a context does for it. A phrase is two or
+three adjacent words, joined by spaces. A word is a run of letters and digits, one letter of a
+script that is written without spaces, or one other sign; white space makes no difference:
 
-    text                        phrases
-    "Returns\\n-------\\nout : x"  Returns - -, - - -, ..., - out :, out : x
-    "今天下雨"                   今 天 下, 天 下 雨
+    text                  words                  phrases of three
+    "Returns\\n--\\nout_x"  Returns - - out _ x    Returns - -, - - out, - out _, out _ x
+    "今天下雨"             今 天 下 雨              今 天 下, 天 下 雨
 
 Documents are counted, not occurrences. Counting is exact up to `max_documents` documents. Of a
 larger corpus it takes those with the lowest ids: ids are hashes of the content, so these are a
@@ -17,6 +17,7 @@ standard error sqrt(s (1 - s) / max_documents).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import polars as pl
 import regex
@@ -25,15 +26,12 @@ from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.storage.duck import querying
 from entropylong_assets.storage.tables import TableStore
 
-WORDS = 3
-"""Words per phrase."""
-
 MAX_CHARS = 200_000
 """Characters of a document that are read; what follows adds no phrase."""
 
 # The same patterns for DuckDB, whose engine is RE2, and for Python.
 _ALONE = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}])"
-_WORD = r"[\p{L}\p{M}\p{N}_]+|[^\p{L}\p{M}\p{N}_\p{Z}\p{C}]"
+_WORD = r"[\p{L}\p{M}\p{N}]+|[^\p{L}\p{M}\p{N}\p{Z}\p{C}]"
 _IS_ALONE, _IS_WORD = regex.compile(_ALONE), regex.compile(_WORD)
 
 _COUNT = f"""
@@ -48,6 +46,11 @@ split AS (
     FROM documents_once
 ),
 phrases AS (
+    SELECT unnest(list_distinct(list_transform(
+        range(1, greatest(1, len(words))), lambda i: words[i] || ' ' || words[i + 1]
+    ))) AS phrase
+    FROM split
+    UNION ALL
     SELECT unnest(list_distinct(list_transform(
         range(1, greatest(1, len(words) - 1)),
         lambda i: words[i] || ' ' || words[i + 1] || ' ' || words[i + 2]
@@ -70,22 +73,26 @@ def split_words(text: str) -> list[str]:
     return _IS_WORD.findall(_IS_ALONE.sub(r" \1 ", text))
 
 
-def last_phrase(text: str) -> str | None:
-    """Return the phrase that ends the text; None if the text has fewer words."""
-    words = split_words(text)[-WORDS:]
-    return " ".join(words) if len(words) == WORDS else None
+class Word(NamedTuple):
+    """A word of a text: text[start:end]."""
+
+    start: int
+    end: int
 
 
-def end_of_word(text: str, position: int) -> int:
-    """Return where the word ends that contains the character before `position`."""
-    if position == 0 or _IS_ALONE.match(text, position - 1):
-        return position
-    word = regex.compile(r"[\p{L}\p{M}\p{N}_]").match
-    while position < len(text) and word(text, position - 1) and word(text, position):
-        if _IS_ALONE.match(text, position):
-            break
-        position += 1
-    return position
+def find_words(text: str) -> list[Word]:
+    """Return where the words of a text are, in order."""
+    words: list[Word] = []
+    for match in _IS_WORD.finditer(text):
+        start = match.start()
+        for alone in _IS_ALONE.finditer(text, match.start(), match.end()):
+            if start < alone.start():
+                words.append(Word(start, alone.start()))
+            words.append(Word(*alone.span()))
+            start = alone.end()
+        if start < match.end():
+            words.append(Word(start, match.end()))
+    return words
 
 
 def count_phrases(

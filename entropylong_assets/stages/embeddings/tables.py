@@ -110,7 +110,7 @@ EMBEDDING_INDEX = TableSet(
         ),
         "phrases": pa.schema(
             [
-                column("phrase", TEXT, "three adjacent words, joined by spaces"),
+                column("phrase", TEXT, "two or three adjacent words, joined by spaces"),
                 column("documents", INT, "counted documents that contain it, at least 2"),
             ]
         ),

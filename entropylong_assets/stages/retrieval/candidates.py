@@ -13,17 +13,26 @@ import polars as pl
 from entropylong_assets.stages.embeddings.embedder import Embedder
 from entropylong_assets.stages.embeddings.vector_table import VectorTable
 from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.retrieval.anchor_text import (
+    AnchorText,
+    count_documents,
+    describe_anchor,
+    words_of,
+)
 from entropylong_assets.stages.retrieval.leak_check import NEAR_DUPLICATE, PASSED
 from entropylong_assets.stages.retrieval.queries import anchor_query, fitting_queries
 from entropylong_assets.stages.retrieval.registry import make_leak_check
 from entropylong_assets.stages.retrieval.search import COLUMNS, SearchTable, nominate
 from entropylong_assets.stages.retrieval.settings import RetrievalSettings
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.storage.partition_writer import PartitionWriter
 
 OTHER_SHARD, NO_CANDIDATES = "owned_by_another_shard", "no_candidates"
 
 ROOTS_PER_BATCH = 16
 """Roots whose chunks are in memory at once."""
+
+QUERIES = pl.Schema(CANDIDATE_CONTEXTS.schemas["queries"])
 
 _CHUNK_COLUMNS = ["chunk_id", "doc_id", "source", "start", "end", "text"]
 
@@ -40,11 +49,14 @@ class Retriever:
     table: VectorTable
     search: SearchTable
     n_rows: int
+    phrases: pl.DataFrame
+    """Documents of the corpus by phrase."""
     settings: RetrievalSettings
 
     def queries(self, roots: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-        """Return root_id, anchor and query of each anchor, and the number of shortened queries."""
+        """Return the rows of `queries`, one per anchor, and the number of shortened queries."""
         columns: dict[str, list[Any]] = {"root_id": [], "anchor": [], "query": []}
+        texts: list[AnchorText] = []
         shortened = 0
         for root_id, token_ids, anchors in roots.select(
             "root_id", "token_ids", "anchors"
@@ -59,8 +71,16 @@ class Retriever:
             columns["anchor"] += anchors
             columns["query"] += queries
             shortened += n
-        schema = {"root_id": pl.String, "anchor": pl.Int32, "query": pl.String}
-        return pl.DataFrame(columns, schema=schema), shortened
+            texts += [describe_anchor(self.tokenizer.decode, token_ids, t) for t in anchors]
+        counted = count_documents(
+            self.phrases, [phrase for text in texts for phrase in (text.phrase, text.pair)]
+        )
+        columns["word"] = [text.word for text in texts]
+        columns["kind"] = [text.kind for text in texts]
+        # A phrase that is not listed occurs in one document at most, this one.
+        columns["phrase_documents"] = [counted.get(text.phrase or "", 1) for text in texts]
+        columns["pair_documents"] = [counted.get(text.pair or "", 1) for text in texts]
+        return pl.DataFrame(columns, schema=QUERIES), shortened
 
     def nearest(self, queries: pl.DataFrame) -> pl.DataFrame:
         """Return the K nearest chunks of each anchor. Equal queries are embedded once."""
@@ -84,6 +104,23 @@ class Retriever:
         """Return place and text of these chunks, each once."""
         return self.table.fetch(chunk_ids.unique().sort().to_list(), _CHUNK_COLUMNS)
 
+    def look_up_words(
+        self, nominated: pl.DataFrame, queries: pl.DataFrame, chunks: pl.DataFrame
+    ) -> pl.DataFrame:
+        """Add has_word: whether the chunk contains the word of the anchor; null without a word."""
+        words = {chunk_id: words_of(text) for chunk_id, text in _texts(chunks)}
+        pairs = nominated.join(
+            queries.select("root_id", "anchor", "word"),
+            on=["root_id", "anchor"],
+            how="left",
+            maintain_order="left",
+        )
+        has_word = [
+            None if word is None else word.casefold() in words[chunk_id]
+            for chunk_id, word in pairs.select("chunk_id", "word").iter_rows()
+        ]
+        return nominated.with_columns(pl.Series("has_word", has_word, dtype=pl.Boolean))
+
     def check_leaks(
         self, nominated: pl.DataFrame, roots: pl.DataFrame, chunks: pl.DataFrame
     ) -> pl.DataFrame:
@@ -92,7 +129,7 @@ class Retriever:
             root_id: make_leak_check(self.settings, self.tokenizer.decode(token_ids))
             for root_id, token_ids in roots.select("root_id", "token_ids").iter_rows()
         }
-        text = dict(chunks.select("chunk_id", "text").iter_rows())
+        text = dict(_texts(chunks))
         pairs = nominated.select("root_id", "chunk_id").unique(maintain_order=True)
         shares = [checks[root].containment(text[chunk]) for root, chunk in pairs.iter_rows()]
         pairs = pairs.with_columns(pl.Series("containment", shares, dtype=pl.Float32))
@@ -102,6 +139,10 @@ class Retriever:
         return nominated.join(
             pairs, on=["root_id", "chunk_id"], maintain_order="left"
         ).with_columns(leak_check=result)
+
+
+def _texts(chunks: pl.DataFrame) -> Iterator[tuple[str, str]]:
+    yield from chunks.select("chunk_id", "text").iter_rows()
 
 
 @dataclass
@@ -180,7 +221,7 @@ class _Output:
     def write(self, roots: pl.DataFrame, queries: pl.DataFrame, nominated: pl.DataFrame) -> None:
         """Write what was nominated for the anchors of these roots."""
         if len(nominated):
-            self._write_candidates(roots, nominated)
+            self._write_candidates(roots, queries, nominated)
         key = ["root_id", "anchor"]
         without = queries.join(nominated.select(key), on=key, how="anti")
         self._writer.append("queries", queries)
@@ -193,9 +234,12 @@ class _Output:
         self.written.roots += len(roots)
         self.written.anchors += len(queries)
 
-    def _write_candidates(self, roots: pl.DataFrame, nominated: pl.DataFrame) -> None:
+    def _write_candidates(
+        self, roots: pl.DataFrame, queries: pl.DataFrame, nominated: pl.DataFrame
+    ) -> None:
         chunks = self._retriever.fetch(nominated["chunk_id"])
         candidates = self._retriever.check_leaks(nominated, roots, chunks)
+        candidates = self._retriever.look_up_words(candidates, queries, chunks)
         self._writer.append("candidates", candidates)
         new = chunks.join(self._chunk_ids.to_frame(), on="chunk_id", how="anti").sort("chunk_id")
         self._writer.append("chunks", new)

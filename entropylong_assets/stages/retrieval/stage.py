@@ -60,6 +60,7 @@ def _compute(step: Step) -> Result:
                 vectors_QE, limit, index.excluded_shards, how, embedding.device
             ),
             index.n_rows,
+            store.read(EMBEDDING_INDEX, WHOLE, "phrases"),
             settings.retrieval,
         ),
         step.writer,
@@ -72,6 +73,7 @@ def _compute(step: Step) -> Result:
             candidates=written.candidates,
             near_duplicate=written.near_duplicate,
             chunks=written.chunks,
+            phrase_documents=index.phrase_documents,
             shortened_queries=written.shortened_queries,
             query_prompt=embedder.query.prompt,
             dropped={reason: n for reason, n in sorted(written.dropped.items()) if n},
@@ -122,7 +124,7 @@ near-duplicates of its text are rejected by the leak check and stored with the r
     sections={"retrieval": RetrievalSettings},
     determined_by=lambda _: ("retrieval", "scoring.model", *QUERY_SETTINGS),
     identify=_identify,
-    code_version=5,
+    code_version=6,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("anchors_reconcile", "Anchors = anchors with candidates + dropped anchors."),

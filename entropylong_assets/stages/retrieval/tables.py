@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from entropylong_assets.storage.schemas import (
     ANCHOR,
+    BOOL,
     CHUNK_ID,
     DOC_ID,
     END,
@@ -36,6 +37,8 @@ class CandidateContextsSummary(Summary):
     """Candidates that the leak check rejected."""
     chunks: int
     """Distinct chunks among the candidates."""
+    phrase_documents: int
+    """Documents of the corpus in which phrases were counted."""
     shortened_queries: int = 0
     """Queries of fewer tokens than `retrieval.half_window` asks for, to fit the embedder's window;
     the anchor stays in their middle."""
@@ -60,9 +63,19 @@ CANDIDATE_CONTEXTS = TableSet(
     scope="dataset",
     main="candidates",
     summary=CandidateContextsSummary,
-    format_version=2,
+    format_version=3,
     schemas={
-        "queries": pa.schema([ROOT_ID, ANCHOR, column("query", TEXT, "text around the anchor")]),
+        "queries": pa.schema(
+            [
+                ROOT_ID,
+                ANCHOR,
+                column("query", TEXT, "text around the anchor"),
+                column("word", TEXT, "word at the anchor; null: no letter or digit", null=True),
+                column("kind", TEXT, "`symbol`, `import`, `url`, `reference`, or null", null=True),
+                column("phrase_documents", INT, "documents with the three words that end here"),
+                column("pair_documents", INT, "documents with this word and the next"),
+            ]
+        ),
         "candidates": pa.schema(
             [
                 ROOT_ID,
@@ -72,6 +85,7 @@ CANDIDATE_CONTEXTS = TableSet(
                 column("similarity", FLOAT, "cosine of query and chunk"),
                 column("containment", FLOAT, "share of the chunk that occurs in the root"),
                 column("leak_check", TEXT, "`passed` or `near_duplicate`"),
+                column("has_word", BOOL, "whether the chunk contains the word", null=True),
             ]
         ),
         "chunks": pa.schema(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.retrieval.chunk_universe import ChunkUniverse
 
 MAX_DRAWS = 64
@@ -26,6 +27,7 @@ class Control:
     number: int
     chunk_ids: tuple[str, ...]
     token_ids: tuple[int, ...]
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,7 @@ class ControlSource:
 
     universe: ChunkUniverse
     fetch: FetchChunks
-    encode: Callable[[Sequence[str]], list[list[int]]]
-    separator_ids: Sequence[int]
+    tokenizer: Tokenizer
     seed: int
 
 
@@ -55,7 +56,8 @@ def draw_controls(
     chunks, there are fewer or shorter controls.
     """
     controls = []
-    wanted = max(1, length - len(source.separator_ids))
+    separator = source.tokenizer.separator_ids
+    wanted = max(1, length - len(separator))
     for number in range(count):
         used: list[str] = []
         token_ids: list[int] = []
@@ -73,8 +75,9 @@ def draw_controls(
                 if doc_id == root_id or is_near_duplicate(text) or len(token_ids) >= wanted:
                     continue
                 used.append(chunk_id)
-                token_ids += source.encode([text])[0] + list(source.separator_ids)
+                token_ids += source.tokenizer.encode([text])[0] + list(separator)
         if token_ids:
             cut = token_ids[:wanted]
-            controls.append(Control(number, tuple(used), (*cut, *source.separator_ids)))
+            text = source.tokenizer.decode(cut)
+            controls.append(Control(number, tuple(used), (*cut, *separator), text))
     return controls

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 from scipy.stats import t as student
 
-from entropylong_assets.stages.verification.gain import accepted_by, judge
+from entropylong_assets.stages.verification.gain import ANCHOR_COLUMNS, accepted_by, judge
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import TableStore
+
+_ANCHOR = ("root_id", "anchor", "entropy", "surprisal", *ANCHOR_COLUMNS)
 
 MIN_CLUSTERS = 10
 """Clusters with a trial that passes, and with one that fails, below which a rate is rough."""
@@ -95,8 +97,9 @@ def acceptance_rate(
 def held_out_controls(anchors: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
     """Return each control as a candidate, against the mean of the other controls of its anchor.
 
-    anchors: root_id, anchor, entropy, surprisal. controls: root_id, control, anchor, entropy,
-    surprisal. The result has the columns that `judge` reads.
+    anchors: root_id, anchor, entropy, surprisal, and `ANCHOR_COLUMNS` if known. controls: root_id,
+    control, anchor, entropy, surprisal, and has_word if known. The result has the columns that
+    `judge` reads.
     """
     others = (pl.len().over("root_id", "anchor") - 1).cast(pl.Float64)
 
@@ -124,7 +127,8 @@ def passed_by_root(
     pairs: any rows with root_id, anchor, entropy and surprisal of the anchors; rows may repeat.
     Columns of the result: root_id, rule, passed, total; one row per root and evaluated rule.
     """
-    anchors = pairs.select("root_id", "anchor", "entropy", "surprisal").unique()
+    columns = [name for name in _ANCHOR if name in pairs.columns]
+    anchors = pairs.select(columns).unique()
     judged = judge(held_out_controls(anchors, controls), settings)
     return pl.concat(
         judged.group_by("root_id").agg(
@@ -164,12 +168,13 @@ def pooled_false_acceptance(
 
     Rules without trials are left out. One shard is read at a time.
     """
-    columns = ["root_id", "anchor", "entropy", "surprisal"]
     counts = []
     for shard in shards:
         controls = store.read(VERIFIED_DEPENDENCIES, shard, "controls")
         if len(controls):
-            batches = store.batches(VERIFIED_DEPENDENCIES, shard, "pairs", columns, rows=100_000)
+            batches = store.batches(
+                VERIFIED_DEPENDENCIES, shard, "pairs", list(_ANCHOR), rows=100_000
+            )
             anchors = pl.concat(batch.unique() for batch in batches).unique()
             counts.append(passed_by_root(anchors, controls, settings))
     if not counts:

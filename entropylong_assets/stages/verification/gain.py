@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import polars as pl
+import pyarrow as pa
 
 from entropylong_assets.stages.verification.registry import Rule, evaluated_rules
+from entropylong_assets.stages.verification.tables import TEXT_FIELDS
 
 if TYPE_CHECKING:
     from entropylong_assets.stages.verification.settings import VerificationSettings
@@ -17,11 +19,16 @@ TOO_LONG = "too_long_for_model"
 NOT_TRIED = "not_tried"
 
 
+TEXT_COLUMNS = pl.Schema(pa.schema(TEXT_FIELDS))
+ANCHOR_COLUMNS = tuple(name for name in TEXT_COLUMNS if name != "has_word")
+
+
 def judge(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
     """Add the gains of each pair, and the verdicts of the evaluated rules.
 
     `pairs` has the columns entropy, entropy_context, entropy_control, surprisal, surprisal_context,
-    surprisal_control (float32, nats), and `refusal`: why the pair was not scored, or null.
+    surprisal_control (float32, nats), and `refusal`: why the pair was not scored, or null. Those of
+    `TEXT_COLUMNS` that it lacks are null.
 
     Added columns:
 
@@ -42,8 +49,10 @@ def judge(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
     has_control = pl.col("entropy_control").is_not_null() & ~control.is_nan()
     calibrated_gain = uncertain.then((pl.min_horizontal(alone, control) - given) / alone)
     rules = evaluated_rules(settings)
+    unknown = [pl.lit(None, t).alias(n) for n, t in TEXT_COLUMNS.items() if n not in pairs.columns]
     return (
-        pairs.with_columns(
+        pairs.with_columns(*unknown)
+        .with_columns(
             uncertain.then((alone - given) / alone).alias("gain"),
             pl.when(has_control).then(calibrated_gain).alias("calibrated_gain"),
         )

@@ -32,7 +32,11 @@ class Rule(Protocol):
     - `entropy`, `surprisal`: H and I(x_t) of the root alone;
     - `entropy_context`, `surprisal_context`: given the context;
     - `entropy_control`, `surprisal_control`: means over the control contexts, null without any;
-    - `gain`, `calibrated_gain`: ΔI and ΔI*, null where undefined.
+    - `gain`, `calibrated_gain`: ΔI and ΔI*, null where undefined;
+    - `word`: the word at the anchor, null if it has no letter or digit; `has_word`: whether the
+      context contains it; `anchor_kind`: `symbol`, `import`, `url`, `reference` or null;
+    - `phrase_documents`: documents of the corpus with the three words that end with `word`;
+      `pair_documents`: with `word` and the next one; `counted_documents`: documents counted.
 
     Scores are float32 nats, gains float64. To Polars, not-a-number is larger than any number. The
     rule decides on each pair by itself, and must not reject a pair for a lower entropy or surprisal

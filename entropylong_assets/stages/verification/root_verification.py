@@ -13,9 +13,15 @@ import numpy as np
 import polars as pl
 
 from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, ScoringRequest
+from entropylong_assets.stages.retrieval.anchor_text import have_words
 from entropylong_assets.stages.retrieval.leak_check import PASSED
 from entropylong_assets.stages.verification.controls import Control
-from entropylong_assets.stages.verification.gain import NOT_TRIED, TOO_LONG, judge
+from entropylong_assets.stages.verification.gain import (
+    NOT_TRIED,
+    TEXT_COLUMNS,
+    TOO_LONG,
+    judge,
+)
 from entropylong_assets.stages.verification.requests import context_request, fits
 from entropylong_assets.stages.verification.screen import Key, Screen
 from entropylong_assets.stages.verification.settings import VerificationSettings
@@ -26,7 +32,7 @@ class RootCandidates:
     """One root and its candidates.
 
     token_ids: of the root. entropies, surprisals: by position, nats, None where undefined.
-    candidates: this root's rows of the table `candidates`.
+    candidates: this root's rows of the table `candidates`, with `TEXT_COLUMNS`.
     """
 
     root_id: str
@@ -217,18 +223,22 @@ _CONTROL_SCHEMA = {
     "root_id": pl.String,
     "control": pl.Int32,
     "anchor": pl.Int32,
+    "has_word": pl.Boolean,
     "entropy": pl.Float32,
     "surprisal": pl.Float32,
 }
 
 
 def _control_rows(plan: RootPlan, scores: Sequence[tuple[Control, PositionScores]]) -> pl.DataFrame:
+    word_of = dict(plan.root.candidates.select("anchor", "word").iter_rows())
+    words = [word_of[anchor] for anchor in plan.control_anchors]
     parts = [
         pl.DataFrame(
             {
                 "root_id": [plan.root.root_id] * len(plan.control_anchors),
                 "control": [control.number] * len(plan.control_anchors),
                 "anchor": plan.control_anchors,
+                "has_word": have_words(control.text, words),
                 "entropy": score.entropy_N,
                 "surprisal": score.surprisal_N,
             },
@@ -273,7 +283,9 @@ def _pair_rows(
     )
     refusal = pl.col("chunk_id").replace_strict(plan.refusals, default=None, return_dtype=pl.String)
     return (
-        plan.root.candidates.select("root_id", "anchor", "rank", "chunk_id", "similarity")
+        plan.root.candidates.select(
+            "root_id", "anchor", "rank", "chunk_id", "similarity", *TEXT_COLUMNS
+        )
         .with_columns(pl.col("anchor").cast(pl.Int32))
         .join(given_context, on=["chunk_id", "anchor"], how="left", maintain_order="left")
         .join(given_controls, on="anchor", how="left", maintain_order="left")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from entropylong_assets.settings.section import Section
 from entropylong_assets.stages.verification.registry import NO_SCREEN, RULES, SCREENS
+
+AnchorKind = Literal["import", "url", "reference"]
 
 RuleName = Annotated[str, AfterValidator(RULES.check)]
 
@@ -21,8 +23,9 @@ class VerificationSettings(Section):
 
     rule: RuleName = "calibrated"
     """Rule in force. `plain`: ΔI > ε, as published. `calibrated`: ΔI* > ε, against control
-    contexts. Other packages can add rules (docs/extending.md)."""
-    compared_rules: tuple[RuleName, ...] = ("plain", "calibrated")
+    contexts. `genuine`: the context must also tell the anchor's word, and the wording around it
+    must not be boilerplate. Other packages can add rules (docs/extending.md)."""
+    compared_rules: tuple[RuleName, ...] = ("plain", "calibrated", "genuine")
     """Rules whose verdicts are stored beside that of the rule in force."""
     epsilon: float = Field(0.4, allow_inf_nan=False, lt=1)
     """An accepted context has a gain above ε, a share of the anchor's entropy. The paper: 0.4."""
@@ -30,6 +33,19 @@ class VerificationSettings(Section):
     """Control contexts per root: random chunks of other documents, one forward pass each."""
     require_surprisal_drop: bool = True
     """Rule `calibrated`: also reject a context given which the true token is no likelier."""
+    min_calibrated_gain: float = Field(0.0, allow_inf_nan=False, lt=1)
+    """Rule `genuine`: ΔI* must be above this. The text decides there, so ε need not."""
+    min_surprisal_gain: float = Field(0.2, allow_inf_nan=False, lt=1)
+    """Rule `genuine`: the context must lower the true token's surprisal by more than this share of
+    what it is alone or given the controls, whichever is lower."""
+    max_phrase_documents: int = Field(8, ge=1)
+    """Rule `genuine`: the three words that end with the anchor's may occur in this many documents
+    of the corpus; more are boilerplate. Grows in proportion beyond 8,000 counted documents."""
+    max_pair_documents: int = Field(60, ge=1)
+    """Rule `genuine`: the same for the anchor's word and the next."""
+    excluded_anchors: tuple[AnchorKind, ...] = ("import", "url")
+    """Rule `genuine`: anchors that it rejects: in lines of `import`s, in a `url`, in a `reference`
+    to literature."""
     max_false_acceptance: float = Field(0.02, ge=0, le=1)
     """A shard warns if the rule in force accepts a larger share of control contexts."""
     max_contexts_per_root: int | None = Field(None, ge=1)

@@ -41,6 +41,8 @@ from entropylong_assets.storage.tables import TableStore
 PAIRS = pl.Schema(VERIFIED_DEPENDENCIES.schemas["pairs"])
 CONTROL_CONTEXTS = pl.Schema(VERIFIED_DEPENDENCIES.schemas["control_contexts"])
 
+_ANCHOR_COLUMNS = ["anchor", "word", "kind", "phrase_documents", "pair_documents"]
+
 ROOTS_PER_BATCH = 8
 """An interrupted run loses at most this many roots."""
 
@@ -114,8 +116,7 @@ class Verifier:
         source = ControlSource(
             self.universe,
             self.fetch,
-            self.tokenizer.encode,
-            self.tokenizer.separator_ids,
+            self.tokenizer,
             settings.seed,
         )
         check = make_leak_check(settings.retrieval, self.tokenizer.decode(root.token_ids))
@@ -158,9 +159,10 @@ def verify_shard(
     """
     store, shard = partition.store, partition.shard
     verified = VerifiedShard(ShardCounts(verifier.settings.verification))
+    counted = store.summary(CANDIDATE_CONTEXTS, shard).phrase_documents
     with TokenSpool() as spool:
         _encode_contexts(partition, verifier.tokenizer, writer, spool)
-        for number, roots in enumerate(_batched(_roots(store, shard), roots_per_batch)):
+        for number, roots in enumerate(_batched(_roots(store, shard, counted), roots_per_batch)):
             batch = checkpoints.load(number) if checkpoints else None
             if batch is not None:
                 verified.resumed_batches += 1
@@ -195,12 +197,19 @@ def _batched(roots: Iterator[RootCandidates], size: int) -> Iterator[list[RootCa
         yield batch
 
 
-def _roots(store: TableStore, shard: str) -> Iterator[RootCandidates]:
+def _roots(store: TableStore, shard: str, counted_documents: int) -> Iterator[RootCandidates]:
     """Yield the roots that have candidates, in the order of both tables.
 
     Raises TableError if the tables have different orders.
     """
-    candidates_of = _by_root(store.batches(CANDIDATE_CONTEXTS, shard, "candidates", rows=8192))
+    texts = store.read(CANDIDATE_CONTEXTS, shard, "queries", ["root_id", *_ANCHOR_COLUMNS])
+    texts = texts.rename({"kind": "anchor_kind"}).with_columns(
+        counted_documents=pl.lit(counted_documents, pl.Int32)
+    )
+    candidates_of = _by_root(
+        batch.join(texts, on=["root_id", "anchor"], how="left", maintain_order="left")
+        for batch in store.batches(CANDIDATE_CONTEXTS, shard, "candidates", rows=8192)
+    )
     columns = ["root_id", "token_ids", "entropies", "surprisals"]
     following = next(candidates_of, None)
     for batch in store.batches(ENTROPY_SCORES, shard, "roots", columns, rows=32):

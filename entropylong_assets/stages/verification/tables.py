@@ -25,6 +25,16 @@ from entropylong_assets.storage.schemas import (
     column,
 )
 
+TEXT_FIELDS = (
+    column("word", TEXT, "word at the anchor", null=True),
+    column("anchor_kind", TEXT, "kind of the anchor's line or token", null=True),
+    column("phrase_documents", INT, "documents with the three words that end with it"),
+    column("pair_documents", INT, "documents with the word and the next"),
+    column("counted_documents", INT, "documents in which phrases were counted"),
+    column("has_word", BOOL, "whether the context contains the word", null=True),
+)
+"""What is known of the text of a pair. All but has_word belong to the anchor."""
+
 
 class FalseAcceptance(BaseModel):
     """Share of (anchor, control) pairs that a rule accepts, with its 95% interval."""
@@ -76,7 +86,7 @@ VERIFIED_DEPENDENCIES = TableSet(
     scope="dataset",
     main="pairs",
     summary=VerifiedDependenciesSummary,
-    format_version=2,
+    format_version=3,
     schemas={
         "pairs": pa.schema(
             [
@@ -85,6 +95,7 @@ VERIFIED_DEPENDENCIES = TableSet(
                 column("rank", INT, "of the candidate, from 1"),
                 CHUNK_ID,
                 column("similarity", FLOAT, "cosine of query and chunk"),
+                *TEXT_FIELDS,
                 column("entropy", FLOAT, "H_t of the root alone", "nat"),
                 column("entropy_context", FLOAT, "H'_t given the context", "nat", null=True),
                 column(
@@ -116,6 +127,7 @@ VERIFIED_DEPENDENCIES = TableSet(
                 ROOT_ID,
                 column("control", INT, "number of the control context, from 0"),
                 ANCHOR,
+                column("has_word", BOOL, "whether the control contains the word", null=True),
                 column("entropy", FLOAT, "H of the anchor given this control", "nat"),
                 column("surprisal", FLOAT, "I(x_t) given this control", "nat"),
             ]

@@ -36,6 +36,10 @@ from entropylong_assets_tests.tiny_world import document
 
 SETTINGS = RetrievalSettings(top_k=3, half_window=4)
 FOREIGN = frozenset({"r07", "r20"})
+PHRASES = pl.DataFrame(
+    {"phrase": ["river stone", "no such phrase"], "documents": [7, 9]},
+    schema_overrides={"documents": pl.Int32},
+)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,7 @@ def test_find_candidates_writes_the_same_rows_in_fewer_searches(
     embedder: Any = SimpleNamespace(
         embed_queries=embed, fits_window=lambda texts: [True] * len(texts)
     )
-    retriever = Retriever(tokenizer, embedder, watched, search, 100, SETTINGS)
+    retriever = Retriever(tokenizer, embedder, watched, search, 100, PHRASES, SETTINGS)
 
     def run(
         name: str, min_anchors: int, per_batch: int
@@ -121,6 +125,19 @@ def test_find_candidates_writes_the_same_rows_in_fewer_searches(
     assert written.dropped["owned_by_another_shard"] == dropped > 0
     assert rows["dropped"]["root_id"].to_list() == sorted(FOREIGN)
     assert written.chunks == rows["chunks"]["chunk_id"].n_unique() == len(rows["chunks"])
+    word_of = {
+        (root_id, anchor): word
+        for root_id, anchor, word in rows["queries"].select("root_id", "anchor", "word").iter_rows()
+    }
+    text_of = dict(rows["chunks"].select("chunk_id", "text").iter_rows())
+    found = [
+        (has_word, word_of[root_id, anchor] in text_of[chunk_id].lower().split())
+        for root_id, anchor, chunk_id, has_word in rows["candidates"]
+        .select("root_id", "anchor", "chunk_id", "has_word")
+        .iter_rows()
+        if word_of[root_id, anchor] is not None
+    ]
+    assert all(has_word == expected for has_word, expected in found)
     for name, min_anchors, per_batch in (("few", 10, 4), ("one", 1, 1)):
         again, others = run(name, min_anchors, per_batch)
         assert again.dropped == written.dropped
@@ -135,6 +152,36 @@ def test_find_candidates_writes_the_same_rows_in_fewer_searches(
         for table_name, frame in others.items():
             key = frame.columns[:3]
             assert frame.sort(key).equals(rows[table_name].sort(key)), table_name
+
+
+def test_word_of_an_anchor_is_looked_up_in_its_chunks(tokenizer: Tokenizer) -> None:
+    unused: Any = None
+    retriever = Retriever(tokenizer, unused, unused, unused, 0, PHRASES, SETTINGS)
+    pairs = [("r", 1, "c"), ("r", 2, "c"), ("r", 1, "d"), ("r", 3, "c")]
+    nominated = pl.DataFrame(pairs, schema=["root_id", "anchor", "chunk_id"], orient="row")
+    words = {"root_id": ["r"] * 3, "anchor": [1, 2, 3], "word": ["Stone", "lamp", None]}
+    chunks = pl.DataFrame({"chunk_id": ["c", "d"], "text": ["A stone's throw", "milestone"]})
+    found = retriever.look_up_words(nominated, pl.DataFrame(words), chunks)
+    assert found["has_word"].to_list() == [True, False, False, None]
+
+
+def test_phrases_of_an_anchor_are_counted(tokenizer: Tokenizer) -> None:
+    embedder: Any = SimpleNamespace(fits_window=lambda texts: [True] * len(texts))
+    unused: Any = None
+    retriever = Retriever(tokenizer, embedder, unused, unused, 0, PHRASES, SETTINGS)
+    (ids,) = tokenizer.encode(["winter river stone thread river stone"])
+    at = len(tokenizer.encode(["winter river"])[0]) - 1
+    given = pl.DataFrame({"root_id": ["r"], "token_ids": [ids], "anchors": [[at]]})
+    queries, _ = retriever.queries(given)
+    assert queries.row(0, named=True) | {"query": ""} == {
+        "root_id": "r",
+        "anchor": at,
+        "query": "",
+        "word": "river",
+        "kind": None,
+        "phrase_documents": 1,
+        "pair_documents": 7,
+    }
 
 
 def test_queries_are_embedded_whole_with_the_prompt_of_the_model(
@@ -153,7 +200,7 @@ def test_queries_are_embedded_whole_with_the_prompt_of_the_model(
     table: Any = None
     settings = RetrievalSettings(top_k=3, half_window=12)
     given = roots(tokenizer).head(8)
-    retriever = Retriever(tokenizer, embedder, table, search, 100, settings)
+    retriever = Retriever(tokenizer, embedder, table, search, 100, PHRASES, settings)
     queries, shortened = retriever.queries(given)
     count = embedder.model.tokenizer
     lengths = [len(ids) for ids in count([prompt + q for q in queries["query"]])["input_ids"]]

@@ -72,7 +72,7 @@ def test_candidates_are_the_nearest_chunks_of_other_documents(
     assert len(queries) > 20
     text = dict(chunks.select("chunk_id", "text").iter_rows())
     near_duplicates = 0
-    for root_id, anchor, query in queries.iter_rows():
+    for root_id, anchor, query in queries.select("root_id", "anchor", "query").iter_rows():
         similarity = vectors @ embedder.embed_queries([query])[0].astype(np.float64)
         others = (chunks["doc_id"] != root_id).to_numpy()
         best = np.sort(similarity[others])[::-1][:K]
@@ -105,7 +105,7 @@ def test_queries_are_the_text_around_the_anchors(partitions: dict[str, Partition
         for root_id, ids, anchors in roots.select("root_id", "token_ids", "anchors").iter_rows()
         for t in anchors
     ]
-    assert read(partition, "queries").rows() == expected
+    assert read(partition, "queries").select("root_id", "anchor", "query").rows() == expected
 
 
 def test_summary_counts_reconcile(partitions: dict[str, Partition]) -> None:

@@ -30,6 +30,7 @@ def candidate(root: str, anchor: int, rank: int) -> dict[str, Any]:
         "similarity": 0.5,
         "containment": 0.0,
         "leak_check": "passed",
+        "has_word": None,
     }
 
 
@@ -74,7 +75,7 @@ def test_a_root_is_yielded_before_the_candidates_of_the_next_are_read(
 
     monkeypatch.setattr(TableStore, "batches", counted)
     given = 0
-    for found in _roots(store, "s"):
+    for found in _roots(store, "s", 100):
         given += 1
         assert found.candidates["rank"].to_list() == [1, 2]
         assert read <= 2 * given + 20
@@ -91,7 +92,7 @@ def test_candidates_in_another_order_than_the_roots_are_refused(tmp_path: Path) 
     with pytest.raises(
         TableError, match=r"root a is not in the order of .*; materialize candidate_"
     ):
-        list(_roots(store, "s"))
+        list(_roots(store, "s", 100))
 
 
 def test_chunk_ids_to_draw_controls_from_are_in_memory_for_a_few_shards() -> None:
@@ -162,7 +163,7 @@ def test_counts_of_batches_are_those_of_the_whole() -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         if name == "false_acceptance":
-            assert value.keys() == other[name].keys() == {"plain", "calibrated"}
+            assert value.keys() == other[name].keys() == {"plain", "calibrated", "genuine"}
             assert all(
                 other[name][rule].model_dump() == pytest.approx(rate.model_dump())
                 for rule, rate in value.items()
@@ -172,7 +173,7 @@ def test_counts_of_batches_are_those_of_the_whole() -> None:
     accepted = pairs.filter("accepted")
     assert one["accepted"] == len(accepted) > 20
     assert one["mean_gain"] == pytest.approx(accepted["gain"].mean())
-    assert one["accepted_by"] == {"plain": 60, "calibrated": 40}
+    assert one["accepted_by"] == {"plain": 60, "calibrated": 40, "genuine": 0}
     assert one["pairs_scored"] == 96
     assert one["control_trials"] == 80
     assert parts.best.equals(whole.best)

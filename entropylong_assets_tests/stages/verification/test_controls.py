@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -47,6 +48,10 @@ def encode(texts: Sequence[str]) -> list[list[int]]:
     return [[int(word) for word in text.split()] for text in texts]
 
 
+def decode(token_ids: Sequence[int]) -> str:
+    return " ".join(map(str, token_ids))
+
+
 def is_near_duplicate(text: str) -> bool:
     return text in {TEXTS[c] for c in NEAR_DUPLICATES}
 
@@ -55,7 +60,8 @@ UNIVERSE = ChunkUniverse(list(SHARDS.items()), ids)
 
 
 def source(universe: ChunkUniverse = UNIVERSE, seed: int = 1) -> ControlSource:
-    return ControlSource(universe, fetch, encode, SEPARATOR, seed)
+    tokenizer: Any = SimpleNamespace(encode=encode, decode=decode, separator_ids=SEPARATOR)
+    return ControlSource(universe, fetch, tokenizer, seed)
 
 
 def draw(length: int = 6, count: int = 2, seed: int = 1, root: str = ROOT) -> list[Control]:
@@ -97,6 +103,7 @@ def test_controls_have_the_exact_length_and_consist_of_their_chunks(length: int)
             assert control.token_ids[-2:] == SEPARATOR
             whole = [t for c in control.chunk_ids for t in (*WORDS[c], *SEPARATOR)]
             assert list(control.token_ids[:-2]) == whole[: length - 2]
+            assert control.text == decode(whole[: length - 2])
             # The last chunk was needed.
             last = len(WORDS[control.chunk_ids[-1]]) + 2
             assert len(whole) - last < length - 2

@@ -73,6 +73,7 @@ def test_names_are_checked_when_settings_are_read() -> None:
     assert VerificationSettings(rule="likelier", screen="exact").compared_rules == (
         "plain",
         "calibrated",
+        "genuine",
     )
     for field in ("rule", "screen"):
         with pytest.raises(SettingsError, match=rf"verification\.{field}: no {field} 'x'; there"):
@@ -118,12 +119,15 @@ OWN = {"rule", "compared_rules", "controls", "screen", "max_contexts_per_root"}
 OWN |= {"max_forward_tokens_per_root"}
 DRAWING = {"seed", "retrieval.leak_check", "retrieval.leak_ngram_words"}
 DRAWING |= {"retrieval.max_containment"}
+OF_GENUINE = {"min_calibrated_gain", "min_surprisal_gain", "max_phrase_documents"}
+OF_GENUINE |= {"max_pair_documents", "excluded_anchors"}
 
 
 @pytest.mark.parametrize(
     ("values", "read"),
     [
-        ({}, {"epsilon", "require_surprisal_drop"}),
+        ({}, {"epsilon", "require_surprisal_drop"} | OF_GENUINE),
+        ({"rule": "genuine", "compared_rules": []}, OF_GENUINE),
         ({"rule": "plain", "compared_rules": ["plain"]}, {"epsilon"}),
         ({"rule": "likelier", "compared_rules": []}, set()),
         ({"rule": "likelier", "compared_rules": ["plain"]}, {"epsilon"}),
@@ -172,7 +176,7 @@ def test_a_shard_is_verified_by_rule_and_screen_of_another_package(
     assert set(scored.filter(~likelier)["verdict"]) == {"not_likelier"}
     summary = partition.store.summary(VERIFIED_DEPENDENCIES, partition.shard)
     assert set(summary.accepted_by) == set(summary.false_acceptance)
-    assert set(summary.accepted_by) == {"plain", "calibrated", "likelier"}
+    assert set(summary.accepted_by) == {"plain", "calibrated", "genuine", "likelier"}
     assert summary.accepted_by["likelier"] == summary.accepted == likelier.sum()
     assert summary.screen is not None
     assert summary.screen["contexts"] == summary.contexts_scored

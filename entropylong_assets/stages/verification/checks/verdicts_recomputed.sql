@@ -3,7 +3,9 @@
 WITH base AS (
     SELECT *, entropy::DOUBLE AS h, entropy_context::DOUBLE AS h_context,
            least(entropy, entropy_control)::DOUBLE AS reference,
-           surprisal_context < least(surprisal, surprisal_control) AS likelier
+           least(surprisal, surprisal_control)::DOUBLE AS lower_surprisal,
+           surprisal_context < least(surprisal, surprisal_control) AS likelier,
+           greatest(1.0, counted_documents / 8000.0) AS larger
     FROM pairs
 ),
 gains AS (
@@ -13,20 +15,38 @@ gains AS (
                AS cg
     FROM base
 ),
+refusals AS (
+    SELECT *,
+           -- Why rule genuine rejects a pair; null if it accepts it.
+           CASE WHEN entropy_control IS NULL THEN 'no_control'
+                WHEN word IS NULL THEN 'no_word'
+                WHEN list_contains($excluded_anchors, anchor_kind) THEN 'excluded_anchor'
+                WHEN coalesce(cg <= $min_calibrated_gain, true) THEN 'gain_too_small'
+                WHEN coalesce((lower_surprisal - surprisal_context) / lower_surprisal
+                              <= $min_surprisal_gain, true) THEN 'surprisal_gain_too_small'
+                WHEN NOT coalesce(has_word, false) THEN 'word_not_in_context'
+                WHEN phrase_documents > $max_phrase_documents * larger
+                     OR pair_documents > $max_pair_documents * larger THEN 'common_phrase' END
+               AS not_genuine
+    FROM gains
+),
 verdicts AS (
     SELECT *,
            coalesce(g > $epsilon, false) AS plain,
            coalesce(cg > $epsilon AND (likelier OR NOT $require_surprisal_drop), false)
-               AS calibrated
-    FROM gains
+               AS calibrated,
+           entropy_context IS NOT NULL AND not_genuine IS NULL AS genuine
+    FROM refusals
 ),
 reasons AS (
     SELECT *,
            CASE $rule WHEN 'plain' THEN plain
                       WHEN 'calibrated' THEN calibrated
+                      WHEN 'genuine' THEN genuine
                       ELSE list_contains(accepted_by, $rule) END AS passes,
            CASE WHEN passes THEN 'accepted'
-                WHEN $rule NOT IN ('plain', 'calibrated') THEN verdict
+                WHEN $rule NOT IN ('plain', 'calibrated', 'genuine') THEN verdict
+                WHEN $rule = 'genuine' THEN not_genuine
                 WHEN $rule = 'calibrated' AND cg > $epsilon THEN 'surprisal_rose'
                 WHEN $rule = 'calibrated' AND entropy_control IS NULL THEN 'no_control'
                 ELSE 'gain_too_small' END AS reason
@@ -41,6 +61,8 @@ WHERE (gain IS NULL) <> (g IS NULL) OR abs(gain - g) > 1e-9
       <> (plain AND list_contains($evaluated_rules, 'plain'))
    OR list_contains(accepted_by, 'calibrated')
       <> (calibrated AND list_contains($evaluated_rules, 'calibrated'))
+   OR list_contains(accepted_by, 'genuine')
+      <> (genuine AND list_contains($evaluated_rules, 'genuine'))
    OR NOT list_has_all($evaluated_rules, accepted_by)
    OR len(list_distinct(accepted_by)) <> len(accepted_by)
    OR accepted <> passes
