@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, ExportFacts
@@ -21,7 +22,7 @@ def facts_of(content: Mapping[str, Any]) -> ExportFacts:
     return ExportFacts(
         splits=content["splits"],
         has_padding=bool(padding),
-        tokenizer=TokenizerFacts(**tokenizer),
+        tokenizer=TypeAdapter(TokenizerFacts).validate_python(tokenizer),
         loss_weights=content["settings"]["export"]["loss_weights"],
     )
 

@@ -35,7 +35,7 @@ from entropylong_assets.stages.training_data.manifest import (
 from entropylong_assets.stages.training_data.publication import Publication
 from entropylong_assets.stages.training_data.registry import (
     EXPORT_FORMATS,
-    TOKEN_DTYPE,
+    ID_DTYPE,
     ExportFormat,
     FormatFolder,
 )
@@ -108,7 +108,7 @@ def _tokenizer(store: TableStore, shards: Sequence[str]) -> dict[str, Any]:
                 f"the samples of {first} and {shard} differ in tokenizer, padding or length; "
                 f"materialize {LONG_CONTEXT_SAMPLES.name} again for one of them"
             )
-    block: dict[str, Any] = without_secrets(asdict(tokenizer) | {"dtype": TOKEN_DTYPE})
+    block: dict[str, Any] = without_secrets(asdict(tokenizer) | {"dtype": ID_DTYPE})
     return block
 
 

@@ -24,9 +24,10 @@ is a Python list or object: those are pickled, and careful readers refuse pickle
 Columns of a sample:
 
     input_ids          ndarray:int32    [T]
-    indices            ndarray:int64    [[0, R]], R the tokens before the padding: ONE span. Trainers
-                                        read and learn what lies in a span, and attend only inside
-                                        it: spans per document would cut contexts from their root
+    indices            ndarray:int64    [[0, R]]: ONE span of the R tokens before the padding.
+                                        Trainers read and learn what lies in a span, and attend
+                                        only inside it: spans per document would cut contexts from
+                                        their root
     length             int              T
     domain             str              source of the sample's roots
     mask               ndarray:uint8    [T], 0 where a token is excluded from the loss; only in
@@ -51,7 +52,7 @@ from numpy.typing import NDArray
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.training_data.registry import (
     EXPORT_FORMATS,
-    TOKEN_DTYPE,
+    ID_DTYPE,
     ExportFacts,
     ExportFormat,
     FormatFiles,
@@ -143,7 +144,7 @@ class MdsWriter:
 def sample_columns(*, mask: bool, weights: bool) -> dict[str, str]:
     """Columns and encodings of a sample."""
     columns = {
-        "input_ids": f"ndarray:{TOKEN_DTYPE}",
+        "input_ids": f"ndarray:{ID_DTYPE}",
         "indices": "ndarray:int64",
         "length": "int",
         "domain": "str",

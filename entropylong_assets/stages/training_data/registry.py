@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the settings check their formats with this registry
     from entropylong_assets.stages.training_data.samples import Sample
 
 
-TOKEN_DTYPE = "int32"
+ID_DTYPE = "int32"
 """Type of token ids in every format whose file says it: PyTorch embeds it, and -100 fits in it."""
 
 
@@ -33,7 +33,7 @@ class ExportFacts:
     """Whether any sample contains padding, which must be kept from the loss."""
     tokenizer: TokenizerFacts
     """Vocabulary, padding, EOS, BOS, separator, and length of the samples. The manifest has the
-    same as `tokenizer`, with `dtype`, the type of ids in all formats: TOKEN_DTYPE."""
+    same as `tokenizer`, with `dtype`, the type of ids in all formats: ID_DTYPE."""
     loss_weights: str
     """As in the settings of the export."""
 
