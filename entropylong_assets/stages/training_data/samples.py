@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.sample_details import DETAILS, read_details
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
@@ -27,8 +27,6 @@ READ_ROWS = 16
 """Samples read at once (8 MiB of token ids at 131,072)."""
 
 _Item = TypeVar("_Item")
-
-_ORDER = {"segments": ("segment",), "dependencies": ("context_start", "anchor_position")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,67 +102,14 @@ def export_order(shards: Sequence[str]) -> list[str]:
     return sorted(set(shards), key=lambda shard: (domain_of(shard), shard))
 
 
-def _details(store: TableStore, shard: str) -> pl.DataFrame:
-    """One row per sample, in the order of the samples: sample_id, segments, dependencies."""
-    ids = details = store.read(LONG_CONTEXT_SAMPLES, shard, "samples", ["sample_id"])
-    if not ids["sample_id"].is_sorted():
-        raise TableError(
-            f"{LONG_CONTEXT_SAMPLES.name}, {shard}: samples are not in order; materialize it again"
-        )
-    for table, order in _ORDER.items():
-        rows = store.read(LONG_CONTEXT_SAMPLES, shard, table).sort("sample_id", *order)
-        names = rows.columns[1:]
-        assert rows.columns[0] == "sample_id"
-        # Six decimals keep the JSON short and suffice for float32 values of this size.
-        rows = rows.with_columns(pl.selectors.float().cast(pl.Float64).round(6))
-        joined = ids.join(rows, on="sample_id", how="left", maintain_order="left_right")
-        has_rows = pl.col(order[0]).is_not_null()  # false only for a sample without such rows
-        grouped = joined.group_by("sample_id", maintain_order=True).agg(
-            pl.col(names).filter(has_rows)
-        )
-        details = details.with_columns(grouped.select(pl.struct(names)).to_series().alias(table))
-    anchors = _anchor_positions(store, shard)
-    return details.join(anchors, on="sample_id", how="left", maintain_order="left").with_columns(
-        pl.col("anchors").fill_null([])
-    )
-
-
-def _anchor_positions(store: TableStore, shard: str) -> pl.DataFrame:
-    """sample_id and anchors: the positions in the sample of all anchors of its roots, ascending.
-
-    A root can be cut into pieces; its segments follow each other.
-    """
-    columns = ["sample_id", "root_id", "role", "start", "end"]
-    roots = (
-        store.read(LONG_CONTEXT_SAMPLES, shard, "segments", columns)
-        .filter(role="root")
-        .sort("sample_id", "root_id", "start")
-        .with_columns((pl.col("end") - pl.col("start")).alias("length"))
-        .with_columns(
-            (pl.col("length").cum_sum() - pl.col("length"))
-            .over("sample_id", "root_id")
-            .alias("offset")
-        )
-    )
-    anchors = store.read(ENTROPY_SCORES, shard, "roots", ["root_id", "anchors"])
-    in_root = pl.col("anchors") - pl.col("offset")
-    return (
-        roots.join(anchors.explode("anchors", empty_as_null=False), on="root_id")
-        .filter(in_root.is_between(0, pl.col("length"), closed="left"))
-        .select("sample_id", (pl.col("start") + in_root).cast(pl.Int32).alias("anchors"))
-        .sort("sample_id", "anchors")
-        .group_by("sample_id", maintain_order=True)
-        .agg("anchors")
-    )
-
-
 def _batch(
-    details: pl.DataFrame, batch: pl.DataFrame, shard: str, provenance: bool
+    details: pl.DataFrame | None, batch: pl.DataFrame, shard: str, provenance: bool
 ) -> list[Sample]:
     """The samples of one batch of tokens, and of the rows of `details` that belong to it."""
-    segments, dependencies = (pl.col(table).struct for table in _ORDER)
+    assert details is not None, "more tokens than samples"
+    segments, dependencies = (pl.col(table).struct for table in DETAILS)
     is_padding = segments.field("role").list.eval(pl.element() == "padding")
-    names = pl.struct("sample_id", pl.lit(shard).alias("shard"), *_ORDER)
+    names = pl.struct("sample_id", pl.lit(shard).alias("shard"), *DETAILS)
     columns: dict[str, list[Any]] = details.select(
         segments.field("end").list.max().alias("length"),
         is_padding.alias("is_padding"),
@@ -183,7 +128,7 @@ def _batch(
             f"{LONG_CONTEXT_SAMPLES.name}, {shard}: segments don't cover the samples' tokens; "
             "materialize it again"
         )
-    rows = details.select(*_ORDER, "anchors")
+    rows = details.select(*DETAILS, "anchors")
     # Ids are below 2^31: the same bytes.
     tokens = batch["input_ids"].explode(empty_as_null=False).to_numpy().view(np.int32)
     ends = lengths.cum_sum().to_list()
@@ -213,12 +158,11 @@ def _batch(
 
 def _batches(store: TableStore, shards: Sequence[str], provenance: bool) -> Iterator[list[Sample]]:
     for shard in export_order(shards):
-        details, at = _details(store, shard), 0
+        details = read_details(store, shard, READ_ROWS)
         columns = ["sample_id", "input_ids"]
         batches = store.batches(LONG_CONTEXT_SAMPLES, shard, "samples", columns, rows=READ_ROWS)
         for batch in _prefetch(batches):
-            yield _batch(details[at : at + len(batch)], batch, shard, provenance)
-            at += len(batch)
+            yield _batch(next(details, None), batch, shard, provenance)
 
 
 def _prefetch(items: Iterator[_Item]) -> Iterator[_Item]:
