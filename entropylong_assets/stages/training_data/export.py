@@ -2,6 +2,7 @@
 
     <destination>/<version>/
       README.md        dataset card
+      LICENSE.md       licences of the sources
       manifest.json    files, hashes, counts, settings and what it was made from
       <format>/...     one folder per format, e.g. `mds/train/<source>/`
 
@@ -23,9 +24,10 @@ from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
-from entropylong_assets.stages.training_data.card import dataset_card, facts_of
+from entropylong_assets.stages.training_data.card import dataset_card, facts_of, license_file
 from entropylong_assets.stages.training_data.destination import destination_of
 from entropylong_assets.stages.training_data.figures import dataset_figures
+from entropylong_assets.stages.training_data.front_matter import LICENSES
 from entropylong_assets.stages.training_data.manifest import (
     FORMAT_VERSION,
     ExportError,
@@ -35,11 +37,13 @@ from entropylong_assets.stages.training_data.manifest import (
 from entropylong_assets.stages.training_data.publication import Publication
 from entropylong_assets.stages.training_data.registry import (
     EXPORT_FORMATS,
+    ID_DTYPE,
     ExportFormat,
     FormatFolder,
 )
 from entropylong_assets.stages.training_data.samples import (
     Sample,
+    domain_of,
     export_order,
     iterate_samples,
 )
@@ -97,6 +101,20 @@ def _made_from(store: TableStore, shards: Sequence[str], code_version: str) -> d
     }
 
 
+def _tokenizer(store: TableStore, shards: Sequence[str]) -> dict[str, Any]:
+    """The manifest's block `tokenizer`. Raises ExportError if the samples of two shards differ."""
+    first, *others = shards
+    tokenizer = store.summary(LONG_CONTEXT_SAMPLES, first).tokenizer
+    for shard in others:
+        if store.summary(LONG_CONTEXT_SAMPLES, shard).tokenizer != tokenizer:
+            raise ExportError(
+                f"the samples of {first} and {shard} differ in tokenizer, padding or length; "
+                f"materialize {LONG_CONTEXT_SAMPLES.name} again for one of them"
+            )
+    block: dict[str, Any] = without_secrets(asdict(tokenizer) | {"dtype": ID_DTYPE})
+    return block
+
+
 def _recorded_settings(settings: Settings) -> dict[str, Any]:
     """The settings that determine the samples and their export, nested as in a settings file.
 
@@ -128,12 +146,23 @@ def _documents(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
     known = pl.Enum(pl.concat(names).sort())
     columns = ["sample_id", "doc_id"]
     return pl.concat(
-        store.read(LONG_CONTEXT_SAMPLES, shard, "segments", columns)
-        .drop_nulls()
-        .select(pl.col("sample_id").cast(known), pl.col("doc_id").hash())
-        .unique()
+        batch.drop_nulls().select(pl.col("sample_id").cast(known), pl.col("doc_id").hash()).unique()
         for shard in shards
+        for batch in store.batches(LONG_CONTEXT_SAMPLES, shard, "segments", columns, rows=65_536)
     )
+
+
+def _samples_by_source(
+    store: TableStore, shards: Sequence[str], split: Split
+) -> dict[str, dict[str, int]]:
+    """Samples per split and source, sources in the order in which they are written."""
+    counts: dict[str, dict[str, int]] = {TRAIN: {}, VALIDATION: {}}
+    for shard in shards:
+        source = domain_of(shard)
+        for name in store.read(LONG_CONTEXT_SAMPLES, shard, "samples", ["sample_id"])["sample_id"]:
+            if (side := split.side(name)) is not None:
+                counts[side][source] = counts[side].get(source, 0) + 1
+    return counts
 
 
 def _published(publication: Publication) -> dict[str, Any] | None:
@@ -187,13 +216,15 @@ def export_training_data(
         settings.export.max_left_out,
     )
     assert split.samples == figures["samples"], "a sample without documents"
-    held, left_out = len(split.validation), len(split.left_out)
+    sources = _samples_by_source(store, order, split)
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "version": name,
         "formats": list(settings.export.formats),
-        "splits": {TRAIN: split.samples - held - left_out, VALIDATION: held},
-        "left_out": left_out,
+        "splits": {side: sum(counts.values()) for side, counts in sources.items()},
+        "sources": sources,
+        "left_out": len(split.left_out),
+        "tokenizer": _tokenizer(store, order),
         "components": {"count": split.components, "largest": split.largest_component},
         "figures": figures,
         "settings": chosen,
@@ -209,6 +240,8 @@ def export_training_data(
         _write_samples(samples, formats, split, on_progress)
         with publication.file("README.md") as file:
             file.write(dataset_card(content).encode())
+        with publication.file(LICENSES) as file:
+            file.write(license_file(content).encode())
         files = sorted(publication.files, key=lambda file: file.path)
         content["files"] = [asdict(file) for file in files]
         publication.publish(encode_manifest(content))
@@ -223,8 +256,7 @@ def _write_samples(
 ) -> None:
     """Write the samples of both splits in all formats."""
     for done, sample in enumerate(samples, start=1):
-        if sample.sample_id not in split.left_out:
-            side = VALIDATION if sample.sample_id in split.validation else TRAIN
+        if (side := split.side(sample.sample_id)) is not None:
             for each in formats:
                 each.write(sample, side)
         on_progress(done, split.samples)

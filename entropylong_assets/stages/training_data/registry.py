@@ -14,8 +14,13 @@ if TYPE_CHECKING:  # the settings check their formats with this registry
     import polars as pl
 
     from entropylong_assets.settings.section import Settings
+    from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
     from entropylong_assets.stages.training_data.publication import HashedFile, Publication
     from entropylong_assets.stages.training_data.samples import Sample
+
+
+ID_DTYPE = "int32"
+"""Type of token ids in every format whose file says it: PyTorch embeds it, and -100 fits in it."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,15 @@ class ExportFacts:
 
     splits: Mapping[str, int]
     """Samples per split."""
+    sources: Mapping[str, Mapping[str, int]]
+    """Samples per split and source, in the order in which they are written."""
     has_padding: bool
     """Whether any sample contains padding, which must be kept from the loss."""
+    tokenizer: TokenizerFacts
+    """Vocabulary, padding, EOS, BOS, separator, and length of the samples. The manifest has the
+    same as `tokenizer`, with `dtype`, the type of ids in all formats: ID_DTYPE."""
+    loss_weights: str
+    """As in the settings of the export."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +120,10 @@ class ExportFormat(ABC):
 
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
-        """Return a Markdown paragraph for the dataset card: files, columns, how to load them."""
+        """Return Markdown for the dataset card: under a heading (`###`) per trainer, the files and
+        exactly the commands and settings with which that trainer reads this export."""
         del facts
-        return f"{cls.description}.\n"
+        return f"### {cls.description}\n"
 
     @classmethod
     def front_matter(cls, facts: ExportFacts) -> Mapping[str, Any]:

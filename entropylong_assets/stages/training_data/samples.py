@@ -15,15 +15,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.sample_details import DETAILS, read_details
+from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
+
+NOT_LEARNT = -100
+"""The label that PyTorch's cross-entropy ignores by default."""
 
 READ_ROWS = 16
 """Samples read at once (8 MiB of token ids at 131,072)."""
 
 _Item = TypeVar("_Item")
-
-_ORDER = {"segments": ("segment",), "dependencies": ("context_start", "anchor_position")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +35,20 @@ class Sample:
 
     sample_id: str
     shard: str
-    token_ids_T: NDArray[np.uint32]
+    token_ids_T: NDArray[np.int32]
     details: pl.DataFrame
     """One row: `segments` and `dependencies`, each a struct of lists, whose fields are the columns
-    of these tables without sample_id."""
+    of these tables without sample_id; `anchors`, a list of positions."""
     provenance: str | None
     """sample_id, shard and the details as JSON; None if no format needs it."""
     padding: Sequence[tuple[int, int]]
-    """Spans excluded from the loss."""
+    """Spans of padding, at the end of the sample."""
     anchors: Sequence[int]
-    """Positions of the sample with a verified dependency."""
+    """Positions of all anchors in ascending order, with or without a dependency."""
+    dependency_anchors: Sequence[int]
+    """Position of the anchor of each dependency, in the order of `details`."""
+    dependency_distances: Sequence[int]
+    """Tokens from the end of each dependency's context to its anchor."""
 
     @property
     def domain(self) -> str:
@@ -49,17 +56,40 @@ class Sample:
         return domain_of(self.shard)
 
     @property
-    def loss_mask(self) -> NDArray[np.uint8]:
-        """[T], 1 where a token is learnt, 0 at padding."""
-        mask_T = np.ones(len(self.token_ids_T), np.uint8)
-        for start, end in self.padding:
-            mask_T[start:end] = 0
-        return mask_T
+    def real_tokens(self) -> int:
+        """Number of tokens before the padding."""
+        return min((start for start, _ in self.padding), default=len(self.token_ids_T))
 
-    def weights(self, anchor_weight: float) -> NDArray[np.float32]:
-        """[T], `anchor_weight` at anchors, 0 at padding, 1 elsewhere."""
-        weights_T = self.loss_mask.astype(np.float32)
-        weights_T[self.anchors] = anchor_weight
+    @property
+    def is_real(self) -> NDArray[np.bool_]:
+        """[T], false at padding."""
+        return np.arange(len(self.token_ids_T)) < self.real_tokens
+
+    @property
+    def learnt(self) -> NDArray[np.bool_]:
+        """[T], whether a token is learnt: all but padding."""
+        return self.is_real
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """[T], the token ids, and NOT_LEARNT where a token is not learnt. Not shifted."""
+        return np.where(self.learnt, self.token_ids_T, np.int32(NOT_LEARNT))
+
+    def weights(self, export: ExportSettings) -> NDArray[np.float32]:
+        """[T], the weight of each token's own loss, as `export.loss_weights` says.
+
+        1 where it says nothing, 0 where a token is not learnt.
+        """
+        weights_T = self.learnt.astype(np.float32)
+        if export.loss_weights == "uniform" or not len(self.dependency_anchors):
+            return weights_T
+        lift = np.full(len(self.dependency_anchors), export.anchor_weight)
+        if export.loss_weights == "distance":
+            distance = np.asarray(self.dependency_distances, np.float64)
+            share = np.log2(1 + distance) / np.log2(1 + len(weights_T))
+            lift = 1 + (export.anchor_weight - 1) * share
+        order = np.argsort(self.dependency_distances, kind="stable")  # the farthest is set last
+        weights_T[np.asarray(self.dependency_anchors)[order]] = lift[order]
         return weights_T
 
 
@@ -72,41 +102,22 @@ def export_order(shards: Sequence[str]) -> list[str]:
     return sorted(set(shards), key=lambda shard: (domain_of(shard), shard))
 
 
-def _details(store: TableStore, shard: str) -> pl.DataFrame:
-    """One row per sample, in the order of the samples: sample_id, segments, dependencies."""
-    ids = details = store.read(LONG_CONTEXT_SAMPLES, shard, "samples", ["sample_id"])
-    if not ids["sample_id"].is_sorted():
-        raise TableError(
-            f"{LONG_CONTEXT_SAMPLES.name}, {shard}: samples are not in order; materialize it again"
-        )
-    for table, order in _ORDER.items():
-        rows = store.read(LONG_CONTEXT_SAMPLES, shard, table).sort("sample_id", *order)
-        names = rows.columns[1:]
-        assert rows.columns[0] == "sample_id"
-        # Six decimals keep the JSON short and suffice for float32 values of this size.
-        rows = rows.with_columns(pl.selectors.float().cast(pl.Float64).round(6))
-        joined = ids.join(rows, on="sample_id", how="left", maintain_order="left_right")
-        has_rows = pl.col(order[0]).is_not_null()  # false only for a sample without such rows
-        grouped = joined.group_by("sample_id", maintain_order=True).agg(
-            pl.col(names).filter(has_rows)
-        )
-        details = details.with_columns(grouped.select(pl.struct(names)).to_series().alias(table))
-    return details
-
-
 def _batch(
-    details: pl.DataFrame, batch: pl.DataFrame, shard: str, provenance: bool
+    details: pl.DataFrame | None, batch: pl.DataFrame, shard: str, provenance: bool
 ) -> list[Sample]:
     """The samples of one batch of tokens, and of the rows of `details` that belong to it."""
-    segments, dependencies = (pl.col(table).struct for table in _ORDER)
+    assert details is not None, "more tokens than samples"
+    segments, dependencies = (pl.col(table).struct for table in DETAILS)
     is_padding = segments.field("role").list.eval(pl.element() == "padding")
-    names = pl.struct("sample_id", pl.lit(shard).alias("shard"), *_ORDER)
+    names = pl.struct("sample_id", pl.lit(shard).alias("shard"), *DETAILS)
     columns: dict[str, list[Any]] = details.select(
         segments.field("end").list.max().alias("length"),
         is_padding.alias("is_padding"),
         segments.field("start"),
         segments.field("end"),
+        "anchors",
         dependencies.field("anchor_position"),
+        dependencies.field("distance"),
         (names.struct.json_encode() if provenance else pl.lit(None)).alias("provenance"),
     ).to_dict(as_series=False)
     lengths = batch["input_ids"].list.len().cast(pl.Int64)
@@ -117,8 +128,9 @@ def _batch(
             f"{LONG_CONTEXT_SAMPLES.name}, {shard}: segments don't cover the samples' tokens; "
             "materialize it again"
         )
-    rows = details.select(*_ORDER)
-    tokens = batch["input_ids"].explode(empty_as_null=False).to_numpy()
+    rows = details.select(*DETAILS, "anchors")
+    # Ids are below 2^31: the same bytes.
+    tokens = batch["input_ids"].explode(empty_as_null=False).to_numpy().view(np.int32)
     ends = lengths.cum_sum().to_list()
     return [
         Sample(
@@ -136,7 +148,9 @@ def _batch(
                 )
                 if padded
             ],
-            anchors=columns["anchor_position"][i],
+            anchors=columns["anchors"][i],
+            dependency_anchors=columns["anchor_position"][i],
+            dependency_distances=columns["distance"][i],
         )
         for i, sample_id in enumerate(batch["sample_id"])
     ]
@@ -144,12 +158,11 @@ def _batch(
 
 def _batches(store: TableStore, shards: Sequence[str], provenance: bool) -> Iterator[list[Sample]]:
     for shard in export_order(shards):
-        details, at = _details(store, shard), 0
+        details = read_details(store, shard, READ_ROWS)
         columns = ["sample_id", "input_ids"]
         batches = store.batches(LONG_CONTEXT_SAMPLES, shard, "samples", columns, rows=READ_ROWS)
         for batch in _prefetch(batches):
-            yield _batch(details[at : at + len(batch)], batch, shard, provenance)
-            at += len(batch)
+            yield _batch(next(details, None), batch, shard, provenance)
 
 
 def _prefetch(items: Iterator[_Item]) -> Iterator[_Item]:

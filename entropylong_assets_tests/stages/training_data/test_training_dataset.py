@@ -33,6 +33,7 @@ from entropylong_assets.storage.manifest import CheckOutcome
 from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import WHOLE, TableStore
 from entropylong_assets_tests.stages.training_data.shards import export_partition, make_shards
+from entropylong_assets_tests.stages.training_data.stores import rewrite_manifest
 from entropylong_assets_tests.tiny_world import tiny_values
 
 SHARDS = ["tiny-00000", "tiny-00001"]
@@ -85,13 +86,6 @@ def check_all(settings: Settings) -> dict[str, CheckResult]:
 def left_out(settings: Settings) -> dict[str, str]:
     rows = open_store(settings).read(TRAINING_DATASET, WHOLE, "left_out")
     return dict(rows.select("shard", "reason").iter_rows())
-
-
-def rewrite_manifest(store: TableStore, owner: TableSet, shard: str, **changes: Any) -> None:
-    """Change top-level keys of a partition's manifest."""
-    path = f"{store.folder(owner, shard)}/manifest.json"
-    manifest = json.loads(store.fs.cat_file(path))
-    store.put(path, json.dumps(manifest | changes).encode())
 
 
 def change_data(store: TableStore, tables: TableSet, shard: str) -> None:
