@@ -122,7 +122,7 @@ def _with_source_licenses(
     for source in settings.corpus.sources:
         if source.name in exported:
             licenses.setdefault(source.name, {source.license: 0})
-    return licenses
+    return dict(sorted(licenses.items()))
 
 
 def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from entropylong_assets.settings.section import Section
 from entropylong_assets.stages.verification.registry import NO_SCREEN, RULES, SCREENS
@@ -58,6 +58,13 @@ class VerificationSettings(Section):
     """Approximate: score all contexts in this cheaper arithmetic, and exactly only a sample and
     those whose verdict could change. `bfloat16`, `fp8` (needs a CUDA device of compute capability
     8.9 or later), or `none`. Other packages can add screens (docs/extending.md)."""
+
+    _compared_in_order = field_validator("compared_rules")(RULES.in_order)
+
+    @field_validator("excluded_anchors")
+    @classmethod
+    def _excluded_in_order(cls, value: tuple[AnchorKind, ...]) -> tuple[AnchorKind, ...]:
+        return tuple(sorted(set(value)))
 
     @model_validator(mode="after")
     def _has_controls(self) -> VerificationSettings:

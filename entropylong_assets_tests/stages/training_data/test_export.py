@@ -284,6 +284,31 @@ def test_second_export_is_the_same_bytes(exported, tmp_path):
         assert data == second[name], name
 
 
+def test_order_in_settings_changes_neither_the_name_nor_a_byte(exported, tmp_path):
+    """Sources, formats and compared rules are sets: an export is named by its content."""
+    store, settings, export = exported
+    values = {
+        section: getattr(settings, section).model_dump(mode="json")
+        for section in ("corpus", "export", "verification")
+    }
+    before = [values["corpus"]["sources"], values["export"]["formats"]]
+    before.append(values["verification"]["compared_rules"])
+    for given in before:
+        assert len(given) > 1
+        given.reverse()
+    values["export"]["destination"] = str(tmp_path)
+    other = settings.model_copy(
+        update={
+            name: type(getattr(settings, name)).model_validate(value)
+            for name, value in values.items()
+        }
+    )
+    assert [source.name for source in other.corpus.sources] == ["web", "books"]
+    again = export_training_data(store, SHARDS, other, code_version=CODE)
+    assert again.version == export.version
+    assert files_of(again.uri) == files_of(export.uri)
+
+
 def test_what_determines_the_content_changes_the_version(exported, tmp_path):
     store, settings, export = exported
     destination = {"destination": str(tmp_path)}
