@@ -30,8 +30,17 @@ class Pool(Protocol):
         """Iterate over the passages most similar to the root's keywords, best first."""
         ...
 
+    def fillers(self, groups: Sequence[Group]) -> Iterator[Context]:
+        """Iterate over random passages for a sample of these roots, as fillers.
+
+        None belongs to a document of the sample, fails the leak check for one of its roots, or is
+        returned twice. The seed and the first root determine the order.
+        """
+        ...
+
     def rows(self, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the rows of the table `passages` for passages that were returned before."""
+        """Return the rows of the table `passages` for passages that were returned before, and
+        forget them."""
         ...
 
 
