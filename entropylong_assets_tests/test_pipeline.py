@@ -147,6 +147,7 @@ def test_every_verdict_is_that_of_the_reference(world: World, tiny_models: tuple
 def test_samples_hold_what_was_verified_in_the_order_of_section_2_4(world: World) -> None:
     """[C_1; ...; C_m; D]: verified contexts directly before their root, tokens as scored."""
     tokenizer = load_tokenizer(world.settings.scoring)
+    pad_id = world.store.summary(LONG_CONTEXT_SAMPLES, world.shards[0]).tokenizer.pad_id
     roots = dict(read(world, ENTROPY_SCORES, "roots").select("root_id", "token_ids").iter_rows())
     contexts = read(world, VERIFIED_DEPENDENCIES, "contexts")
     tokens = dict(contexts.select("chunk_id", "token_ids").iter_rows())
@@ -161,7 +162,7 @@ def test_samples_hold_what_was_verified_in_the_order_of_section_2_4(world: World
             elif row["role"] == "root":
                 rebuilt += [*roots[row["root_id"]], *tokenizer.separator_ids]
             elif row["role"] == "padding":
-                rebuilt += [tokenizer.pad_id] * (row["end"] - row["start"])
+                rebuilt += [pad_id] * (row["end"] - row["start"])
             else:
                 rebuilt += tokens[row["chunk_id"]]
         assert ids == rebuilt

@@ -127,7 +127,9 @@ def audit_long_range(
     _require_verdicts(settings)
     sampled = {root.root_id: root for root in sample_roots(step)}
     tokenizer = model.tokenizer
-    framing = Framing.of(tokenizer)
+    framing = Framing(  # windows have no padding
+        bos_ids=tokenizer.bos_ids, separator_ids=tokenizer.separator_ids, pad_id=0
+    )
     audit = LongRange(settings, framing, model.max_positions)
     tables = (
         store.read(ENTROPY_SCORES, shard, "roots", ["root_id", "token_ids"]),

@@ -23,8 +23,8 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES, EntropyScoresSummary
+from entropylong_assets.stages.entropy.tokenizer_facts import tokenizer_facts
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
-from entropylong_assets.stages.samples.packing import Framing
 from entropylong_assets.stages.samples.shard_inputs import open_tables
 from entropylong_assets.stages.samples.shard_packing import pack_shard
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
@@ -60,7 +60,7 @@ def byte_tokenizer(_: Any = None) -> Tokenizer:
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bytewise.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=bytewise)
-    return Tokenizer(fast, (), tuple(fast.encode("\n\n")), 0)
+    return Tokenizer(fast, (), tuple(fast.encode("\n\n")))
 
 
 def doc_id(text: str) -> str:
@@ -213,7 +213,7 @@ def _write_shard(
             opened,
             settings=settings,
             shard=shard,
-            framing=Framing.of(tokenizer),
+            tokenizer=tokenizer_facts(tokenizer, settings.scoring, 256, settings.samples.tokens),
             writer=writer,
         )
         writer.summary = packed.summary.model_dump()

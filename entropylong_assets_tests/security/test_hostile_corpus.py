@@ -153,7 +153,8 @@ def test_text_that_spells_special_tokens_is_scored_as_text(hostile: Hostile) -> 
     samples = store.read(LONG_CONTEXT_SAMPLES, shard, "samples")["input_ids"]
     padding = store.read(LONG_CONTEXT_SAMPLES, shard, "segments").filter(role="padding")
     n_padding = int((padding["end"] - padding["start"]).sum())
-    ends = sum(ids.to_list().count(tokenizer.pad_id) for ids in samples)
+    pad_id = store.summary(LONG_CONTEXT_SAMPLES, shard).tokenizer.pad_id
+    ends = sum(ids.to_list().count(pad_id) for ids in samples)
     assert ends == n_padding
 
 

@@ -108,7 +108,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "export.validation_fraction": (0.1, {T}),
     "export.max_left_out": (0.1, {T}),
     "export.file_bytes": (4096, {T}),
-    "export.position_weighted": (True, {T}),
+    "export.loss_weights": ("anchors", {T}),
     "export.anchor_weight": (3.0, {T}),
     "audit.roots": (3, {N, L}),
     "audit.controls": (3, {N}),

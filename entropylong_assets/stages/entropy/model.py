@@ -60,7 +60,6 @@ class Tokenizer:
     """The special tokens that begin every sequence: usually one, BOS, or none."""
     separator_ids: tuple[int, ...]
     """Tokens after every context and every root."""
-    pad_id: int
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens."""
@@ -85,9 +84,7 @@ def load_tokenizer(settings: ScoringModelSettings) -> Tokenizer:
     """Load the tokenizer alone, without the weights. Raises ModelError if there is none."""
     tokenizer = _tokenizer(settings.model, settings.trust_remote_code)
     separator = tokenizer.encode(settings.separator, add_special_tokens=False)
-    named = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
-    pad = next(i for i in named if i is not None)
-    return Tokenizer(tokenizer, _bos_ids(tokenizer, settings), tuple(separator), int(pad))
+    return Tokenizer(tokenizer, _bos_ids(tokenizer, settings), tuple(separator))
 
 
 def _bos_ids(tokenizer: PreTrainedTokenizerBase, settings: ScoringModelSettings) -> tuple[int, ...]:

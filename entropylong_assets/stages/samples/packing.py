@@ -31,7 +31,7 @@ from entropylong_assets.stages.samples.ordering import hash_key, order_contexts
 from entropylong_assets.stages.samples.settings import SampleSettings
 
 if TYPE_CHECKING:
-    from entropylong_assets.stages.entropy.model import Tokenizer
+    from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
     from entropylong_assets.stages.samples.registry import Pool
 
 NO_DEPENDENCY = "no_verified_dependency"
@@ -71,10 +71,10 @@ class Framing:
     """Fills a sample; masked from the loss."""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Framing:
+    def of(cls, tokenizer: TokenizerFacts) -> Framing:
         """The framing with which this tokenizer's model scores."""
         return cls(
-            bos_ids=tokenizer.bos_ids,
+            bos_ids=tokenizer.sample_begins_with,
             separator_ids=tokenizer.separator_ids,
             pad_id=tokenizer.pad_id,
         )

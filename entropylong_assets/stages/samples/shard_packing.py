@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.stages.samples.groups import Group
 from entropylong_assets.stages.samples.packing import (
     Dropped,
@@ -181,7 +182,11 @@ class _Packed:
 
 
 def _summary(
-    roots: int, dependencies: int, packed: _Packed, dropped: Sequence[Dropped]
+    roots: int,
+    dependencies: int,
+    packed: _Packed,
+    dropped: Sequence[Dropped],
+    tokenizer: TokenizerFacts,
 ) -> LongContextSamplesSummary:
     roots_dropped: Counter[str] = Counter()
     contexts_dropped: Counter[str] = Counter()
@@ -203,6 +208,7 @@ def _summary(
         negatives_packed=packed.negatives,
         tokens={role: packed.tokens[role] for role in ROLES},
         utilisation=round(1 - packed.tokens["padding"] / total, 6) if total else None,
+        tokenizer=tokenizer,
     )
 
 
@@ -270,7 +276,7 @@ def pack_shard(
     *,
     settings: Settings,
     shard: str,
-    framing: Framing,
+    tokenizer: TokenizerFacts,
     writer: PartitionWriter,
     pool: Pool | None = None,
     on_sample: Callable[[int], None] = lambda _: None,
@@ -284,7 +290,7 @@ def pack_shard(
     pool: the indexed corpus, if `needs_pool`. `on_sample` is called with finished samples. Raises
     SampleError if a root does not fit a sample or the tables contradict each other.
     """
-    chosen = settings.samples
+    chosen, framing = settings.samples, Framing.of(tokenizer)
     column = required_gain(settings)
     if column is not None:
         require_controls(settings, tables.count_pairs(), tables.count_pairs(with_value=column))
@@ -325,7 +331,7 @@ def pack_shard(
     listed = [(sample, chunk, passages.shards.get(chunk)) for sample, chunk in packed.listed]
     columns = {"sample_id": pl.String, "chunk_id": pl.String, "shard": pl.String}
     return PackedShard(
-        summary=_summary(len(root_ids), dependencies, packed, dropped),
+        summary=_summary(len(root_ids), dependencies, packed, dropped, tokenizer),
         best_dependencies=packed.best,
         contexts=pl.DataFrame(listed, schema=columns, orient="row"),
     )

@@ -33,17 +33,24 @@ LEAK_CHECK_SETTINGS = (
 
 def _compute(step: Step) -> Result:
     from entropylong_assets.stages.entropy.model import load_tokenizer
-    from entropylong_assets.stages.samples.packing import Framing
+    from entropylong_assets.stages.entropy.tokenizer_facts import tokenizer_facts
     from entropylong_assets.stages.samples.pool import open_pool
     from entropylong_assets.stages.samples.shard_inputs import open_tables, stored
     from entropylong_assets.stages.samples.shard_packing import pack_shard
 
+    scoring = step.settings.scoring
+    tokenizer = tokenizer_facts(
+        load_tokenizer(scoring),
+        scoring,
+        vocab_size=step.store.summary(ENTROPY_SCORES, step.shard).vocab_size,
+        sample_tokens=step.settings.samples.tokens,
+    )
     with open_tables(step.store, stored(step.shard)) as tables:
         packed = pack_shard(
             tables,
             settings=step.settings,
             shard=step.shard,
-            framing=Framing.of(load_tokenizer(step.settings.scoring)),
+            tokenizer=tokenizer,
             writer=step.writer,
             pool=open_pool(step) if needs_pool(step.settings) else None,
             on_sample=step.progress,
@@ -154,7 +161,7 @@ anchor, the span of its context and the distance between them (paper, section 3.
     sections={"samples": SampleSettings},
     determined_by=_determined_by,
     identify=_identify,
-    code_version=3,
+    code_version=4,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("exact_length", "Every sample has exactly `samples.tokens` tokens."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.storage.schemas import (
     ANCHOR,
     CHUNK_ID,
@@ -47,6 +48,8 @@ class LongContextSamplesSummary(Summary):
     """Tokens of all samples by role."""
     utilisation: float | None
     """Share of tokens that are not padding; None without samples."""
+    tokenizer: TokenizerFacts
+    """The scoring model's tokenizer, its padding, and the length of the samples."""
 
 
 LONG_CONTEXT_SAMPLES = TableSet(
@@ -55,7 +58,7 @@ LONG_CONTEXT_SAMPLES = TableSet(
     main="samples",
     summary=LongContextSamplesSummary,
     optional=frozenset({"passages"}),
-    format_version=2,
+    format_version=3,
     schemas={
         # Passages that no anchor nominated; written only if a recipe takes such, or as fillers.
         "passages": pa.schema(

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
+from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, ExportFacts
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
@@ -16,7 +18,13 @@ _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 def facts_of(content: Mapping[str, Any]) -> ExportFacts:
     """What formats need to know of an export, from its manifest without files."""
     padding = content["figures"]["tokens_by_role"].get("padding")
-    return ExportFacts(splits=content["splits"], has_padding=bool(padding))
+    tokenizer = {k: v for k, v in content["tokenizer"].items() if k != "dtype"}
+    return ExportFacts(
+        splits=content["splits"],
+        has_padding=bool(padding),
+        tokenizer=TypeAdapter(TokenizerFacts).validate_python(tokenizer),
+        loss_weights=content["settings"]["export"]["loss_weights"],
+    )
 
 
 def _front_matter(content: Mapping[str, Any]) -> str:

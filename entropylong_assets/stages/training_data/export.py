@@ -35,6 +35,7 @@ from entropylong_assets.stages.training_data.manifest import (
 from entropylong_assets.stages.training_data.publication import Publication
 from entropylong_assets.stages.training_data.registry import (
     EXPORT_FORMATS,
+    ID_DTYPE,
     ExportFormat,
     FormatFolder,
 )
@@ -95,6 +96,20 @@ def _made_from(store: TableStore, shards: Sequence[str], code_version: str) -> d
             for tables in _INPUTS
         },
     }
+
+
+def _tokenizer(store: TableStore, shards: Sequence[str]) -> dict[str, Any]:
+    """The manifest's block `tokenizer`. Raises ExportError if the samples of two shards differ."""
+    first, *others = shards
+    tokenizer = store.summary(LONG_CONTEXT_SAMPLES, first).tokenizer
+    for shard in others:
+        if store.summary(LONG_CONTEXT_SAMPLES, shard).tokenizer != tokenizer:
+            raise ExportError(
+                f"the samples of {first} and {shard} differ in tokenizer, padding or length; "
+                f"materialize {LONG_CONTEXT_SAMPLES.name} again for one of them"
+            )
+    block: dict[str, Any] = without_secrets(asdict(tokenizer) | {"dtype": ID_DTYPE})
+    return block
 
 
 def _recorded_settings(settings: Settings) -> dict[str, Any]:
@@ -194,6 +209,7 @@ def export_training_data(
         "formats": list(settings.export.formats),
         "splits": {TRAIN: split.samples - held - left_out, VALIDATION: held},
         "left_out": left_out,
+        "tokenizer": _tokenizer(store, order),
         "components": {"count": split.components, "largest": split.largest_component},
         "figures": figures,
         "settings": chosen,

@@ -23,14 +23,20 @@ is a Python list or object: those are pickled, and careful readers refuse pickle
 
 Columns of a sample:
 
-    input_ids          ndarray:uint32   [T]
-    indices            ndarray:int64    [[0, T]]: ONE span. Trainers attend only inside a span, so
-                                        spans per document would cut every context from its root
+    input_ids          ndarray:int32    [T]
+    indices            ndarray:int64    [[0, R]]: ONE span of the R tokens before the padding.
+                                        Trainers read and learn what lies in a span, and attend
+                                        only inside it: spans per document would cut contexts from
+                                        their root
     length             int              T
     domain             str              source of the sample's roots
     mask               ndarray:uint8    [T], 0 where a token is excluded from the loss; only in
-                                        exports with padding, read by trainers set to apply masks
-    position_weighted  ndarray:float32  [T], with `export.position_weighted`
+                                        exports with padding. Needed by readers that don't stop at
+                                        the end of a span (ProLong's `--single_seq`)
+    position_weighted  ndarray:float32  [R], with `export.loss_weights`, as EntropyLong's trainer
+                                        reads them: 0 at ordinary tokens, whose loss it leaves as
+                                        it is, the weight at the others. It is as long as the
+                                        span because that trainer takes it whole
     provenance         json             sample_id, shard, segments and dependencies, by column
 """
 
@@ -46,12 +52,14 @@ from numpy.typing import NDArray
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.training_data.registry import (
     EXPORT_FORMATS,
+    ID_DTYPE,
     ExportFacts,
     ExportFormat,
     FormatFiles,
     FormatFolder,
 )
 from entropylong_assets.stages.training_data.samples import Sample
+from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.stages.training_data.source_writers import SourceWriters
 
 Pieces = list[bytes | memoryview]
@@ -136,7 +144,7 @@ class MdsWriter:
 def sample_columns(*, mask: bool, weights: bool) -> dict[str, str]:
     """Columns and encodings of a sample."""
     columns = {
-        "input_ids": "ndarray:uint32",
+        "input_ids": f"ndarray:{ID_DTYPE}",
         "indices": "ndarray:int64",
         "length": "int",
         "domain": "str",
@@ -146,21 +154,22 @@ def sample_columns(*, mask: bool, weights: bool) -> dict[str, str]:
     return columns | ({"position_weighted": "ndarray:float32"} if weights else {})
 
 
-def encode_sample(sample: Sample, *, mask: bool, anchor_weight: float | None) -> dict[str, Pieces]:
-    """The columns of a sample; without weights if `anchor_weight` is None."""
+def encode_sample(sample: Sample, export: ExportSettings, *, mask: bool) -> dict[str, Pieces]:
+    """The columns of a sample; with weights if `export.loss_weights` asks for them."""
     assert sample.provenance is not None, "samples were read without provenance"
     length = len(sample.token_ids_T)
     columns: dict[str, Pieces] = {
         "input_ids": encode_array(sample.token_ids_T),
-        "indices": encode_array(np.array([[0, length]], np.int64)),
+        "indices": encode_array(np.array([[0, sample.real_tokens]], np.int64)),
         "length": [np.int64(length).tobytes()],
         "domain": [sample.domain.encode()],
         "provenance": [sample.provenance.encode()],
     }
     if mask:
-        columns["mask"] = encode_array(sample.loss_mask)
-    if anchor_weight is not None:
-        columns["position_weighted"] = encode_array(sample.weights(anchor_weight))
+        columns["mask"] = encode_array(sample.learnt.astype(np.uint8))
+    if export.loss_weights != "uniform":
+        weights = sample.weights(export)[: sample.real_tokens]
+        columns["position_weighted"] = encode_array(np.where(weights == 1, np.float32(0), weights))
     return columns
 
 
@@ -175,17 +184,16 @@ class MdsFormat(ExportFormat):
 
     def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
         super().__init__(folder, settings, facts)
-        export = settings.export
-        self._weight = export.anchor_weight if export.position_weighted else None
         self._writers = SourceWriters(self._open)
 
     def _open(self, split: str, source: str) -> MdsWriter:
-        columns = sample_columns(mask=self.facts.has_padding, weights=self._weight is not None)
+        weights = self.settings.export.loss_weights != "uniform"
+        columns = sample_columns(mask=self.facts.has_padding, weights=weights)
         path = f"{split}/{source}"
         return MdsWriter(self.folder, path, columns, self.settings.export.file_bytes)
 
     def write(self, sample: Sample, split: str) -> None:
-        values = encode_sample(sample, mask=self.facts.has_padding, anchor_weight=self._weight)
+        values = encode_sample(sample, self.settings.export, mask=self.facts.has_padding)
         self._writers.get(split, sample.domain).write(values)
 
     def close(self) -> None:

@@ -49,9 +49,9 @@ class MegatronWriter:
         self._bin = self._stack.enter_context(folder.file(f"{prefix}.bin"))
         self._lengths: list[int] = []
 
-    def write(self, token_ids_T: NDArray[np.uint32]) -> None:
-        """Add a sequence. Ids must be below 2^31, as those of every vocabulary are."""
-        self._bin.write(np.ascontiguousarray(token_ids_T, dtype="<u4"))
+    def write(self, token_ids_T: NDArray[np.int32]) -> None:
+        """Add a sequence."""
+        self._bin.write(np.ascontiguousarray(token_ids_T, dtype="<i4"))
         self._lengths.append(len(token_ids_T))
 
     def close(self) -> None:

@@ -1,7 +1,18 @@
-"""Parquet files that Hugging Face `datasets` loads, with borders, loss mask and provenance.
+"""Parquet files that Hugging Face `datasets` loads, with labels and provenance.
 
-One row per sample. Positions are 0 .. T-1 and one attention span covers the sample, so neither
-needs a column; `segments` contains the borders of documents.
+One row per sample. Columns:
+
+    input_ids       int32    [T]
+    labels          int32    [T], the ids, and -100 at padding. Not shifted: trainers shift them
+    attention_mask  int8     [T], 0 at padding. Positions are 0 .. T-1
+    loss_weights    float32  [T], weight of each token's own loss; with `export.loss_weights`
+    sample_id, shard, domain
+    anchors         int32    positions of all anchors, with or without a dependency
+    segments        the borders of documents and their roles
+    dependencies    anchor position, context span, distance and gains
+
+Trainers fail on columns that they don't know, or try to collate them. So the front matter of the
+card names configurations that read some columns of the same files: `default` has the first three.
 """
 
 from __future__ import annotations
@@ -15,6 +26,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -26,9 +38,13 @@ from entropylong_assets.stages.training_data.registry import (
     FormatFolder,
 )
 from entropylong_assets.stages.training_data.samples import Sample
+from entropylong_assets.stages.training_data.settings import ExportSettings
 
 ROW_GROUP = 16
 """Samples per row group (8 MiB of token ids at 131,072)."""
+
+_DICTIONARIES = ["shard", "domain", "attention_mask.list.element", "loss_weights.list.element"]
+_ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("input_ids", "labels")}
 
 
 def _plain(table: str) -> pa.DataType:
@@ -37,17 +53,28 @@ def _plain(table: str) -> pa.DataType:
     return pa.list_(pa.struct([pa.field(f.name, f.type) for f in fields]))
 
 
-SCHEMA = pa.schema(
+TRAINED = ("input_ids", "labels", "attention_mask")
+"""Columns that a causal language model is called with."""
+
+_WEIGHTS = pa.field("loss_weights", pa.list_(pa.float32()))
+_SCHEMA = pa.schema(
     [
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("attention_mask", pa.list_(pa.int8())),
         ("sample_id", pa.string()),
         ("shard", pa.string()),
         ("domain", pa.string()),
-        ("input_ids", pa.list_(pa.uint32())),
-        ("loss_mask", pa.list_(pa.uint8())),
+        ("anchors", pa.list_(pa.int32())),
         ("segments", _plain("segments")),
         ("dependencies", _plain("dependencies")),
     ]
 )
+
+
+def schema(*, weights: bool) -> pa.Schema:
+    """The columns of a file. weights: whether loss weights are written."""
+    return _SCHEMA.insert(len(TRAINED), _WEIGHTS) if weights else _SCHEMA
 
 
 def _rows(kind: pa.ListType, columns: pl.Series) -> pa.ListArray:
@@ -62,16 +89,36 @@ def _rows(kind: pa.ListType, columns: pl.Series) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), flat)
 
 
-def _lists(arrays: Sequence[np.ndarray]) -> pa.ListArray:
+def _lists(arrays: Sequence[NDArray[Any]]) -> pa.ListArray:
     offsets = np.cumsum([0, *map(len, arrays)])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.concatenate(arrays)))
+
+
+def _columns(samples: Sequence[Sample], export: ExportSettings) -> dict[str, Any]:
+    """The values of all columns, by name."""
+    details = pl.concat([s.details for s in samples])
+    columns = {
+        "input_ids": _lists([s.token_ids_T for s in samples]),
+        "labels": _lists([s.labels for s in samples]),
+        "attention_mask": _lists([s.is_real.astype(np.int8) for s in samples]),
+        "sample_id": [s.sample_id for s in samples],
+        "shard": [s.shard for s in samples],
+        "domain": [s.domain for s in samples],
+        "anchors": details["anchors"].to_arrow().cast(_SCHEMA.field("anchors").type),
+        "segments": _rows(_SCHEMA.field("segments").type, details["segments"]),
+        "dependencies": _rows(_SCHEMA.field("dependencies").type, details["dependencies"]),
+    }
+    if export.loss_weights != "uniform":
+        columns["loss_weights"] = _lists([s.weights(export) for s in samples])
+    return columns
 
 
 class ParquetWriter:
     """Writes `<prefix>-<nnnnn>.parquet`, each with at most `file_bytes` of token ids."""
 
-    def __init__(self, folder: FormatFolder, prefix: str, file_bytes: int) -> None:
-        self._folder, self._prefix, self._file_bytes = folder, prefix, file_bytes
+    def __init__(self, folder: FormatFolder, prefix: str, export: ExportSettings) -> None:
+        self._folder, self._prefix, self._export = folder, prefix, export
+        self._schema = schema(weights=export.loss_weights != "uniform")
         self._stack = ExitStack()
         self._writer: pq.ParquetWriter | None = None
         self._files = 0
@@ -80,7 +127,7 @@ class ParquetWriter:
 
     def write(self, sample: Sample) -> None:
         size = sample.token_ids_T.nbytes
-        if self._bytes and self._bytes + size > self._file_bytes:
+        if self._bytes and self._bytes + size > self._export.file_bytes:
             self._end_file()
         self._waiting.append(sample)
         self._bytes += size
@@ -95,23 +142,15 @@ class ParquetWriter:
             file = self._stack.enter_context(self._folder.file(path))
             self._writer = pq.ParquetWriter(
                 file,
-                SCHEMA,
+                self._schema,
                 compression="zstd",
-                use_dictionary=["shard", "domain", "loss_mask.list.element"],
-                column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
+                use_dictionary=_DICTIONARIES,
+                column_encoding=_ENCODINGS,
             )
             self._files += 1
         samples, self._waiting = self._waiting, []
-        details = pl.concat([s.details for s in samples])
-        columns = [
-            pa.array([s.sample_id for s in samples]),
-            pa.array([s.shard for s in samples]),
-            pa.array([s.domain for s in samples]),
-            _lists([s.token_ids_T for s in samples]),
-            _lists([s.loss_mask for s in samples]),
-            *[_rows(SCHEMA.field(name).type, details[name]) for name in details.columns],
-        ]
-        self._writer.write_table(pa.table(columns, schema=SCHEMA))
+        columns = _columns(samples, self._export)
+        self._writer.write_table(pa.table(columns, schema=self._schema))
 
     def _end_file(self) -> None:
         self._flush()
@@ -130,7 +169,7 @@ class ParquetFormat(ExportFormat):
     """One table per split: `<split>-<nnnnn>.parquet`."""
 
     description: ClassVar[str] = (
-        "Parquet files for Hugging Face datasets, with loss mask, borders and dependencies"
+        "Parquet files for Hugging Face datasets, with labels, borders and dependencies"
     )
 
     def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
@@ -139,8 +178,7 @@ class ParquetFormat(ExportFormat):
 
     def write(self, sample: Sample, split: str) -> None:
         if split not in self._writers:
-            file_bytes = self.settings.export.file_bytes
-            self._writers[split] = ParquetWriter(self.folder, split, file_bytes)
+            self._writers[split] = ParquetWriter(self.folder, split, self.settings.export)
         self._writers[split].write(sample)
 
     def close(self) -> None:
@@ -164,9 +202,7 @@ class ParquetFormat(ExportFormat):
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
         del facts
-        return """**Hugging Face datasets** (`parquet/`): `load_dataset("<this folder>")`. Columns:
-`input_ids`, `loss_mask` (0 at padding), `segments` (role, span, documents), `dependencies` (anchor
-position, context span, distance in tokens, gains). Positions run from 0 over the whole sample.
+        return """**Hugging Face datasets** (`parquet/`): `load_dataset("<this folder>")`.
 """
 
     @classmethod
@@ -176,7 +212,15 @@ position, context span, distance in tokens, gains). Positions run from 0 over th
             for split, samples in facts.splits.items()
             if samples
         ]
-        return {"configs": [{"config_name": "default", "data_files": files}]}
+        columns = {"default": list(TRAINED), "provenance": None}
+        if facts.loss_weights != "uniform":
+            columns["weighted"] = [*TRAINED, _WEIGHTS.name]
+        return {
+            "configs": [
+                {"config_name": name, "data_files": files} | ({"columns": chosen} if chosen else {})
+                for name, chosen in columns.items()
+            ]
+        }
 
 
 def _split_of(path: str) -> str:

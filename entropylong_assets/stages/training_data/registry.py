@@ -14,8 +14,13 @@ if TYPE_CHECKING:  # the settings check their formats with this registry
     import polars as pl
 
     from entropylong_assets.settings.section import Settings
+    from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
     from entropylong_assets.stages.training_data.publication import HashedFile, Publication
     from entropylong_assets.stages.training_data.samples import Sample
+
+
+ID_DTYPE = "int32"
+"""Type of token ids in every format whose file says it: PyTorch embeds it, and -100 fits in it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,11 @@ class ExportFacts:
     """Samples per split."""
     has_padding: bool
     """Whether any sample contains padding, which must be kept from the loss."""
+    tokenizer: TokenizerFacts
+    """Vocabulary, padding, EOS, BOS, separator, and length of the samples. The manifest has the
+    same as `tokenizer`, with `dtype`, the type of ids in all formats: ID_DTYPE."""
+    loss_weights: str
+    """As in the settings of the export."""
 
 
 @dataclass(frozen=True)

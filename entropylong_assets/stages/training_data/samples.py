@@ -14,9 +14,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
+
+NOT_LEARNT = -100
+"""The label that PyTorch's cross-entropy ignores by default."""
 
 READ_ROWS = 16
 """Samples read at once (8 MiB of token ids at 131,072)."""
@@ -32,16 +37,20 @@ class Sample:
 
     sample_id: str
     shard: str
-    token_ids_T: NDArray[np.uint32]
+    token_ids_T: NDArray[np.int32]
     details: pl.DataFrame
     """One row: `segments` and `dependencies`, each a struct of lists, whose fields are the columns
-    of these tables without sample_id."""
+    of these tables without sample_id; `anchors`, a list of positions."""
     provenance: str | None
     """sample_id, shard and the details as JSON; None if no format needs it."""
     padding: Sequence[tuple[int, int]]
-    """Spans excluded from the loss."""
+    """Spans of padding, at the end of the sample."""
     anchors: Sequence[int]
-    """Positions of the sample with a verified dependency."""
+    """Positions of all anchors in ascending order, with or without a dependency."""
+    dependency_anchors: Sequence[int]
+    """Position of the anchor of each dependency, in the order of `details`."""
+    dependency_distances: Sequence[int]
+    """Tokens from the end of each dependency's context to its anchor."""
 
     @property
     def domain(self) -> str:
@@ -49,17 +58,40 @@ class Sample:
         return domain_of(self.shard)
 
     @property
-    def loss_mask(self) -> NDArray[np.uint8]:
-        """[T], 1 where a token is learnt, 0 at padding."""
-        mask_T = np.ones(len(self.token_ids_T), np.uint8)
-        for start, end in self.padding:
-            mask_T[start:end] = 0
-        return mask_T
+    def real_tokens(self) -> int:
+        """Number of tokens before the padding."""
+        return min((start for start, _ in self.padding), default=len(self.token_ids_T))
 
-    def weights(self, anchor_weight: float) -> NDArray[np.float32]:
-        """[T], `anchor_weight` at anchors, 0 at padding, 1 elsewhere."""
-        weights_T = self.loss_mask.astype(np.float32)
-        weights_T[self.anchors] = anchor_weight
+    @property
+    def is_real(self) -> NDArray[np.bool_]:
+        """[T], false at padding."""
+        return np.arange(len(self.token_ids_T)) < self.real_tokens
+
+    @property
+    def learnt(self) -> NDArray[np.bool_]:
+        """[T], whether a token is learnt: all but padding."""
+        return self.is_real
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """[T], the token ids, and NOT_LEARNT where a token is not learnt. Not shifted."""
+        return np.where(self.learnt, self.token_ids_T, np.int32(NOT_LEARNT))
+
+    def weights(self, export: ExportSettings) -> NDArray[np.float32]:
+        """[T], the weight of each token's own loss, as `export.loss_weights` says.
+
+        1 where it says nothing, 0 where a token is not learnt.
+        """
+        weights_T = self.learnt.astype(np.float32)
+        if export.loss_weights == "uniform" or not len(self.dependency_anchors):
+            return weights_T
+        lift = np.full(len(self.dependency_anchors), export.anchor_weight)
+        if export.loss_weights == "distance":
+            distance = np.asarray(self.dependency_distances, np.float64)
+            share = np.log2(1 + distance) / np.log2(1 + len(weights_T))
+            lift = 1 + (export.anchor_weight - 1) * share
+        order = np.argsort(self.dependency_distances, kind="stable")  # the farthest is set last
+        weights_T[np.asarray(self.dependency_anchors)[order]] = lift[order]
         return weights_T
 
 
@@ -91,7 +123,39 @@ def _details(store: TableStore, shard: str) -> pl.DataFrame:
             pl.col(names).filter(has_rows)
         )
         details = details.with_columns(grouped.select(pl.struct(names)).to_series().alias(table))
-    return details
+    anchors = _anchor_positions(store, shard)
+    return details.join(anchors, on="sample_id", how="left", maintain_order="left").with_columns(
+        pl.col("anchors").fill_null([])
+    )
+
+
+def _anchor_positions(store: TableStore, shard: str) -> pl.DataFrame:
+    """sample_id and anchors: the positions in the sample of all anchors of its roots, ascending.
+
+    A root can be cut into pieces; its segments follow each other.
+    """
+    columns = ["sample_id", "root_id", "role", "start", "end"]
+    roots = (
+        store.read(LONG_CONTEXT_SAMPLES, shard, "segments", columns)
+        .filter(role="root")
+        .sort("sample_id", "root_id", "start")
+        .with_columns((pl.col("end") - pl.col("start")).alias("length"))
+        .with_columns(
+            (pl.col("length").cum_sum() - pl.col("length"))
+            .over("sample_id", "root_id")
+            .alias("offset")
+        )
+    )
+    anchors = store.read(ENTROPY_SCORES, shard, "roots", ["root_id", "anchors"])
+    in_root = pl.col("anchors") - pl.col("offset")
+    return (
+        roots.join(anchors.explode("anchors", empty_as_null=False), on="root_id")
+        .filter(in_root.is_between(0, pl.col("length"), closed="left"))
+        .select("sample_id", (pl.col("start") + in_root).cast(pl.Int32).alias("anchors"))
+        .sort("sample_id", "anchors")
+        .group_by("sample_id", maintain_order=True)
+        .agg("anchors")
+    )
 
 
 def _batch(
@@ -106,7 +170,9 @@ def _batch(
         is_padding.alias("is_padding"),
         segments.field("start"),
         segments.field("end"),
+        "anchors",
         dependencies.field("anchor_position"),
+        dependencies.field("distance"),
         (names.struct.json_encode() if provenance else pl.lit(None)).alias("provenance"),
     ).to_dict(as_series=False)
     lengths = batch["input_ids"].list.len().cast(pl.Int64)
@@ -117,8 +183,9 @@ def _batch(
             f"{LONG_CONTEXT_SAMPLES.name}, {shard}: segments don't cover the samples' tokens; "
             "materialize it again"
         )
-    rows = details.select(*_ORDER)
-    tokens = batch["input_ids"].explode(empty_as_null=False).to_numpy()
+    rows = details.select(*_ORDER, "anchors")
+    # Ids are below 2^31: the same bytes.
+    tokens = batch["input_ids"].explode(empty_as_null=False).to_numpy().view(np.int32)
     ends = lengths.cum_sum().to_list()
     return [
         Sample(
@@ -136,7 +203,9 @@ def _batch(
                 )
                 if padded
             ],
-            anchors=columns["anchor_position"][i],
+            anchors=columns["anchors"][i],
+            dependency_anchors=columns["anchor_position"][i],
+            dependency_distances=columns["distance"][i],
         )
         for i, sample_id in enumerate(batch["sample_id"])
     ]

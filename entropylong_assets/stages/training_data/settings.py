@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -26,10 +26,17 @@ class ExportSettings(Section):
     with both. With 0, less is held out instead; on a large corpus perhaps nothing."""
     file_bytes: int = Field(67_108_864, ge=1024, lt=2**31)
     """Maximum size of one MDS shard, and of the token ids in one Parquet file (bytes)."""
-    position_weighted: bool = False
-    """Add to MDS a weight per token: `anchor_weight` at anchors, 1 elsewhere, 0 at padding."""
+    loss_weights: Literal["uniform", "anchors", "distance"] = "uniform"
+    """Weight of each token in the loss; all others have 1, padding has 0.
+
+    `uniform`: no weights are written. `anchors`: `anchor_weight` at every anchor with a verified
+    dependency. `distance`: 1 + (`anchor_weight` - 1) * log2(1 + d) / log2(1 + T) at such an anchor,
+    whose farthest context ends d tokens before it in a sample of T tokens: the farther the evidence
+    of a token, the more it counts, after EXACT (arXiv 2605.10544), which weights by the length of
+    the visible context instead, as it knows of no evidence."""
     anchor_weight: float = Field(2.0, gt=0, allow_inf_nan=False)
-    """Weight of anchors with `position_weighted`."""
+    """Weight of anchors with `loss_weights: anchors`; with `distance`, that of evidence as far back
+    as a sample is long."""
 
     _destination_without_credentials = field_validator("destination")(refuse_credentials)
 

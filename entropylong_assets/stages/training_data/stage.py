@@ -59,6 +59,7 @@ def _determined_by(settings: Settings) -> tuple[str, ...]:
 
 
 def _compute(step: Step) -> Result:
+    from entropylong_assets.stages.training_data.card import facts_of
     from entropylong_assets.stages.training_data.export import export_training_data
     from entropylong_assets.stages.training_data.manifest import ExportError
 
@@ -107,6 +108,7 @@ def _compute(step: Step) -> Result:
         bytes=sum(file["bytes"] for file in content["files"]),
         reused=export.reused,
         model=content["made_from"]["model"],
+        tokenizer=facts_of(content).tokenizer,
         shards=len(shards),
         shards_left_out=len(left_out),
         **{name: figures[name] for name in _FIGURES},
@@ -156,7 +158,7 @@ give the same bytes under the same name. An export that exists already is kept."
     requires_up_to_date_inputs=True,
     sections={"export": ExportSettings},
     determined_by=_determined_by,
-    code_version=2,
+    code_version=3,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("files_as_written", "Every file, read again, has the bytes that were written."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.storage.schemas import (
     REASON,
     TEXT,
@@ -49,6 +50,8 @@ class TrainingDatasetSummary(Summary):
     """The same export existed already and was kept."""
     model: str
     """Identity of the scoring model."""
+    tokenizer: TokenizerFacts
+    """Its tokenizer, the padding, and the length of the samples."""
     shards: int
     """Shards exported."""
     shards_left_out: int
@@ -96,6 +99,7 @@ TRAINING_DATASET = TableSet(
     scope="dataset",
     main="shards",
     summary=TrainingDatasetSummary,
+    format_version=2,
     schemas={
         "shards": pa.schema(
             [

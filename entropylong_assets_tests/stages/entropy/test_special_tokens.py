@@ -22,6 +22,7 @@ from transformers import (
 from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.entropy.special_tokens import TemplateError, prepended_ids
+from entropylong_assets.stages.entropy.tokenizer_facts import tokenizer_facts
 from entropylong_assets.stages.model_files import ModelError
 from entropylong_assets.stages.samples.packing import Framing
 
@@ -66,7 +67,8 @@ def test_a_sequence_begins_as_the_template_says(
     loaded = load_tokenizer(ScoringModelSettings(model=str(tmp_path)))
     assert loaded.bos_ids == tuple(IDS[token] for token in prepended)
     assert loaded.encode(["the river"]) == [[IDS["the"], IDS["river"]]]
-    assert Framing.of(loaded).bos_ids == loaded.bos_ids, "samples begin as scored sequences do"
+    facts = tokenizer_facts(loaded, ScoringModelSettings(), vocab_size=99, sample_tokens=16)
+    assert Framing.of(facts).bos_ids == loaded.bos_ids, "samples begin as scored sequences do"
     never = load_tokenizer(ScoringModelSettings(model=str(tmp_path), bos="never"))
     assert never.bos_ids == ()
     always = ScoringModelSettings(model=str(tmp_path), bos="always")

@@ -13,7 +13,7 @@ import polars as pl
 from entropylong_assets.project import make_project
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
-from entropylong_assets.stages.samples.packing import Framing
+from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.stages.samples.registry import Pool
 from entropylong_assets.stages.samples.shard_inputs import open_tables
 from entropylong_assets.stages.samples.shard_packing import PackedShard, pack_shard
@@ -126,6 +126,27 @@ def make_world(
     return World(roots, pairs, contexts)
 
 
+def tokenizer_facts(
+    sample_tokens: int, bos: tuple[int, ...] = (BOS,), **others: Any
+) -> TokenizerFacts:
+    """The tokenizer of these worlds. It has a padding token of its own, and no EOS."""
+    facts: dict[str, Any] = {
+        "model": "tiny-llama",
+        "vocab_size": 100_000,
+        "pad_id": PAD,
+        "pad_token": "<pad>",
+        "eos_id": None,
+        "eos_token": None,
+        "bos_id": BOS,
+        "bos_token": "<s>",
+        "sample_begins_with": bos,
+        "separator": "\n\n",
+        "separator_ids": SEPARATOR,
+        "sample_tokens": sample_tokens,
+    }
+    return TokenizerFacts(**facts | others)
+
+
 def settings_for(tokens: int, verification: Mapping[str, Any] = {}, **samples: Any) -> Settings:
     values = {
         "roots": {"min_tokens": 2, "max_tokens": 2},
@@ -172,7 +193,7 @@ def run(
             opened,
             settings=settings,
             shard=SHARD,
-            framing=Framing(bos_ids=bos, separator_ids=SEPARATOR, pad_id=PAD),
+            tokenizer=tokenizer_facts(settings.samples.tokens, bos),
             writer=writer,
             pool=pool,
         )

@@ -15,18 +15,15 @@ from entropylong_assets.stages.retrieval.tables import (
     CANDIDATE_CONTEXTS,
     CandidateContextsSummary,
 )
-from entropylong_assets.stages.samples.packing import Framing
 from entropylong_assets.stages.samples.shard_inputs import open_tables
 from entropylong_assets.stages.samples.shard_packing import pack_shard
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.samples.worlds import (
-    BOS,
-    PAD,
-    SEPARATOR,
     World,
     make_world,
+    tokenizer_facts,
     views,
 )
 
@@ -159,7 +156,7 @@ def fill_store(
                 opened,
                 settings=settings,
                 shard=shard,
-                framing=Framing(bos_ids=(BOS,), separator_ids=SEPARATOR, pad_id=PAD),
+                tokenizer=tokenizer_facts(settings.samples.tokens),
                 writer=writer,
             )
             writer.summary = packed.summary.model_dump()

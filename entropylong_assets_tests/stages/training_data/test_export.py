@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.export import export_training_data
 from entropylong_assets.stages.training_data.manifest import ExportError
@@ -84,20 +87,20 @@ def test_all_formats_contain_the_ids_of_the_table(exported):
 
 
 def test_mds_fields_are_what_trainers_read(exported):
-    """Spans by document would mask every dependency; uint32 spans overflow in the collator."""
+    """Spans by document would mask every dependency; padding in a span would be learnt."""
     store, _, export = exported
     padded = {row["sample_id"]: row["n_padding"] for row in table(store, "samples")}
     seen = 0
     for samples in mds_samples(export.uri).values():
         for sample in samples:
-            assert sample["input_ids"].dtype == np.uint32
+            assert sample["input_ids"].dtype == np.int32
             assert sample["indices"].dtype == np.int64
-            assert sample["indices"].tolist() == [[0, TOKENS]]
             assert sample["length"] == TOKENS
             provenance = sample["provenance"]
             assert sample["domain"] == provenance["sample_id"].rsplit("-", 2)[0]
             n_padding = padded[provenance["sample_id"]]
             kept = TOKENS - n_padding
+            assert sample["indices"].tolist() == [[0, kept]], "padding is learnt in a span"
             assert sample["mask"].tolist() == [1] * kept + [0] * n_padding
             assert sample["input_ids"][kept:].tolist() == [PAD] * n_padding
             seen += n_padding > 0
@@ -146,22 +149,21 @@ def test_provenance_is_that_of_the_tables(exported):
             assert [d["distance"] for d in row["dependencies"]] == [
                 d["distance"] for d in sorted(dependencies[row["sample_id"]], key=key)
             ]
-            assert sum(row["loss_mask"]) == TOKENS - sum(
-                s["end"] - s["start"] for s in row["segments"] if s["role"] == "padding"
-            )
 
 
 @pytest.mark.parametrize("apply_masks", [False, True])
 def test_trainers_see_context_and_anchor_in_one_span(exported, apply_masks):
-    _, _, export = exported
+    store, _, export = exported
+    padded = {row["sample_id"]: row["n_padding"] for row in table(store, "samples")}
     checked = 0
     for samples in mds_samples(export.uri).values():
         for sample in samples:
             batch = collate_like_prolong(sample, apply_masks=apply_masks)
-            assert len(batch["input_ids"]) == TOKENS
+            real = TOKENS - padded[sample["provenance"]["sample_id"]]
+            assert len(batch["input_ids"]) == real
             learnt = batch["labels"] != -100
             assert not learnt[0]
-            assert learnt[1:].sum() == (sample["mask"][1:].sum() if apply_masks else TOKENS - 1)
+            assert learnt[1:].all()
             d = sample["provenance"]["dependencies"]
             for start, end, anchor in zip(
                 d["context_start"], d["context_end"], d["anchor_position"], strict=True
@@ -172,18 +174,68 @@ def test_trainers_see_context_and_anchor_in_one_span(exported, apply_masks):
     assert checked > 20
 
 
-def test_weights_lift_anchors_only(tmp_path):
-    settings = export_settings(
-        tmp_path, {"formats": ["mds"], "position_weighted": True, "anchor_weight": 3.0}
-    )
+@pytest.mark.parametrize("kind", ["anchors", "distance"])
+def test_weights_lift_anchors_with_evidence_only(tmp_path, kind):
+    """1 elsewhere in Parquet; 0 in MDS, whose reader leaves the loss of a 0 as it is."""
+    choice = {"formats": ["mds", "parquet"], "loss_weights": kind, "anchor_weight": 3.0}
+    settings = export_settings(tmp_path, choice)
     export = export_training_data(fill_store(settings), SHARDS, settings, code_version=CODE)
-    lifted = 0
-    for sample in mds_samples(export.uri)["train"]:
-        anchors = set(sample["provenance"]["dependencies"]["anchor_position"])
-        expected = [3.0 if i in anchors else float(m) for i, m in enumerate(sample["mask"])]
-        assert sample["position_weighted"].tolist() == expected
-        lifted += len(anchors)
-    assert lifted
+    mds = {
+        sample["provenance"]["sample_id"]: sample["position_weighted"].tolist()
+        for samples in mds_samples(export.uri).values()
+        for sample in samples
+    }
+    lifted = []
+    for path in Path(export.uri).glob("parquet/*.parquet"):
+        for row in pl.read_parquet(path).iter_rows(named=True):
+            expected = [1.0 if label != -100 else 0.0 for label in row["labels"]]
+            farthest = defaultdict(int)
+            for dependency in row["dependencies"]:
+                position = dependency["anchor_position"]
+                farthest[position] = max(farthest[position], dependency["distance"])
+            for position, distance in farthest.items():
+                share = math.log(1 + distance) / math.log(1 + TOKENS) if kind == "distance" else 1
+                expected[position] = 1 + 2 * share
+                lifted.append(expected[position])
+            assert row["loss_weights"] == pytest.approx(expected, rel=1e-6)
+            real = sum(row["attention_mask"])
+            assert mds[row["sample_id"]] == [0 if w == 1 else w for w in row["loss_weights"][:real]]
+    assert len(lifted) > 20
+    assert len(set(lifted)) > (5 if kind == "distance" else 0)
+
+
+def test_parquet_columns_are_what_trainers_read(exported):
+    """Trainers take the columns of the default configuration as they are."""
+    store, _, export = exported
+    roots = {}
+    for shard in SHARDS:
+        roots |= dict(
+            store.read(ENTROPY_SCORES, shard, "roots", ["root_id", "anchors"]).iter_rows()
+        )
+    segments = pl.DataFrame(table(store, "segments")).filter(role="root")
+    starts = {
+        (s, r): at for s, r, at in segments.select("sample_id", "root_id", "start").iter_rows()
+    }
+    padded = {row["sample_id"]: row["n_padding"] for row in table(store, "samples")}
+    alone = 0
+    for path in Path(export.uri).glob("parquet/*.parquet"):
+        schema = pq.read_schema(path)
+        assert schema.names[:3] == ["input_ids", "labels", "attention_mask"]
+        kinds = [str(field.type.value_type) for field in list(schema)[:3]]
+        assert kinds == ["int32", "int32", "int8"]
+        for row in pl.read_parquet(path).iter_rows(named=True):
+            n = padded[row["sample_id"]]
+            assert row["labels"] == row["input_ids"][: TOKENS - n] + [-100] * n
+            assert row["attention_mask"] == [1] * (TOKENS - n) + [0] * n
+            assert row["anchors"] == sorted(
+                start + anchor
+                for (sample_id, root_id), start in starts.items()
+                if sample_id == row["sample_id"]
+                for anchor in roots[root_id]
+            )
+            alone += len(set(row["anchors"]) - {d["anchor_position"] for d in row["dependencies"]})
+    assert alone, "no anchor without a dependency"
+    assert sum(padded.values()) > 0
 
 
 def test_mask_is_omitted_if_nothing_is_masked(tmp_path):
@@ -197,7 +249,9 @@ def test_mask_is_omitted_if_nothing_is_masked(tmp_path):
     segments = store.read(LONG_CONTEXT_SAMPLES, SHARDS[0], "segments")
     dependencies = store.read(LONG_CONTEXT_SAMPLES, SHARDS[0], "dependencies")
     name = samples["sample_id"][0]
+    summary = store.summary(LONG_CONTEXT_SAMPLES, SHARDS[0])
     with store.write(LONG_CONTEXT_SAMPLES, SHARDS[0], fingerprint="t") as writer:
+        writer.summary = summary.model_dump()
         role = pl.col("role").str.replace("padding", "hard_negative")
         writer.append("samples", samples)
         writer.append("segments", segments.filter(sample_id=name).with_columns(role))
@@ -324,12 +378,14 @@ def test_card_opens_with_front_matter_and_shows_the_figures(exported):
     front = yaml.safe_load(head)
     assert front["configs"] == [
         {
-            "config_name": "default",
+            "config_name": name,
             "data_files": [
                 {"split": split, "path": f"parquet/{split}-*.parquet"}
                 for split in ("train", "validation")
             ],
         }
+        | ({"columns": ["input_ids", "labels", "attention_mask"]} if name == "default" else {})
+        for name in ("default", "provenance")
     ]
     assert front["license"] == "other", "two licences are not one"
     for row in (

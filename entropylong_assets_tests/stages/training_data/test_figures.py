@@ -94,6 +94,7 @@ def test_far_dependencies_are_counted(tmp_path):
         name: store.read(LONG_CONTEXT_SAMPLES, shard, name)
         for name in ("samples", "segments", "dependencies")
     }
+    summary = store.summary(LONG_CONTEXT_SAMPLES, shard)
     far = tables["dependencies"].head(4).to_dicts()
     for row, distance in zip(far, (10, 32_768, 32_769, 65_537), strict=True):
         row["distance"] = distance
@@ -101,6 +102,7 @@ def test_far_dependencies_are_counted(tmp_path):
         writer.append("samples", tables["samples"])
         writer.append("segments", tables["segments"])
         writer.append("dependencies", far)
+        writer.summary = summary.model_dump()
     distance = dataset_figures(store, [shard], settings)["distance_tokens"]
     assert distance["share_beyond_32k"] == 0.5
     assert distance["share_beyond_64k"] == 0.25
