@@ -77,7 +77,8 @@ test-inputs: .venv/test
 
 test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
-	  $(BIN)/python -m pytest entropylong_assets_tests/stages/training_data/test_real_readers.py
+	  $(BIN)/python -m pytest entropylong_assets_tests/stages/training_data/test_real_readers.py \
+	  entropylong_assets_tests/stages/training_data/test_more_readers.py
 
 test-day: .venv/test
 	$(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ticks.py \
@@ -137,11 +138,15 @@ $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	@touch $@
 
 READERS := entropylong_assets_tests/stages/training_data/readers/requirements.txt
-.venv-readers/done: $(READERS)
+MORE_READERS := entropylong_assets_tests/stages/training_data/readers/requirements-more.txt
+.venv-readers/done: $(READERS) $(MORE_READERS)
 	$(PYTHON) -m venv .venv-readers
 	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check -r $(READERS)
 	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  mosaicml-streaming==0.13.0 megatron-core==0.16.1
+	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check -r $(MORE_READERS)
+	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  ai2-olmo-core==3.0.0 datatrove==0.10.1 torchtitan==0.3.0 litdata==0.2.76
 	@touch $@
 
 bench: .venv/demo
