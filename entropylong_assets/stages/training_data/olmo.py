@@ -6,8 +6,8 @@
 
 The files have no header, in spite of their names. Every sample has the same length, so
 `NumpyFSLDataset` of that length gives each sample as one instance. The datasets that look for
-documents (`NumpyPaddedFSLDataset`, `NumpyPackedFSLDataset`, `generate_doc_lengths`) take EOS for
-their ends and would cut contexts from their roots.
+documents (`NumpyPaddedFSLDataset`, `NumpyPackedFSLDataset`) expect EOS at their ends, and samples
+contain none.
 
 Ids have the smallest type that holds the vocabulary, which is what OLMo-core's builder assumes
 (`NumpyDatasetConfig.get_dtype` in ai2-olmo-core 3.0.0).
@@ -108,6 +108,6 @@ config = NumpyFSLDatasetConfig.glob(
 
 Every instance is one sample. Keep `sequence_length`, or samples are cut; keep `dtype`, as {wrong}
 reads other ids without an error. Leave `generate_doc_lengths` off, and use neither
-`NumpyPaddedFSLDatasetConfig` nor `NumpyPackedFSLDatasetConfig`: they end documents at EOS and would
-cut contexts from their roots. Without `label_mask_paths` padding is learnt.
+`NumpyPaddedFSLDatasetConfig` nor `NumpyPackedFSLDatasetConfig`: they look for documents that end
+with EOS, which samples don't contain. Without `label_mask_paths` padding is learnt.
 """
