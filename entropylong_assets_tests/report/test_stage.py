@@ -50,7 +50,8 @@ def write_export(store: TableStore, shards: tuple[str, ...], version: str) -> No
             "false_acceptance",
         )
     }
-    texts = {"version": version, "model": "bytes@1", "formats": ["mds"]}
+    tokenizer = store.summary(LONG_CONTEXT_SAMPLES, shards[0]).tokenizer
+    texts = {"version": version, "model": "bytes@1", "formats": ["mds"], "tokenizer": tokenizer}
     summary = TrainingDatasetSummary.model_validate(none | empty | texts)
     with store.write(TRAINING_DATASET, WHOLE, fingerprint="t", determinants=made) as writer:
         writer.append(

@@ -34,7 +34,8 @@ def test_a_step_on_an_exported_sample_lowers_its_loss(tmp_path):
     )
     (sample,) = read_mds(Path(export.uri) / "mds/train/books")
     batch = collate_like_prolong(sample, apply_masks=True)
-    assert len(batch["input_ids"]) == 131_072
+    assert len(sample["input_ids"]) == 131_072
+    assert len(batch["input_ids"]) == sample["indices"][0][1]
     anchors = np.array(sample["provenance"]["dependencies"]["anchor_position"])
     assert (anchors < SLICE).sum() > 3
     input_ids = torch.from_numpy(batch["input_ids"][:SLICE])[None]
