@@ -140,7 +140,7 @@ class IndexPool:
                 row = rows.get(chunk_id)
                 if row is None or row["doc_id"] in root_ids:
                     continue
-                text = row.pop("text")
+                text = row["text"]
                 if any(
                     check.containment(text) >= retrieval.max_containment for check in leak_checks
                 ):

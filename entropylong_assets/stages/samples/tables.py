@@ -69,6 +69,7 @@ LONG_CONTEXT_SAMPLES = TableSet(
                 SOURCE,
                 START,
                 END,
+                column("text", pa.large_string(), "text of the passage"),
                 column("token_ids", IDS, "tokens, the separator's included; a filler can be cut"),
             ]
         ),

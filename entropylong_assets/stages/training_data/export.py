@@ -19,6 +19,7 @@ import polars as pl
 
 from entropylong_assets.settings.section import Settings, fingerprint
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
@@ -44,6 +45,7 @@ from entropylong_assets.stages.training_data.samples import (
     export_order,
     iterate_samples,
 )
+from entropylong_assets.stages.training_data.segment_texts import add_texts
 from entropylong_assets.stages.training_data.split import (
     TRAIN,
     VALIDATION,
@@ -222,6 +224,8 @@ def export_training_data(
         ]
         provenance = any(each.needs_provenance for each in formats)
         samples = iterate_samples(store, order, provenance=provenance)
+        if any(each.needs_texts for each in formats):
+            samples = add_texts(store, load_tokenizer(settings.scoring), samples)
         _write_samples(samples, formats, split, on_progress)
         with publication.file("README.md") as file:
             file.write(dataset_card(content).encode())

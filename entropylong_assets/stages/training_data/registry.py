@@ -85,6 +85,8 @@ class ExportFormat(ABC):
     """What the format is and who reads it, in a few words."""
     needs_provenance: ClassVar[bool] = False
     """Whether `write` reads `Sample.provenance`; otherwise it is None."""
+    needs_texts: ClassVar[bool] = False
+    """Whether `write` reads `Sample.texts`; otherwise it is None."""
 
     def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
         """settings: of the dataset; those of exports are `settings.export`."""

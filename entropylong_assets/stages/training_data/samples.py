@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,9 @@ from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
+
+if TYPE_CHECKING:
+    from entropylong_assets.stages.training_data.segment_texts import SegmentText
 
 NOT_LEARNT = -100
 """The label that PyTorch's cross-entropy ignores by default."""
@@ -51,6 +54,8 @@ class Sample:
     """Position of the anchor of each dependency, in the order of `details`."""
     dependency_distances: Sequence[int]
     """Tokens from the end of each dependency's context to its anchor."""
+    texts: Sequence[SegmentText] | None = None
+    """Text of each segment except BOS and padding; None if no format needs it."""
 
     @property
     def domain(self) -> str:

@@ -51,6 +51,7 @@ class HandPool:
                 "source": "web",
                 "start": 0,
                 "end": 9,
+                "text": "passage",
                 "token_ids": ids,
             }
             yield unverified(
