@@ -15,7 +15,9 @@ class ExportSettings(Section):
 
     formats: tuple[Annotated[str, AfterValidator(EXPORT_FORMATS.check)], ...] = ("mds", "parquet")
     """`mds`: MosaicML Streaming, as ProLong's trainer reads it. `parquet`: Hugging Face datasets.
-    `megatron`: Megatron-LM's indexed dataset (.bin and .idx). Other packages can add formats."""
+    `megatron`: Megatron-LM's indexed dataset (.bin and .idx). `olmo`: arrays with label masks for
+    OLMo-core. `nanotron`: datatrove's .ds files. `jsonl`: text with roles and dependencies, for
+    another tokenizer (`entropylong retokenize`). Other packages can add formats."""
     destination: str = ""
     """Folder or URI in which each export gets a folder of its own; empty:
     `<data_uri>/<dataset>/exports`."""
