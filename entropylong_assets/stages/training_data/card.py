@@ -21,6 +21,7 @@ def facts_of(content: Mapping[str, Any]) -> ExportFacts:
     tokenizer = {k: v for k, v in content["tokenizer"].items() if k != "dtype"}
     return ExportFacts(
         splits=content["splits"],
+        sources=content["sources"],
         has_padding=bool(padding),
         tokenizer=TypeAdapter(TokenizerFacts).validate_python(tokenizer),
         loss_weights=content["settings"]["export"]["loss_weights"],
@@ -116,7 +117,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         + f"\nNo document is in both splits, as root or as context. At most {fraction:g} of the "
         "samples is held out, and less if shared documents link samples. Samples that share "
         "documents with both splits are left out; the figures above count them.\n\n"
-        "## Formats\n\n"
+        "## Use in trainers\n\n"
         + "\n".join(EXPORT_FORMATS[name].usage(facts_of(content)) for name in content["formats"])
         + "\n## Made from\n\n"
         + _table(

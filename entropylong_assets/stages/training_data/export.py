@@ -42,6 +42,7 @@ from entropylong_assets.stages.training_data.registry import (
 )
 from entropylong_assets.stages.training_data.samples import (
     Sample,
+    domain_of,
     export_order,
     iterate_samples,
 )
@@ -153,6 +154,19 @@ def _documents(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
     )
 
 
+def _samples_by_source(
+    store: TableStore, shards: Sequence[str], split: Split
+) -> dict[str, dict[str, int]]:
+    """Samples per split and source, sources in the order in which they are written."""
+    counts: dict[str, dict[str, int]] = {TRAIN: {}, VALIDATION: {}}
+    for shard in shards:
+        source = domain_of(shard)
+        for name in store.read(LONG_CONTEXT_SAMPLES, shard, "samples", ["sample_id"])["sample_id"]:
+            if (side := split.side(name)) is not None:
+                counts[side][source] = counts[side].get(source, 0) + 1
+    return counts
+
+
 def _published(publication: Publication) -> dict[str, Any] | None:
     """The manifest of the export under this name, if it exists and no file is missing."""
     try:
@@ -204,13 +218,14 @@ def export_training_data(
         settings.export.max_left_out,
     )
     assert split.samples == figures["samples"], "a sample without documents"
-    held, left_out = len(split.validation), len(split.left_out)
+    sources = _samples_by_source(store, order, split)
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "version": name,
         "formats": list(settings.export.formats),
-        "splits": {TRAIN: split.samples - held - left_out, VALIDATION: held},
-        "left_out": left_out,
+        "splits": {side: sum(counts.values()) for side, counts in sources.items()},
+        "sources": sources,
+        "left_out": len(split.left_out),
         "tokenizer": _tokenizer(store, order),
         "components": {"count": split.components, "largest": split.largest_component},
         "figures": figures,
@@ -243,8 +258,7 @@ def _write_samples(
 ) -> None:
     """Write the samples of both splits in all formats."""
     for done, sample in enumerate(samples, start=1):
-        if sample.sample_id not in split.left_out:
-            side = VALIDATION if sample.sample_id in split.validation else TRAIN
+        if (side := split.side(sample.sample_id)) is not None:
             for each in formats:
                 each.write(sample, side)
         on_progress(done, split.samples)

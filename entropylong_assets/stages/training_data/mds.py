@@ -61,6 +61,8 @@ from entropylong_assets.stages.training_data.registry import (
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.stages.training_data.source_writers import SourceWriters
+from entropylong_assets.stages.training_data.split import TRAIN
+from entropylong_assets.stages.training_data.usage_texts import paths_of, usage_text
 
 Pieces = list[bytes | memoryview]
 
@@ -208,8 +210,13 @@ class MdsFormat(ExportFormat):
 
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
-        mask = ", `mask` (0 at padding)" if facts.has_padding else ""
-        return f"""**MosaicML Streaming** (`mds/<split>/<source>/`): `input_ids`, `indices`,
-`length`, `domain`, `provenance`{mask}. `indices` is one span over the whole sample: spans per
-document would keep roots from attending to their contexts.
-"""
+        weights = facts.loss_weights != "uniform"
+        columns = sample_columns(mask=facts.has_padding, weights=weights)
+        optional = [f", `{name}`" for name in ("mask", "position_weighted") if name in columns]
+        text = usage_text(
+            "mds",
+            optional="".join(optional),
+            paths=paths_of(f"mds/{TRAIN}/", facts.sources[TRAIN]),
+            sample_tokens=facts.tokenizer.sample_tokens,
+        )
+        return text + (usage_text("mds_weights") if weights else "")

@@ -11,7 +11,7 @@
     int64 [n]      first byte of each sequence in `.bin`
     int64 [n + 1]  document borders: every sample is a document of one sequence, so 0 .. n
 
-The format has no mask: padding, if any, is learnt unless the trainer masks its token id.
+The format has no mask: the trainer must know the padding's id (`usage/megatron.md`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from entropylong_assets.stages.training_data.registry import (
 )
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.source_writers import SourceWriters
+from entropylong_assets.stages.training_data.split import TRAIN, VALIDATION
+from entropylong_assets.stages.training_data.usage_texts import paths_of, usage_text
 
 _INT32 = 4
 _HEAD = struct.Struct("<9sQBQ")
@@ -95,7 +97,24 @@ class MegatronFormat(ExportFormat):
 
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
-        del facts
-        return """**Megatron-LM** (`megatron/<split>-<source>.bin`, `.idx`): int32 ids, one document
-per sample. Leave `--reset-position-ids` and `--reset-attention-mask` off. The format has no mask.
-"""
+        tokenizer = facts.tokenizer
+        marks_borders = tokenizer.pad_id in (tokenizer.eos_id, tokenizer.bos_id)
+        return usage_text(
+            "megatron",
+            ambiguous="    allow_ambiguous_pad_tokens=True,\n" if marks_borders else "",
+            blends=_blends(facts),
+            pad_id=tokenizer.pad_id,
+            paths=paths_of("megatron/train-", facts.sources[TRAIN]),
+            sample_tokens=tokenizer.sample_tokens,
+        )
+
+
+def _blends(facts: ExportFacts) -> str:
+    """The value of `blend_per_split` in Python: train, validation, and no test split."""
+    lines = []
+    for split in (TRAIN, VALIDATION):
+        prefixes = [f'f"{{folder}}/megatron/{split}-{source}"' for source in facts.sources[split]]
+        lines.append(
+            f"        ([{', '.join(prefixes)}], None),\n" if prefixes else "        None,\n"
+        )
+    return "[\n" + "".join([*lines, "        None,\n"]) + "    ]"

@@ -39,6 +39,7 @@ from entropylong_assets.stages.training_data.registry import (
 )
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.settings import ExportSettings
+from entropylong_assets.stages.training_data.usage_texts import usage_text
 
 ROW_GROUP = 16
 """Samples per row group (8 MiB of token ids at 131,072)."""
@@ -201,9 +202,10 @@ class ParquetFormat(ExportFormat):
 
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
-        del facts
-        return """**Hugging Face datasets** (`parquet/`): `load_dataset("<this folder>")`.
-"""
+        text = usage_text("parquet", sample_tokens=facts.tokenizer.sample_tokens)
+        if facts.loss_weights == "uniform":
+            return text
+        return text + "\n" + usage_text("weights", loss_weights=facts.loss_weights)
 
     @classmethod
     def front_matter(cls, facts: ExportFacts) -> Mapping[str, Any]:

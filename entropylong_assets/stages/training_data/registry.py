@@ -29,6 +29,8 @@ class ExportFacts:
 
     splits: Mapping[str, int]
     """Samples per split."""
+    sources: Mapping[str, Mapping[str, int]]
+    """Samples per split and source, in the order in which they are written."""
     has_padding: bool
     """Whether any sample contains padding, which must be kept from the loss."""
     tokenizer: TokenizerFacts
@@ -120,9 +122,10 @@ class ExportFormat(ABC):
 
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
-        """Return a Markdown paragraph for the dataset card: files, columns, how to load them."""
+        """Return Markdown for the dataset card: under a heading (`###`) per trainer, the files and
+        exactly the commands and settings with which that trainer reads this export."""
         del facts
-        return f"{cls.description}.\n"
+        return f"### {cls.description}\n"
 
     @classmethod
     def front_matter(cls, facts: ExportFacts) -> Mapping[str, Any]:

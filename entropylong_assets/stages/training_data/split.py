@@ -36,6 +36,12 @@ class Split:
     largest_component: int
     """Samples in the largest one."""
 
+    def side(self, sample_id: str) -> str | None:
+        """The split of a sample; None if it is left out."""
+        if sample_id in self.left_out:
+            return None
+        return VALIDATION if sample_id in self.validation else TRAIN
+
 
 def _whole_components(names: list[str], labels: list[int], room: int, seed: int) -> set[int]:
     """Samples of whole components, taken in an order by hash, as long as they fit."""

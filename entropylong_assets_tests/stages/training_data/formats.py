@@ -79,7 +79,11 @@ def read_megatron(prefix: Path) -> list[np.ndarray]:
 
 def collate_like_prolong(item: dict[str, Any], *, apply_masks: bool) -> dict[str, Any]:
     """input_ids, labels (-100: not learnt) and span of each token, as ProLong's trainer has them:
-    attention inside each span of `indices`, a span's first token is not predicted."""
+    attention inside each span of `indices`, a span's first token is not predicted.
+
+    weights: what EntropyLong's loss multiplies each token's own loss by, if its weights were given
+    to it as its collator makes them: `position_weighted` whole, 0 leaving a loss as it is.
+    """
     ids, labels, spans = [], [], []
     for number, (start, end) in enumerate(item["indices"]):
         piece = item["input_ids"][start:end].astype(np.int64)
@@ -90,8 +94,14 @@ def collate_like_prolong(item: dict[str, Any], *, apply_masks: bool) -> dict[str
         ids.append(piece)
         labels.append(label)
         spans.append(np.full(len(piece), number))
+    weights = None
+    if "position_weighted" in item:
+        given = item["position_weighted"]
+        assert len(given) == sum(map(len, ids)), "weights of other tokens than those of the spans"
+        weights = np.where(given == 0, 1, given).tolist()
     return {
         "input_ids": np.concatenate(ids),
         "labels": np.concatenate(labels),
         "span": np.concatenate(spans),
+        "weights": weights,
     }

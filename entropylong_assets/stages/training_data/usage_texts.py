@@ -1,0 +1,19 @@
+"""The parts of the dataset card that say how trainers load a format: `usage/*.md`, filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+
+def usage_text(name: str, **values: Any) -> str:
+    """The text `usage/<name>.md` with `$key` replaced. Raises KeyError if a value is missing."""
+    path = files(__package__).joinpath("usage", f"{name}.md")
+    return Template(path.read_text(encoding="utf-8")).substitute(values)
+
+
+def paths_of(folder: str, sources: Iterable[str]) -> str:
+    """Arguments that name one path per source, below a folder of this export."""
+    return " ".join(f"<folder>/{folder}{source}" for source in sources)
