@@ -36,6 +36,7 @@ from entropylong_assets.stages.training_data.registry import (
 )
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.segment_texts import SegmentText, segment_rows
+from entropylong_assets.stages.training_data.usage_texts import usage_text
 
 _ORIGIN = ("role", "root_id", "doc_id", "chunk_id", "source")
 _MEASURED = ("root_id", "chunk_id", "rank", "gain", "calibrated_gain", "entropy", "entropy_context")
@@ -154,18 +155,13 @@ class JsonlFormat(ExportFormat):
 
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
-        separator = json.dumps(facts.tokenizer.separator)
-        return f"""**Text, for another tokenizer** (`jsonl/<split>-<nnnnn>.jsonl`): one object per
-sample. `segments` hold role, documents and text, `anchors` and `dependencies` the characters of
-each anchor in its root. The separator {separator} follows where `separator` is true; BOS and
-padding are left out. Gains were measured by the scoring model at its own tokens.
+        return usage_text("jsonl", separator=f"`{json.dumps(facts.tokenizer.separator)}`")
 
-```python
-from datasets import load_dataset
-
-rows = load_dataset("json", data_files={{"train": "jsonl/train-*.jsonl"}})["train"]
-```
-
-`entropylong retokenize <this folder> --tokenizer <model> --tokens <N> --out <folder>` packs it
-again to samples of N tokens of another tokenizer.
-"""
+    @classmethod
+    def front_matter(cls, facts: ExportFacts) -> Mapping[str, Any]:
+        files = [
+            {"split": split, "path": f"jsonl/{split}-*.jsonl"}
+            for split, samples in facts.splits.items()
+            if samples
+        ]
+        return {"configs": [{"config_name": "text", "data_files": files}]}

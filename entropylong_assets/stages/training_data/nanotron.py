@@ -38,11 +38,13 @@ from entropylong_assets.stages.training_data.registry import (
 )
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.source_writers import SourceWriters
+from entropylong_assets.stages.training_data.split import TRAIN
 from entropylong_assets.stages.training_data.token_files import (
     count_by_size,
     smallest_dtype,
     write_dataset_json,
 )
+from entropylong_assets.stages.training_data.usage_texts import usage_text
 
 _SMALLEST = 2
 """Bytes of a token id: datatrove reads 2 or 4."""
@@ -101,32 +103,12 @@ class NanotronFormat(ExportFormat):
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
         tokenizer = facts.tokenizer
-        size = smallest_dtype(tokenizer.vocab_size, _SMALLEST).itemsize
-        return f"""**nanotron, datatrove** (`nanotron/<split>/<source>/samples.ds`):
-
-```yaml
-tokens: {{sequence_length: {tokenizer.sample_tokens}}}
-data:
-  dataset:
-    dataset_folder: [nanotron/train/<source>]
-    vocab_size: {tokenizer.vocab_size}
-    token_size_in_bytes: {size}
-    return_positions: true
-```
-
-```python
-from datatrove.utils.dataset import DatatroveFolderDataset
-
-dataset = DatatroveFolderDataset(
-    "nanotron/train",
-    seq_len={tokenizer.sample_tokens},
-    filename_pattern="**/*.ds",
-    token_size={size},
-    return_positions=True,
-)
-```
-
-Keep the sequence length: readers step by one token more, and each sample has that one, EOS, as
-label of its last token. Padding is written as EOS. Keep `return_positions`: a token at position 0
-is not learnt, which is how padding is kept from the loss.
-"""
+        folders = [f"<folder>/nanotron/train/{source}" for source in facts.sources[TRAIN]]
+        return usage_text(
+            "nanotron",
+            end="padding" if tokenizer.eos_id is None else "EOS",
+            folders=", ".join(folders),
+            sample_tokens=tokenizer.sample_tokens,
+            token_size=smallest_dtype(tokenizer.vocab_size, _SMALLEST).itemsize,
+            vocab_size=tokenizer.vocab_size,
+        )

@@ -36,6 +36,7 @@ from entropylong_assets.stages.training_data.token_files import (
     smallest_dtype,
     write_dataset_json,
 )
+from entropylong_assets.stages.training_data.usage_texts import usage_text
 
 _MASK = "-label-mask"
 
@@ -85,29 +86,13 @@ class OlmoFormat(ExportFormat):
     def usage(cls, facts: ExportFacts) -> str:
         tokenizer = facts.tokenizer
         dtype = smallest_dtype(tokenizer.vocab_size).name
-        eos = tokenizer.pad_id if tokenizer.eos_id is None else tokenizer.eos_id
-        wrong = "uint32" if dtype == "uint16" else "uint16"
-        return f"""**OLMo-core** (`olmo/<split>/<source>.npy`, `olmo/<split>{_MASK}/<source>.npy`):
-
-```python
-from olmo_core.data import NumpyDatasetDType, NumpyFSLDatasetConfig, TokenizerConfig
-
-config = NumpyFSLDatasetConfig.glob(
-    "olmo/train/*.npy",
-    label_mask_paths=["olmo/train{_MASK}/*.npy"],
-    tokenizer=TokenizerConfig(
-        vocab_size={tokenizer.vocab_size},
-        eos_token_id={eos},
-        pad_token_id={tokenizer.pad_id},
-        bos_token_id={tokenizer.bos_id},
-    ),
-    sequence_length={tokenizer.sample_tokens},
-    dtype=NumpyDatasetDType.{dtype},
-)
-```
-
-Every instance is one sample. Keep `sequence_length`, or samples are cut; keep `dtype`, as {wrong}
-reads other ids without an error. Leave `generate_doc_lengths` off, and use neither
-`NumpyPaddedFSLDatasetConfig` nor `NumpyPackedFSLDatasetConfig`: they look for documents that end
-with EOS, which samples don't contain. Without `label_mask_paths` padding is learnt.
-"""
+        return usage_text(
+            "olmo",
+            bos_id=tokenizer.bos_id,
+            dtype=dtype,
+            eos_id=tokenizer.pad_id if tokenizer.eos_id is None else tokenizer.eos_id,
+            other_dtype="uint32" if dtype == "uint16" else "uint16",
+            pad_id=tokenizer.pad_id,
+            sample_tokens=tokenizer.sample_tokens,
+            vocab_size=tokenizer.vocab_size,
+        )

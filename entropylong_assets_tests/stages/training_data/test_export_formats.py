@@ -67,7 +67,9 @@ def test_format_of_another_package_is_exported_counted_and_described(json_lines,
 
 
 def test_unknown_format_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(SettingsError, match=r"no export format 'tfrecord'; there are jsonl, mds, meg"):
+    with pytest.raises(
+        SettingsError, match=r"no export format 'tfrecord'; there are jsonl, mds, meg"
+    ):
         export_settings(tmp_path, {"formats": ["tfrecord"]})
     with pytest.raises(SettingsError, match="each once"):
         export_settings(tmp_path, {"formats": ["mds", "mds"]})

@@ -8,6 +8,8 @@ pieces or a cut filler whose text overlaps or lacks a character.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from entropylong_assets.stages.training_data.segment_texts import _decoded
 from entropylong_assets_tests.stages.training_data.shards import make_shards, make_stage
 from entropylong_assets_tests.tiny_world import tiny_values
 
+READERS_PYTHON = os.environ.get("ENTROPYLONG_READERS_PYTHON")
 SHARDS = ["tiny-00000", "tiny-00001"]
 VARIANTS: list[dict[str, Any]] = [
     {"tokens": 2048},
@@ -149,6 +152,22 @@ def test_anchors_and_dependencies_are_where_their_tokens_are(
     assert n_anchors > n_dependencies
     assert n_anchors > 20
     assert (n_dependencies == 0) == (settings.samples.recipe == "nextlong")
+
+
+@pytest.mark.skipif(not READERS_PYTHON, reason="`datasets` is there: make test-exports")
+def test_load_dataset_reads_the_text(exported: tuple[Settings, Export], tmp_path: Path) -> None:
+    """As the card says: with the configuration `text`, which the front matter defines."""
+    _, export = exported
+    code = (
+        "import json, sys; from datasets import load_dataset;"
+        "loaded = load_dataset(sys.argv[1], 'text', cache_dir=sys.argv[2]);"
+        "print(json.dumps([row for rows in loaded.values() for row in rows]))"
+    )
+    command = [str(READERS_PYTHON), "-c", code, export.uri, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = {row["sample_id"]: row for row in json.loads(run.stdout.splitlines()[-1])}
+    assert found == lines(export)
 
 
 def test_a_tokenizer_that_can_not_tell_characters_decodes() -> None:

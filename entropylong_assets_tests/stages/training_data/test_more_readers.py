@@ -114,7 +114,7 @@ def check(rows: list[dict[str, Any]], store: Any, export: Any) -> None:
 def test_olmo_core_reads_its_arrays(exported: Any, tmp_path: Path) -> None:
     store, export = exported
     card = (Path(export.uri) / "README.md").read_text(encoding="utf-8")
-    code = block_after(card, "**OLMo-core**")
+    code = block_after(card, "### OLMo-core")
     rows = run_reader("olmo", export, code, tmp_path)
     check(rows, store, export)
     for row in rows:
@@ -126,7 +126,7 @@ def test_olmo_core_reads_its_arrays(exported: Any, tmp_path: Path) -> None:
 def test_datatrove_reads_t_plus_one_tokens_and_masks_padding(exported: Any, tmp_path: Path) -> None:
     store, export = exported
     card = (Path(export.uri) / "README.md").read_text(encoding="utf-8")
-    code = block_after(card, "**nanotron, datatrove**")
+    code = block_after(card, "### nanotron, datatrove")
     rows = run_reader("nanotron", export, code, tmp_path)
     tokenizer = export.manifest["tokenizer"]
     has_eos = tokenizer["eos_id"] is not None

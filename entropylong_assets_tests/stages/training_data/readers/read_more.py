@@ -45,7 +45,7 @@ def read_olmo(space: dict[str, Any], scratch: Path) -> list[dict[str, Any]]:
     named, config.dtype = config.dtype, None
     guessed = config.get_dtype().__name__
     config.dtype = named
-    dataset = config.build()
+    dataset = space["dataset"]
     length = config.sequence_length
     loader = NumpyDataLoaderConfig(
         global_batch_size=length, seed=0, work_dir=str(scratch), target_device_type="cpu"
@@ -143,7 +143,7 @@ READERS = {
 if __name__ == "__main__":
     name, export, scratch, code = sys.argv[1:]
     os.chdir(export)
-    space: dict[str, Any] = {"__name__": "snippet"}
+    space: dict[str, Any] = {"__name__": "snippet", "folder": export}
     sys.modules["snippet"] = type(sys)("snippet")
     exec(compile(Path(code).read_text(), code, "exec"), space)
     print(json.dumps(READERS[name](space, Path(scratch))))
