@@ -32,7 +32,7 @@ from entropylong_assets.stages.samples.settings import SampleSettings
 
 if TYPE_CHECKING:
     from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
-    from entropylong_assets.stages.samples.registry import Pool
+    from entropylong_assets.stages.samples.registry import Fillers
 
 NO_DEPENDENCY = "no_verified_dependency"
 NO_CONTEXT_FITS = "no_context_fits"
@@ -227,11 +227,11 @@ def lay_out(
     framing: Framing,
     settings: SampleSettings,
     seed: int,
-    pool: Pool | None = None,
+    pool: Fillers | None = None,
 ) -> list[Segment]:
     """The segments of one sample, exactly `settings.tokens` tokens long.
 
-    pool: the indexed corpus, for `fill: corpus`. Its fillers stand among the contexts of all roots
+    pool: for `fill: corpus`. Its fillers stand among the contexts of all roots
     in turn; the last one, cut to fit, ends the sample.
     """
     room = settings.tokens - framing.bos_tokens - sum(size_of(group, framing) for group in groups)

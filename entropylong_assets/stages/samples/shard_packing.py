@@ -64,8 +64,8 @@ class PackedShard:
 
 
 @dataclass
-class _Rows:
-    """Rows of a few samples."""
+class SampleRows:
+    """Rows of a few samples, as in the tables of samples."""
 
     samples: list[dict[str, Any]] = field(default_factory=list)
     segments: list[dict[str, Any]] = field(default_factory=list)
@@ -167,7 +167,7 @@ class _Packed:
         self.negatives_available += sum(len(group.negatives) for group in members)
         self.negatives += sum(segment.role == "hard_negative" for segment in segments)
 
-    def show(self, rows: _Rows) -> None:
+    def show(self, rows: SampleRows) -> None:
         """Keep the best dependencies and the contexts of the first samples."""
         new = pl.DataFrame(rows.dependencies, schema=_DEPENDENCIES)
         ranked = pl.concat([self.best, new]).sort("gain", descending=True, maintain_order=True)
@@ -306,7 +306,7 @@ def pack_shard(
         dropped_by_length += by_length
 
     source = shard.rpartition("-")[0]
-    packed, rows = _Packed(), _Rows()
+    packed, rows = _Packed(), SampleRows()
     passages = _Passages(tables, writer, pool)
     for together in _read_together(arrange(sizes, framing, chosen, settings.seed)):
         groups, _, _ = reader.read([root_id for members in together for root_id in members])
@@ -320,7 +320,7 @@ def pack_shard(
                 packed.show(rows)
                 passages.write(rows.segments)
                 rows.write(writer)
-                rows = _Rows()
+                rows = SampleRows()
     packed.show(rows)
     passages.write(rows.segments)
     rows.write(writer)

@@ -5,7 +5,7 @@ Legend: T tokens of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,13 +111,26 @@ def export_order(shards: Sequence[str]) -> list[str]:
 
 def _details(store: TableStore, shard: str) -> pl.DataFrame:
     """One row per sample, in the order of the samples: sample_id, segments, dependencies."""
-    ids = details = store.read(LONG_CONTEXT_SAMPLES, shard, "samples", ["sample_id"])
+    ids = store.read(LONG_CONTEXT_SAMPLES, shard, "samples", ["sample_id"])
     if not ids["sample_id"].is_sorted():
         raise TableError(
             f"{LONG_CONTEXT_SAMPLES.name}, {shard}: samples are not in order; materialize it again"
         )
+    tables = {table: store.read(LONG_CONTEXT_SAMPLES, shard, table) for table in _ORDER}
+    return join_details(ids, tables, _anchor_positions(store, shard))
+
+
+def join_details(
+    ids: pl.DataFrame, tables: Mapping[str, pl.DataFrame], anchors: pl.DataFrame
+) -> pl.DataFrame:
+    """One row per sample, in the order of `ids`: sample_id, segments, dependencies, anchors.
+
+    ids: sample_id, ascending. tables: `segments` and `dependencies`, as in the tables of samples.
+    anchors: sample_id and a list of positions.
+    """
+    details = ids
     for table, order in _ORDER.items():
-        rows = store.read(LONG_CONTEXT_SAMPLES, shard, table).sort("sample_id", *order)
+        rows = tables[table].sort("sample_id", *order)
         names = rows.columns[1:]
         assert rows.columns[0] == "sample_id"
         # Six decimals keep the JSON short and suffice for float32 values of this size.
@@ -128,7 +141,6 @@ def _details(store: TableStore, shard: str) -> pl.DataFrame:
             pl.col(names).filter(has_rows)
         )
         details = details.with_columns(grouped.select(pl.struct(names)).to_series().alias(table))
-    anchors = _anchor_positions(store, shard)
     return details.join(anchors, on="sample_id", how="left", maintain_order="left").with_columns(
         pl.col("anchors").fill_null([])
     )
@@ -163,10 +175,14 @@ def _anchor_positions(store: TableStore, shard: str) -> pl.DataFrame:
     )
 
 
-def _batch(
+def make_samples(
     details: pl.DataFrame, batch: pl.DataFrame, shard: str, provenance: bool
 ) -> list[Sample]:
-    """The samples of one batch of tokens, and of the rows of `details` that belong to it."""
+    """The samples of one batch of tokens, and of the rows of `details` that belong to it.
+
+    details: as from `join_details`. batch: sample_id and input_ids (uint32). Raises TableError if
+    tokens and segments don't match.
+    """
     segments, dependencies = (pl.col(table).struct for table in _ORDER)
     is_padding = segments.field("role").list.eval(pl.element() == "padding")
     names = pl.struct("sample_id", pl.lit(shard).alias("shard"), *_ORDER)
@@ -222,7 +238,7 @@ def _batches(store: TableStore, shards: Sequence[str], provenance: bool) -> Iter
         columns = ["sample_id", "input_ids"]
         batches = store.batches(LONG_CONTEXT_SAMPLES, shard, "samples", columns, rows=READ_ROWS)
         for batch in _prefetch(batches):
-            yield _batch(details[at : at + len(batch)], batch, shard, provenance)
+            yield make_samples(details[at : at + len(batch)], batch, shard, provenance)
             at += len(batch)
 
 
