@@ -6,13 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter
 
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
+from entropylong_assets.stages.training_data.front_matter import front_matter
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, ExportFacts
-
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 
 def facts_of(content: Mapping[str, Any]) -> ExportFacts:
@@ -26,24 +24,6 @@ def facts_of(content: Mapping[str, Any]) -> ExportFacts:
         tokenizer=TypeAdapter(TokenizerFacts).validate_python(tokenizer),
         loss_weights=content["settings"]["export"]["loss_weights"],
     )
-
-
-def _front_matter(content: Mapping[str, Any]) -> str:
-    figures = content["figures"]
-    licenses = {name for by_name in figures["licenses"].values() for name in by_name}
-    plain = [name.lower() for name in licenses if re.fullmatch(r"[A-Za-z0-9.+-]+", name)]
-    one = plain[0] if len(licenses) == 1 and plain and plain[0] != "unknown" else "other"
-    size = next((name for limit, name in _SIZES if figures["samples"] < limit), "n>1M")
-    fields: dict[str, Any] = {
-        "pretty_name": "Long-context samples with verified dependencies",
-        "license": one,
-        "task_categories": ["text-generation"],
-        "tags": ["long-context", "pre-training", "entropylong"],
-        "size_categories": [size],
-    }
-    for name in content["formats"]:
-        fields |= EXPORT_FORMATS[name].front_matter(facts_of(content))
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n"
 
 
 def _cell(value: Any) -> str:
@@ -93,32 +73,81 @@ def _figure_rows(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any]]
     ]
 
 
-def dataset_card(content: Mapping[str, Any]) -> str:
-    """The card of an export, from its manifest without files."""
-    figures, splits, made = content["figures"], content["splits"], content["made_from"]
-    settings = content["settings"]
-    sources = [
+def _tokenizer_rows(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    tokenizer = content["tokenizer"]
+
+    def token(name: str) -> str | None:
+        token_id, text = tokenizer[f"{name}_id"], tokenizer[f"{name}_token"]
+        return None if token_id is None else f"{token_id} ({text})"
+
+    def ids(name: str) -> str | None:
+        return ", ".join(map(str, tokenizer[name])) or None
+
+    return [
+        ("model whose tokenizer it is", tokenizer["model"]),
+        ("vocabulary", tokenizer["vocab_size"]),
+        ("padding", token("pad")),
+        ("EOS", token("eos")),
+        ("BOS", token("bos")),
+        ("ids that begin a sample", ids("sample_begins_with")),
+        ("ids after every context and root", ids("separator_ids")),
+        ("tokens per sample", tokenizer["sample_tokens"]),
+        ("type of ids", tokenizer["dtype"]),
+    ]
+
+
+def _sources(figures: Mapping[str, Any]) -> str:
+    rows = [
         (name, tokens, "; ".join(sorted(figures["licenses"].get(name, {"unknown": 0}))))
         for name, tokens in figures["tokens_by_source"].items()
     ]
+    return _table(["source", "tokens", "licence, as the source gives it"], rows)
+
+
+def _no_table(facts: ExportFacts, formats: Sequence[str]) -> str:
+    """What to say of `load_dataset` in an export that it can't load."""
+    if any(EXPORT_FORMATS[name].front_matter(facts).get("configs") for name in formats):
+        return ""
+    return (
+        "\n### Hugging Face `datasets`\n\n`load_dataset` cannot load these formats, and says so. "
+        "Export again with `parquet` among `export.formats`.\n"
+    )
+
+
+def license_file(content: Mapping[str, Any]) -> str:
+    """The file of an export that lists the licences of its sources."""
+    return (
+        "# Licences\n\nThe texts in these samples are under the licences of their sources:\n\n"
+        + _sources(content["figures"])
+    )
+
+
+def dataset_card(content: Mapping[str, Any]) -> str:
+    """The card of an export, from its manifest without files."""
+    figures, splits, made = content["figures"], content["splits"], content["made_from"]
+    settings, facts = content["settings"], facts_of(content)
     rule, epsilon = settings["verification"]["rule"], settings["verification"].get("epsilon")
     fraction = settings["export"]["validation_fraction"]
     return (
-        _front_matter(content) + "\n# Long-context samples with verified dependencies\n\n"
+        front_matter(content, facts) + "\n# Long-context samples with verified dependencies\n\n"
         "Each sample joins root documents with passages of other documents that were shown to "
         "lower a language model's uncertainty at given positions of the root (EntropyLong, "
         "arXiv 2510.02330). Token ids are those that were scored.\n\n"
         "## Figures\n\n"
         + _table(["figure", "value"], _figure_rows(figures, rule))
         + "\n## Sources\n\n"
-        + _table(["source", "tokens", "licence, as the source gives it"], sources)
+        + _sources(figures)
+        + "\n## Tokenizer\n\n"
+        + _table(["", ""], _tokenizer_rows(content))
+        + "\nOnly padding has the padding's id if it is a special token other than EOS and BOS.\n"
         + "\n## Splits\n\n"
         + _table(["split", "samples"], [*splits.items(), ("left out", content["left_out"])])
         + f"\nNo document is in both splits, as root or as context. At most {fraction:g} of the "
         "samples is held out, and less if shared documents link samples. Samples that share "
         "documents with both splits are left out; the figures above count them.\n\n"
         "## Use in trainers\n\n"
-        + "\n".join(EXPORT_FORMATS[name].usage(facts_of(content)) for name in content["formats"])
+        + "\n".join(EXPORT_FORMATS[name].usage(facts) for name in content["formats"])
+        + _no_table(facts, content["formats"])
         + "\n## Made from\n\n"
         + _table(
             ["", ""],

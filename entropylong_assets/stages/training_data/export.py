@@ -2,6 +2,7 @@
 
     <destination>/<version>/
       README.md        dataset card
+      LICENSE.md       licences of the sources
       manifest.json    files, hashes, counts, settings and what it was made from
       <format>/...     one folder per format, e.g. `mds/train/<source>/`
 
@@ -24,9 +25,10 @@ from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
-from entropylong_assets.stages.training_data.card import dataset_card, facts_of
+from entropylong_assets.stages.training_data.card import dataset_card, facts_of, license_file
 from entropylong_assets.stages.training_data.destination import destination_of
 from entropylong_assets.stages.training_data.figures import dataset_figures
+from entropylong_assets.stages.training_data.front_matter import LICENSES
 from entropylong_assets.stages.training_data.manifest import (
     FORMAT_VERSION,
     ExportError,
@@ -244,6 +246,8 @@ def export_training_data(
         _write_samples(samples, formats, split, on_progress)
         with publication.file("README.md") as file:
             file.write(dataset_card(content).encode())
+        with publication.file(LICENSES) as file:
+            file.write(license_file(content).encode())
         files = sorted(publication.files, key=lambda file: file.path)
         content["files"] = [asdict(file) for file in files]
         publication.publish(encode_manifest(content))

@@ -111,10 +111,8 @@ class MegatronFormat(ExportFormat):
 
 def _blends(facts: ExportFacts) -> str:
     """The value of `blend_per_split` in Python: train, validation, and no test split."""
-    lines = []
+    blends = []
     for split in (TRAIN, VALIDATION):
         prefixes = [f'f"{{folder}}/megatron/{split}-{source}"' for source in facts.sources[split]]
-        lines.append(
-            f"        ([{', '.join(prefixes)}], None),\n" if prefixes else "        None,\n"
-        )
-    return "[\n" + "".join([*lines, "        None,\n"]) + "    ]"
+        blends.append(f"([{', '.join(prefixes)}], None)" if prefixes else "None")
+    return "[\n" + "".join(f"        {blend},\n" for blend in [*blends, "None"]) + "    ]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from entropylong_assets.stages.training_data.manifest import ExportError, decode_manifest
@@ -49,8 +50,28 @@ def _fault(fs: Any, path: str, expected: dict[str, Any]) -> str | None:
     return None if digest.hexdigest() == expected["sha256"] else "its bytes have changed"
 
 
+def _is_of_a_client(relative: str) -> bool:
+    """Whether a client of the Hub wrote a file beside the export that it fetched or pushed."""
+    return relative == ".gitattributes" or relative.startswith((".git/", ".cache/huggingface/"))
+
+
+def _empty_folders(fs: Any, folder: str) -> list[str]:
+    """Folders below `folder` without any file, relative to it. Object storage has none."""
+    found = fs.find(folder, withdirs=True, detail=True)
+    files = [path for path, info in found.items() if info["type"] != "directory"]
+    used = {str(parent) for path in files for parent in PurePosixPath(path).parents}
+    below = f"{folder}/"
+    return sorted(
+        path.removeprefix(below)
+        for path, info in found.items()
+        if info["type"] == "directory" and path.startswith(below) and path.rstrip("/") not in used
+    )
+
+
 def verify_export(uri: str) -> Verification:
-    """Read every file; find changed, missing and foreign ones.
+    """Read every file; find changed, missing and foreign ones, and foreign empty folders.
+
+    What git and the clients of the Hugging Face Hub add is not counted.
 
     Raises ExportError if the manifest itself is missing or damaged.
     """
@@ -65,7 +86,12 @@ def verify_export(uri: str) -> Verification:
     known = {file["path"] for file in manifest["files"]} | {MANIFEST}
     for path in sorted(fs.find(folder)):
         relative = path.removeprefix(folder).lstrip("/")
-        if relative not in known:
+        if relative not in known and not _is_of_a_client(relative):
             faults.append(f"{relative}: not part of the export")
+    faults += [
+        f"{path}/: an empty folder that is not part of the export"
+        for path in _empty_folders(fs, folder)
+        if not _is_of_a_client(f"{path}/")
+    ]
     files = manifest["files"]
     return Verification(len(files), sum(file["bytes"] for file in files), tuple(faults))

@@ -387,11 +387,17 @@ def test_card_opens_with_front_matter_and_shows_the_figures(exported):
         | ({"columns": ["input_ids", "labels", "attention_mask"]} if name == "default" else {})
         for name in ("default", "provenance")
     ]
-    assert front["license"] == "other", "two licences are not one"
+    assert (front["license"], front["license_link"]) == ("other", "LICENSE.md"), "two are not one"
+    licenses = (Path(export.uri) / front["license_link"]).read_text()
+    assert all(name in licenses for name in ("cc0-1.0", "odc-by", "| books |", "| web |"))
     for row in (
         f"| samples | {export.manifest['figures']['samples']} |",
         "| random contexts that the rule accepts, share |",
         f"| scoring model | {MODEL} |",
+        "| vocabulary | 100,000 |",
+        f"| padding | {PAD} (\\<pad\\>) |",
+        "| EOS | – |",
+        f"| tokens per sample | {TOKENS} |",
     ):
         assert row in body
 
@@ -432,6 +438,25 @@ def test_a_flipped_byte_is_found_in_every_file(exported, tmp_path, share):
         else:
             assert verify_export(str(copy)).faults == (f"{name}: its bytes have changed",)
         (copy / name).write_bytes(data)
+
+
+def test_what_clients_of_the_hub_add_is_no_fault(exported, tmp_path):
+    """git writes .gitattributes into every repository of the Hub, and its client a cache."""
+    _, _, export = exported
+    copy = tmp_path / "copy"
+    shutil.copytree(export.uri, copy)
+    for name in (".gitattributes", ".git/objects/12/34", ".cache/huggingface/download/a.metadata"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("theirs")
+    (copy / ".git/refs/tags").mkdir(parents=True)
+    assert verify_export(str(copy)).faults == ()
+    (copy / "parquet/.gitattributes").write_text("mine")
+    (copy / "mds/empty/inner").mkdir(parents=True)
+    assert verify_export(str(copy)).faults == (
+        "parquet/.gitattributes: not part of the export",
+        "mds/empty/: an empty folder that is not part of the export",
+        "mds/empty/inner/: an empty folder that is not part of the export",
+    )
 
 
 def test_missing_cut_and_foreign_files_are_found(exported, tmp_path):
