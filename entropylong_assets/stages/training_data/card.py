@@ -165,3 +165,60 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         + "\nThe settings that determine the samples, and the hash of every file, are in "
         "`manifest.json`.\n"
     )
+
+
+def _repacked(counts: Mapping[str, Any]) -> str:
+    """What was read, packed and dropped."""
+    read, packed = counts["read"], counts["packed"]
+    rows = [(name.replace("_", " "), read[name], packed.get(name, 0)) for name in read]
+    dropped = [
+        (f"{what}: {reason}", n)
+        for what in ("roots", "contexts", "dependencies")
+        for reason, n in counts[f"{what}_dropped"].items()
+    ]
+    return _table(["", "read", "packed"], rows) + (
+        "\n" + _table(["dropped", "number"], dropped) if dropped else ""
+    )
+
+
+def retokenized_card(content: Mapping[str, Any]) -> str:
+    """The card of an export that was packed again, from its manifest without files."""
+    figures, splits, made = content["figures"], content["splits"], content["made_from"]
+    facts = facts_of(content)
+    shares = [(f"tokens in role {r}, share", n) for r, n in figures["share_by_role"].items()]
+    return (
+        front_matter(content, facts) + "\n# Long-context samples with verified dependencies\n\n"
+        "Each sample joins root documents with passages of other documents that were shown to "
+        "lower a language model's uncertainty at given positions of the root (EntropyLong, "
+        "arXiv 2510.02330). The samples were packed again for another tokenizer. **Gains and "
+        f"entropies were measured by {_cell(made['gains_measured_by'])} at its own tokens**; an "
+        "anchor is the token that holds the first character of the one that was measured.\n\n"
+        "## Figures\n\n"
+        + _table(
+            ["figure", "value"],
+            [("samples", figures["samples"]), ("tokens", figures["tokens"]), *shares],
+        )
+        + "\n## Packed again\n\n"
+        + _repacked(content["repacked"])
+        + "\n## Sources\n\n"
+        + _sources(figures)
+        + "\n## Tokenizer\n\n"
+        + _table(["", ""], _tokenizer_rows(content))
+        + "\n## Splits\n\n"
+        + _table(["split", "samples"], [*splits.items()])
+        + "\nRoots and contexts stay in the split that they were in.\n\n## Use in trainers\n\n"
+        + "\n".join(EXPORT_FORMATS[name].usage(facts) for name in content["formats"])
+        + _no_table(facts, content["formats"])
+        + "\n## Made from\n\n"
+        + _table(
+            ["", ""],
+            [
+                ("export", made["export"]),
+                ("model that measured gains", made["gains_measured_by"]),
+                ("tokens per sample before", made["sample_tokens"]),
+                ("tokenizer", made["tokenizer"]),
+                ("seed", str(content["settings"]["seed"])),
+            ],
+        )
+        + "\nSettings, counts and the hash of every file are in `manifest.json`.\n"
+    )

@@ -169,7 +169,7 @@ def _samples_by_source(
     return counts
 
 
-def _published(publication: Publication) -> dict[str, Any] | None:
+def published_manifest(publication: Publication) -> dict[str, Any] | None:
     """The manifest of the export under this name, if it exists and no file is missing."""
     try:
         manifest = read_manifest(publication.uri)
@@ -203,7 +203,7 @@ def export_training_data(
     chosen = _recorded_settings(settings)
     name = fingerprint({"format": FORMAT_VERSION, "made_from": made_from, "settings": chosen})
     publication = Publication(destination_of(settings), name)
-    existing = None if overwrite else _published(publication)
+    existing = None if overwrite else published_manifest(publication)
     if existing is not None:
         return Export(publication.uri, name, existing, reused=True)
 

@@ -38,6 +38,8 @@ from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.segment_texts import SegmentText, segment_rows
 from entropylong_assets.stages.training_data.usage_texts import usage_text
 
+JSONL = "jsonl"
+
 _ORIGIN = ("role", "root_id", "doc_id", "chunk_id", "source")
 _MEASURED = ("root_id", "chunk_id", "rank", "gain", "calibrated_gain", "entropy", "entropy_context")
 
@@ -119,7 +121,7 @@ class _JsonlWriter:
         self._stack.close()
 
 
-@EXPORT_FORMATS.register("jsonl")
+@EXPORT_FORMATS.register(JSONL)
 class JsonlFormat(ExportFormat):
     """One or more files per split."""
 

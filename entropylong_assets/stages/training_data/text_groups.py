@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,36 +62,36 @@ class TextGroups:
                 "this tokenizer can't tell which characters its tokens stand for, so that anchors "
                 "can't be found; name a model with a fast tokenizer (tokenizer.json)"
             )
-        spans = {i: found for i, (_, found) in zip(roots, encoded, strict=True)}
-        dependencies = self._dependencies(line["dependencies"], segments, spans)
+        places = {
+            i: _Places(segments[i]["text"], spans)
+            for i, (_, spans) in zip(roots, encoded, strict=True)
+        }
+        dependencies = self._dependencies(line["dependencies"], places)
         contexts = _contexts(segments, tokenizer, dependencies)
         for i, (ids, _) in zip(roots, encoded, strict=True):
             root_id = segments[i]["root_id"]
             own = [c for c in contexts if c.root_id == root_id and not c.filler]
-            chosen = [c for c in own if c.role != "hard_negative" or keep_negatives]
+            is_chosen = [c.role != "hard_negative" or keep_negatives for c in own]
             self.groups.append(
                 Group(
                     root_id=root_id,
                     token_ids=np.asarray(ids, np.uint32),
-                    chosen=tuple(chosen),
-                    negatives=tuple(c for c in own if c not in chosen),
+                    chosen=tuple(c for c, chosen in zip(own, is_chosen, strict=True) if chosen),
+                    negatives=tuple(
+                        c for c, chosen in zip(own, is_chosen, strict=True) if not chosen
+                    ),
                 )
             )
             self.texts[root_id] = segments[i]["text"]
-            places = [a for a in line["anchors"] if a["segment"] == i]
-            tokens = (
-                _token_at(spans[i], segments[i]["text"], a["start"], a["end"]) for a in places
-            )
-            self.anchors[root_id] = sorted({token for token in tokens if token is not None})
+            anchors = [a for a in line["anchors"] if a["segment"] == i]
+            tokens = {places[i].token(anchor["start"], anchor["end"]) for anchor in anchors}
+            self.anchors[root_id] = sorted(token for token in tokens if token is not None)
         filler_texts = [s["text"] for s in segments if s["role"] == "filler"]
         fillers = [c for c in contexts if c.filler]
         self.fillers += zip(fillers, filler_texts, strict=True)
 
     def _dependencies(
-        self,
-        rows: Sequence[Line],
-        segments: Sequence[Line],
-        spans: Mapping[int, Sequence[tuple[int, int]]],
+        self, rows: Sequence[Line], places: Mapping[int, _Places]
     ) -> dict[int, list[Dependency]]:
         """Dependencies by the number of their context, at the tokens of their anchors.
 
@@ -99,8 +100,7 @@ class TextGroups:
         found: dict[tuple[int, int], Dependency] = {}
         self.dependencies += len(rows)
         for row in sorted(rows, key=lambda row: (-row["gain"], row["rank"])):
-            root = row["root"]
-            token = _token_at(spans[root], segments[root]["text"], row["start"], row["end"])
+            token = places[row["root"]].token(row["start"], row["end"])
             if token is None or (row["context"], token) in found:
                 self.dropped[NO_TOKEN if token is None else SAME_TOKEN] += 1
                 continue
@@ -113,12 +113,22 @@ class TextGroups:
         return by_context
 
 
-def _token_at(spans: Sequence[tuple[int, int]], text: str, start: int, end: int) -> int | None:
-    """The token that holds the first character of text[start:end] that is not a space."""
-    place = start + len(text[start:end]) - len(text[start:end].lstrip())
-    if place == end:  # nothing but spaces
-        place = start
-    return next((i for i, (a, b) in enumerate(spans) if a <= place < b), None)
+class _Places:
+    """Finds the tokens of characters of one text."""
+
+    def __init__(self, text: str, spans: Sequence[tuple[int, int]]) -> None:
+        self._text, self._spans = text, spans
+        self._ends = [end for _, end in spans]
+
+    def token(self, start: int, end: int) -> int | None:
+        """The token that holds the first character in this span that is not a space.
+
+        One tokenizer counts the space before a word to it, another does not. None: no token has it.
+        """
+        text = self._text[start:end]
+        place = start + (len(text) - len(text.lstrip()) if text.strip() else 0)
+        token = bisect_right(self._ends, place)
+        return token if token < len(self._spans) and self._spans[token][0] <= place else None
 
 
 def _contexts(
@@ -165,8 +175,7 @@ class TextFillers:
 
     def __init__(self, read: TextGroups, retrieval: RetrievalSettings, seed: int) -> None:
         self._texts, self._retrieval = read.texts, retrieval
-        ordered = sorted(read.fillers, key=lambda item: hash_key(seed, item[0].chunk_id))
-        self._left = {context.chunk_id: (context, text) for context, text in ordered}
+        self._left = sorted(read.fillers, key=lambda item: hash_key(seed, item[0].chunk_id))
 
     def __len__(self) -> int:
         """Fillers that were not used."""
@@ -177,10 +186,16 @@ class TextFillers:
         own |= {group.root_id for group in groups}
         texts = [self._texts[group.root_id] for group in groups]
         checks = [make_leak_check(self._retrieval, text) for text in texts]
-        limit, number = self._retrieval.max_containment, 0
-        for chunk_id, (context, text) in list(self._left.items()):
-            if context.doc_id in own or any(c.containment(text) >= limit for c in checks):
+        limit = self._retrieval.max_containment
+        taken: set[str] = set()
+        at = 0
+        while at < len(self._left):
+            context, text = self._left[at]
+            is_related = context.doc_id in own or context.chunk_id in taken
+            if is_related or any(check.containment(text) >= limit for check in checks):
+                at += 1
                 continue
-            del self._left[chunk_id]
-            yield replace(context, root_id=groups[number % len(groups)].root_id)
-            number += 1
+            del self._left[at]
+            root_id = groups[len(taken) % len(groups)].root_id
+            taken.add(context.chunk_id)
+            yield replace(context, root_id=root_id)
