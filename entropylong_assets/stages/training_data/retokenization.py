@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from entropylong_assets.settings.section import Settings, fingerprint
@@ -80,9 +81,8 @@ def _make(batch: Sequence[LaidOut], provenance: bool) -> Iterator[tuple[str, Sam
     anchors = ids.with_columns(
         pl.Series("anchors", [list(s.anchors) for s in batch], pl.List(pl.Int32))
     )
-    tokens = ids.with_columns(
-        pl.Series("input_ids", [row["input_ids"] for row in rows.samples], pl.List(pl.UInt32))
-    )
+    token_ids_ST = np.stack([row["input_ids"] for row in rows.samples])
+    tokens = ids.with_columns(pl.Series("input_ids", token_ids_ST).arr.to_list())
     details = join_details(ids, tables, anchors)
     made = make_samples(details, tokens, shard, provenance)
     yield from zip([sample.split for sample in batch], made, strict=True)

@@ -8,7 +8,7 @@ a root; an export that its own checks or readers refuse.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ def text(
         tiny_models,
         export={"formats": ["jsonl"], "validation_fraction": 0.5},
         samples={"tokens": 1536, "fill": request.param},
+        entropy={"alpha": 0.8},
+        verification={"epsilon": 0.02},
     )
     settings = make_project(values).dataset
     assert make_shards(settings) == SHARDS
@@ -97,16 +99,15 @@ def test_every_context_is_whole_and_every_anchor_at_its_word(
     tokenizer = AutoTokenizer.from_pretrained(other_model)
     separator = tokenizer.encode("\n\n", add_special_tokens=False)
     source = lines(text)
-    texts = {
-        (s["role"] == "root", s["chunk_id"] or s["root_id"]): s["text"]
-        for line in source
-        for s in line["segments"]
-    }
-    words = {}
+    texts: dict[Any, set[str]] = defaultdict(set)  # a filler is cut in one sample, not in another
+    for line in source:
+        for s in line["segments"]:
+            texts[s["role"] == "filler", s["chunk_id"] or s["root_id"]].add(s["text"])
+    words: dict[Any, list[tuple[float, str]]] = defaultdict(list)
     for line in source:
         for d in line["dependencies"]:
             anchor = line["segments"][d["root"]]["text"][d["start"] : d["end"]]
-            words.setdefault((d["root_id"], d["chunk_id"]), []).append((d["gain"], anchor))
+            words[d["root_id"], d["chunk_id"]].append((d["gain"], anchor))
     n_dependencies = 0
     for row in rows(export):
         ids = row["input_ids"]
@@ -119,12 +120,13 @@ def test_every_context_is_whole_and_every_anchor_at_its_word(
             if s["role"] == "padding":
                 assert set(placed) == {tokenizer.pad_token_id}
                 continue
-            own = texts[s["role"] == "root", s["chunk_id"] or s["root_id"]]
-            whole = tokenizer.encode(own, add_special_tokens=False) + separator
+            own = texts[s["role"] == "filler", s["chunk_id"] or s["root_id"]]
+            whole = [tokenizer.encode(t, add_special_tokens=False) + separator for t in own]
+            assert len(own) == 1 or s["role"] == "filler"
             if s["role"] == "filler" and end == tokens:
-                assert placed == whole[: len(placed)]
+                assert placed in [ids[: len(placed)] for ids in whole]
             else:
-                assert placed == whole
+                assert placed in whole
         assert end == tokens
         for d in row["dependencies"]:
             token = tokenizer.decode([ids[d["anchor_position"]]]).strip()
@@ -141,7 +143,7 @@ def test_every_context_is_whole_and_every_anchor_at_its_word(
     assert n_dependencies == export.manifest["repacked"]["packed"]["dependencies"] > 20
 
 
-@pytest.mark.parametrize("tokens", [640, 4096])
+@pytest.mark.parametrize("tokens", [500, 4096])
 def test_what_is_read_is_packed_or_dropped_with_a_reason(
     text: Export, other_model: str, tmp_path: Path, tokens: int
 ) -> None:
@@ -159,7 +161,7 @@ def test_what_is_read_is_packed_or_dropped_with_a_reason(
     for what in ("roots", "contexts", "dependencies"):
         dropped = sum(counts[f"{what}_dropped"].values())
         assert read[what] == packed[what] + dropped, what
-    if tokens == 640:
+    if tokens == 500:
         assert counts["contexts_dropped"].get("group_too_large", 0) > 0
         assert counts["roots_dropped"].get("root_too_long", 0) > 0
     else:
@@ -199,7 +201,7 @@ def test_export_is_whole_counted_and_keeps_its_splits(
 
 
 def test_command_prints_what_it_dropped(text: Export, other_model: str, tmp_path: Path) -> None:
-    arguments = ["retokenize", text.uri, "--tokenizer", other_model, "--tokens", "640"]
+    arguments = ["retokenize", text.uri, "--tokenizer", other_model, "--tokens", "500"]
     run = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path), "--format", "olmo"])
     assert run.exit_code == 0, run.output
     assert "dependencies" in run.output
