@@ -27,12 +27,16 @@ import polars as pl
 from entropylong_assets.project import make_project, open_store
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES, EntropyScoresSummary
+from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.stages.retrieval.tables import (
     CANDIDATE_CONTEXTS,
     CandidateContextsSummary,
 )
 from entropylong_assets.stages.samples.shard_packing import SAMPLES_PER_WRITE
-from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.samples.tables import (
+    LONG_CONTEXT_SAMPLES,
+    LongContextSamplesSummary,
+)
 from entropylong_assets.stages.training_data.export import export_training_data
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.schemas import Summary, TableSet
@@ -40,7 +44,7 @@ from entropylong_assets.storage.tables import TableStore
 
 TOKENS = 131_072
 CONTEXTS = 300
-REPEATS = 3
+REPEATS = 2
 TARGET_MB_PER_SECOND = 150
 SCORES = EntropyScoresSummary(
     documents=0,
@@ -66,13 +70,41 @@ CANDIDATES = CandidateContextsSummary(
     nprobes=None,
     refine_factor=None,
 )
+SAMPLES = LongContextSamplesSummary(
+    samples=0,
+    roots=0,
+    roots_packed=0,
+    roots_dropped={},
+    contexts_dropped={},
+    dependencies=0,
+    dependencies_packed=0,
+    dependencies_dropped={},
+    negatives_available=0,
+    negatives_packed=0,
+    tokens={},
+    utilisation=None,
+    tokenizer=TokenizerFacts(
+        model="generated",
+        vocab_size=49_152,
+        pad_id=3,
+        pad_token="<pad>",
+        eos_id=2,
+        eos_token="</s>",
+        bos_id=1,
+        bos_token="<s>",
+        sample_begins_with=(),
+        separator="\n\n",
+        separator_ids=(4,),
+        sample_tokens=TOKENS,
+    ),
+)
 UPSTREAM: dict[TableSet[Any], Summary | None] = {
     CORPUS_DOCUMENTS: None,
     ENTROPY_SCORES: SCORES,
     CANDIDATE_CONTEXTS: CANDIDATES,
     VERIFIED_DEPENDENCIES: None,
 }
-"""Tables that an export reads beside the samples; all are empty here."""
+"""Tables that an export reads beside the samples; all but the roots are empty here."""
 
 
 def make_sample(name: str, number: int, rng: np.random.Generator) -> dict[str, pl.DataFrame]:
@@ -113,6 +145,13 @@ def make_sample(name: str, number: int, rng: np.random.Generator) -> dict[str, p
     }
 
 
+def make_root(number: int) -> dict[str, Any]:
+    """Return the row of a sample's root, of which only the anchors are read."""
+    figures = {"token_ids": [0], "entropies": [None], "surprisals": [None]}
+    moments = {"mean": 0.0, "std": 0.0, "threshold": 0.0}
+    return {"root_id": f"{number:032x}", "anchors": [*range(100, 400)]} | figures | moments
+
+
 def make_store(folder: str, n_samples: int, per_shard: int = 64) -> list[str]:
     """Write samples with as many segments and dependencies as real ones; return the shards."""
     store, rng, shards = TableStore(folder), np.random.default_rng(0), []
@@ -122,7 +161,11 @@ def make_store(folder: str, n_samples: int, per_shard: int = 64) -> list[str]:
         for tables, summary in UPSTREAM.items():
             with store.write(tables, shard, fingerprint="bench") as writer:
                 writer.summary = summary.model_dump() if summary else {}
+                if tables is ENTROPY_SCORES:
+                    numbers = range(first, min(first + per_shard, n_samples))
+                    writer.append("roots", [make_root(number) for number in numbers])
         with store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="bench") as writer:
+            writer.summary = SAMPLES.model_dump()
             for start in range(first, min(first + per_shard, n_samples), SAMPLES_PER_WRITE):
                 numbers = range(start, min(start + SAMPLES_PER_WRITE, n_samples))
                 samples = [make_sample(f"{shard}-{number:05d}", number, rng) for number in numbers]
