@@ -94,13 +94,14 @@ def segment_rows(sample: Sample) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _key(segment: Mapping[str, Any]) -> str | None:
-    return segment["chunk_id"] or segment["root_id"]
+def _key(segment: Mapping[str, Any]) -> str:
+    """Id of the passage or document that a segment's text comes from; empty if it has none."""
+    return segment["chunk_id"] or segment["root_id"] or ""
 
 
 def _read_texts(session: duckdb.DuckDBPyConnection, samples: Sequence[Sample]) -> dict[str, str]:
-    keys = {_key(segment) for sample in samples for segment in segment_rows(sample)} - {None}
-    wanted = pl.DataFrame({"key": sorted(filter(None, keys))}, schema={"key": pl.String})
+    keys = {_key(segment) for sample in samples for segment in segment_rows(sample)}
+    wanted = pl.DataFrame({"key": sorted(keys)}, schema={"key": pl.String})
     session.register("wanted", wanted.to_arrow())
     return dict(session.sql(_TEXTS).fetchall())
 
@@ -114,7 +115,7 @@ def _segment_texts(
     done: dict[str, int] = {}  # tokens of a root in the pieces before
     found = []
     for segment in segments:
-        key = _key(segment) or ""
+        key = _key(segment)
         ids = sample.token_ids_T[segment["start"] : segment["end"]].astype(np.int64)
         skipped = done.get(key, 0) if segment["role"] == "root" else 0
         done[key] = skipped + len(ids)
