@@ -15,14 +15,15 @@ from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, Exp
 
 def facts_of(content: Mapping[str, Any]) -> ExportFacts:
     """What formats need to know of an export, from its manifest without files."""
-    padding = content["figures"]["tokens_by_role"].get("padding")
+    roles, export = content["figures"]["tokens_by_role"], content["settings"]["export"]
+    fillers = not export["learn_fillers"] and roles.get("filler")
     tokenizer = {k: v for k, v in content["tokenizer"].items() if k != "dtype"}
     return ExportFacts(
         splits=content["splits"],
         sources=content["sources"],
-        has_padding=bool(padding),
+        has_padding=bool(roles.get("padding") or fillers),
         tokenizer=TypeAdapter(TokenizerFacts).validate_python(tokenizer),
-        loss_weights=content["settings"]["export"]["loss_weights"],
+        loss_weights=export["loss_weights"],
     )
 
 
@@ -104,6 +105,16 @@ def _sources(figures: Mapping[str, Any]) -> str:
     return _table(["source", "tokens", "licence, as the source gives it"], rows)
 
 
+def _masked_fillers(content: Mapping[str, Any]) -> str:
+    """What to say if fillers are not learnt."""
+    if content["settings"]["export"]["learn_fillers"]:
+        return ""
+    return (
+        "Fillers (role `filler`) are not learnt. ProLong's and EntropyLong's trainers apply the mask "
+        "of MDS only with `--apply_instruct_masks`.\n\n"
+    )
+
+
 def _no_table(facts: ExportFacts, formats: Sequence[str]) -> str:
     """What to say of `load_dataset` in an export that it can't load."""
     if any(EXPORT_FORMATS[name].front_matter(facts).get("configs") for name in formats):
@@ -146,6 +157,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         "samples is held out, and less if shared documents link samples. Samples that share "
         "documents with both splits are left out; the figures above count them.\n\n"
         "## Use in trainers\n\n"
+        + _masked_fillers(content)
         + "\n".join(EXPORT_FORMATS[name].usage(facts) for name in content["formats"])
         + _no_table(facts, content["formats"])
         + "\n## Made from\n\n"
@@ -207,6 +219,7 @@ def retokenized_card(content: Mapping[str, Any]) -> str:
         + "\n## Splits\n\n"
         + _table(["split", "samples"], [*splits.items()])
         + "\nRoots and contexts stay in the split that they were in.\n\n## Use in trainers\n\n"
+        + _masked_fillers(content)
         + "\n".join(EXPORT_FORMATS[name].usage(facts) for name in content["formats"])
         + _no_table(facts, content["formats"])
         + "\n## Made from\n\n"

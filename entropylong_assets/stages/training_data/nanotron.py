@@ -81,6 +81,8 @@ class NanotronFormat(ExportFormat):
 
     description: ClassVar[str] = "Datatrove's .ds files with T + 1 tokens per sample, for nanotron"
 
+    has_mask: ClassVar[bool] = False
+
     def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
         super().__init__(folder, settings, facts)
         tokenizer = facts.tokenizer

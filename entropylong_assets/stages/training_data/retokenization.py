@@ -27,7 +27,7 @@ from entropylong_assets.stages.model_files import locate
 from entropylong_assets.stages.samples.shard_packing import SampleRows
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.card import facts_of, license_file, retokenized_card
-from entropylong_assets.stages.training_data.export import Export, published_manifest
+from entropylong_assets.stages.training_data.export import Export, published_manifest, require_masks
 from entropylong_assets.stages.training_data.front_matter import LICENSES
 from entropylong_assets.stages.training_data.jsonl import JSONL
 from entropylong_assets.stages.training_data.manifest import (
@@ -48,6 +48,7 @@ from entropylong_assets.stages.training_data.samples import (
     domain_of,
     join_details,
     make_samples,
+    mask_fillers,
 )
 from entropylong_assets.stages.training_data.verify import read_manifest
 
@@ -142,6 +143,7 @@ def retokenize(
     if not report.packed["samples"]:
         raise ExportError(f"no root and its contexts fit into {tokens} tokens; raise --tokens")
     content |= report.content(source["figures"]["licenses"])
+    require_masks(settings, content["figures"])
     with publication:
         writers = [
             EXPORT_FORMATS[name](FormatFolder(publication, name), settings, facts_of(content))
@@ -150,8 +152,9 @@ def retokenize(
         again = Report()
         provenance = any(writer.needs_provenance for writer in writers)
         for split, sample in _samples(repacking.laid_out(again), provenance):
+            learnt = sample if settings.export.learn_fillers else mask_fillers(sample)
             for writer in writers:
-                writer.write(sample, split)
+                writer.write(learnt, split)
         for writer in writers:
             writer.close()
         assert again == report, "the second pass packed other samples"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -54,6 +54,8 @@ class Sample:
     """Position of the anchor of each dependency, in the order of `details`."""
     dependency_distances: Sequence[int]
     """Tokens from the end of each dependency's context to its anchor."""
+    masked: Sequence[tuple[int, int]] = ()
+    """Spans of other tokens that are not learnt."""
     texts: Sequence[SegmentText] | None = None
     """Text of each segment except BOS and padding; None if no format needs it."""
 
@@ -74,8 +76,11 @@ class Sample:
 
     @property
     def learnt(self) -> NDArray[np.bool_]:
-        """[T], whether a token is learnt: all but padding."""
-        return self.is_real
+        """[T], whether a token is learnt: all but padding and what is masked."""
+        learnt_T = self.is_real
+        for start, end in self.masked:
+            learnt_T[start:end] = False
+        return learnt_T
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -98,6 +103,13 @@ class Sample:
         order = np.argsort(self.dependency_distances, kind="stable")  # the farthest is set last
         weights_T[np.asarray(self.dependency_anchors)[order]] = lift[order]
         return weights_T
+
+
+def mask_fillers(sample: Sample) -> Sample:
+    """The same sample, whose fillers are not learnt."""
+    segments = sample.details["segments"][0]
+    columns = zip(segments["role"], segments["start"], segments["end"], strict=True)
+    return replace(sample, masked=[(a, b) for role, a, b in columns if role == "filler"])
 
 
 def domain_of(shard: str) -> str:

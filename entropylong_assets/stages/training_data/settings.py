@@ -18,6 +18,10 @@ class ExportSettings(Section):
     `megatron`: Megatron-LM's indexed dataset (.bin and .idx). `olmo`: arrays with label masks for
     OLMo-core. `nanotron`: datatrove's .ds files. `jsonl`: text with roles and dependencies, for
     another tokenizer (`entropylong retokenize`). Other packages can add formats."""
+    learn_fillers: bool = True
+    """Learn the tokens of fillers (`samples.fill: corpus`). If not, formats with a mask keep them
+    from the loss as they do with padding, and formats without one are refused. ProLong's trainer
+    applies the mask of MDS only with `--apply_instruct_masks`."""
     destination: str = ""
     """Folder or URI in which each export gets a folder of its own; empty:
     `<data_uri>/<dataset>/exports`."""

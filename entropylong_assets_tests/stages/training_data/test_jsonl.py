@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from transformers import AutoTokenizer, ByT5Tokenizer
 
@@ -26,7 +27,8 @@ from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.export import Export, export_training_data
-from entropylong_assets.stages.training_data.segment_texts import _decoded
+from entropylong_assets.stages.training_data.manifest import ExportError
+from entropylong_assets.stages.training_data.segment_texts import _decoded, _Encoded, _piece
 from entropylong_assets_tests.stages.training_data.shards import make_shards, make_stage
 from entropylong_assets_tests.tiny_world import tiny_values
 
@@ -152,6 +154,61 @@ def test_anchors_and_dependencies_are_where_their_tokens_are(
     assert n_anchors > n_dependencies
     assert n_anchors > 20
     assert (n_dependencies == 0) == (settings.samples.recipe == "nextlong")
+
+
+def test_fillers_are_learnt_unless_the_setting_says_no(values: dict[str, Any]) -> None:
+    made = merge(values, {"samples": VARIANTS[1]})
+    for shard in SHARDS:
+        make_stage(make_project(made).dataset, LONG_CONTEXT_SAMPLES_STAGE, shard)
+    learnt: dict[bool, int] = {}
+    for learn in (True, False):
+        choice = {"formats": ["parquet", "olmo"], "learn_fillers": learn}
+        settings = make_project(merge(made, {"export": choice})).dataset
+        export = export_training_data(open_store(settings), SHARDS, settings, code_version="c")
+        found = pl.read_parquet(f"{export.uri}/parquet/*.parquet").to_dicts()
+        masked = sum(
+            file.read_bytes().count(0) for file in Path(export.uri).glob("olmo/*-label-mask/*.npy")
+        )
+        for row in found:
+            labels = row["input_ids"].copy()
+            for s in row["segments"]:
+                if s["role"] == "padding" or (s["role"] == "filler" and not learn):
+                    labels[s["start"] : s["end"]] = [-100] * (s["end"] - s["start"])
+            assert row["labels"] == labels
+            assert row["attention_mask"] == [1] * len(labels), "a filler is read all the same"
+        learnt[learn] = sum(label != -100 for row in found for label in row["labels"])
+        assert masked == sum(len(row["labels"]) for row in found) - learnt[learn]
+        card = (Path(export.uri) / "README.md").read_text(encoding="utf-8")
+        assert ("Fillers (role `filler`) are not learnt" in card) == (not learn)
+    assert learnt[False] < learnt[True]
+    choice = {"formats": ["nanotron"], "learn_fillers": False}
+    settings = make_project(merge(made, {"export": choice})).dataset
+    with pytest.raises(
+        ExportError, match="format nanotron has no mask, so fillers would be learnt"
+    ):
+        export_training_data(open_store(settings), SHARDS, settings, code_version="c")
+
+
+def test_characters_of_every_token_are_found_in_any_script(tiny_models: tuple[str, str]) -> None:
+    """A token can be a part of a character; wherever a text is cut, no character is lost."""
+    hf = AutoTokenizer.from_pretrained(tiny_models[0])
+    tokenizer = Tokenizer(hf, (), tuple(hf.encode("\n\n", add_special_tokens=False)))
+    text = "Zuhören: naïve 日本語 🙂🙂 हिन्दी\tend river  stone"
+    ((ids, spans),) = tokenizer.encode_with_spans([text]) or []
+    whole = _Encoded(text, np.array(ids), spans)
+    assert len(ids) > len(text) / 2
+    for cut in range(1, len(ids)):
+        first = _piece(whole, np.array(ids[:cut]), 0, tokenizer.separator_ids, 0)
+        rest = np.array([*ids[cut:], *tokenizer.separator_ids])
+        second = _piece(whole, rest, cut, tokenizer.separator_ids, 1)
+        assert first
+        assert second
+        assert first.text + second.text == text
+        assert (first.has_separator, second.has_separator) == (False, True)
+    for token, (start, end) in zip(ids, spans, strict=True):
+        part = tokenizer.decode([token])
+        assert text[start:end] == part or "\ufffd" in part
+    assert _piece(whole, np.array([*ids[:3], 0]), 0, tokenizer.separator_ids, 0) is None
 
 
 @pytest.mark.skipif(not READERS_PYTHON, reason="`datasets` is there: make test-exports")
