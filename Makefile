@@ -5,7 +5,7 @@
 # make evidence-large   the same over a larger corpus, for a GPU; writes docs/evidence-large.md
 # make test   linters and tests
 # make test-inputs    10,000 generated source files, whole and damaged: 5 minutes
-# make test-exports   the libraries of trainers read our exports, in an environment of their own
+# make test-exports   trainers' own classes read our exports, in an environment of their own
 # make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
 # make test-ray       real runs on a Ray cluster of two nodes, one of which is killed: 3 minutes
 # make test-e2e       all such days, in the browser, on PostgreSQL and Ray too: 18 minutes
@@ -139,15 +139,12 @@ $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	@touch $@
 
 READERS := entropylong_assets_tests/stages/training_data/readers/requirements.txt
-MORE_READERS := entropylong_assets_tests/stages/training_data/readers/requirements-more.txt
-.venv-readers/done: $(READERS) $(MORE_READERS)
+TRAINERS := entropylong_assets_tests/stages/training_data/readers/trainers.txt
+.venv-readers/done: $(READERS) $(TRAINERS)
 	$(PYTHON) -m venv .venv-readers
 	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check -r $(READERS)
 	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  mosaicml-streaming==0.13.0 megatron-core==0.16.1
-	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check -r $(MORE_READERS)
-	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  ai2-olmo-core==3.0.0 datatrove==0.10.1 torchtitan==0.3.0 litdata==0.2.76
+	  -r $(TRAINERS)
 	@touch $@
 
 bench: .venv/demo

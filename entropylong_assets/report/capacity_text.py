@@ -86,7 +86,7 @@ def limits(plan: Plan) -> list[Limit]:
         ),
         Limit(
             "the export's split",
-            f"64 KiB of memory per sample (measured): {_bytes(plan.samples * 65_536)} for "
+            f"8 KiB of memory per sample (measured): {_bytes(plan.samples * 8_192)} for "
             f"{_number(plan.samples)} samples",
             "several corpora, whose datasets are exported separately",
         ),

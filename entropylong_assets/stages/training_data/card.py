@@ -110,8 +110,8 @@ def _masked_fillers(content: Mapping[str, Any]) -> str:
     if content["settings"]["export"]["learn_fillers"]:
         return ""
     return (
-        "Fillers (role `filler`) are not learnt. ProLong's and EntropyLong's trainers apply the mask "
-        "of MDS only with `--apply_instruct_masks`.\n\n"
+        "Fillers (role `filler`) are not learnt. ProLong's and EntropyLong's trainers apply the "
+        "mask of MDS only with `--apply_instruct_masks`.\n\n"
     )
 
 

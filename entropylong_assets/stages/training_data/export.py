@@ -149,11 +149,9 @@ def _documents(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
     known = pl.Enum(pl.concat(names).sort())
     columns = ["sample_id", "doc_id"]
     return pl.concat(
-        store.read(LONG_CONTEXT_SAMPLES, shard, "segments", columns)
-        .drop_nulls()
-        .select(pl.col("sample_id").cast(known), pl.col("doc_id").hash())
-        .unique()
+        batch.drop_nulls().select(pl.col("sample_id").cast(known), pl.col("doc_id").hash()).unique()
         for shard in shards
+        for batch in store.batches(LONG_CONTEXT_SAMPLES, shard, "segments", columns, rows=65_536)
     )
 
 

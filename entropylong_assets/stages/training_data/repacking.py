@@ -92,8 +92,8 @@ class LaidOut:
     shard: str
     split: str
     segments: Sequence[Segment]
-    anchors: Sequence[int]
-    """Positions of all anchors, ascending."""
+    anchors: Mapping[str, Sequence[int]]
+    """Token positions of a root's anchors in the root, ascending, by root_id."""
 
 
 class Repacking:
@@ -180,7 +180,7 @@ class Repacking:
         _count_read(report, lines, read)
         for number, members in enumerate(samples, start=first):
             segments = lay_out(members, self._framing, self._samples, self._seed, fillers)
-            anchors = _anchor_positions(segments, read.anchors)
+            anchors = {group.root_id: read.anchors[group.root_id] for group in members}
             report.samples[split][domain_of(shard)] += 1
             _count_packed(report, members, segments, anchors, shard)
             yield LaidOut(f"{shard}-{number:05d}", shard, split, segments, anchors)
@@ -203,7 +203,7 @@ def _count_packed(
     report: Report,
     members: Sequence[Group],
     segments: Sequence[Segment],
-    anchors: Sequence[int],
+    anchors: Mapping[str, Sequence[int]],
     shard: str,
 ) -> None:
     contexts = [context for group in members for context in group.chosen]
@@ -216,21 +216,10 @@ def _count_packed(
         hard_negatives=fill["hard_negative"] - chosen["hard_negative"],
         fillers=fill["filler"],
         dependencies=sum(len(context.dependencies) for context in contexts),
-        anchors=len(anchors),
+        anchors=sum(map(len, anchors.values())),
     )
     for segment in segments:
         report.tokens[segment.role] += len(segment.token_ids)
         source = segment.context.source if segment.context else domain_of(shard)
         if segment.context or segment.group:
             report.tokens_by_source[source] += len(segment.token_ids)
-
-
-def _anchor_positions(
-    segments: Sequence[Segment], anchors: Mapping[str, Sequence[int]]
-) -> list[int]:
-    found, start = [], 0
-    for segment in segments:
-        if segment.role == "root" and segment.group is not None:
-            found += [start + anchor for anchor in anchors[segment.group.root_id]]
-        start += len(segment.token_ids)
-    return sorted(found)

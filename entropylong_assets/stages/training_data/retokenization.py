@@ -43,17 +43,16 @@ from entropylong_assets.stages.training_data.registry import (
     FormatFolder,
 )
 from entropylong_assets.stages.training_data.repacking import LaidOut, Repacking, Report
+from entropylong_assets.stages.training_data.sample_details import DETAILS, join_details
 from entropylong_assets.stages.training_data.samples import (
     Sample,
     domain_of,
-    join_details,
     make_samples,
     mask_fillers,
 )
 from entropylong_assets.stages.training_data.verify import read_manifest
 
 _SAMPLES_AT_ONCE = 16
-_TABLES = ("segments", "dependencies")
 
 
 def _samples(laid_out: Iterator[LaidOut], provenance: bool) -> Iterator[tuple[str, Sample]]:
@@ -77,14 +76,16 @@ def _make(batch: Sequence[LaidOut], provenance: bool) -> Iterator[tuple[str, Sam
         name: pl.DataFrame(
             getattr(rows, name), schema=pl.Schema(LONG_CONTEXT_SAMPLES.schemas[name])
         )
-        for name in _TABLES
+        for name in DETAILS
     }
-    anchors = ids.with_columns(
-        pl.Series("anchors", [list(s.anchors) for s in batch], pl.List(pl.Int32))
+    anchors = {root_id: found for sample in batch for root_id, found in sample.anchors.items()}
+    roots = pl.DataFrame(
+        {"root_id": list(anchors), "anchors": list(anchors.values())},
+        schema={"root_id": pl.String, "anchors": pl.List(pl.Int32)},
     )
     token_ids_ST = np.stack([row["input_ids"] for row in rows.samples])
     tokens = ids.with_columns(pl.Series("input_ids", token_ids_ST).arr.to_list())
-    details = join_details(ids, tables, anchors)
+    details = join_details(ids, tables, roots)
     made = make_samples(details, tokens, shard, provenance)
     yield from zip([sample.split for sample in batch], made, strict=True)
 

@@ -5,7 +5,7 @@ Legend: T tokens of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.sample_details import DETAILS, read_details
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
@@ -30,8 +30,6 @@ READ_ROWS = 16
 """Samples read at once (8 MiB of token ids at 131,072)."""
 
 _Item = TypeVar("_Item")
-
-_ORDER = {"segments": ("segment",), "dependencies": ("context_start", "anchor_position")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,83 +119,18 @@ def export_order(shards: Sequence[str]) -> list[str]:
     return sorted(set(shards), key=lambda shard: (domain_of(shard), shard))
 
 
-def _details(store: TableStore, shard: str) -> pl.DataFrame:
-    """One row per sample, in the order of the samples: sample_id, segments, dependencies."""
-    ids = store.read(LONG_CONTEXT_SAMPLES, shard, "samples", ["sample_id"])
-    if not ids["sample_id"].is_sorted():
-        raise TableError(
-            f"{LONG_CONTEXT_SAMPLES.name}, {shard}: samples are not in order; materialize it again"
-        )
-    tables = {table: store.read(LONG_CONTEXT_SAMPLES, shard, table) for table in _ORDER}
-    return join_details(ids, tables, _anchor_positions(store, shard))
-
-
-def join_details(
-    ids: pl.DataFrame, tables: Mapping[str, pl.DataFrame], anchors: pl.DataFrame
-) -> pl.DataFrame:
-    """One row per sample, in the order of `ids`: sample_id, segments, dependencies, anchors.
-
-    ids: sample_id, ascending. tables: `segments` and `dependencies`, as in the tables of samples.
-    anchors: sample_id and a list of positions.
-    """
-    details = ids
-    for table, order in _ORDER.items():
-        rows = tables[table].sort("sample_id", *order)
-        names = rows.columns[1:]
-        assert rows.columns[0] == "sample_id"
-        # Six decimals keep the JSON short and suffice for float32 values of this size.
-        rows = rows.with_columns(pl.selectors.float().cast(pl.Float64).round(6))
-        joined = ids.join(rows, on="sample_id", how="left", maintain_order="left_right")
-        has_rows = pl.col(order[0]).is_not_null()  # false only for a sample without such rows
-        grouped = joined.group_by("sample_id", maintain_order=True).agg(
-            pl.col(names).filter(has_rows)
-        )
-        details = details.with_columns(grouped.select(pl.struct(names)).to_series().alias(table))
-    return details.join(anchors, on="sample_id", how="left", maintain_order="left").with_columns(
-        pl.col("anchors").fill_null([])
-    )
-
-
-def _anchor_positions(store: TableStore, shard: str) -> pl.DataFrame:
-    """sample_id and anchors: the positions in the sample of all anchors of its roots, ascending.
-
-    A root can be cut into pieces; its segments follow each other.
-    """
-    columns = ["sample_id", "root_id", "role", "start", "end"]
-    roots = (
-        store.read(LONG_CONTEXT_SAMPLES, shard, "segments", columns)
-        .filter(role="root")
-        .sort("sample_id", "root_id", "start")
-        .with_columns((pl.col("end") - pl.col("start")).alias("length"))
-        .with_columns(
-            (pl.col("length").cum_sum() - pl.col("length"))
-            .over("sample_id", "root_id")
-            .alias("offset")
-        )
-    )
-    anchors = store.read(ENTROPY_SCORES, shard, "roots", ["root_id", "anchors"])
-    in_root = pl.col("anchors") - pl.col("offset")
-    return (
-        roots.join(anchors.explode("anchors", empty_as_null=False), on="root_id")
-        .filter(in_root.is_between(0, pl.col("length"), closed="left"))
-        .select("sample_id", (pl.col("start") + in_root).cast(pl.Int32).alias("anchors"))
-        .sort("sample_id", "anchors")
-        .group_by("sample_id", maintain_order=True)
-        .agg("anchors")
-    )
-
-
 def make_samples(
-    details: pl.DataFrame, batch: pl.DataFrame, shard: str, provenance: bool
+    details: pl.DataFrame | None, batch: pl.DataFrame, shard: str, provenance: bool
 ) -> list[Sample]:
     """The samples of one batch of tokens, and of the rows of `details` that belong to it.
 
     details: as from `join_details`. batch: sample_id and input_ids (uint32). Raises TableError if
     tokens and segments don't match.
     """
-    segments, dependencies = (pl.col(table).struct for table in _ORDER)
+    assert details is not None, "more tokens than samples"
+    segments, dependencies = (pl.col(table).struct for table in DETAILS)
     is_padding = segments.field("role").list.eval(pl.element() == "padding")
-    names = pl.struct("sample_id", pl.lit(shard).alias("shard"), *_ORDER)
+    names = pl.struct("sample_id", pl.lit(shard).alias("shard"), *DETAILS)
     columns: dict[str, list[Any]] = details.select(
         segments.field("end").list.max().alias("length"),
         is_padding.alias("is_padding"),
@@ -216,7 +149,7 @@ def make_samples(
             f"{LONG_CONTEXT_SAMPLES.name}, {shard}: segments don't cover the samples' tokens; "
             "materialize it again"
         )
-    rows = details.select(*_ORDER, "anchors")
+    rows = details.select(*DETAILS, "anchors")
     # Ids are below 2^31: the same bytes.
     tokens = batch["input_ids"].explode(empty_as_null=False).to_numpy().view(np.int32)
     ends = lengths.cum_sum().to_list()
@@ -246,12 +179,11 @@ def make_samples(
 
 def _batches(store: TableStore, shards: Sequence[str], provenance: bool) -> Iterator[list[Sample]]:
     for shard in export_order(shards):
-        details, at = _details(store, shard), 0
+        details = read_details(store, shard, READ_ROWS)
         columns = ["sample_id", "input_ids"]
         batches = store.batches(LONG_CONTEXT_SAMPLES, shard, "samples", columns, rows=READ_ROWS)
         for batch in _prefetch(batches):
-            yield make_samples(details[at : at + len(batch)], batch, shard, provenance)
-            at += len(batch)
+            yield make_samples(next(details, None), batch, shard, provenance)
 
 
 def _prefetch(items: Iterator[_Item]) -> Iterator[_Item]:

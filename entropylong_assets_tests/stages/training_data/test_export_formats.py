@@ -61,7 +61,7 @@ def test_format_of_another_package_is_exported_counted_and_described(json_lines,
     by_format = {name: samples_by_split(counted.filter(format=name)) for name in choice["formats"]}
     assert by_format == dict.fromkeys(choice["formats"], export.manifest["splits"])
     assert min(export.manifest["splits"].values()) > 0
-    assert "JSON Lines, one object with ids per sample." in (
+    assert "### JSON Lines, one object with ids per sample" in (
         Path(export.uri) / "README.md"
     ).read_text(encoding="utf-8")
 

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,14 +56,14 @@ def exported(tmp_path_factory):
     return store, export
 
 
-def run_reader(name: str, folder: str, scratch: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(PYTHON), str(READER), name, folder, str(scratch)]
+def run_reader(name: str, folder: str, scratch: Path, *left_out: str) -> Any:
+    command = [str(PYTHON), str(READER), name, folder, str(scratch), *left_out]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch / "hf")}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def read(name: str, folder: str, scratch: Path) -> list[dict]:
-    run = run_reader(name, folder, scratch)
+def read(name: str, folder: str, scratch: Path, *left_out: str) -> list[dict]:
+    run = run_reader(name, folder, scratch, *left_out)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -86,6 +87,7 @@ def test_trainer_learns_every_real_token_of_every_sample(exported, tmp_path, tra
         learnt = {i for i, label in enumerate(row["labels"]) if label != -100}
         assert learnt == set(range(1, n)), "all real tokens but the first, which has no prefix"
         assert [row["labels"][i] for i in sorted(learnt)] == row["ids"][1:n]
+        assert row.get("beyond", -100) == -100, "a token of another sample is predicted"
         anchors = set()
         for d in table(store, "dependencies"):
             if d["sample_id"] == sample["sample_id"]:
@@ -102,3 +104,57 @@ def test_trainer_learns_every_real_token_of_every_sample(exported, tmp_path, tra
         samples = {ids: s for ids, s in samples.items() if s is not sample}
     assert not samples, "a sample was read twice, another not at all"
     assert checked == len(table(store, "dependencies")) > 20
+
+
+def test_datasets_loads_the_folder_with_types_splits_and_provenance(exported, tmp_path):
+    store, export = exported
+    found = read("datasets", export.uri, tmp_path)
+    expected = {row["sample_id"]: row for row in table(store, "samples")}
+    seen = set()
+    for part in found:
+        assert part["types"] == {
+            "input_ids": "int32",
+            "labels": "int32",
+            "attention_mask": "int8",
+            "loss_weights": "float32",
+            "anchors": "int32",
+        }
+        assert len(part["rows"]) == export.manifest["splits"][part["split"]]
+        for row in part["rows"]:
+            assert row["input_ids"] == expected[row["sample_id"]]["input_ids"]
+            seen.add(row["sample_id"])
+    assert seen == set(expected)
+    for name in ("segments", "dependencies"):
+        n = sum(len(row[name]) for part in found for row in part["rows"])
+        assert n == len(table(store, name)) > 20
+
+
+def test_export_without_tables_is_refused_by_datasets(exported, tmp_path):
+    """`load_dataset` would take the JSON index of MDS for the samples, without an error."""
+    store, _ = exported
+    settings = export_settings(tmp_path, {"formats": ["mds"]}, tokens=TOKENS)
+    export = export_training_data(store, SHARDS, settings, code_version=CODE)
+    card = Path(export.uri) / "README.md"
+    assert "`load_dataset` cannot load these formats" in card.read_text()
+    code = f"import datasets; datasets.load_dataset({export.uri!r})"
+    command = [str(PYTHON), "-c", code]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode != 0
+    assert "this-export-has-no-parquet-files" in run.stderr.splitlines()[-1]
+
+
+def test_settings_on_the_card_are_needed(exported, tmp_path):
+    """What the trainers' defaults do to a sample. Should one no longer do it, the card can go
+    without that setting."""
+    _, export = exported
+    for name in ("trl", "megatron"):
+        (tmp_path / name).mkdir()
+    cut = read("trl", export.uri, tmp_path / "trl", "max_length=None, ")
+    assert {len(row["ids"]) for row in cut} == {1024}
+    setting = "    add_extra_token_to_sequence=False,\n"
+    whole = read("megatron", export.uri, tmp_path / "megatron")
+    shifted = read("megatron", export.uri, tmp_path / "megatron", setting)
+    assert len(whole) == sum(export.manifest["splits"].values())
+    assert len(shifted) < len(whole)
+    assert any(row["beyond"] != -100 for row in shifted)

@@ -1,6 +1,6 @@
 """Reads an export as a trainer does, with the code of its card, and prints what the trainer gets.
 
-    python read_export.py <trainer> <export> <scratch>
+    python read_export.py <trainer> <export> <scratch> [<part of the card's code to leave out>]
 
 Runs in the readers' own environment (requirements.txt); imports nothing of the package. Prints
 JSON: one row per sample that reaches the model, with
@@ -10,6 +10,8 @@ JSON: one row per sample that reaches the model, with
     labels   by position of the token itself: the id if the trainer learns to predict it, else -100
     span     by position: tokens of equal numbers attend to each other; -1: nothing attends to it
     weights  by position: what the token's own loss is multiplied by; None without weights
+    beyond   the token that the last one is to predict, if the trainer shifts labels itself; else
+             absent
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ def run_card(export: Path, heading: str, **names: Any) -> dict[str, Any]:
     """Run the first block of Python under a heading; return its names."""
     space = {"folder": str(export), **names}
     code = code_of_card(export, heading)[0]
+    left_out = sys.argv[4] if len(sys.argv) > 4 else ""
+    assert left_out in code
+    code = code.replace(left_out, "") if left_out else code
     exec(code.replace("SFTConfig(", "SFTConfig(use_cpu=True, "), space)  # it insists on a GPU
     return space
 
@@ -322,13 +327,31 @@ def read_megatron(export: Path, scratch: Path) -> list[dict[str, Any]]:
                     "labels": [NOT_LEARNT, *labels[:-1]],
                     "span": span.tolist(),
                     "weights": None,
+                    "beyond": labels[-1],
                 }
             )
-            assert labels[-1] == NOT_LEARNT
     return found
 
 
+def read_datasets(export: Path, _: Path) -> list[dict[str, Any]]:
+    """All columns, by the second block of code under the heading."""
+    space = run_card(export, "Hugging Face `datasets`")
+    assert set(space["samples"]["train"].column_names) == {"input_ids", "labels", "attention_mask"}
+    return [
+        {
+            "split": str(split),
+            "types": {
+                name: rows.features[name].feature.dtype
+                for name in ("input_ids", "labels", "attention_mask", "loss_weights", "anchors")
+            },
+            "rows": [dict(row) for row in rows],
+        }
+        for split, rows in space["proof"].items()
+    ]
+
+
 READERS = {
+    "datasets": read_datasets,
     "prolong": read_prolong,
     "transformers": read_transformers,
     "flattening": read_flattening,
