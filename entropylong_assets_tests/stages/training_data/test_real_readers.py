@@ -22,6 +22,7 @@ from entropylong_assets_tests.stages.training_data.stores import (
     export_settings,
     fill_store,
     table,
+    worlds,
 )
 
 PYTHON = os.environ.get("ENTROPYLONG_READERS_PYTHON")
@@ -148,13 +149,20 @@ def test_settings_on_the_card_are_needed(exported, tmp_path):
     """What the trainers' defaults do to a sample. Should one no longer do it, the card can go
     without that setting."""
     _, export = exported
-    for name in ("trl", "megatron"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "trl").mkdir()
     cut = read("trl", export.uri, tmp_path / "trl", "max_length=None, ")
     assert {len(row["ids"]) for row in cut} == {1024}
-    setting = "    add_extra_token_to_sequence=False,\n"
-    whole = read("megatron", export.uri, tmp_path / "megatron")
-    shifted = read("megatron", export.uri, tmp_path / "megatron", setting)
-    assert len(whole) == sum(export.manifest["splits"].values())
-    assert len(shifted) < len(whole)
-    assert any(row["beyond"] != -100 for row in shifted)
+
+    choice = {"formats": ["megatron"], "validation_fraction": 0}
+    settings = export_settings(tmp_path / "data", choice, tokens=TOKENS)
+    export = export_training_data(
+        fill_store(settings, worlds(SHARDS[:2])), SHARDS[:2], settings, code_version=CODE
+    )
+    left_out = {"whole": [], "shifted": ["    add_extra_token_to_sequence=False,\n"]}
+    rows = {}
+    for name, part in left_out.items():
+        (tmp_path / name).mkdir()
+        rows[name] = read("megatron", export.uri, tmp_path / name, *part)
+    assert (len(rows["whole"]), len(rows["shifted"])) == (2, 1)
+    assert rows["whole"][0]["beyond"] == -100
+    assert rows["shifted"][0]["beyond"] != -100

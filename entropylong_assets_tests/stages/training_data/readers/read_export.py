@@ -313,7 +313,7 @@ def read_megatron(export: Path, scratch: Path) -> list[dict[str, Any]]:
     splits = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()
     found = []
     for split, dataset in zip(("train", "validation"), splits[:2], strict=True):
-        for i in range(len(dataset)):
+        for i in range(len(dataset or ())):
             sample = dataset[i]
             learnt = sample["loss_mask"].numpy() > 0
             labels = np.where(learnt, sample["labels"].numpy(), NOT_LEARNT).tolist()
