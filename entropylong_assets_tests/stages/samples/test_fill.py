@@ -7,11 +7,14 @@ changes which dependencies are packed; another result under another order of row
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import entropylong_assets
+from entropylong_assets.stages.samples.shard_packing import ROLES
 from entropylong_assets_tests.stages.samples.test_recipes import HandPool, world
 from entropylong_assets_tests.stages.samples.worlds import Packed, run, settings_for
 
@@ -92,3 +95,13 @@ def test_padding_remains_if_the_passages_end(tmp_path: Path) -> None:
     fillers = [s for s in packed.segments if s["role"] == "filler"]
     assert len(fillers) == 3 * len(packed.samples)
     assert packed.summary["tokens"]["padding"] > 0
+
+
+def test_report_draws_every_role() -> None:
+    """Its sample view fails on a role without a name, and draws one without a colour in black."""
+    page = Path(entropylong_assets.__file__).parent / "report" / "page"
+    script = (page / "sample_view.js").read_text(encoding="utf-8")
+    named = re.findall(r"^  (\w+): \{ name:", script, re.MULTILINE)
+    assert set(named) == set(ROLES)
+    style = (page / "page.css").read_text(encoding="utf-8")
+    assert set(re.findall(r"\.role-(\w+)", style)) >= set(ROLES)
