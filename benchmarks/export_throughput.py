@@ -44,7 +44,7 @@ from entropylong_assets.storage.tables import TableStore
 
 TOKENS = 131_072
 CONTEXTS = 300
-REPEATS = 2
+REPEATS = 3
 TARGET_MB_PER_SECOND = 150
 SCORES = EntropyScoresSummary(
     documents=0,

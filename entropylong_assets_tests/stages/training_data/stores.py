@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from entropylong_assets.stages.samples.shard_inputs import open_tables
 from entropylong_assets.stages.samples.shard_packing import pack_shard
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.samples.worlds import (
     World,
@@ -171,3 +173,10 @@ def table(store: TableStore, name: str, shards: Sequence[str] = SHARDS) -> list[
     return [
         row for shard in shards for row in store.read(LONG_CONTEXT_SAMPLES, shard, name).to_dicts()
     ]
+
+
+def rewrite_manifest(store: TableStore, owner: TableSet, shard: str, **changes: Any) -> None:
+    """Change top-level keys of a partition's manifest."""
+    path = f"{store.folder(owner, shard)}/manifest.json"
+    manifest = json.loads(store.fs.cat_file(path))
+    store.put(path, json.dumps(manifest | changes).encode())

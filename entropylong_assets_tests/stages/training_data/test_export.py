@@ -35,6 +35,7 @@ from entropylong_assets_tests.stages.training_data.stores import (
     TOKENS,
     export_settings,
     fill_store,
+    rewrite_manifest,
     table,
     worlds,
 )
@@ -555,3 +556,25 @@ def test_shards_of_two_models_are_not_mixed(tmp_path):
         ExportError, match=r"books-00000 was scored by tiny@1, books-00001 by tiny@2"
     ):
         export_training_data(store, SHARDS, settings, code_version=CODE)
+
+
+def test_shards_of_two_paddings_are_not_mixed(tmp_path):
+    """A reader knows one padding per export: the other one would be learnt."""
+    settings = export_settings(tmp_path)
+    store = fill_store(settings)
+    rewrite_manifest(store, LONG_CONTEXT_SAMPLES, SHARDS[1], summary=other_padding(store))
+    with pytest.raises(ExportError, match=r"samples of books-00000 and books-00001 differ"):
+        export_training_data(store, SHARDS, settings, code_version=CODE)
+
+
+def other_padding(store) -> dict:
+    summary = store.summary(LONG_CONTEXT_SAMPLES, SHARDS[1]).model_dump(mode="json")
+    return summary | {"tokenizer": summary["tokenizer"] | {"pad_id": 5}}
+
+
+def test_manifest_and_card_name_the_tokenizer(exported):
+    _, _, export = exported
+    tokenizer = read_manifest(export.uri)["tokenizer"]
+    assert (tokenizer["pad_id"], tokenizer["bos_id"], tokenizer["eos_id"]) == (PAD, 1, None)
+    assert (tokenizer["vocab_size"], tokenizer["sample_tokens"]) == (100_000, TOKENS)
+    assert (tokenizer["dtype"], tokenizer["separator_ids"]) == ("int32", [7, 8])

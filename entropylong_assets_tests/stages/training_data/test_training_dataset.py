@@ -87,13 +87,6 @@ def left_out(settings: Settings) -> dict[str, str]:
     return dict(rows.select("shard", "reason").iter_rows())
 
 
-def rewrite_manifest(store: TableStore, owner: TableSet, shard: str, **changes: Any) -> None:
-    """Change top-level keys of a partition's manifest."""
-    path = f"{store.folder(owner, shard)}/manifest.json"
-    manifest = json.loads(store.fs.cat_file(path))
-    store.put(path, json.dumps(manifest | changes).encode())
-
-
 def change_data(store: TableStore, tables: TableSet, shard: str) -> None:
     """Give a partition another data version."""
     before = store.require(tables, shard)
