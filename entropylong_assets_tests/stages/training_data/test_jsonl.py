@@ -26,6 +26,7 @@ from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.check_views import count_samples, documents_by_split
 from entropylong_assets.stages.training_data.export import Export, export_training_data
 from entropylong_assets.stages.training_data.manifest import ExportError
 from entropylong_assets.stages.training_data.segment_texts import _decoded, _Encoded, _piece
@@ -154,6 +155,19 @@ def test_anchors_and_dependencies_are_where_their_tokens_are(
     assert n_anchors > n_dependencies
     assert n_anchors > 20
     assert (n_dependencies == 0) == (settings.samples.recipe == "nextlong")
+
+
+def test_samples_and_documents_are_counted_from_the_files(
+    exported: tuple[Settings, Export],
+) -> None:
+    """What the checks of the stage compare with the manifest and between the splits."""
+    settings, export = exported
+    counted = count_samples(export.uri, export.manifest)
+    by_split = counted.group_by("split").agg(pl.col("samples").sum())
+    assert dict(by_split.iter_rows()) == {s: n for s, n in export.manifest["splits"].items() if n}
+    found = documents_by_split(export.uri, export.manifest).drop_nulls()
+    segments = [s for rows_of_sample in rows(settings, "segments").values() for s in rows_of_sample]
+    assert set(found["doc_id"]) == {s["doc_id"] for s in segments if s["doc_id"]}
 
 
 def test_fillers_are_learnt_unless_the_setting_says_no(values: dict[str, Any]) -> None:
