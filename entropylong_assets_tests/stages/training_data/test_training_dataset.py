@@ -33,6 +33,7 @@ from entropylong_assets.storage.manifest import CheckOutcome
 from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import WHOLE, TableStore
 from entropylong_assets_tests.stages.training_data.shards import export_partition, make_shards
+from entropylong_assets_tests.stages.training_data.stores import rewrite_manifest
 from entropylong_assets_tests.tiny_world import tiny_values
 
 SHARDS = ["tiny-00000", "tiny-00001"]
