@@ -31,7 +31,7 @@ from entropylong_assets_tests.stages.training_data.stores import (
 PYTHON = os.environ.get("ENTROPYLONG_READERS_PYTHON")
 READER = Path(__file__).parent / "readers" / "read_more.py"
 DOCS = Path(__file__).parents[3] / "docs"
-PAGE = DOCS / "trainers-more.md"
+PAGE = DOCS / "trainers.md"
 
 pytestmark = pytest.mark.skipif(
     not PYTHON, reason="the real readers have an environment of their own: make test-exports"

@@ -1,4 +1,4 @@
-"""Reads an export with the code of its card or of docs/trainers-more.md, and prints what it gives.
+"""Reads an export with the code of its card or of docs/trainers.md, and prints what it gives.
 
     python read_more.py olmo|nanotron|torchtitan|litdata <export> <scratch> <file with code>
 
