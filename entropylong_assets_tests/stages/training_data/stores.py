@@ -144,9 +144,12 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
 
 
 def fill_store(
-    settings: Settings, by_shard: dict[str, World] | None = None, models: Sequence[str] = (MODEL,)
+    settings: Settings,
+    by_shard: dict[str, World] | None = None,
+    models: Sequence[str] = (MODEL,),
+    **tokenizer: Any,
 ) -> TableStore:
-    """A store with all tables of these worlds."""
+    """A store with all tables of these worlds. tokenizer: facts that differ from the worlds'."""
     store = open_store(settings)
     for number, (shard, world) in enumerate((by_shard or worlds()).items()):
         _upstream(store, shard, world, models[number % len(models)])
@@ -158,7 +161,7 @@ def fill_store(
                 opened,
                 settings=settings,
                 shard=shard,
-                tokenizer=tokenizer_facts(settings.samples.tokens),
+                tokenizer=tokenizer_facts(settings.samples.tokens, **tokenizer),
                 writer=writer,
             )
             writer.summary = packed.summary.model_dump()
