@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from entropylong_assets.settings.section import Section
 from entropylong_assets.stages.verification.registry import NO_SCREEN, RULES, SCREENS
@@ -12,6 +12,11 @@ from entropylong_assets.stages.verification.registry import NO_SCREEN, RULES, SC
 AnchorKind = Literal["import", "url", "reference"]
 
 RuleName = Annotated[str, AfterValidator(RULES.check)]
+RuleNames = Annotated[tuple[RuleName, ...], AfterValidator(RULES.in_order)]
+
+
+def _in_order(kinds: tuple[AnchorKind, ...]) -> tuple[AnchorKind, ...]:
+    return tuple(sorted(set(kinds)))
 
 
 def _check_screen(name: str) -> str:
@@ -25,7 +30,7 @@ class VerificationSettings(Section):
     """Rule in force. `plain`: ΔI > ε, as published. `calibrated`: ΔI* > ε, against control
     contexts. `genuine`: the context must also tell the anchor's word, and the wording around it
     must not be boilerplate. Other packages can add rules (docs/extending.md)."""
-    compared_rules: tuple[RuleName, ...] = ("plain", "calibrated", "genuine")
+    compared_rules: RuleNames = ("plain", "calibrated", "genuine")
     """Rules whose verdicts are stored beside that of the rule in force."""
     epsilon: float = Field(0.4, allow_inf_nan=False, lt=1)
     """An accepted context has a gain above ε, a share of the anchor's entropy. The paper: 0.4."""
@@ -43,7 +48,10 @@ class VerificationSettings(Section):
     of the corpus; more are boilerplate. Grows in proportion beyond 8,000 counted documents."""
     max_pair_documents: int = Field(60, ge=1)
     """Rule `genuine`: the same for the anchor's word and the next."""
-    excluded_anchors: tuple[AnchorKind, ...] = ("import", "url")
+    excluded_anchors: Annotated[tuple[AnchorKind, ...], AfterValidator(_in_order)] = (
+        "import",
+        "url",
+    )
     """Rule `genuine`: anchors that it rejects: in lines of `import`s, in a `url`, in a `reference`
     to literature."""
     max_false_acceptance: float = Field(0.02, ge=0, le=1)
@@ -58,13 +66,6 @@ class VerificationSettings(Section):
     """Approximate: score all contexts in this cheaper arithmetic, and exactly only a sample and
     those whose verdict could change. `bfloat16`, `fp8` (needs a CUDA device of compute capability
     8.9 or later), or `none`. Other packages can add screens (docs/extending.md)."""
-
-    _compared_in_order = field_validator("compared_rules")(RULES.in_order)
-
-    @field_validator("excluded_anchors")
-    @classmethod
-    def _excluded_in_order(cls, value: tuple[AnchorKind, ...]) -> tuple[AnchorKind, ...]:
-        return tuple(sorted(set(value)))
 
     @model_validator(mode="after")
     def _has_controls(self) -> VerificationSettings:
