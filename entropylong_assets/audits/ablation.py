@@ -59,6 +59,7 @@ SCHEMA = pl.Schema(
         "false_acceptance": pl.Float64,
         "false_acceptance_low": pl.Float64,
         "false_acceptance_high": pl.Float64,
+        "false_acceptance_is_rough": pl.Boolean,
         "mean_gain": pl.Float64,
         "mean_surprisal_drop": pl.Float64,
         "median_distance": pl.Float64,
@@ -162,6 +163,7 @@ def _verdict_figures(scores: Scores, settings: VerificationSettings) -> dict[str
             "false_acceptance": random.value if random.total else None,
             "false_acceptance_low": random.low,
             "false_acceptance_high": random.high,
+            "false_acceptance_is_rough": random.is_rough,
         }
     return figures
 

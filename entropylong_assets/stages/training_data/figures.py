@@ -95,7 +95,7 @@ def _rounded(value: Any) -> Any:
 def _false_acceptance(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> dict[str, dict[str, float]]:
-    """By rule: the rate over all shards, low and high of its 95% interval, and the trials."""
+    """By rule: the fields of `tables.FalseAcceptanceRate`, over all shards."""
     rates = pooled_false_acceptance(store, shards, settings.verification)
     return {
         rule: {
@@ -103,6 +103,7 @@ def _false_acceptance(
             "low": round(rate.low, 6),
             "high": round(rate.high, 6),
             "trials": rate.total,
+            "is_rough": rate.is_rough,
         }
         for rule, rate in rates.items()
     }

@@ -25,6 +25,8 @@ class FalseAcceptanceRate(BaseModel):
     high: float
     trials: int
     """(anchor, control) pairs judged."""
+    is_rough: bool = False
+    """Too few roots for the correlation of their trials to be estimated: one was assumed."""
 
 
 class TrainingDatasetSummary(Summary):

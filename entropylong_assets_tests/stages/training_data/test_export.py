@@ -18,6 +18,7 @@ import yaml
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.card import dataset_card
 from entropylong_assets.stages.training_data.export import export_training_data
 from entropylong_assets.stages.training_data.manifest import ExportError
 from entropylong_assets.stages.training_data.verify import read_manifest, verify_export
@@ -416,6 +417,11 @@ def test_card_opens_with_front_matter_and_shows_the_figures(exported):
     assert (front["license"], front["license_link"]) == ("other", "LICENSE.md"), "two are not one"
     licenses = (Path(export.uri) / front["license_link"]).read_text()
     assert all(name in licenses for name in ("cc0-1.0", "odc-by", "| books |", "| web |"))
+    rough = json.loads(json.dumps(export.manifest))
+    rough["figures"]["false_acceptance"]["calibrated"]["is_rough"] = True
+    note = "; few roots: interval assumes a correlation of 0.2 within a root)"
+    assert note in dataset_card(rough)
+    assert note not in body
     for row in (
         f"| samples | {export.manifest['figures']['samples']} |",
         "| random contexts that the rule accepts, share |",
