@@ -18,6 +18,7 @@ from entropylong_assets.report.proof import gather_proof
 from entropylong_assets.report.recorded_settings import RecordedSettings, as_text
 from entropylong_assets.report.text import visible
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.diversity import spread_lines
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -104,6 +105,7 @@ def _headline(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any, str
         ("anchors", figures["anchors"], "count"),
         ("dependencies in samples", figures["dependencies"], "count"),
         ("dependencies per root, mean", per_root["mean"], "number"),
+        *((name, text, "text") for name, text in spread_lines(figures["diversity"])),
         ("scored pairs accepted", figures["acceptance_rate"], "share"),
         ("false-acceptance rate", by_chance.get("rate"), "share"),
         ("… 95% interval", interval, "text"),

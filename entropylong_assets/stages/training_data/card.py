@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from entropylong_assets.stages.diversity import spread_lines
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.stages.training_data.front_matter import front_matter
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, ExportFacts
@@ -63,6 +64,7 @@ def _figure_rows(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any]]
         ("dependencies in samples", figures["dependencies"]),
         ("dependencies per root, mean", per_root["mean"]),
         ("dependencies per root, median", per_root["median"]),
+        *spread_lines(figures["diversity"]),
         ("scored pairs that were accepted, share", figures["acceptance_rate"]),
         ("random contexts that the rule accepts, share", _false_acceptance(figures, rule)),
         ("mean ΔI of accepted pairs", figures["mean_gain"]),

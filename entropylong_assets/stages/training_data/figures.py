@@ -7,6 +7,7 @@ from typing import Any
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.diversity import spreads, use_keys
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -109,6 +110,20 @@ def _false_acceptance(
     }
 
 
+def _diversity(store: TableStore, shards: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By `diversity.THINGS`: the fields of `diversity.Spread`, over the dependencies in samples."""
+    columns = ["root_id", "anchor", "chunk_id"]
+    keys = [
+        use_keys(batch)
+        for shard in shards
+        for batch in store.batches(LONG_CONTEXT_SAMPLES, shard, "dependencies", columns)
+    ]
+    return {
+        thing: {name: _rounded(value) for name, value in spread.model_dump().items()}
+        for thing, spread in spreads(keys).items()
+    }
+
+
 def _with_source_licenses(
     rows: Sequence[Mapping[str, Any]], exported: Mapping[str, int], settings: Settings
 ) -> dict[str, dict[str, int]]:
@@ -164,4 +179,5 @@ def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings
         "tokens_by_source": sources,
         "licenses": licenses,
         "false_acceptance": _false_acceptance(store, shards, settings),
+        "diversity": _diversity(store, shards),
     }

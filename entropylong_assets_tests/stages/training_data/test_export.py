@@ -425,6 +425,7 @@ def test_card_opens_with_front_matter_and_shows_the_figures(exported):
     for row in (
         f"| samples | {export.manifest['figures']['samples']} |",
         "| random contexts that the rule accepts, share |",
+        "| roots of dependencies, effective number | ",
         f"| scoring model | {MODEL} |",
         "| vocabulary | 100,000 |",
         f"| padding | {PAD} (\\<pad\\>) |",

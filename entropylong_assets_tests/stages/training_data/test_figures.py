@@ -70,6 +70,17 @@ def test_samples_distances_roles_and_sources(everything):
     by_root: dict[str, int] = {}
     for d in dependencies:
         by_root[d["root_id"]] = by_root.get(d["root_id"], 0) + 1
+    largest = max(by_root.values())
+    assert figures["diversity"]["roots"] == {
+        "number": len(by_root),
+        "effective": pytest.approx(
+            len(dependencies) ** 2 / sum(n**2 for n in by_root.values()), abs=1e-6
+        ),
+        "largest_share": pytest.approx(largest / len(dependencies), abs=1e-6),
+    }
+    # A document of these worlds has one chunk, which several roots share.
+    chunks = {d["chunk_id"] for d in dependencies}
+    assert figures["diversity"]["documents"]["number"] == len(chunks) < len(dependencies)
     assert figures["dependencies_per_root"]["mean"] == pytest.approx(
         statistics.fmean(by_root.values()), abs=1e-6
     )
