@@ -200,6 +200,8 @@ def index_shards(
     writer.append("shards", shards)
     writer.append("duplicates", duplicates)
     table.optimize()
+    excluded = sorted(set(stored) - set(order))
+    writer.append("sample", table.sample_chunks(excluded))
     n_rows = sum(row["n_chunks"] for row in shards)
     table.index_for_lookup()
     k = min(embedding.recall_k, max(n_rows - 1, 1))
@@ -221,7 +223,7 @@ def index_shards(
         n_rows=n_rows,
         n_shards=len(shards),
         duplicate_documents=len(duplicates),
-        excluded_shards=sorted(set(stored) - set(order)),
+        excluded_shards=excluded,
         search=search.search,
         nprobes=search.nprobes,
         refine_factor=search.refine_factor,

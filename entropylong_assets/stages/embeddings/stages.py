@@ -249,7 +249,7 @@ measured recall@K reaches its target.""",
         "seed",  # of the rows used as queries
     ),
     identify=_identify_index,
-    code_version=6,
+    code_version=7,
     check_folder=_CHECKS,
     checks=(
         Check("no_document_indexed_twice", "Every document is indexed in one shard."),

@@ -167,7 +167,7 @@ calibrated gain; the verdict and its reason (paper, section 3.3; the controls ar
     sections={"verification": VerificationSettings},
     determined_by=_determined_by,
     identify=_identify,
-    code_version=7,
+    code_version=8,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("pairs_reconcile", "Every candidate has one pair with a verdict."),
