@@ -63,7 +63,10 @@ def _root(name: str, entropies: list[float | None], anchors: list[int]) -> dict[
         "mean": mean,
         "std": std,
         "threshold": mean + std,
+        "surprisal_mean": mean - 1,
+        "surprisal_std": std,
         "anchors": anchors,
+        "by_surprisal": [],
     }
 
 
@@ -347,7 +350,14 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     },
     "embeddings": {},
     "index": {"target_recall": 0.95},
-    "entropy": {"alpha": 1.0, "min_anchor_position": 1, "min_tokens": 4, "max_tokens": 99},
+    "entropy": {
+        "alpha": 1.0,
+        "anchors": "entropy",
+        "min_entropy": 0.5,
+        "min_anchor_position": 1,
+        "min_tokens": 4,
+        "max_tokens": 99,
+    },
     "retrieval": {"top_k": 2, "max_containment": 0.25},
     "verification": {
         "rule": "calibrated",

@@ -256,7 +256,10 @@ def _root(text: str, tokenizer: Tokenizer, rng: random.Random) -> tuple[dict[str
         "mean": 2.0,
         "std": 1.2,
         "threshold": 5.0,
+        "surprisal_mean": 4.5,
+        "surprisal_std": 2.6,
         "anchors": mine,
+        "by_surprisal": [],
     }, mine
 
 

@@ -83,6 +83,8 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "scoring.max_forward_tokens": (4000, {E, V, N, L}),
     "scoring.pack_tokens": (512, set()),  # how fast, not what
     "entropy.alpha": (1.5, {E}),
+    "entropy.anchors": ("both", {E}),
+    "entropy.min_entropy": (0.5, {E}),
     "entropy.min_anchor_position": (0, {E}),
     "retrieval.half_window": (8, {R}),
     "retrieval.top_k": (4, {R, N}),

@@ -43,7 +43,10 @@ def root(name: str) -> dict[str, Any]:
         "mean": 1.5,
         "std": 0.5,
         "threshold": 2.0,
+        "surprisal_mean": 1.5,
+        "surprisal_std": 0.5,
         "anchors": [1],
+        "by_surprisal": [],
     }
 
 
