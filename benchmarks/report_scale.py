@@ -90,6 +90,7 @@ def write_shard(store: TableStore, number: int, samples: int) -> None:
     }
     with store.write(CANDIDATE_CONTEXTS, shard, fingerprint="bench") as writer:
         passed = {"containment": np.zeros(n_pairs, np.float32), "leak_check": ["passed"] * n_pairs}
+        passed["found_by"] = ["vector"] * n_pairs
         writer.append("candidates", pl.DataFrame(key | passed))
         place = {"shard": shard, "source": "web", "start": 0, "end": 9, "text": "lorem " * 200}
         writer.append("chunks", [{"chunk_id": c, "doc_id": c[:32]} | place for c in chunks])

@@ -184,6 +184,9 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "rank twice": sets("candidates", 1, rank=1),
             "chunk twice": sets("candidates", 1, chunk_id="B-00000"),
             "more than K": doubles("candidates", 1, rank=3, chunk_id="G-00000"),
+            "found by words nobody asked for": sets("candidates", 1, found_by="text"),
+            "found by both": sets("candidates", 1, found_by="both"),
+            "unknown search": sets("candidates", 1, found_by="maybe"),
         },
         "no_own_chunk": {
             "own chunk": sets("chunks", 0, doc_id="A"),
@@ -530,6 +533,18 @@ def test_anchors_by_surprisal_are_recomputed(faults: Faults) -> None:
     assert faults("entropy", check, tables, anchors="both", min_anchor_position=2) == 1
     tables["roots"][1].update(by_surprisal=[])
     assert faults("entropy", check, tables, anchors="both") == 1
+
+
+def test_each_search_gives_no_more_candidates_than_it_may(faults: Faults) -> None:
+    tables, check = valid("retrieval"), "ranks_without_gap"
+    tables["candidates"][0]["found_by"] = "both"
+    extra = {"rank": 3, "chunk_id": "G-00000", "similarity": 0.25, "found_by": "text"}
+    tables["candidates"].append(tables["candidates"][1] | extra)
+    assert faults("retrieval", check, tables, text_candidates=2) == 0
+    assert faults("retrieval", check, tables, text_candidates=1) == 1
+    assert faults("retrieval", check, tables, text_candidates=2, top_k=1) == 2
+    tables["candidates"][-1]["found_by"] = "vector"
+    assert faults("retrieval", check, tables, text_candidates=2) == 1
 
 
 def test_a_root_in_pieces_is_sound_only_in_its_order(faults: Faults) -> None:

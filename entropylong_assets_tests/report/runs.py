@@ -148,7 +148,7 @@ def _write_shard(
                 near = rng.random() < 0.1
                 key = {"root_id": root["root_id"], "anchor": anchor, "rank": rank}
                 key |= {"chunk_id": f"{doc_id(chunk)}-0", "similarity": similarity}
-                leak = {"leak_check": "near_duplicate" if near else "passed"}
+                leak = {"leak_check": "near_duplicate" if near else "passed", "found_by": "vector"}
                 candidates.append(key | {"containment": 0.5 if near else 0.0} | leak)
                 alone = {"entropy": root["entropies"][anchor], "surprisal": 4.0}
                 given = {

@@ -117,7 +117,8 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
             outcome = "near_duplicate" if pair["verdict"] == "near_duplicate" else "passed"
             names = ("root_id", "anchor", "rank", "chunk_id", "similarity")
             row = {name: pair[name] for name in names}
-            writer.append("candidates", [row | {"containment": 0.0, "leak_check": outcome}])
+            row |= {"found_by": "vector", "containment": 0.0, "leak_check": outcome}
+            writer.append("candidates", [row])
         writer.summary = CandidateContextsSummary(
             roots=len(world.roots),
             anchors=0,

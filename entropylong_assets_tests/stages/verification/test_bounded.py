@@ -28,6 +28,7 @@ def candidate(root: str, anchor: int, rank: int) -> dict[str, Any]:
         "rank": rank,
         "chunk_id": f"c{anchor}-{rank}",
         "similarity": 0.5,
+        "found_by": "vector",
         "containment": 0.0,
         "leak_check": "passed",
         "has_word": None,
