@@ -116,13 +116,16 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
             outcome = "near_duplicate" if pair["verdict"] == "near_duplicate" else "passed"
             names = ("root_id", "anchor", "rank", "chunk_id", "similarity")
             row = {name: pair[name] for name in names}
-            writer.append("candidates", [row | {"containment": 0.0, "leak_check": outcome}])
+            writer.append(
+                "candidates", [row | {"containment": 0.0, "leak_check": outcome, "has_word": None}]
+            )
         writer.summary = CandidateContextsSummary(
             roots=len(world.roots),
             anchors=0,
             candidates=len(world.pairs),
             near_duplicate=0,
             chunks=len(world.contexts),
+            phrase_documents=0,
             dropped={},
             index="index-0001",
             excluded_shards=[],
