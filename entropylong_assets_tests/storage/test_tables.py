@@ -421,7 +421,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_whole(tmp_path: Path) -> None
     store = TableStore(str(tmp_path))
     seen: list[int] = []
     cut_short = 0
-    for _ in range(20):
+    for _ in range(10):
         first, started = (seen[-1] + 1 if seen else 1), PROCESSES.Event()
         writer = PROCESSES.Process(target=_write_for_ever, args=(str(tmp_path), first, started))
         writer.start()
@@ -436,7 +436,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_whole(tmp_path: Path) -> None
         seen.append(generation)
         cut_short += any(name.startswith(".") for name in files_of(store))
     assert seen[-1] > len(seen)
-    assert cut_short >= 5, "the writers were killed between two writes"
+    assert cut_short >= 2, "the writers were killed between two writes"
     write(store, 10_000_000)
     write(store, 10_000_001)
     assert generation_of(store) == 10_000_001
