@@ -265,7 +265,7 @@ _TABLES: dict[str, Tables] = {
         "pairs": _pairs(),
         "controls": _controls(),
         "summary": [{"vocab_size": 100, "false_acceptance": 0.01, "false_acceptance_low": 0.0,
-                     "false_acceptance_high": 0.05}],
+                     "false_acceptance_high": 0.05, "interval_note": None}],
     },
     "samples": _sample_tables(),
     "training_data": {
@@ -302,11 +302,11 @@ _TABLES: dict[str, Tables] = {
         ],
         "rates": [
             {"kind": "random", "rule": "calibrated", "passed": 1, "total": 2, "rate": 0.5,
-             "low": 0.0, "high": 1.0},
+             "low": 0.0, "high": 1.0, "is_rough": True},
             {"kind": "random", "rule": "plain", "passed": 1, "total": 2, "rate": 0.5,
-             "low": 0.0, "high": 1.0},
+             "low": 0.0, "high": 1.0, "is_rough": True},
             {"kind": "retrieved", "rule": "calibrated", "passed": 3, "total": 4, "rate": 0.75,
-             "low": 0.5, "high": 1.0},
+             "low": 0.5, "high": 1.0, "is_rough": True},
         ],
     },
     "second": {

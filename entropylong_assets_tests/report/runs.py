@@ -38,6 +38,7 @@ from entropylong_assets.stages.verification.tables import (
 from entropylong_assets.stages.versioning import determining_settings
 from entropylong_assets.storage.schemas import Summary, TableSet
 from entropylong_assets.storage.tables import TableStore
+from entropylong_assets_tests.stages.samples.worlds import TEXT
 
 SHARDS = ("books-00000", "web-00000")
 HOSTILE = (
@@ -158,9 +159,9 @@ def _write_shard(
                     "surprisal_control": 4.2,
                     "refusal": "near_duplicate" if near else None,
                 }
-                pairs.append(key | alone | given)
+                pairs.append(key | TEXT | alone | given)
             controls += [
-                {"root_id": root["root_id"], "control": c, "anchor": anchor}
+                {"root_id": root["root_id"], "control": c, "anchor": anchor, "has_word": False}
                 | {"entropy": rng.uniform(2, 6), "surprisal": rng.uniform(2, 6)}
                 for c in (0, 1)
             ]
@@ -281,6 +282,7 @@ def write_audits(store: TableStore, shard: str, verified: str | None = None) -> 
         {"root_id": root, "anchor": anchor, "kind": "random", "number": 0, "chunk_ids": ["c-0"]}
         | {"n_tokens": 9, "entropy_context": 3.0 if passes else 5.9, "surprisal_context": 4.0}
         | scores
+        | TEXT
         | {"gain": 0.5 if passes else 0.02, "calibrated_gain": 0.3 if passes else 0.0}
         | {"accepted_by": ["plain"] if passes else []}
         for root, anchor, passes in zip(

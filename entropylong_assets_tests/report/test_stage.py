@@ -48,6 +48,7 @@ def write_export(store: TableStore, shards: tuple[str, ...], version: str) -> No
             "tokens_by_source",
             "licenses",
             "false_acceptance",
+            "diversity",
         )
     }
     tokenizer = store.summary(LONG_CONTEXT_SAMPLES, shards[0]).tokenizer

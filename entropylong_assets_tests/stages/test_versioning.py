@@ -103,6 +103,9 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "samples.layout": ("interleaved", {S}),  # an audited window has one root
     "samples.fill": ("verified_only", {S}),
     "samples.recipe": ("random", {S}),
+    "samples.max_uses_per_context": (3, {S}),
+    "samples.max_uses_per_document": (3, {S}),
+    "samples.max_contexts_per_root": (3, {S}),
     "samples.meta_chunk_tokens": (128, {L}),  # of recipe nextlong, which is audited
     "export.formats": (("mds",), {T}),
     "export.destination": ("/elsewhere", {T}),

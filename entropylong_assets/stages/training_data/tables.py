@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from entropylong_assets.stages.diversity import Spread
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.storage.schemas import (
     REASON,
@@ -25,6 +26,8 @@ class FalseAcceptanceRate(BaseModel):
     high: float
     trials: int
     """(anchor, control) pairs judged."""
+    is_rough: bool = False
+    """Too few roots for the correlation of their trials to be estimated: one was assumed."""
 
 
 class TrainingDatasetSummary(Summary):
@@ -90,6 +93,9 @@ class TrainingDatasetSummary(Summary):
     """Tokens per source."""
     licenses: dict[str, dict[str, int]]
     """Documents per source and licence."""
+    diversity: dict[str, Spread] = Field(default_factory=dict)
+    """How the dependencies in the samples are spread over `anchors`, `roots`, `contexts` and
+    `documents`; empty if there are none."""
     false_acceptance: dict[str, FalseAcceptanceRate]
     """By evaluated rule; empty without controls."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from entropylong_assets.stages.diversity import spreads, use_keys
 from entropylong_assets.stages.entropy.histogram import Histogram
 from entropylong_assets.stages.verification.false_acceptance import passed_by_root, rates_by_rule
 from entropylong_assets.stages.verification.gain import accepted_by
@@ -21,7 +22,7 @@ _GAINS = ("gain", "calibrated_gain")
 class ShardCounts:
     """Counts, mean gains, false-acceptance rates, strongest pairs and histograms of one shard.
 
-    All rows of a root belong to one batch. Memory holds a few numbers per root.
+    All rows of a root belong to one batch. Memory holds a few numbers per root and accepted pair.
     """
 
     def __init__(self, settings: VerificationSettings, n_best: int = 5) -> None:
@@ -33,6 +34,7 @@ class ShardCounts:
         self._sums = dict.fromkeys(_GAINS, 0.0)
         self._defined = dict.fromkeys(_GAINS, 0)
         self._trials: list[pl.DataFrame] = []
+        self._uses: list[pl.DataFrame] = []
         self.best = pl.DataFrame()
         self.histograms = {name: Histogram(-1, 1, 80) for name in _GAINS}
 
@@ -54,6 +56,7 @@ class ShardCounts:
             self._defined[name] += len(gains)
             self.histograms[name].add(pairs[name])
         self._trials.append(passed_by_root(pairs, controls, self._settings))
+        self._uses.append(use_keys(accepted))
         best = pl.concat([self.best, accepted]) if len(self.best) else accepted
         self.best = best.sort("gain", descending=True, maintain_order=True).head(self._n_best)
 
@@ -69,6 +72,7 @@ class ShardCounts:
             **{name: self._counts[name] for name in names},
             "accepted_by": self._accepted_by,
             **means,
+            "diversity": spreads(self._uses),
             "verdicts": dict(sorted(self._verdicts.items())),
             "control_trials": rates[self._settings.rule].total if rates else 0,
             "false_acceptance": {

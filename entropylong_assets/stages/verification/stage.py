@@ -15,6 +15,7 @@ from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE, VERIFY
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.stage import Check, Markdown, Partition, Result, Stage, Step
+from entropylong_assets.stages.verification.false_acceptance import ROUGH
 from entropylong_assets.stages.verification.registry import NO_SCREEN, SCREENS, evaluated_rules
 from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.tables import (
@@ -133,9 +134,13 @@ def _views(partition: Partition) -> Mapping[str, duck.View]:
             "false_acceptance": rate and rate.rate,
             "false_acceptance_low": rate and rate.low,
             "false_acceptance_high": rate and rate.high,
+            "interval_note": ROUGH if rate and rate.is_rough else None,
         }
-        floats = dict.fromkeys(list(row)[1:], pl.Float64)
-        return pl.DataFrame([row], schema_overrides=floats)
+        types = dict.fromkeys(row, pl.Float64) | {
+            "vocab_size": pl.Int64,
+            "interval_note": pl.String,
+        }
+        return pl.DataFrame([row], schema=types)
 
     return {
         "roots": (ENTROPY_SCORES, [shard], "roots"),

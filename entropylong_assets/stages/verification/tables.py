@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from entropylong_assets.stages.diversity import Spread
 from entropylong_assets.storage.schemas import (
     ANCHOR,
     BOOL,
@@ -66,6 +67,9 @@ class VerifiedDependenciesSummary(Summary):
     """Mean ΔI of the accepted pairs; None if there are none."""
     mean_calibrated_gain: float | None
     """Mean ΔI* of the accepted pairs that have one."""
+    diversity: dict[str, Spread] = Field(default_factory=dict)
+    """How the accepted pairs are spread over `anchors`, `roots`, `contexts` and `documents`; empty
+    if there are none."""
     verdicts: dict[str, int]
     """Pairs by verdict."""
     control_trials: int

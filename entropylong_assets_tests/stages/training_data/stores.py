@@ -139,7 +139,7 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
         anchors = sorted({(p["root_id"], p["anchor"]) for p in world.pairs})
         controls = [
             {"root_id": root_id, "control": control, "anchor": anchor}
-            | {"entropy": rng.uniform(2, 6), "surprisal": rng.uniform(2, 6)}
+            | {"has_word": False, "entropy": rng.uniform(2, 6), "surprisal": rng.uniform(2, 6)}
             for root_id, anchor in anchors
             for control in (0, 1)
         ]

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from entropylong_assets.project import make_project, open_store
-from entropylong_assets.settings.section import SettingsError
+from entropylong_assets.settings.section import SettingsError, fingerprint
 from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.entropy import screener
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
@@ -91,11 +91,23 @@ def test_a_rule_that_needs_controls_is_refused_without(rule: str, controls: int)
     make_project({"verification": compared})
 
 
-def test_the_rule_in_force_is_evaluated_once_after_the_compared_ones() -> None:
-    compared = ("calibrated", "likelier")
-    for rule in ("plain", "likelier"):
+def test_rules_are_evaluated_once_and_in_one_order() -> None:
+    """The order of settings, or the rule in force, must not change rows and their versions."""
+    for rule, compared in (
+        ("plain", ("calibrated", "likelier")),
+        ("calibrated", ("likelier", "plain")),
+        ("likelier", ("plain", "calibrated", "likelier")),
+    ):
         settings = VerificationSettings(rule=rule, compared_rules=compared)
-        assert list(evaluated_rules(settings)) == list(dict.fromkeys((*compared, rule)))
+        assert list(evaluated_rules(settings)) == ["plain", "calibrated", "likelier"]
+    one, other = (
+        VerificationSettings(compared_rules=names, excluded_anchors=kinds)
+        for names, kinds in (
+            (("plain", "genuine"), ("url", "import")),
+            (("genuine", "plain"), ("import", "url")),
+        )
+    )
+    assert fingerprint(one) == fingerprint(other)
 
 
 @pytest.mark.parametrize("score", [None, float("nan")])
