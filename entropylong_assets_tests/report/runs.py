@@ -149,7 +149,7 @@ def _write_shard(
                 near = rng.random() < 0.1
                 key = {"root_id": root["root_id"], "anchor": anchor, "rank": rank}
                 key |= {"chunk_id": f"{doc_id(chunk)}-0", "similarity": similarity}
-                leak = {"leak_check": "near_duplicate" if near else "passed"}
+                leak = {"leak_check": "near_duplicate" if near else "passed", "found_by": "vector"}
                 candidates.append(key | {"containment": 0.5 if near else 0.0} | leak)
                 alone = {"entropy": root["entropies"][anchor], "surprisal": 4.0}
                 given = {
@@ -257,7 +257,10 @@ def _root(text: str, tokenizer: Tokenizer, rng: random.Random) -> tuple[dict[str
         "mean": 2.0,
         "std": 1.2,
         "threshold": 5.0,
+        "surprisal_mean": 4.5,
+        "surprisal_std": 2.6,
         "anchors": mine,
+        "by_surprisal": [],
     }, mine
 
 

@@ -177,12 +177,18 @@ def dataset_card(content: Mapping[str, Any]) -> str:
                 ("code", made["code_version"]),
                 ("seed", str(settings["seed"])),
                 ("rule", rule if epsilon is None else f"{rule}, ε = {epsilon:g}"),
-                ("threshold", f"τ = μ + {settings['entropy']['alpha']:g}·σ"),
+                ("threshold", _threshold(settings["entropy"])),
             ],
         )
         + "\nThe settings that determine the samples, and the hash of every file, are in "
         "`manifest.json`.\n"
     )
+
+
+def _threshold(entropy: Mapping[str, Any]) -> str:
+    alpha, by_entropy = f"{entropy['alpha']:g}", entropy.get("anchors", "entropy") == "entropy"
+    surprising = "" if by_entropy else f"; or surprisal above its own μ + {alpha}·σ"
+    return f"τ = μ + {alpha}·σ{surprising}"
 
 
 def _repacked(counts: Mapping[str, Any]) -> str:

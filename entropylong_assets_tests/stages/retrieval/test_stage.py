@@ -30,6 +30,7 @@ from entropylong_assets_tests.tiny_world import tiny_settings
 
 SHARDS = ["tiny-00000", "tiny-00001"]
 K, HALF_WINDOW, NGRAM, LIMIT = 4, 8, 8, 0.2
+BY_TEXT = {"text_candidates": 3, "text_half_window": 12}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,26 @@ def partitions(settings: Settings) -> dict[str, Partition]:
             if stage is not CANDIDATE_CONTEXTS_STAGE:
                 assert all(result.passed for result in run_checks(stage, partition)), stage.name
     return {shard: Partition(settings, open_store(settings), shard) for shard in SHARDS}
+
+
+@pytest.fixture(scope="module")
+def searched_by_text(
+    partitions: dict[str, Partition], tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> Partition:
+    """The first shard of a dataset that searches the words too, over an index that has them."""
+    other = tiny_settings(
+        tiny_corpus,
+        Path(partitions[SHARDS[0]].settings.data_uri),
+        tiny_models,
+        dataset={"name": "worded"},
+        roots={"fraction": 1.0},
+        embedding={"text_index": True},
+        retrieval=BY_TEXT,
+    )
+    store = open_store(other)
+    partition = Partition(other, store, SHARDS[0])
+    materialize(ENTROPY_SCORES_STAGE, partition)
+    return partition
 
 
 def read(partition: Partition, table: str) -> pl.DataFrame:
