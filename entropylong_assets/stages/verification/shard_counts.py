@@ -21,7 +21,8 @@ _GAINS = ("gain", "calibrated_gain")
 class ShardCounts:
     """Counts, mean gains, false-acceptance rates, strongest pairs and histograms of one shard.
 
-    All rows of a root belong to one batch. Memory holds a few numbers per root.
+    All rows of a root belong to one batch. Memory holds a few numbers per root and accepted
+    pair.
     """
 
     def __init__(self, settings: VerificationSettings, n_best: int = 5) -> None:
@@ -33,6 +34,8 @@ class ShardCounts:
         self._sums = dict.fromkeys(_GAINS, 0.0)
         self._defined = dict.fromkeys(_GAINS, 0)
         self._trials: list[pl.DataFrame] = []
+        self._kinds: Counter[str] = Counter()
+        self._shares: list[pl.DataFrame] = []
         self.best = pl.DataFrame()
         self.histograms = {name: Histogram(-1, 1, 80) for name in _GAINS}
 
@@ -57,6 +60,11 @@ class ShardCounts:
         best = pl.concat([self.best, accepted]) if len(self.best) else accepted
         self.best = best.sort("gain", descending=True, maintain_order=True).head(self._n_best)
 
+    def add_evidence(self, evidence: pl.DataFrame) -> None:
+        """Add rows of `evidence`."""
+        self._kinds.update(dict(evidence["kind"].value_counts().iter_rows()))
+        self._shares.append(evidence.select("kept", "removed"))
+
     def summary(self) -> dict[str, Any]:
         """Return the fields of `VerifiedDependenciesSummary` that follow from the rows."""
         names = ("pairs", "pairs_scored", "contexts_scored", "accepted")
@@ -64,11 +72,17 @@ class ShardCounts:
             f"mean_{name}": self._sums[name] / self._defined[name] if self._defined[name] else None
             for name in _GAINS
         }
+        shares = {
+            f"evidence_{name}": pl.concat(self._shares)[name].median() if self._shares else None
+            for name in ("kept", "removed")
+        }
         rates = rates_by_rule(pl.concat(self._trials), self._settings) if self._trials else {}
         return {
             **{name: self._counts[name] for name in names},
             "accepted_by": self._accepted_by,
             **means,
+            "dependencies_by_kind": dict(sorted(self._kinds.items())),
+            **shares,
             "verdicts": dict(sorted(self._verdicts.items())),
             "control_trials": rates[self._settings.rule].total if rates else 0,
             "false_acceptance": {
