@@ -101,8 +101,9 @@ def test_tokens_of_a_span_decode_to_it(world: World) -> None:
             first, last = locate_tokens(tokenizer, text, start, end)
             assert 0 <= first < last <= len(token_ids)
             assert text[start:end].strip() in tokenizer.decode(token_ids[first:last])
-            tight = tokenizer.decode(token_ids[first : last - 1])
-            assert last == first + 1 or len(tokenizer.decode(token_ids[:first]) + tight) < end
+            # Half a character of several tokens decodes to a replacement character.
+            shorter = tokenizer.decode(token_ids[: last - 1]).rstrip("\ufffd")
+            assert last == first + 1 or len(shorter) < end, "no token more than needed"
 
 
 def surprisal_and_entropy(world: World, context: str, root: list[int], anchor: int) -> list[float]:
@@ -118,12 +119,13 @@ def surprisal_and_entropy(world: World, context: str, root: list[int], anchor: i
     return [-float(log_p[root[anchor]]), -float((log_p.exp() * log_p).sum())]
 
 
-def test_shares_are_those_of_another_computation(world: World) -> None:
+def test_shares_are_those_of_another_computation(world: World, tmp_path: Path) -> None:
     """Each span is scored alone and taken away, for pairs of both shards."""
-    checked = 0
+    checked, into = 0, TableStore(str(tmp_path))
+    settings = with_verification(world.settings, rule="plain", epsilon=0.02)
     for shard in world.shards:
-        pairs = world.store.read(VERIFIED_DEPENDENCIES, shard, "pairs").filter("accepted")
-        evidence = world.store.read(VERIFIED_DEPENDENCIES, shard, "evidence")
+        pairs = verify(settings, shard, into).pairs.filter("accepted")
+        evidence = into.read(VERIFIED_DEPENDENCIES, shard, "evidence")
         assert evidence.select(KEY).sort(KEY).equals(pairs.select(KEY).sort(KEY))
         assert set(evidence["kind"]) <= set(KINDS)
         chunks = world.store.read(CANDIDATE_CONTEXTS, shard, "chunks")
@@ -131,7 +133,7 @@ def test_shares_are_those_of_another_computation(world: World) -> None:
         roots = world.store.read(ENTROPY_SCORES, shard, "roots")
         tokens = dict(roots.select("root_id", "token_ids").iter_rows())
         rows = pairs.join(evidence, on=KEY).filter(pl.col("kept").is_not_null()).sort(KEY)
-        for row in rows[::5].iter_rows(named=True):
+        for row in rows[::3].iter_rows(named=True):
             text, root = texts[row["chunk_id"]], tokens[row["root_id"]]
             assert row["kept"] >= MIN_KEPT - 1e-6
             number = 0 if row["measure"] == "surprisal" else 1
@@ -144,9 +146,12 @@ def test_shares_are_those_of_another_computation(world: World) -> None:
             control = row[f"{row['measure']}_control"]
             reference = min(bare, control) if min(bare, control) > given else bare
             gain = reference - given
-            assert row["kept"] == pytest.approx((reference - left) / gain, abs=1e-3 / gain)
-            assert 1 - row["removed"] == pytest.approx((reference - rest) / gain, abs=1e-3 / gain)
-            checked += 1
+            tolerance = 1e-4 / gain
+            is_whole = text == alone
+            kept = 1.0 if is_whole else (reference - left) / gain
+            assert row["kept"] == pytest.approx(kept, abs=tolerance)
+            assert 1 - row["removed"] == pytest.approx((reference - rest) / gain, abs=tolerance)
+            checked += not is_whole
     assert checked > 20
 
 
@@ -193,11 +198,16 @@ def test_without_evidence_nothing_more_is_scored(world: World, tmp_path: Path) -
 )
 def test_the_check_finds_a_fault(world: World, fault: str, change: dict[str, object]) -> None:
     shard = world.shards[0]
-    evidence = world.store.read(VERIFIED_DEPENDENCIES, shard, "evidence").drop_nulls()
-    wrong = evidence[:1].with_columns(
-        pl.lit(value, evidence.schema[name]).alias(name) for name, value in change.items()
+    evidence = world.store.read(VERIFIED_DEPENDENCIES, shard, "evidence")
+    with_shares = evidence["kept"].is_not_null().arg_true()[0]
+    wrong = evidence.with_columns(
+        pl.when(pl.int_range(pl.len()) == with_shares)
+        .then(pl.lit(value, evidence.schema[name]))
+        .otherwise(name)
+        .alias(name)
+        for name, value in change.items()
     )
-    found = faults(world, pl.concat([wrong, evidence[1:]]))
+    found = faults(world, wrong)
     assert fault in found
     assert found <= {fault, "pairs and spans differ"}
 
@@ -217,11 +227,8 @@ def faults(world: World, evidence: pl.DataFrame, *, evidence_is_on: bool = True)
     store, shard = open_store(world.settings), world.shards[0]
     assert STAGE.check_folder is not None
     sql = (STAGE.check_folder / "evidence_in_contexts.sql").read_text()
-    pairs = store.read(VERIFIED_DEPENDENCIES, shard, "pairs")
-    if "drop_nulls" and len(evidence) < len(pairs.filter("accepted")) - 1:
-        pairs = pairs.join(evidence.select(KEY), on=KEY, how="semi")
     views = {
-        "pairs": pairs,
+        "pairs": store.read(VERIFIED_DEPENDENCIES, shard, "pairs"),
         "contexts": store.read(VERIFIED_DEPENDENCIES, shard, "contexts"),
         "evidence": evidence,
     }
