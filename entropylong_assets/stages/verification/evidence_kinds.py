@@ -105,7 +105,8 @@ def _is_defined(word: str, span: str) -> bool:
 
 def _is_code(word: str, span: str) -> bool:
     w = regex.escape(word)
-    if regex.search(r"\p{Ll}\p{Lu}|\p{Lu}{2}\p{Ll}{2}|\p{L}\d\p{L}", word) and regex.search(w, span):
+    mixed_case = r"\p{Ll}\p{Lu}|\p{Lu}{2}\p{Ll}{2}|\p{L}\d\p{L}"
+    if regex.search(mixed_case, word) and regex.search(w, span):
         return True
     joined = rf"(?:[\w)\]]\.|::|->|_|\$|@|--|\\){w}(?!{_LETTER})"
     called = rf"(?<!{_LETTER}){w}(?:_|\(|::|->|\.(?=[\p{{L}}_])|\s?[=!]=|\s=\s|\[)"
