@@ -77,7 +77,9 @@ test-inputs: .venv/test
 
 test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
-	  $(BIN)/python -m pytest entropylong_assets_tests/stages/training_data/test_real_readers.py
+	  $(BIN)/python -m pytest entropylong_assets_tests/stages/training_data/test_real_readers.py \
+	  entropylong_assets_tests/stages/training_data/test_more_readers.py \
+	  entropylong_assets_tests/stages/training_data/test_jsonl.py
 
 test-day: .venv/test
 	$(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ticks.py \

@@ -116,7 +116,7 @@ WRONG = [
     ("samples.tokens", 15, "greater than or equal to 16"),
     ("samples.order", "random", "'shuffle' or 'sequence'"),
     ("samples.layout", "", "'grouped' or 'interleaved'"),
-    ("samples.fill", "none", "'verified_only' or 'hard_negatives'"),
+    ("samples.fill", "none", "'verified_only', 'hard_negatives' or 'corpus'"),
     ("samples.recipe", "nonsense", "no recipe 'nonsense'; there are"),
     ("export.formats", [], "at least one format"),
     ("export.formats", ["mds", "mds"], "each once"),

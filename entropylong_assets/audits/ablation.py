@@ -167,16 +167,22 @@ def _verdict_figures(scores: Scores, settings: VerificationSettings) -> dict[str
 
 
 def _distance(scores: Scores, settings: Settings) -> float | None:
-    """Median distance from context to anchor (tokens), in samples packed again in memory."""
+    """Median distance from context to anchor (tokens), in samples packed again in memory.
+
+    Fillers of the corpus are left out: they would have to be drawn again for every variant.
+    """
+    samples = settings.samples
+    if samples.fill == "corpus":
+        samples = samples.model_copy(update={"fill": "verified_only"})
     roots = scores.roots.select("root_id", "token_ids")
     groups, _ = choose_groups(roots, scores.pairs, scores.contexts, settings)
     framing = Framing(bos_ids=(), separator_ids=(), pad_id=0)
     distances: list[int] = []
-    for members in pack(groups, framing, settings.samples, settings.seed)[0]:
+    for members in pack(groups, framing, samples, settings.seed)[0]:
         position = 0
         root_starts: dict[str, int] = {}
         contexts = []
-        for segment in lay_out(members, framing, settings.samples, settings.seed):
+        for segment in lay_out(members, framing, samples, settings.seed):
             end = position + len(segment.token_ids)
             if segment.role == "verified" and segment.context is not None:
                 contexts.append((segment.context, end))

@@ -6,6 +6,7 @@ const ROLES = {
   verified: { name: "verified context", height: 44 },
   hard_negative: { name: "hard negative", height: 28 },
   unverified: { name: "unverified context", height: 36 },
+  filler: { name: "filler", height: 20 },
   bos: { name: "BOS", height: 60 },
   padding: { name: "padding", height: 8 },
 };

@@ -72,6 +72,22 @@ class Tokenizer:
             return_attention_mask=False,
         )["input_ids"]
 
+    def encode_with_spans(
+        self, texts: Sequence[str]
+    ) -> list[tuple[list[int], list[tuple[int, int]]]] | None:
+        """Return the token ids of each text and the characters (start, end) that each token stands
+        for. None if the tokenizer can't tell."""
+        if not self.hf_tokenizer.is_fast:
+            return None
+        found = self.hf_tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+        )
+        return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Return the length of each text in tokens."""
         return [len(ids) for ids in self.encode(texts)]

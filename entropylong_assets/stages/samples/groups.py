@@ -61,11 +61,15 @@ class Context:
     """Highest similarity to any anchor."""
     unverified: bool = False
     """Whether it was chosen without regard to any score."""
+    filler: bool = False
+    """Whether it is a random chunk that only fills the sample."""
 
     @property
     def role(self) -> str:
         """Role of its tokens: a context that is neither verified nor unverified failed
         verification, and is a hard negative."""
+        if self.filler:
+            return "filler"
         if self.unverified:
             return "unverified"
         return "verified" if self.dependencies else "hard_negative"

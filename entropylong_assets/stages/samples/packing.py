@@ -1,9 +1,10 @@
 """Packing groups into samples of one exact length.
 
 A sample is `[BOS?] C_1, C_2, ..., D, ...`: contexts as they were scored (with the separator), roots
-followed by the separator, padding at the end. No context and no root loses a token. Groups are
-packed by best-fit decreasing over root and verified contexts, so that a sample holds as many
-dependencies as possible; hard negatives only fill the rest.
+followed by the separator, padding at the end. No context and no root loses a token; only the
+filler that ends a sample is cut. Groups are packed by best-fit decreasing over root and verified
+contexts, so that a sample holds as many dependencies as possible; hard negatives or random chunks
+of the corpus only fill the rest.
 
 Share of tokens that are not padding, by `benchmarks/packing_utilisation.py` (131,072 tokens, roots
 of 256-4,096 tokens, 46 verified contexts and 100 hard negatives of 64-512 tokens per root):
@@ -19,7 +20,7 @@ The last sample of a shard is not full under `verified_only`: few large shards w
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from entropylong_assets.stages.samples.settings import SampleSettings
 
 if TYPE_CHECKING:
     from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
+    from entropylong_assets.stages.samples.registry import Fillers
 
 NO_DEPENDENCY = "no_verified_dependency"
 NO_CONTEXT_FITS = "no_context_fits"
@@ -164,19 +166,41 @@ def choose_negatives(groups: Sequence[Group], room: int) -> list[Context]:
     return chosen
 
 
+def choose_fillers(
+    passages: Iterable[Context], groups: Sequence[Group], room: int
+) -> tuple[list[Context], Segment | None]:
+    """Take passages in their order until `room` tokens are full.
+
+    Returns those that fit whole, and the segment that ends the sample: the first one that does not,
+    cut to what is left. None if the passages end before. A passage that the sample contains already
+    is not taken.
+    """
+    present = {context.chunk_id for group in groups for context in group.chosen}
+    chosen: list[Context] = []
+    for context in passages:
+        if context.chunk_id in present:
+            continue
+        if len(context.token_ids) >= room:
+            return chosen, Segment(
+                role=context.role, token_ids=context.token_ids[:room], context=context
+            )
+        present.add(context.chunk_id)
+        chosen.append(context)
+        room -= len(context.token_ids)
+    return chosen, None
+
+
 def lay_out_pieces(
-    group: Group, fillers: Sequence[Context], framing: Framing, settings: SampleSettings, seed: int
+    group: Group, rest: Sequence[Context], framing: Framing, settings: SampleSettings, seed: int
 ) -> Iterator[Segment]:
-    """The segments of a group whose root is cut: fillers, then each piece followed by its contexts
-    (NExtLong)."""
+    """The segments of a group whose root is cut: what fills the sample, then each piece followed by
+    its contexts (NExtLong)."""
 
     def segments(contexts: Sequence[Context]) -> Iterator[Segment]:
         for context in order_contexts(contexts, settings.order, seed):
-            yield Segment(
-                role=context.role, token_ids=context.token_ids, group=group, context=context
-            )
+            yield _segment(context, group)
 
-    yield from segments(fillers)
+    yield from segments(rest)
     root_ids, step = framing.root_ids(group), group.piece_tokens or len(group.token_ids)
     starts = range(0, len(group.token_ids), step)
     for start in starts:
@@ -188,15 +212,38 @@ def lay_out_pieces(
         )
 
 
+def _segment(context: Context, group: Group) -> Segment:
+    """The segment of a whole context. A filler belongs to no root, wherever it stands."""
+    return Segment(
+        role=context.role,
+        token_ids=context.token_ids,
+        group=None if context.filler else group,
+        context=context,
+    )
+
+
 def lay_out(
-    groups: Sequence[Group], framing: Framing, settings: SampleSettings, seed: int
+    groups: Sequence[Group],
+    framing: Framing,
+    settings: SampleSettings,
+    seed: int,
+    pool: Fillers | None = None,
 ) -> list[Segment]:
-    """The segments of one sample, exactly `settings.tokens` tokens long."""
+    """The segments of one sample, exactly `settings.tokens` tokens long.
+
+    pool: for `fill: corpus`. Its fillers stand among the contexts of all roots
+    in turn; the last one, cut to fit, ends the sample.
+    """
     room = settings.tokens - framing.bos_tokens - sum(size_of(group, framing) for group in groups)
     assert room >= 0, "groups don't fit their sample"
-    fill = settings.fill == "hard_negatives"
-    negatives = choose_negatives(groups, room) if fill else []
-    room -= _n_tokens(negatives)
+    rest: list[Context] = []
+    last: Segment | None = None
+    if settings.fill == "hard_negatives":
+        rest = choose_negatives(groups, room)
+    elif settings.fill == "corpus" and room:
+        assert pool is not None, "fill: corpus draws from the indexed corpus"
+        rest, last = choose_fillers(pool.fillers(groups), groups, room)
+    room -= _n_tokens(rest)
 
     by_id = {group.root_id: group for group in groups}
 
@@ -204,14 +251,9 @@ def lay_out(
         """Ordered contexts of these groups, then their roots."""
         ids = {group.root_id for group in members}
         contexts = [context for group in members for context in group.chosen]
-        contexts += [context for context in negatives if context.root_id in ids]
+        contexts += [context for context in rest if context.root_id in ids]
         for context in order_contexts(contexts, settings.order, seed):
-            yield Segment(
-                role=context.role,
-                token_ids=context.token_ids,
-                group=by_id[context.root_id],
-                context=context,
-            )
+            yield _segment(context, by_id[context.root_id])
         for group in members:
             yield Segment(role="root", token_ids=framing.root_ids(group), group=group)
 
@@ -220,12 +262,14 @@ def lay_out(
         segments.append(Segment(role="bos", token_ids=np.array(framing.bos_ids, np.uint32)))
     if any(group.piece_tokens for group in groups):
         for group in groups:
-            own = [context for context in negatives if context.root_id == group.root_id]
+            own = [context for context in rest if context.root_id == group.root_id]
             segments.extend(lay_out_pieces(group, own, framing, settings, seed))
     else:
         for members in [groups] if settings.layout == "interleaved" else [[g] for g in groups]:
             segments.extend(blocks(members))
-    if room:
+    if last is not None:
+        segments.append(last)
+    elif room:
         padding = np.full(room, framing.pad_id, np.uint32)
         segments.append(Segment(role="padding", token_ids=padding))
     return segments

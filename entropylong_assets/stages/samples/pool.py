@@ -1,12 +1,14 @@
-"""Passages of the indexed corpus for recipes without anchors: at random, or by keywords."""
+"""Passages of the indexed corpus that no anchor nominated: at random, or by keywords."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import regex
 
 from entropylong_assets.settings.section import Settings
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 MAX_DRAWS = 1024
 NOT_A_CONTROL = -1
 """Used in place of a control's number to draw chunks, so that controls are not drawn again."""
+FILLER = -2
+"""The same for fillers, so that random contexts are not drawn again."""
 
 CHUNKS_PER_FETCH = 8
+FILLERS_PER_FETCH = 64
 _COLUMNS = ["chunk_id", "doc_id", "source", "start", "end", "text"]
 
 # In `re`, the vowel signs of Hindi or Thai are no part of a word.
@@ -80,13 +85,8 @@ class IndexPool:
         self._returned: dict[str, dict[str, Any]] = {}
 
     def at_random(self, group: Group) -> Iterator[Context]:
-        universe, seed = self._index.universe, self._settings.seed
-
-        def draw() -> Iterator[str]:
-            for attempt in range(min(MAX_DRAWS, 8 * universe.total)):
-                yield universe.draw(seed, group.root_id, NOT_A_CONTROL, attempt)
-
-        yield from self._contexts(group, draw(), {})
+        limit = min(MAX_DRAWS, 8 * self._index.universe.total)
+        yield from self._contexts(group, self._draw(group, NOT_A_CONTROL, limit), {})
 
     def on_keywords(self, group: Group, limit: int = 256) -> Iterator[Context]:
         text = self._tokenizer.decode(group.token_ids.tolist())
@@ -98,37 +98,68 @@ class IndexPool:
         similarity = dict(found.select("chunk_id", "similarity").iter_rows())
         yield from self._contexts(group, iter(found["chunk_id"].to_list()), similarity)
 
+    def fillers(self, groups: Sequence[Group]) -> Iterator[Context]:
+        own = {context.doc_id for group in groups for context in group.chosen}
+        # A small corpus is drawn from until hardly any chunk is left; a large one never is.
+        chunk_ids = self._draw(groups[0], FILLER, 8 * self._index.universe.total)
+        rows = self._rows(groups, chunk_ids, FILLERS_PER_FETCH)
+        for number, row in enumerate(row for row in rows if row["doc_id"] not in own):
+            root_id = groups[number % len(groups)].root_id
+            yield replace(_context(root_id, row), unverified=False, filler=True)
+
     def rows(self, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
-        return [self._returned[chunk_id] for chunk_id in chunk_ids]
+        return [self._returned.pop(chunk_id) for chunk_id in chunk_ids]
+
+    def _draw(self, group: Group, number: int, limit: int) -> Iterator[str]:
+        """At most `limit` random chunk ids, with repetitions; number: in place of a control's."""
+        for attempt in range(limit):
+            yield self._index.universe.draw(self._settings.seed, group.root_id, number, attempt)
 
     def _contexts(
         self, group: Group, chunk_ids: Iterator[str], similarity: dict[str, float]
     ) -> Iterator[Context]:
+        for row in self._rows([group], chunk_ids, CHUNKS_PER_FETCH):
+            yield _context(group.root_id, row, similarity.get(row["chunk_id"], 0.0))
+
+    def _rows(
+        self, groups: Sequence[Group], chunk_ids: Iterator[str], per_fetch: int
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of `passages` for these chunks, each once, without those of the roots' documents and
+        those that fail the leak check for one of the roots."""
         retrieval, separator = self._settings.retrieval, self._tokenizer.separator_ids
-        root_text = self._tokenizer.decode(group.token_ids.tolist())
-        leak_check = make_leak_check(retrieval, root_text)
+        root_ids = {group.root_id for group in groups}
+        texts = [self._tokenizer.decode(group.token_ids.tolist()) for group in groups]
+        leak_checks = [make_leak_check(retrieval, text) for text in texts]
         seen: set[str] = set()
-        while batch := list(islice(chunk_ids, CHUNKS_PER_FETCH)):
+        while batch := list(islice(chunk_ids, per_fetch)):
             fresh = [c for c in dict.fromkeys(batch) if c not in seen]
             seen.update(fresh)
             fetched = self._index.table.fetch(fresh, _COLUMNS)
             rows = {row["chunk_id"]: row for row in fetched.iter_rows(named=True)}
             for chunk_id in fresh:
                 row = rows.get(chunk_id)
-                if row is None or row["doc_id"] == group.root_id:
+                if row is None or row["doc_id"] in root_ids:
                     continue
-                if leak_check.containment(row["text"]) >= retrieval.max_containment:
+                text = row["text"]
+                if any(
+                    check.containment(text) >= retrieval.max_containment for check in leak_checks
+                ):
                     continue
-                token_ids = [*self._tokenizer.encode([row["text"]])[0], *separator]
-                self._returned[chunk_id] = row | {"token_ids": token_ids}
-                yield unverified(
-                    root_id=group.root_id,
-                    chunk_id=chunk_id,
-                    doc_id=row["doc_id"],
-                    source=row["source"],
-                    token_ids=token_ids,
-                    similarity=similarity.get(chunk_id, 0.0),
-                )
+                token_ids = [*self._tokenizer.encode([text])[0], *separator]
+                self._returned[chunk_id] = row | {"token_ids": np.array(token_ids, np.uint32)}
+                yield self._returned[chunk_id]
+
+
+def _context(root_id: str, row: dict[str, Any], similarity: float = 0.0) -> Context:
+    """An unverified context for a root, from a row of `passages`."""
+    return unverified(
+        root_id=root_id,
+        chunk_id=row["chunk_id"],
+        doc_id=row["doc_id"],
+        source=row["source"],
+        token_ids=row["token_ids"],
+        similarity=similarity,
+    )
 
 
 def open_pool(partition: Partition) -> IndexPool:

@@ -15,8 +15,20 @@ IN_FORCE = "in force"
 """As the rule of a recipe: the rule in force, whichever that is."""
 
 
-class Pool(Protocol):
-    """Passages of the indexed corpus, as unverified contexts for a root.
+class Fillers(Protocol):
+    """Passages that complete samples."""
+
+    def fillers(self, groups: Sequence[Group]) -> Iterator[Context]:
+        """Iterate over passages for a sample of these roots, as fillers.
+
+        None belongs to a document of the sample, fails the leak check for one of its roots, or is
+        returned twice. The seed and the first root determine the order.
+        """
+        ...
+
+
+class Pool(Fillers, Protocol):
+    """Passages of the indexed corpus, as unverified contexts for a root, and as fillers.
 
     No passage belongs to the root's document, fails the leak check, or is returned twice for one
     root.
@@ -31,7 +43,8 @@ class Pool(Protocol):
         ...
 
     def rows(self, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the rows of the table `passages` for passages that were returned before."""
+        """Return the rows of the table `passages` for passages that were returned before, and
+        forget them."""
         ...
 
 

@@ -36,6 +36,12 @@ def recipe_of(settings: Settings) -> type[Recipe] | None:
     return None if name is None else RECIPES[name]
 
 
+def needs_pool(settings: Settings) -> bool:
+    """Return whether samples contain passages of the whole corpus: by their recipe or as fill."""
+    recipe = recipe_of(settings)
+    return settings.samples.fill == "corpus" or (recipe is not None and recipe.needs_pool)
+
+
 def verifying_rule(settings: Settings) -> str | None:
     """The rule whose dependencies the samples contain: its name, or IN_FORCE; None: they contain
     none.

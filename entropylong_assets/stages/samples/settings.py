@@ -31,10 +31,11 @@ class SampleSettings(Section):
     layout: Literal["grouped", "interleaved"] = "grouped"
     """`grouped`: each root directly after its own contexts. `interleaved`: first the contexts of
     all roots of the sample, then the roots, so that dependencies span the sample."""
-    fill: Literal["verified_only", "hard_negatives"] = "hard_negatives"
+    fill: Literal["verified_only", "hard_negatives", "corpus"] = "hard_negatives"
     """How the rest of a sample is filled: `hard_negatives` with candidates of the same roots that
-    failed verification, then padding; `verified_only` with padding alone. Padding is masked from
-    the loss."""
+    failed verification, then padding; `verified_only` with padding alone; `corpus` with random
+    chunks of the corpus as distractors (role `filler`), to the last token. Padding is masked from
+    the loss; fillers are learnt unless `export.learn_fillers` is false."""
     recipe: Annotated[str, AfterValidator(RECIPES.check)] | None = None
     """How a root's contexts are chosen, within as many tokens as the rule in force verified for
     that root (`stages/samples/recipes.py`, docs/extending.md); none: the contexts that the rule in

@@ -45,7 +45,7 @@ ROOTS_PER_READ = 128
 LISTED_SAMPLES = 20
 SHOWN_DEPENDENCIES = 5
 
-ROLES = ("bos", "root", "verified", "hard_negative", "unverified", "padding")
+ROLES = ("bos", "root", "verified", "hard_negative", "unverified", "filler", "padding")
 
 
 _DEPENDENCIES = pl.Schema(LONG_CONTEXT_SAMPLES.schemas["dependencies"])
@@ -64,8 +64,8 @@ class PackedShard:
 
 
 @dataclass
-class _Rows:
-    """Rows of a few samples."""
+class SampleRows:
+    """Rows of a few samples, as in the tables of samples."""
 
     samples: list[dict[str, Any]] = field(default_factory=list)
     segments: list[dict[str, Any]] = field(default_factory=list)
@@ -107,7 +107,7 @@ class _Rows:
                 "input_ids": np.concatenate([segment.token_ids for segment in segments]),
                 "n_root": tokens["root"],
                 "n_verified": tokens["verified"],
-                "n_negative": tokens["hard_negative"] + tokens["unverified"],
+                "n_negative": tokens["hard_negative"] + tokens["unverified"] + tokens["filler"],
                 "n_padding": tokens["padding"],
             }
         )
@@ -172,7 +172,7 @@ class _Packed:
         self.negatives_available += sum(len(group.negatives) for group in members)
         self.negatives += sum(segment.role == "hard_negative" for segment in segments)
 
-    def show(self, rows: _Rows) -> None:
+    def show(self, rows: SampleRows) -> None:
         """Keep the best dependencies and the contexts of the first samples."""
         new = pl.DataFrame(rows.dependencies, schema=_DEPENDENCIES)
         ranked = pl.concat([self.best, new]).sort("gain", descending=True, maintain_order=True)
@@ -254,6 +254,28 @@ class _Groups:
         return fitted, by_recipe, by_length
 
 
+@dataclass
+class _Passages:
+    """Writes the passages of samples that no anchor nominated, each once."""
+
+    tables: ShardTables
+    writer: PartitionWriter
+    pool: Pool | None
+    shards: dict[str, str] = field(default_factory=dict)
+    """Shard of each passage written, by chunk_id."""
+
+    def write(self, segments: Sequence[dict[str, Any]]) -> None:
+        """Write the passages among these rows of `segments`."""
+        if self.pool is None:
+            return
+        used = {row["chunk_id"] for row in segments if row["role"] in ("unverified", "filler")}
+        new = sorted(used - self.shards.keys())
+        passages = self.pool.rows(sorted(set(new) - self.tables.among_contexts(new)))
+        if passages:
+            self.writer.append("passages", passages)
+            self.shards |= {row["chunk_id"]: row["shard"] for row in passages}
+
+
 def pack_shard(
     tables: ShardTables,
     *,
@@ -270,8 +292,8 @@ def pack_shard(
     of the whole shard are planned, and sample by sample to be laid out. Sample ids are
     `<shard>-<nnnnn>`. The result depends on the rows' content, not on their order.
 
-    pool: the indexed corpus, for recipes that need it. `on_sample` is called with finished
-    samples. Raises SampleError if a root does not fit a sample or the tables contradict each other.
+    pool: the indexed corpus, if `needs_pool`. `on_sample` is called with finished samples. Raises
+    SampleError if a root does not fit a sample or the tables contradict each other.
     """
     chosen, framing = settings.samples, Framing.of(tokenizer)
     column = required_gain(settings)
@@ -289,36 +311,29 @@ def pack_shard(
         dropped_by_length += by_length
 
     source = shard.rpartition("-")[0]
-    packed, rows = _Packed(), _Rows()
-    chunk_ids: set[str] = set()
+    packed, rows = _Packed(), SampleRows()
+    passages = _Passages(tables, writer, pool)
     for together in _read_together(arrange(sizes, framing, chosen, settings.seed)):
         groups, _, _ = reader.read([root_id for members in together for root_id in members])
         for ids in together:
             members = [groups[root_id] for root_id in ids]
-            segments = lay_out(members, framing, chosen, settings.seed)
+            segments = lay_out(members, framing, chosen, settings.seed, pool)
             packed.tokens += rows.add(f"{shard}-{packed.samples:05d}", segments, source)
             packed.add(members, segments)
             on_sample(1)
-            if pool:
-                chunk_ids.update(c.chunk_id for group in members for c in group.chosen)
             if len(rows.samples) == SAMPLES_PER_WRITE:
                 packed.show(rows)
+                passages.write(rows.segments)
                 rows.write(writer)
-                rows = _Rows()
+                rows = SampleRows()
     packed.show(rows)
+    passages.write(rows.segments)
     rows.write(writer)
     dropped = [*dropped_by_recipe, *dropped_by_length]
     writer.append("dropped", [asdict(drop) for drop in dropped])
-    passages = []
-    if pool:
-        foreign = chunk_ids - tables.among_contexts(sorted(chunk_ids))
-        passages = pool.rows(sorted(foreign))
-    if passages:
-        writer.append("passages", passages)
     rule = verifying_rule(settings)
     dependencies = tables.count_accepted(rule) if rule else 0
-    shards = {row["chunk_id"]: row["shard"] for row in passages}
-    listed = [(sample, chunk, shards.get(chunk)) for sample, chunk in packed.listed]
+    listed = [(sample, chunk, passages.shards.get(chunk)) for sample, chunk in packed.listed]
     columns = {"sample_id": pl.String, "chunk_id": pl.String, "shard": pl.String}
     return PackedShard(
         summary=_summary(len(root_ids), dependencies, packed, dropped, tokenizer),

@@ -15,7 +15,7 @@ from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.registry import IN_FORCE
-from entropylong_assets.stages.samples.selection import recipe_of, verifying_rule
+from entropylong_assets.stages.samples.selection import needs_pool, recipe_of, verifying_rule
 from entropylong_assets.stages.samples.settings import SampleSettings
 from entropylong_assets.stages.samples.shared_roots import roots_of_other_shards
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -38,7 +38,7 @@ def _compute(step: Step) -> Result:
     from entropylong_assets.stages.samples.shard_inputs import open_tables, stored
     from entropylong_assets.stages.samples.shard_packing import pack_shard
 
-    recipe, scoring = recipe_of(step.settings), step.settings.scoring
+    scoring = step.settings.scoring
     tokenizer = tokenizer_facts(
         load_tokenizer(scoring),
         scoring,
@@ -52,7 +52,7 @@ def _compute(step: Step) -> Result:
             shard=step.shard,
             tokenizer=tokenizer,
             writer=step.writer,
-            pool=open_pool(step) if recipe and recipe.needs_pool else None,
+            pool=open_pool(step) if needs_pool(step.settings) else None,
             on_sample=step.progress,
         )
     metadata: dict[str, Any] = {"preview": packed.best_dependencies}
@@ -98,14 +98,13 @@ def _determined_by(settings: Settings) -> tuple[str, ...]:
     if recipe is not None:
         paths = [path for path in paths if path not in recipe.ignores]
         paths += recipe.reads
-        if recipe.needs_pool:
-            paths += [*QUERY_SETTINGS, *LEAK_CHECK_SETTINGS]
+    if needs_pool(settings):
+        paths += [*QUERY_SETTINGS, *LEAK_CHECK_SETTINGS]
     return tuple(dict.fromkeys(paths))
 
 
 def _identify(partition: Partition) -> Mapping[str, Any]:
-    recipe = recipe_of(partition.settings)
-    if recipe is None or not recipe.needs_pool:
+    if not needs_pool(partition.settings):
         return {}
     from entropylong_assets.stages.embeddings.embedder import query_identity
 

@@ -60,7 +60,7 @@ LONG_CONTEXT_SAMPLES = TableSet(
     optional=frozenset({"passages"}),
     format_version=4,
     schemas={
-        # Passages that no anchor nominated; written only if a recipe takes such.
+        # Passages that no anchor nominated; written only if a recipe takes such, or as fillers.
         "passages": pa.schema(
             [
                 CHUNK_ID,
@@ -69,7 +69,8 @@ LONG_CONTEXT_SAMPLES = TableSet(
                 SOURCE,
                 START,
                 END,
-                column("token_ids", IDS, "tokens as packed, the separator's included"),
+                column("text", pa.large_string(), "text of the passage"),
+                column("token_ids", IDS, "tokens, the separator's included; a filler can be cut"),
             ]
         ),
         "samples": pa.schema(
@@ -78,7 +79,7 @@ LONG_CONTEXT_SAMPLES = TableSet(
                 column("input_ids", IDS, "tokens of the sample"),
                 column("n_root", INT, "tokens in roots", "token"),
                 column("n_verified", INT, "tokens in verified contexts", "token"),
-                column("n_negative", INT, "tokens in hard negatives and unverified", "token"),
+                column("n_negative", INT, "tokens in other contexts and fillers", "token"),
                 column("n_padding", INT, "tokens of padding, masked from the loss", "token"),
             ]
         ),

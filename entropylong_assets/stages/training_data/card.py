@@ -15,14 +15,15 @@ from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, Exp
 
 def facts_of(content: Mapping[str, Any]) -> ExportFacts:
     """What formats need to know of an export, from its manifest without files."""
-    padding = content["figures"]["tokens_by_role"].get("padding")
+    roles, export = content["figures"]["tokens_by_role"], content["settings"]["export"]
+    fillers = not export["learn_fillers"] and roles.get("filler")
     tokenizer = {k: v for k, v in content["tokenizer"].items() if k != "dtype"}
     return ExportFacts(
         splits=content["splits"],
         sources=content["sources"],
-        has_padding=bool(padding),
+        has_padding=bool(roles.get("padding") or fillers),
         tokenizer=TypeAdapter(TokenizerFacts).validate_python(tokenizer),
-        loss_weights=content["settings"]["export"]["loss_weights"],
+        loss_weights=export["loss_weights"],
     )
 
 
@@ -104,6 +105,16 @@ def _sources(figures: Mapping[str, Any]) -> str:
     return _table(["source", "tokens", "licence, as the source gives it"], rows)
 
 
+def _masked_fillers(content: Mapping[str, Any]) -> str:
+    """What to say if fillers are not learnt."""
+    if content["settings"]["export"]["learn_fillers"]:
+        return ""
+    return (
+        "Fillers (role `filler`) are not learnt. ProLong's and EntropyLong's trainers apply the "
+        "mask of MDS only with `--apply_instruct_masks`.\n\n"
+    )
+
+
 def _no_table(facts: ExportFacts, formats: Sequence[str]) -> str:
     """What to say of `load_dataset` in an export that it can't load."""
     if any(EXPORT_FORMATS[name].front_matter(facts).get("configs") for name in formats):
@@ -146,6 +157,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         "samples is held out, and less if shared documents link samples. Samples that share "
         "documents with both splits are left out; the figures above count them.\n\n"
         "## Use in trainers\n\n"
+        + _masked_fillers(content)
         + "\n".join(EXPORT_FORMATS[name].usage(facts) for name in content["formats"])
         + _no_table(facts, content["formats"])
         + "\n## Made from\n\n"
@@ -164,4 +176,62 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         )
         + "\nThe settings that determine the samples, and the hash of every file, are in "
         "`manifest.json`.\n"
+    )
+
+
+def _repacked(counts: Mapping[str, Any]) -> str:
+    """What was read, packed and dropped."""
+    read, packed = counts["read"], counts["packed"]
+    rows = [(name.replace("_", " "), read[name], packed.get(name, 0)) for name in read]
+    dropped = [
+        (f"{what}: {reason}", n)
+        for what in ("roots", "contexts", "dependencies")
+        for reason, n in counts[f"{what}_dropped"].items()
+    ]
+    return _table(["", "read", "packed"], rows) + (
+        "\n" + _table(["dropped", "number"], dropped) if dropped else ""
+    )
+
+
+def retokenized_card(content: Mapping[str, Any]) -> str:
+    """The card of an export that was packed again, from its manifest without files."""
+    figures, splits, made = content["figures"], content["splits"], content["made_from"]
+    facts = facts_of(content)
+    shares = [(f"tokens in role {r}, share", n) for r, n in figures["share_by_role"].items()]
+    return (
+        front_matter(content, facts) + "\n# Long-context samples with verified dependencies\n\n"
+        "Each sample joins root documents with passages of other documents that were shown to "
+        "lower a language model's uncertainty at given positions of the root (EntropyLong, "
+        "arXiv 2510.02330). The samples were packed again for another tokenizer. **Gains and "
+        f"entropies were measured by {_cell(made['gains_measured_by'])} at its own tokens**; an "
+        "anchor is the token that holds the first character of the one that was measured.\n\n"
+        "## Figures\n\n"
+        + _table(
+            ["figure", "value"],
+            [("samples", figures["samples"]), ("tokens", figures["tokens"]), *shares],
+        )
+        + "\n## Packed again\n\n"
+        + _repacked(content["repacked"])
+        + "\n## Sources\n\n"
+        + _sources(figures)
+        + "\n## Tokenizer\n\n"
+        + _table(["", ""], _tokenizer_rows(content))
+        + "\n## Splits\n\n"
+        + _table(["split", "samples"], [*splits.items()])
+        + "\nRoots and contexts stay in the split that they were in.\n\n## Use in trainers\n\n"
+        + _masked_fillers(content)
+        + "\n".join(EXPORT_FORMATS[name].usage(facts) for name in content["formats"])
+        + _no_table(facts, content["formats"])
+        + "\n## Made from\n\n"
+        + _table(
+            ["", ""],
+            [
+                ("export", made["export"]),
+                ("model that measured gains", made["gains_measured_by"]),
+                ("tokens per sample before", made["sample_tokens"]),
+                ("tokenizer", made["tokenizer"]),
+                ("seed", str(content["settings"]["seed"])),
+            ],
+        )
+        + "\nSettings, counts and the hash of every file are in `manifest.json`.\n"
     )

@@ -11,7 +11,7 @@ The version is a hash of everything that determines the content; equal inputs gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import Any
@@ -20,6 +20,7 @@ import polars as pl
 
 from entropylong_assets.settings.section import Settings, fingerprint
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
@@ -46,7 +47,9 @@ from entropylong_assets.stages.training_data.samples import (
     domain_of,
     export_order,
     iterate_samples,
+    mask_fillers,
 )
+from entropylong_assets.stages.training_data.segment_texts import add_texts
 from entropylong_assets.stages.training_data.split import (
     TRAIN,
     VALIDATION,
@@ -165,7 +168,7 @@ def _samples_by_source(
     return counts
 
 
-def _published(publication: Publication) -> dict[str, Any] | None:
+def published_manifest(publication: Publication) -> dict[str, Any] | None:
     """The manifest of the export under this name, if it exists and no file is missing."""
     try:
         manifest = read_manifest(publication.uri)
@@ -199,7 +202,7 @@ def export_training_data(
     chosen = _recorded_settings(settings)
     name = fingerprint({"format": FORMAT_VERSION, "made_from": made_from, "settings": chosen})
     publication = Publication(destination_of(settings), name)
-    existing = None if overwrite else _published(publication)
+    existing = None if overwrite else published_manifest(publication)
     if existing is not None:
         return Export(publication.uri, name, existing, reused=True)
 
@@ -215,6 +218,7 @@ def export_training_data(
         settings.seed,
         settings.export.max_left_out,
     )
+    require_masks(settings, figures)
     assert split.samples == figures["samples"], "a sample without documents"
     sources = _samples_by_source(store, order, split)
     content: dict[str, Any] = {
@@ -237,6 +241,10 @@ def export_training_data(
         ]
         provenance = any(each.needs_provenance for each in formats)
         samples = iterate_samples(store, order, provenance=provenance)
+        if not settings.export.learn_fillers:
+            samples = map(mask_fillers, samples)
+        if any(each.needs_texts for each in formats):
+            samples = add_texts(store, load_tokenizer(settings.scoring), samples)
         _write_samples(samples, formats, split, on_progress)
         with publication.file("README.md") as file:
             file.write(dataset_card(content).encode())
@@ -246,6 +254,18 @@ def export_training_data(
         content["files"] = [asdict(file) for file in files]
         publication.publish(encode_manifest(content))
     return Export(publication.uri, name, content, reused=False)
+
+
+def require_masks(settings: Settings, figures: Mapping[str, Any]) -> None:
+    """Raise ExportError if fillers are not to be learnt and a format can't say so."""
+    if settings.export.learn_fillers or not figures["tokens_by_role"].get("filler"):
+        return
+    for name in settings.export.formats:
+        if not EXPORT_FORMATS[name].has_mask:
+            raise ExportError(
+                f"format {name} has no mask, so fillers would be learnt; set export.learn_fillers "
+                "to true, or leave the format out of export.formats"
+            )
 
 
 def _write_samples(

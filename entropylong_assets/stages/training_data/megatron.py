@@ -76,6 +76,8 @@ class MegatronFormat(ExportFormat):
 
     description: ClassVar[str] = "Megatron-LM's indexed dataset, one document per sample"
 
+    has_mask: ClassVar[bool] = False
+
     def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
         super().__init__(folder, settings, facts)
         self._writers = SourceWriters(

@@ -32,7 +32,8 @@ class ExportFacts:
     sources: Mapping[str, Mapping[str, int]]
     """Samples per split and source, in the order in which they are written."""
     has_padding: bool
-    """Whether any sample contains padding, which must be kept from the loss."""
+    """Whether any sample contains tokens that must be kept from the loss: padding, or fillers that
+    are not learnt."""
     tokenizer: TokenizerFacts
     """Vocabulary, padding, EOS, BOS, separator, and length of the samples. The manifest has the
     same as `tokenizer`, with `dtype`, the type of ids in all formats: ID_DTYPE."""
@@ -87,6 +88,10 @@ class ExportFormat(ABC):
     """What the format is and who reads it, in a few words."""
     needs_provenance: ClassVar[bool] = False
     """Whether `write` reads `Sample.provenance`; otherwise it is None."""
+    has_mask: ClassVar[bool] = True
+    """Whether the files can say of any token that it is not learnt."""
+    needs_texts: ClassVar[bool] = False
+    """Whether `write` reads `Sample.texts`; otherwise it is None."""
 
     def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
         """settings: of the dataset; those of exports are `settings.export`."""

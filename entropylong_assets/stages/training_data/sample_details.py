@@ -71,9 +71,19 @@ def read_details(store: TableStore, shard: str, rows: int) -> Iterator[pl.DataFr
 def _details(ids: pl.DataFrame, tables: Mapping[str, _Rows], roots: pl.DataFrame) -> pl.DataFrame:
     """The details of these samples, which follow those of the last call."""
     last = str(ids["sample_id"][-1])
-    rows = {table: each.up_to(last) for table, each in tables.items()}
-    columns = [_grouped(ids, rows[table], table) for table in DETAILS]
-    anchors = _anchor_positions(rows["segments"], roots)
+    return join_details(ids, {name: each.up_to(last) for name, each in tables.items()}, roots)
+
+
+def join_details(
+    ids: pl.DataFrame, tables: Mapping[str, pl.DataFrame], roots: pl.DataFrame
+) -> pl.DataFrame:
+    """The details of these samples, with columns as from `read_details`.
+
+    ids: sample_id, ascending. tables: their rows of `segments` and `dependencies`, as in the tables
+    of samples. roots: root_id and anchors, token positions in the root.
+    """
+    columns = [_grouped(ids, tables[table], table) for table in DETAILS]
+    anchors = _anchor_positions(tables["segments"], roots)
     return (
         ids.with_columns(columns)
         .join(anchors, "sample_id", how="left", maintain_order="left")

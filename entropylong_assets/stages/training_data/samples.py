@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,9 @@ from entropylong_assets.stages.training_data.sample_details import DETAILS, read
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
+
+if TYPE_CHECKING:
+    from entropylong_assets.stages.training_data.segment_texts import SegmentText
 
 NOT_LEARNT = -100
 """The label that PyTorch's cross-entropy ignores by default."""
@@ -49,6 +52,10 @@ class Sample:
     """Position of the anchor of each dependency, in the order of `details`."""
     dependency_distances: Sequence[int]
     """Tokens from the end of each dependency's context to its anchor."""
+    masked: Sequence[tuple[int, int]] = ()
+    """Spans of other tokens that are not learnt."""
+    texts: Sequence[SegmentText] | None = None
+    """Text of each segment except BOS and padding; None if no format needs it."""
 
     @property
     def domain(self) -> str:
@@ -67,8 +74,11 @@ class Sample:
 
     @property
     def learnt(self) -> NDArray[np.bool_]:
-        """[T], whether a token is learnt: all but padding."""
-        return self.is_real
+        """[T], whether a token is learnt: all but padding and what is masked."""
+        learnt_T = self.is_real
+        for start, end in self.masked:
+            learnt_T[start:end] = False
+        return learnt_T
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -93,6 +103,13 @@ class Sample:
         return weights_T
 
 
+def mask_fillers(sample: Sample) -> Sample:
+    """The same sample, whose fillers are not learnt."""
+    segments = sample.details["segments"][0]
+    columns = zip(segments["role"], segments["start"], segments["end"], strict=True)
+    return replace(sample, masked=[(a, b) for role, a, b in columns if role == "filler"])
+
+
 def domain_of(shard: str) -> str:
     return shard.rpartition("-")[0] or shard
 
@@ -102,10 +119,14 @@ def export_order(shards: Sequence[str]) -> list[str]:
     return sorted(set(shards), key=lambda shard: (domain_of(shard), shard))
 
 
-def _batch(
+def make_samples(
     details: pl.DataFrame | None, batch: pl.DataFrame, shard: str, provenance: bool
 ) -> list[Sample]:
-    """The samples of one batch of tokens, and of the rows of `details` that belong to it."""
+    """The samples of one batch of tokens, and of the rows of `details` that belong to it.
+
+    details: as from `join_details`. batch: sample_id and input_ids (uint32). Raises TableError if
+    tokens and segments don't match.
+    """
     assert details is not None, "more tokens than samples"
     segments, dependencies = (pl.col(table).struct for table in DETAILS)
     is_padding = segments.field("role").list.eval(pl.element() == "padding")
@@ -162,7 +183,7 @@ def _batches(store: TableStore, shards: Sequence[str], provenance: bool) -> Iter
         columns = ["sample_id", "input_ids"]
         batches = store.batches(LONG_CONTEXT_SAMPLES, shard, "samples", columns, rows=READ_ROWS)
         for batch in _prefetch(batches):
-            yield _batch(next(details, None), batch, shard, provenance)
+            yield make_samples(next(details, None), batch, shard, provenance)
 
 
 def _prefetch(items: Iterator[_Item]) -> Iterator[_Item]:

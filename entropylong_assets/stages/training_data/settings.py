@@ -15,7 +15,13 @@ class ExportSettings(Section):
 
     formats: tuple[Annotated[str, AfterValidator(EXPORT_FORMATS.check)], ...] = ("mds", "parquet")
     """`mds`: MosaicML Streaming, as ProLong's trainer reads it. `parquet`: Hugging Face datasets.
-    `megatron`: Megatron-LM's indexed dataset (.bin and .idx). Other packages can add formats."""
+    `megatron`: Megatron-LM's indexed dataset (.bin and .idx). `olmo`: arrays with label masks for
+    OLMo-core. `nanotron`: datatrove's .ds files. `jsonl`: text with roles and dependencies, for
+    another tokenizer (`entropylong retokenize`). Other packages can add formats."""
+    learn_fillers: bool = True
+    """Learn the tokens of fillers (`samples.fill: corpus`). If not, formats with a mask keep them
+    from the loss as they do with padding, and formats without one are refused. ProLong's trainer
+    applies the mask of MDS only with `--apply_instruct_masks`."""
     destination: str = ""
     """Folder or URI in which each export gets a folder of its own; empty:
     `<data_uri>/<dataset>/exports`."""

@@ -28,12 +28,13 @@ from entropylong_assets.storage.schemas import (
 TEXT_FIELDS = (
     column("word", TEXT, "word at the anchor", null=True),
     column("anchor_kind", TEXT, "kind of the anchor's line or token", null=True),
-    column("phrase_documents", INT, "documents with the three words that end with it"),
-    column("pair_documents", INT, "documents with the word and the next"),
-    column("counted_documents", INT, "documents in which phrases were counted"),
+    column("phrase_documents", INT, "documents with the three words that end with it", null=True),
+    column("pair_documents", INT, "documents with the word and the next", null=True),
+    column("counted_documents", INT, "documents in which phrases were counted", null=True),
     column("has_word", BOOL, "whether the context contains the word", null=True),
 )
-"""What is known of the text of a pair. All but has_word belong to the anchor."""
+"""What is known of the text of a pair. All but has_word belong to the anchor. Numbers are null if
+no documents were counted."""
 
 
 class FalseAcceptance(BaseModel):

@@ -51,6 +51,7 @@ class HandPool:
                 "source": "web",
                 "start": 0,
                 "end": 9,
+                "text": "passage",
                 "token_ids": ids,
             }
             yield unverified(
@@ -66,6 +67,10 @@ class HandPool:
 
     def on_keywords(self, group: Group) -> Iterator[Context]:
         return self._contexts(group, "searched")
+
+    def fillers(self, groups: Sequence[Group]) -> Iterator[Context]:
+        for context in self._contexts(groups[0], "filling"):
+            yield replace(context, unverified=False, filler=True)
 
     def rows(self, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
         return [self._rows[chunk_id] for chunk_id in chunk_ids]

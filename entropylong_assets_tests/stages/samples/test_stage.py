@@ -9,13 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Section, Settings, SettingsError
 from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.shards import plan_shards, save_plan
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
+from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.execution import materialize
+from entropylong_assets.stages.retrieval.leak_check import WordNgrams
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.settings import BUILT_IN_RECIPES
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE as STAGE
@@ -89,11 +94,13 @@ def changed(partition: Partition, path: str, value: Any) -> Partition:
     return Partition(settings, partition.store, partition.shard)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "fill"), [*((recipe, "hard_negatives") for recipe in RECIPES), (None, "corpus")]
+)
 def test_determined_by_lists_what_the_computation_reads(
-    partition_for: Any, recipe: str | None
+    partition_for: Any, recipe: str | None, fill: str
 ) -> None:
-    partition = partition_for(recipe)
+    partition = partition_for(recipe, fill=fill)
     reads = computation_reads(STAGE, partition)
     determining = leaves(partition.settings, STAGE.determined_by(partition.settings))
     assert determining - reads == set(), "a change makes samples stale for nothing"
@@ -203,6 +210,66 @@ def test_checks_pass_under_every_recipe(
     assert len(made.metadata["preview"]) == min(5, made.manifest.summary["dependencies_packed"])
     outcomes = {result.check.name: result.faulty_rows for result in run_checks(STAGE, partition)}
     assert outcomes == dict.fromkeys((check.name for check in STAGE.checks), 0)
+
+
+@pytest.mark.parametrize("layout", ["grouped", "interleaved"])
+@pytest.mark.parametrize("recipe", [None, "random", "nextlong"])
+def test_fill_of_the_corpus_leaves_no_padding(
+    partition_for: Any, recipe: str | None, layout: str
+) -> None:
+    """Failures: a rest of padding; a filler of the sample's own documents; a near-duplicate of any
+    root of the sample; a chunk twice; tokens that are not those of the chunk's text."""
+    partition = partition_for(recipe, tokens=2048, fill="corpus", layout=layout)
+    made = materialize(STAGE, partition)
+    assert made.manifest.summary["tokens"]["padding"] == 0
+    assert made.manifest.summary["tokens"]["filler"] > 200
+    assert made.manifest.summary["utilisation"] == 1
+    assert made.manifest.determinants["index"]
+    outcomes = {result.check.name: result.faulty_rows for result in run_checks(STAGE, partition)}
+    assert outcomes == dict.fromkeys((check.name for check in STAGE.checks), 0)
+
+    store = partition.store
+    segments = store.read(LONG_CONTEXT_SAMPLES, SHARD, "segments")
+    shards = (SHARD, OTHER_SHARD)
+    documents = pl.concat(store.read(CORPUS_DOCUMENTS, shard, "documents") for shard in shards)
+    text_of = dict(documents.select("doc_id", "text").iter_rows())
+    chunks = pl.concat(store.read(CHUNK_EMBEDDINGS, shard, "chunks") for shard in shards)
+    span_of = {row["chunk_id"]: row for row in chunks.iter_rows(named=True)}
+    tokenizer = load_tokenizer(partition.settings.scoring)
+    retrieval = partition.settings.retrieval
+    ids_of = dict(
+        store.read(LONG_CONTEXT_SAMPLES, SHARD, "samples")
+        .select("sample_id", "input_ids")
+        .iter_rows()
+    )
+    for (sample_id,), rows in segments.group_by("sample_id"):
+        fillers, others = rows.filter(role="filler"), rows.filter(pl.col("role") != "filler")
+        assert len(fillers)
+        assert fillers["root_id"].null_count() == len(fillers)
+        assert fillers["chunk_id"].is_unique().all()
+        assert not set(fillers["doc_id"]) & set(others["doc_id"])
+        roots = [text_of[doc_id] for doc_id in rows.filter(role="root")["doc_id"].unique()]
+        for filler in fillers.iter_rows(named=True):
+            chunk = span_of[filler["chunk_id"]]
+            assert chunk["doc_id"] == filler["doc_id"]
+            text = text_of[chunk["doc_id"]][chunk["start"] : chunk["end"]]
+            for root in roots:
+                assert WordNgrams(retrieval, root).containment(text) < retrieval.max_containment
+            whole = [*tokenizer.encode([text])[0], *tokenizer.separator_ids]
+            placed = list(ids_of[sample_id][filler["start"] : filler["end"]])
+            assert placed == whole[: len(placed)]
+            assert placed == whole or filler["end"] == 2048
+
+
+def test_fill_of_the_corpus_leaves_padding_if_the_leak_check_excludes_all(
+    partition_for: Any,
+) -> None:
+    """The rest of a sample is padding, and counted, once no chunk is left."""
+    partition = partition_for(None, tokens=2048, fill="corpus")
+    strict = changed(partition, "retrieval.leak_ngram_words", 1)
+    tokens = materialize(STAGE, strict).manifest.summary["tokens"]
+    assert tokens["filler"] == 0
+    assert tokens["padding"] > 200
 
 
 def test_dependencies_reconcile_follows_the_rule_of_the_recipe(partition_for: Any) -> None:

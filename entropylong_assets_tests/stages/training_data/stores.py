@@ -116,13 +116,16 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
             outcome = "near_duplicate" if pair["verdict"] == "near_duplicate" else "passed"
             names = ("root_id", "anchor", "rank", "chunk_id", "similarity")
             row = {name: pair[name] for name in names}
-            writer.append("candidates", [row | {"containment": 0.0, "leak_check": outcome}])
+            writer.append(
+                "candidates", [row | {"containment": 0.0, "leak_check": outcome, "has_word": None}]
+            )
         writer.summary = CandidateContextsSummary(
             roots=len(world.roots),
             anchors=0,
             candidates=len(world.pairs),
             near_duplicate=0,
             chunks=len(world.contexts),
+            phrase_documents=0,
             dropped={},
             index="index-0001",
             excluded_shards=[],
@@ -144,9 +147,12 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
 
 
 def fill_store(
-    settings: Settings, by_shard: dict[str, World] | None = None, models: Sequence[str] = (MODEL,)
+    settings: Settings,
+    by_shard: dict[str, World] | None = None,
+    models: Sequence[str] = (MODEL,),
+    **tokenizer: Any,
 ) -> TableStore:
-    """A store with all tables of these worlds."""
+    """A store with all tables of these worlds. tokenizer: facts that differ from the worlds'."""
     store = open_store(settings)
     for number, (shard, world) in enumerate((by_shard or worlds()).items()):
         _upstream(store, shard, world, models[number % len(models)])
@@ -158,7 +164,7 @@ def fill_store(
                 opened,
                 settings=settings,
                 shard=shard,
-                tokenizer=tokenizer_facts(settings.samples.tokens),
+                tokenizer=tokenizer_facts(settings.samples.tokens, **tokenizer),
                 writer=writer,
             )
             writer.summary = packed.summary.model_dump()

@@ -26,7 +26,8 @@ from entropylong_assets_tests.stages.training_data.stores import (
     table,
 )
 
-BUILT_IN = ["mds", "megatron", "parquet"]
+BUILT_IN = ["mds", "megatron", "nanotron", "olmo", "parquet"]
+"""Those that need no text: these shards have none. test_jsonl.py has the other one."""
 
 
 @pytest.fixture
@@ -66,7 +67,9 @@ def test_format_of_another_package_is_exported_counted_and_described(json_lines,
 
 
 def test_unknown_format_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(SettingsError, match=r"no export format 'tfrecord'; there are mds, meg"):
+    with pytest.raises(
+        SettingsError, match=r"no export format 'tfrecord'; there are jsonl, mds, meg"
+    ):
         export_settings(tmp_path, {"formats": ["tfrecord"]})
     with pytest.raises(SettingsError, match="each once"):
         export_settings(tmp_path, {"formats": ["mds", "mds"]})

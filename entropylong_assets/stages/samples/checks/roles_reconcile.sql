@@ -3,11 +3,11 @@ WITH counted AS (
     SELECT sample_id,
            coalesce(sum("end" - start) FILTER (role = 'root'), 0) AS root,
            coalesce(sum("end" - start) FILTER (role = 'verified'), 0) AS verified,
-           coalesce(sum("end" - start) FILTER (role IN ('hard_negative', 'unverified')), 0)
+           coalesce(sum("end" - start) FILTER (role IN ('hard_negative', 'unverified', 'filler')), 0)
                AS negative,
            coalesce(sum("end" - start) FILTER (role = 'padding'), 0) AS padding,
            count(*) FILTER (role NOT IN ('bos', 'root', 'verified', 'hard_negative',
-                                              'unverified', 'padding'))
+                                              'unverified', 'filler', 'padding'))
                AS unknown_roles
     FROM segments GROUP BY sample_id
 )

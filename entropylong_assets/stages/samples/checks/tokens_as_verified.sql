@@ -1,4 +1,5 @@
--- The tokens of every segment are those that were scored, including separators.
+-- The tokens of every segment are those that were scored, or those of the passage, including
+-- separators.
 WITH stored AS (
     SELECT sample_id, unnest(input_ids) AS token,
            generate_subscripts(input_ids, 1) - 1 AS position
@@ -17,13 +18,13 @@ placed AS (
            CASE WHEN role = 'root' THEN coalesce(sum("end" - start) OVER (
                PARTITION BY sample_id, root_id, role ORDER BY start
                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) ELSE 0 END AS skipped
-    FROM segments WHERE role IN ('verified', 'hard_negative', 'unverified', 'root')
+    FROM segments WHERE role IN ('verified', 'hard_negative', 'unverified', 'filler', 'root')
 ),
 expected AS (
     SELECT sample_id, role, key, unnest(piece) AS token,
            start + generate_subscripts(piece, 1) - 1 AS position
     FROM (
-        SELECT *, CASE WHEN role = 'root'
+        SELECT *, CASE WHEN role IN ('root', 'filler')
                        THEN list_slice(token_ids, skipped + 1, skipped + "end" - start)
                        ELSE token_ids END AS piece
         FROM placed JOIN texts USING (key)
@@ -37,3 +38,6 @@ SELECT sample_id, role, key, min(start), sum("end" - start), any_value(len(token
 FROM placed LEFT JOIN texts USING (key)
 GROUP BY sample_id, role, key, CASE WHEN role = 'root' THEN 0 ELSE start END
 HAVING any_value(len(token_ids)) IS DISTINCT FROM sum("end" - start)
+   -- Only the filler that ends a sample can be cut.
+   AND (role <> 'filler' OR max("end") < $sample_tokens
+        OR coalesce(any_value(len(token_ids)), 0) < sum("end" - start))
