@@ -97,6 +97,10 @@ def _headline(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any, str
         ("roots scored", figures["roots_scored"], "count"),
         ("anchors", figures["anchors"], "count"),
         ("dependencies in samples", figures["dependencies"], "count"),
+        *[
+            (f"dependencies: {kind.replace('_', ' ')}", n, "count")
+            for kind, n in figures["dependencies_by_kind"].items()
+        ],
         ("dependencies per root, mean", per_root["mean"], "number"),
         ("scored pairs accepted", figures["acceptance_rate"], "share"),
         ("false-acceptance rate", by_chance.get("rate"), "share"),

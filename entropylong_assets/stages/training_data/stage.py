@@ -29,6 +29,7 @@ _FIGURES = (
     "roots_scored",
     "anchors",
     "dependencies",
+    "dependencies_by_kind",
     "near_duplicates_refused",
     "acceptance_rate",
     "mean_gain",
@@ -158,7 +159,7 @@ give the same bytes under the same name. An export that exists already is kept."
     requires_up_to_date_inputs=True,
     sections={"export": ExportSettings},
     determined_by=_determined_by,
-    code_version=3,
+    code_version=4,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("files_as_written", "Every file, read again, has the bytes that were written."),
