@@ -1,22 +1,25 @@
 """Evidence spans: the sentences of a context that keep the gain of an accepted pair.
 
-The context is split into lines and sentences, and the root is scored given some of them alone. The
-evidence span is the shortest of the sentences tried that keeps at least `MIN_KEPT` of the gain. If
-none of them does, the best one is widened by its neighbours: by one on either side, then by two,
-four and so on, until a window keeps enough or is the whole context. Finally the root is scored
-given the context without the span.
+The context is split into lines and sentences, and the root is scored given some of them alone: the
+most promising one, then the next few. The evidence span is the shortest of them that keeps at least
+`MIN_KEPT` of the gain. If none does, the best one is widened by its neighbours: by one on either
+side, then by two, four and so on, until a window keeps enough or is the whole context.
+
+Then the root is scored given the context without the span. If less than `MIN_REMOVED` of the gain
+is removed with it, because other sentences tell the same, the span is widened in the same way until
+enough is removed. If that takes more than `MAX_SHARE` of the context, the shorter span stays.
 
 The gain is the drop of the true token's surprisal from the lower of what it is alone and given the
 controls. If that drop is at most `MIN_DROP` of the surprisal, it says little of the pair, and the
 gain is that of the entropy.
 
-Accepted anchors that share a context share its forward passes: at most `SENTENCES_TRIED` per
-anchor, two per widening, and one without the span.
+Accepted anchors that share a context share its forward passes. Most pairs need two; none needs more
+than `SENTENCES_TRIED` and four per doubling of the window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,11 +37,17 @@ EVIDENCE = pl.Schema(VERIFIED_DEPENDENCIES.schemas["evidence"])
 MIN_KEPT = 0.6
 """Share of the gain that an evidence span alone keeps."""
 
+MIN_REMOVED = 0.8
+"""Share of the gain that is to be removed with an evidence span."""
+
+MAX_SHARE = 0.5
+"""Largest part of a context, in characters, that a span is widened to so that enough is removed."""
+
 MIN_DROP = 0.2
 """Relative drop of the surprisal above which it measures the gain."""
 
 SENTENCES_TRIED = 3
-"""Sentences of a context that are scored alone per anchor, before any is widened."""
+"""Maximum number of sentences that are scored alone per anchor before one is widened."""
 
 _BEFORE, _AFTER = 32, 8
 """Tokens around an anchor whose words are looked for in sentences."""
@@ -81,9 +90,16 @@ def _gain(pair: Mapping[str, Any], measure: str) -> Gain:
     return Gain(measure, reference, pair[f"{measure}_context"], alone)
 
 
-Search = Generator[list[Span], Sequence[float], Span]
-"""Yields windows of sentences and is sent the share of the gain that each keeps; returns the
-evidence span. Windows are ranges of sentences."""
+class Probe(NamedTuple):
+    """A window of sentences, start and end, to be scored alone or taken out of the context."""
+
+    window: Span
+    is_alone: bool = True
+
+
+Search = Generator[list[Probe], Sequence[float], Span]
+"""Yields probes, and is sent the share of the gain that each window keeps alone, or that is removed
+with it; returns the window that is the evidence span."""
 
 
 def search(lengths: Sequence[int], order: Sequence[int]) -> Search:
@@ -92,18 +108,47 @@ def search(lengths: Sequence[int], order: Sequence[int]) -> Search:
     lengths: characters of each sentence. order: sentences, the most promising first.
     """
     n = len(lengths)
-    windows = [(i, i + 1) for i in order[:SENTENCES_TRIED]]
-    step = 1
+
+    def size(window: Span) -> int:
+        return sum(lengths[slice(*window)])
+
+    def widened(window: Span, step: int) -> list[Span]:
+        start, end = window
+        return sorted({(max(0, start - step), end), (start, min(n, end + step))} - {window})
+
+    tried: list[Span] = []
+    kept: list[float] = []
+    windows = [(i, i + 1) for i in order[:1]]
+    step = 0
     while True:
-        kept = yield windows
-        enough = [w for w, share in zip(windows, kept, strict=True) if share >= MIN_KEPT]
+        kept = [*kept, *(yield [Probe(window) for window in windows])]
+        tried = [*tried, *windows]
+        enough = [w for w, share in zip(tried, kept, strict=True) if share >= MIN_KEPT]
         if enough:
-            return min(enough, key=lambda w: (sum(lengths[slice(*w)]), w))
-        best = max(range(len(windows)), key=lambda i: kept[i])
-        start, end = windows[best]
-        wider = {(max(0, start - step), end), (start, min(n, end + step))}
-        windows = sorted(wider - {(start, end)})
+            span = min(enough, key=lambda w: (size(w), w))
+            break
+        if step == 0:
+            windows, step = [(i, i + 1) for i in order[1:SENTENCES_TRIED]], 1
+            if windows:
+                continue
+        windows = widened(tried[max(range(len(tried)), key=lambda i: kept[i])], step)
+        tried, kept, step = [], [], step * 2
+    if span == (0, n):
+        return span
+
+    (removed,) = yield [Probe(span, False)]
+    window, step = span, 1
+    while removed < MIN_REMOVED:
+        windows = [w for w in widened(window, step) if size(w) <= MAX_SHARE * size((0, n))]
+        if not windows:
+            return span
+        shares = yield [Probe(w, False) for w in windows]
+        removed, window = max(zip(shares, windows, strict=True))
         step *= 2
+    if window != span:
+        (share,) = yield [Probe(window)]
+        return window if share >= MIN_KEPT else span
+    return span
 
 
 def rank_sentences(sentences: Sequence[str], word: str | None, around: str) -> list[int]:
@@ -125,13 +170,13 @@ class _Pair:
     row: Mapping[str, Any]
     gain: Gain
     search: Search
-    wanted: list[Span]
-    """Windows of sentences whose scores it waits for."""
+    wanted: list[Probe]
+    """Probes whose shares it waits for."""
     found: Span | None = None
 
-    def advance(self, kept: Sequence[float]) -> None:
+    def advance(self, shares: Sequence[float]) -> None:
         try:
-            self.wanted = self.search.send(kept)
+            self.wanted = self.search.send(shares)
         except StopIteration as done:
             self.wanted, self.found = [], done.value
 
@@ -153,33 +198,31 @@ class _Context:
     def characters(self, window: Span) -> Span:
         return self.sentences[window[0]][0], self.sentences[window[1] - 1][1]
 
-    def alone(self, window: Span) -> str:
-        return self.text[slice(*self.characters(window))]
-
-    def without(self, window: Span) -> str:
-        start, end = self.characters(window)
+    def text_of(self, probe: Probe) -> str:
+        start, end = self.characters(probe.window)
+        if probe.is_alone:
+            return self.text[start:end]
         return (self.text[:start] + self.text[end:].lstrip()).strip()
 
     def is_whole(self, window: Span) -> bool:
         return window == (0, len(self.sentences))
 
-    def share(self, pair: _Pair, text: str) -> float | None:
-        value = self.values[text, pair.row["anchor"], pair.gain.measure]
-        return pair.gain.share(value)
-
-    def kept(self, pair: _Pair, window: Span) -> float:
-        """Return the share of the gain that a window keeps."""
-        share = 1.0 if self.is_whole(window) else self.share(pair, self.alone(window))
-        assert share is not None, "pairs without a gain are not searched"
-        return share
-
-    def removed(self, pair: _Pair, window: Span) -> float | None:
-        """Return the share of the gain that is removed with a window."""
-        if self.is_whole(window):
-            left = pair.gain.share(pair.gain.alone)
+    def share(self, pair: _Pair, probe: Probe) -> float:
+        """Return the share of the gain that a window keeps, or that is removed with it."""
+        if self.is_whole(probe.window):
+            value = pair.gain.given if probe.is_alone else pair.gain.alone
         else:
-            left = self.share(pair, self.without(window))
-        return None if left is None else 1 - left
+            value = self.values[self.text_of(probe), pair.row["anchor"], pair.gain.measure]
+        left = pair.gain.share(value)
+        assert left is not None, "pairs without a gain are not searched"
+        return left if probe.is_alone else 1 - left
+
+    def unscored(self) -> list[str]:
+        """Return the texts that pairs wait for and that are not scored yet."""
+        probes = {probe: None for pair in self.pairs for probe in pair.wanted}
+        known = {text for text, _, _ in self.values}
+        texts = [self.text_of(probe) for probe in probes if not self.is_whole(probe.window)]
+        return [text for text in dict.fromkeys(texts) if text not in known]
 
 
 @dataclass(frozen=True)
@@ -215,21 +258,12 @@ class EvidenceFinder:
             context.pairs.append(self._start(context, row))
         while any(pair.wanted for context in contexts.values() for pair in context.pairs):
             self._score(
-                [(c, c.alone(w)) for c in contexts.values() for w in _unscored(c)], on_progress
+                [(c, text) for c in contexts.values() for text in c.unscored()], on_progress
             )
             for context in contexts.values():
                 for pair in context.pairs:
                     if pair.wanted:
-                        pair.advance([context.kept(pair, window) for window in pair.wanted])
-        self._score(
-            [
-                (context, context.without(pair.found))
-                for context in contexts.values()
-                for pair in context.pairs
-                if pair.found is not None and not context.is_whole(pair.found)
-            ],
-            on_progress,
-        )
+                        pair.advance([context.share(pair, probe) for probe in pair.wanted])
         rows = [self._row(context, pair) for context in contexts.values() for pair in context.pairs]
         return pl.DataFrame(rows, schema={**EVIDENCE, "text": pl.String}).drop("kind")
 
@@ -245,11 +279,10 @@ class EvidenceFinder:
         return pair
 
     def _score(
-        self, wanted: Iterable[tuple[_Context, str]], on_progress: Callable[[int], None]
+        self, wanted: Sequence[tuple[_Context, str]], on_progress: Callable[[int], None]
     ) -> None:
         """Score each context's root given these texts, at all of its accepted anchors."""
-        distinct = {(id(context), text): (context, text) for context, text in wanted}
-        encoded = self.tokenizer.encode([text for _, text in distinct.values()])
+        encoded = self.tokenizer.encode([text for _, text in wanted])
         requests = [
             context_request(
                 self.tokenizer.bos_ids,
@@ -258,10 +291,10 @@ class EvidenceFinder:
                 context.anchors(),
                 self.max_positions,
             )
-            for (context, _), ids in zip(distinct.values(), encoded, strict=True)
+            for (context, _), ids in zip(wanted, encoded, strict=True)
         ]
         scores = self.scorer.score(requests, on_progress) if requests else []
-        for (context, text), score in zip(distinct.values(), scores, strict=True):
+        for (context, text), score in zip(wanted, scores, strict=True):
             for at, entropy, surprisal in zip(
                 context.anchors(), score.entropy_N.tolist(), score.surprisal_N.tolist(), strict=True
             ):
@@ -281,17 +314,10 @@ class EvidenceFinder:
             "token_start": token_start,
             "token_end": token_end,
             "measure": pair.gain.measure,
-            "kept": context.kept(pair, window) if has_gain else None,
-            "removed": context.removed(pair, window) if has_gain else None,
+            "kept": context.share(pair, Probe(window)) if has_gain else None,
+            "removed": context.share(pair, Probe(window, False)) if has_gain else None,
             "text": context.text[start:end],
         }
-
-
-def _unscored(context: _Context) -> list[Span]:
-    """Return the windows that pairs of a context wait for and that are not scored yet."""
-    wanted = {window: None for pair in context.pairs for window in pair.wanted}
-    known = {text for text, _, _ in context.values}
-    return [w for w in wanted if not context.is_whole(w) and context.alone(w) not in known]
 
 
 def locate_tokens(tokenizer: Tokenizer, text: str, start: int, end: int) -> Span:

@@ -44,7 +44,8 @@ def test_counts_and_gains(everything):
     assert figures["pairs_scored"] == len(scored)
     assert figures["pairs_accepted"] == len(accepted)
     assert figures["pairs_accepted_by"] == {
-        rule: sum(rule in p["accepted_by"] for p in scored) for rule in ("plain", "calibrated", "genuine")
+        rule: sum(rule in p["accepted_by"] for p in scored)
+        for rule in ("plain", "calibrated", "genuine")
     }
     assert figures["acceptance_rate"] == pytest.approx(len(accepted) / len(scored), abs=1e-6)
     means = {

@@ -30,37 +30,69 @@ from entropylong_assets_tests.stages.verification.one_shard import verify, with_
 KEY = ["root_id", "anchor", "chunk_id"]
 
 
+Window = tuple[int, int]
+
+
 def run_search(
-    lengths: list[int], order: list[int], holding: dict[int, float]
-) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """Search where a window keeps the sum of what its sentences hold; return span and windows."""
-    searching, tried = search(lengths, order), []
-    windows = next(searching)
+    lengths: list[int], order: list[int], holding: dict[int, float], needed: int = 1
+) -> tuple[Window, list[Window], list[Window]]:
+    """Search where a window keeps the sum of what its sentences hold, and all of the gain is left
+    unless `needed` of the sentences that hold something are taken out.
+
+    Returns the span, the windows scored alone and those taken out.
+    """
+    searching = search(lengths, order)
+    tried: dict[bool, list[Window]] = {True: [], False: []}
+    probes = next(searching)
     while True:
-        tried += windows
+        shares: list[float] = []
+        for window, is_alone in probes:
+            tried[is_alone].append(window)
+            held = [holding[i] for i in range(*window) if i in holding]
+            shares.append(sum(held) if is_alone else min(1.0, len(held) / needed))
         try:
-            windows = searching.send([sum(holding.get(i, 0) for i in range(*w)) for w in windows])
+            probes = searching.send(shares)
         except StopIteration as done:
-            return done.value, tried
+            return done.value, tried[True], tried[False]
 
 
-def test_the_shortest_sentence_that_keeps_enough_is_the_span() -> None:
-    span, tried = run_search([30, 20, 10, 5], [0, 1, 2, 3], {0: 0.9, 1: 0.6, 2: 0.59})
-    assert span == (1, 2)
-    assert tried == [(0, 1), (1, 2), (2, 3)], "the fourth is not among the most promising"
+def test_a_sentence_that_keeps_enough_is_the_span() -> None:
+    assert run_search([30, 20, 10], [1, 0, 2], {1: 0.6, 2: 0.9}) == ((1, 2), [(1, 2)], [(1, 2)])
+
+
+def test_of_the_next_sentences_the_shortest_is_the_span() -> None:
+    holding = {0: 0.59, 1: 0.9, 2: 0.6, 3: 0.9}
+    span, alone, _ = run_search([30, 20, 10, 5], [0, 1, 2, 3], holding)
+    assert span == (2, 3)
+    assert alone == [(0, 1), (1, 2), (2, 3)], "the fourth is not among the most promising"
 
 
 def test_a_sentence_that_keeps_too_little_is_widened_by_its_neighbours() -> None:
-    span, tried = run_search([9] * 9, [4, 0, 8], {4: 0.3, 5: 0.3})
+    span, alone, _ = run_search([9] * 9, [4, 0, 8], {4: 0.3, 5: 0.3})
     assert span == (4, 6)
-    assert tried == [(4, 5), (0, 1), (8, 9), (3, 5), (4, 6)]
+    assert alone == [(4, 5), (0, 1), (8, 9), (3, 5), (4, 6)]
 
 
 @pytest.mark.parametrize("n", [2, 3, 10, 64])
 def test_a_gain_that_needs_all_sentences_ends_with_the_whole_context(n: int) -> None:
-    span, tried = run_search([9] * n, [n - 1, 0], {0: 0.5, n - 1: 0.5})
+    span, alone, removed = run_search([9] * n, [n - 1, 0], {0: 0.5, n - 1: 0.5})
     assert span == (0, n)
-    assert len(tried) <= 2 + 2 * (np.ceil(np.log2(n)) + 1)
+    assert len(alone) <= 2 + 2 * (np.ceil(np.log2(n)) + 1)
+    assert removed == []
+
+
+def test_a_span_is_widened_until_enough_is_removed() -> None:
+    """Sentence 6 tells the same as sentence 4."""
+    span, alone, removed = run_search([9] * 9, [4], {4: 0.9, 6: 0.9}, needed=2)
+    assert span == (4, 7)
+    assert alone == [(4, 5), (4, 7)], "the wider window must keep enough as well"
+    assert removed == [(4, 5), (3, 5), (4, 6), (2, 6), (4, 8)] or span in removed
+
+
+def test_a_span_stays_short_where_the_same_is_told_far_away() -> None:
+    span, alone, removed = run_search([9] * 10, [0], {0: 0.9, 9: 0.9}, needed=2)
+    assert (span, alone) == ((0, 1), [(0, 1)])
+    assert max(end - start for start, end in removed) <= 5, "half of the context"
 
 
 def test_sentences_with_the_word_come_first_then_those_like_the_root() -> None:
