@@ -29,6 +29,7 @@ from entropylong_assets.stages.stage import Partition
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.stages.versioning import stale_reason
 from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.setting_reads import computation_reads, leaves
 from entropylong_assets_tests.tiny_world import tiny_settings
 
