@@ -163,7 +163,7 @@ anchor, the span of its context and the distance between them (paper, section 3.
     sections={"samples": SampleSettings},
     determined_by=_determined_by,
     identify=_identify,
-    code_version=4,
+    code_version=5,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("exact_length", "Every sample has exactly `samples.tokens` tokens."),

@@ -62,6 +62,10 @@ def _figure_rows(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any]]
         ("roots", figures["roots_scored"]),
         ("anchors", figures["anchors"]),
         ("dependencies in samples", figures["dependencies"]),
+        *[
+            (f"dependencies of kind {kind}", n)
+            for kind, n in figures["dependencies_by_kind"].items()
+        ],
         ("dependencies per root, mean", per_root["mean"]),
         ("dependencies per root, median", per_root["median"]),
         *spread_lines(figures["diversity"]),
