@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
@@ -83,7 +83,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     shown = [row for row in rows if row["value"] is not None][::-1]
     for place, row in enumerate(shown):
         if row["low"] is not None and row["high"] is not None:
-            style = "dashed" if row.get("is_rough") else "solid"
+            style: Literal["--", "-"] = "--" if row.get("is_rough") else "-"
             axes.hlines(place, row["low"], row["high"], color="#4477aa", linestyles=style)
         axes.plot(row["value"], place, "o", color="#4477aa")
     axes.axvline(0, color="#bbbbbb", linestyle="--")

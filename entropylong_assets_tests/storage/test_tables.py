@@ -10,6 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
+from entropylong_assets.stages.embeddings import tables as embeddings_tables
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage import duck, tables
 from entropylong_assets.storage.folders import temporary_folder
@@ -27,6 +28,11 @@ from entropylong_assets.storage.tables import MANIFEST, WHOLE, TableStore
 from entropylong_assets_tests.forkserver import PROCESSES
 
 SHARD = WHOLE
+EMBEDDING_INDEX = replace(
+    embeddings_tables.EMBEDDING_INDEX,
+    schemas={n: embeddings_tables.EMBEDDING_INDEX.schemas[n] for n in ("shards", "duplicates")},
+)
+"""Two of its tables are enough here."""
 
 
 def shard_rows(generation: int, n: int = 4) -> list[dict[str, Any]]:

@@ -51,7 +51,8 @@ def search_words(
     where = f"shard NOT IN {quoted(excluded_shards)}" if excluded_shards else None
 
     def search(text: str) -> pl.DataFrame:
-        query = table.search(MatchQuery(text, COLUMN), query_type="fts").limit(limit)
+        words: Any = MatchQuery  # its options have defaults that the type checker can't see
+        query = table.search(words(text, COLUMN), query_type="fts").limit(limit)
         query = query.select(["chunk_id", "doc_id", "shard", "_score"])
         if where:
             query = query.where(where, prefilter=True)
@@ -67,4 +68,4 @@ def search_words(
     if not parts:
         return pl.DataFrame(schema=FOUND_BY_TEXT)
     found = pl.concat(part.select(FOUND_BY_TEXT.names()) for part in parts)
-    return found.with_columns(pl.col("score").round(SCORE_DIGITS)).cast(FOUND_BY_TEXT)  # type: ignore[arg-type]
+    return found.with_columns(pl.col("score").round(SCORE_DIGITS)).cast(FOUND_BY_TEXT)

@@ -18,7 +18,7 @@ from entropylong_assets.stages.retrieval.search import COLUMNS
 
 BY_VECTOR, BY_TEXT, BY_BOTH = "vector", "text", "both"
 
-CANDIDATES = pl.Schema({**COLUMNS, "found_by": pl.String})
+CANDIDATES = pl.Schema({**COLUMNS, "found_by": pl.String()})
 
 _PAIRS_AT_ONCE = 16_384
 """Vectors fetched at once (24 MiB at 384 dimensions)."""
@@ -44,7 +44,7 @@ def merge_candidates(by_vector: pl.DataFrame, by_text: pl.DataFrame) -> pl.DataF
         .sort("query", "similarity", "chunk_id", descending=[False, True, False])
         .with_columns(pl.int_range(1, pl.len() + 1).over("query").alias("rank"))
         .select(CANDIDATES.names())
-        .cast(CANDIDATES)  # type: ignore[arg-type]
+        .cast(CANDIDATES)
     )
 
 
