@@ -20,6 +20,7 @@ from entropylong_assets.stages.entropy.settings import EntropySettings
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.packing import Framing, lay_out, pack
 from entropylong_assets.stages.samples.selection import choose_groups
+from entropylong_assets.stages.samples.use_limits import drop_uses, uses_over_limits
 from entropylong_assets.stages.verification.false_acceptance import (
     acceptance_rate,
     false_acceptance,
@@ -64,6 +65,7 @@ SCHEMA = pl.Schema(
         "false_acceptance": pl.Float64,
         "false_acceptance_low": pl.Float64,
         "false_acceptance_high": pl.Float64,
+        "false_acceptance_is_rough": pl.Boolean,
         "mean_gain": pl.Float64,
         "mean_surprisal_drop": pl.Float64,
         "median_distance": pl.Float64,
@@ -164,6 +166,7 @@ def _verdict_figures(scores: Scores, settings: VerificationSettings) -> dict[str
             "false_acceptance": random.value if random.total else None,
             "false_acceptance_low": random.low,
             "false_acceptance_high": random.high,
+            "false_acceptance_is_rough": random.is_rough,
         }
     return figures
 
@@ -178,6 +181,7 @@ def _distance(scores: Scores, settings: Settings) -> float | None:
         samples = samples.model_copy(update={"fill": "verified_only"})
     roots = scores.roots.select("root_id", "token_ids")
     groups, _ = choose_groups(roots, scores.pairs, scores.contexts, settings)
+    groups, _ = drop_uses(groups, uses_over_limits(groups, settings.samples))
     framing = Framing(bos_ids=(), separator_ids=(), pad_id=0)
     distances: list[int] = []
     for members in pack(groups, framing, samples, settings.seed)[0]:

@@ -79,7 +79,8 @@ _FIGURES = (
 _LEGEND = """anchors, deps: per root; paper: the same by α and by ε, of Llama-3-8B on its corpus
 accepted, random: shares of retrieved and of random contexts that pass the rule
 ΔI, I drop: mean gain and mean surprisal drop of accepted pairs (drop in nats)
-The files also contain the 95% intervals."""
+The files also contain the 95% intervals, and whether those of random contexts are rough (too few
+roots for the correlation of their trials to be estimated: one was assumed)."""
 
 
 def print_ablation(console: Console, table: pl.DataFrame) -> None:

@@ -13,7 +13,7 @@ from entropylong_assets.audits.root_sample import Mean, clustered_mean
 from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT, NULL_CALIBRATION
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
-from entropylong_assets.stages.verification.false_acceptance import Rate
+from entropylong_assets.stages.verification.false_acceptance import Rate, interval_text
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.schemas import TableSet
@@ -39,7 +39,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(row: Mapping[str, Any] | None, form: str = "{:.3f}") -> str:
-    """Value and interval of a row with value (or rate), low and high; a dash without a value."""
+    """Value and interval of a row with value (or rate), low and high, and is_rough if known; a dash
+    without a value."""
     if row is None:
         return "–"
     value = row.get("value", row.get("rate"))
@@ -48,13 +49,12 @@ def number(row: Mapping[str, Any] | None, form: str = "{:.3f}") -> str:
     shown = form.format(value)
     if row.get("low") is None or row.get("high") is None:
         return shown
-    return f"{shown} ({form.format(row['low'])} to {form.format(row['high'])})"
+    return f"{shown} ({interval_text(row['low'], row['high'], row.get('is_rough', False), form)})"
 
 
 def rate_cell(rate: Rate, form: str = "{:.1%}") -> str:
     """A share and its interval; a dash without trials."""
-    value = rate.value if rate.total else None
-    return number({"value": value, "low": rate.low, "high": rate.high}, form)
+    return rate.as_text(form) if rate.total else "–"
 
 
 def as_row(mean: Mean) -> dict[str, Any]:

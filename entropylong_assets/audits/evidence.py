@@ -24,13 +24,14 @@ from entropylong_assets.audits.evidence_recipes import (
     verdict_lines,
 )
 from entropylong_assets.audits.movement import movement_table
+from entropylong_assets.stages.verification.false_acceptance import ASSUMED_CORRELATION
 
 _PAGE = """# Evidence
 
 Written by `entropylong evidence` on {date}, under the settings at the end. The last call took
 {minutes}; stages that an earlier call had finished were not materialized again. Intervals are 95%.
-Trials of one root count as one cluster; if none of them passed they count as independent, and the
-interval is too narrow.
+Trials of one root count as one cluster. `rough` marks an interval of a share that too few roots
+stand behind: it assumes a correlation of {correlation:g} between the trials of a root.
 
 ## Recipes, on the same roots, index and budget of tokens
 
@@ -140,6 +141,7 @@ def write_evidence(
     """
     settings = [[name, str(value).replace("|", "/")] for name, value in description]
     return _PAGE.format(
+        correlation=ASSUMED_CORRELATION,
         date=date,
         minutes=f"{seconds / 60:.0f} minutes",
         recipes=recipe_table(audited),

@@ -121,6 +121,7 @@ def rates(trials: pl.DataFrame, pairs: pl.DataFrame, rules: Iterable[str]) -> li
                     "rate": rate.value if rate.total else None,
                     "low": rate.low,
                     "high": rate.high,
+                    "is_rough": rate.is_rough,
                 }
             )
     return rows

@@ -229,6 +229,7 @@ def measure(
             {"measure": measure, "alpha": alpha, "rule": rule}
             | {"passed": rate.passed, "total": rate.total}
             | {"rate": rate.value if rate.total else None, "low": rate.low, "high": rate.high}
+            | {"is_rough": rate.is_rough}
         )
 
     def share_of_facts(measure: str, rule: str, hits: pl.DataFrame) -> dict[str, Any]:

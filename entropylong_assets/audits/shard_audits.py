@@ -65,6 +65,7 @@ def calibrate_null(
         accepted={row["kind"]: row["rate"] for row in in_force},
         accepted_low={row["kind"]: row["low"] for row in in_force},
         accepted_high={row["kind"]: row["high"] for row in in_force},
+        accepted_is_rough={row["kind"]: row["is_rough"] for row in in_force},
         **null_calibration.lift(trials, pairs, verification.rule),
         **null_calibration.epsilon_for(trials, verification, wished, settings.seed),
     )

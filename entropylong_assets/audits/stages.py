@@ -101,7 +101,11 @@ def _calibrate(step: Step) -> Result:
     model = load_audit_model(step.settings.scoring)
     summary, rates = calibrate_null(step, open_corpus(step), model)
     named = rates.filter(pl.col("total") > 0).select(
-        name=pl.col("kind") + ", " + pl.col("rule"), value="rate", low="low", high="high"
+        "low",
+        "high",
+        "is_rough",
+        name=pl.col("kind") + ", " + pl.col("rule"),
+        value="rate",
     )
     metadata: dict[str, Any] = {"preview": rates}
     if len(named):
@@ -138,7 +142,7 @@ share of the random ones pass, and the lift of retrieval over random contexts.""
     identify=lambda partition: (
         _model(partition) | _searched_index(partition) | _embedder(partition)
     ),
-    code_version=4,
+    code_version=5,
     check_folder=_FOLDER,
     checks=(
         Check("null_gains_recomputed", "Gains of held-out controls follow from their entropies."),

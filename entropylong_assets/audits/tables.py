@@ -43,6 +43,8 @@ class NullCalibrationSummary(Summary):
     """Lower ends of the 95% intervals of `accepted`."""
     accepted_high: dict[str, float]
     """Upper ends of the 95% intervals of `accepted`."""
+    accepted_is_rough: dict[str, bool]
+    """Whether these intervals are rough: few roots, so that their correlation was assumed."""
     lift: float | None
     """Acceptance of retrieved over that of random contexts; None if no random context passed."""
     lift_low: float | None
@@ -63,7 +65,7 @@ NULL_CALIBRATION = TableSet(
     scope="dataset",
     main="rates",
     summary=NullCalibrationSummary,
-    format_version=4,
+    format_version=5,
     schemas={
         "trials": pa.schema(
             [
@@ -94,6 +96,7 @@ NULL_CALIBRATION = TableSet(
                 column("rate", _DOUBLE, "their share", null=True),
                 column("low", _DOUBLE, "of the 95% interval"),
                 column("high", _DOUBLE, "of the 95% interval"),
+                column("is_rough", BOOL, "few roots: their trials' correlation was assumed"),
             ]
         ),
     },

@@ -149,11 +149,7 @@ def print_dataset(console: Console, project: Project, settings: Settings) -> Non
     scored = max(figures.pairs_scored, 1)
     for rule, count in figures.accepted_by.items():
         rate = figures.false_acceptance.get(rule)
-        shown = (
-            f"; random contexts: {rate.value:.2%} ({rate.low:.2%} to {rate.high:.2%})"
-            if rate and rate.total
-            else ""
-        )
+        shown = f"; random contexts: {rate.as_text()}" if rate and rate.total else ""
         rows.append((f"accepted by {rule}", f"{count:,} ({count / scored:.2%}){shown}"))
     if figures.mean_gain is not None:
         calibrated = figures.mean_calibrated_gain

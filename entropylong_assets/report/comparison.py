@@ -103,7 +103,7 @@ class Comparison:
 def _share(rate: Rate | None) -> str:
     if rate is None or not rate.total:
         return "–"
-    return f"{rate.passed:,}: {rate.value:.2%} ({rate.low:.2%} to {rate.high:.2%})"
+    return f"{rate.passed:,}: {rate.as_text()}"
 
 
 def _tokens_of(role: str) -> Callable[[DatasetCounts], str]:

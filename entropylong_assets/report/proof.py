@@ -43,8 +43,8 @@ def gather_proof(
 ) -> tuple[list[Figure], dict[str, Rows]]:
     """Return the figures of the audits and the rows of their charts; empty without audits.
 
-    Charts: `by_chance` (kind, rule, rate, low, high, passed, total), `recipes` (recipe, measure,
-    value, low, high, roots). Intervals are 95%, over roots.
+    Charts: `by_chance` (kind, rule, rate, low, high, is_rough, passed, total), `recipes` (recipe,
+    measure, value, low, high, roots). Intervals are 95%, over roots.
     """
     figures: list[Figure] = []
     charts: dict[str, Rows] = {"by_chance": [], "recipes": []}

@@ -16,6 +16,7 @@ from entropylong_assets.report.charts import (
     chart,
     data,
 )
+from entropylong_assets.stages.verification.false_acceptance import ROUGH
 
 if TYPE_CHECKING:
     import altair as alt
@@ -28,6 +29,7 @@ _KINDS = {
     "topical": "same topic, not retrieved",
     "shuffled": "accepted, sentences shuffled",
 }
+_RATE = ("passed", "total", "rate", "low", "high")
 _RULE_COLOURS = (ORANGE, BLUE, GREEN, VERMILION)
 _MEASURES = (
     (
@@ -67,14 +69,20 @@ def _points(
     shape: alt.Shape | alt.ShapeValue,
     **more: Any,
 ) -> Drawn:
-    """A point and its interval on a line of its own per row; row['name'] is its label."""
+    """A point and its interval on a line of its own per row; row['name'] is its label.
+
+    The interval of a row that is_rough is dashed.
+    """
     import altair as alt
 
     names = alt.Scale(domain=list(order))  # of all datasets, so that lines are level
     base = alt.Chart(data(list(rows))).encode(
         y=alt.Y("name:N", title=None, scale=names, axis=alt.Axis(labelLimit=240)), **more
     )
-    whisker = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    dashed = alt.condition("datum.is_rough", alt.value([4, 3]), alt.value([1, 0]))
+    whisker = base.mark_rule(strokeWidth=1.5).encode(
+        x=alt.X("low:Q", title=title), x2="high:Q", strokeDash=dashed
+    )
     zero = alt.Chart(data([{}])).mark_rule(color=GREY, strokeDash=[3, 3]).encode(x=alt.datum(0))
     point = base.mark_point(filled=True, size=70, opacity=1).encode(x=x, shape=shape)
     return alt.layer(zero, whisker, point)
@@ -122,7 +130,7 @@ def _by_chance(run: Charts, runs: Sequence[Charts]) -> Drawn | None:
         alt.Shape("rule:N", title=None, scale=alt.Scale(domain=rules)),
         yOffset=alt.YOffset("rule:N", sort=rules),
         color=alt.Color("rule:N", title=None, scale=alt.Scale(domain=rules, range=colours)),
-        tooltip=["name:N", "rule:N", "passed:Q", "total:Q", "rate:Q", "low:Q", "high:Q"],
+        tooltip=["name:N", "rule:N", *(f"{name}:Q" for name in _RATE), "is_rough:N"],
     )
 
 
@@ -134,7 +142,7 @@ def proof_charts(runs: Sequence[Charts]) -> list[dict[str, Any]]:
             chart(
                 "Acceptance by chance",
                 "Contexts that should not help, held out from the rule's own controls, beside "
-                "those that were retrieved.",
+                f"those that were retrieved. Dashed: {ROUGH}.",
                 [_by_chance(run, runs) for run in runs],
             )
         )

@@ -18,11 +18,13 @@ from entropylong_assets.report.proof import gather_proof
 from entropylong_assets.report.recorded_settings import RecordedSettings, as_text
 from entropylong_assets.report.text import visible
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.diversity import spread_lines
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.figures import dataset_figures
 from entropylong_assets.stages.training_data.manifest import without_secrets
+from entropylong_assets.stages.verification.false_acceptance import ROUGH
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
 
@@ -86,18 +88,28 @@ def choose(source: RunSource) -> dict[str, str]:
         return choose_roots(session)
 
 
+def _interval(low: float, high: float, is_rough: bool, **_: float) -> str:
+    note = f" ({ROUGH})" if is_rough else ""
+    return f"{low:.2%} to {high:.2%}{note}"
+
+
 def _headline(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any, str]]:
     """(name, value, kind) of the headline figures; kind: `count`, `share`, `number` or `text`."""
     distance, by_chance = figures["distance_tokens"], figures["false_acceptance"].get(rule, {})
     per_root = figures["dependencies_per_root"]
-    interval = f"{by_chance['low']:.2%} to {by_chance['high']:.2%}" if by_chance else None
+    interval = _interval(**by_chance) if by_chance else None
     return [
         ("samples", figures["samples"], "count"),
         ("tokens", figures["tokens"], "count"),
         ("roots scored", figures["roots_scored"], "count"),
         ("anchors", figures["anchors"], "count"),
         ("dependencies in samples", figures["dependencies"], "count"),
+        *[
+            (f"dependencies: {kind.replace('_', ' ')}", n, "count")
+            for kind, n in figures["dependencies_by_kind"].items()
+        ],
         ("dependencies per root, mean", per_root["mean"], "number"),
+        *((name, text, "text") for name, text in spread_lines(figures["diversity"])),
         ("scored pairs accepted", figures["acceptance_rate"], "share"),
         ("false-acceptance rate", by_chance.get("rate"), "share"),
         ("… 95% interval", interval, "text"),

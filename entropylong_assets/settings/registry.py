@@ -89,6 +89,15 @@ class Registry(Generic[T]):
         """Return the names. Raises ValueError if one is not registered."""
         return tuple(self.check(name) for name in names)
 
+    def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the distinct names in the order of `names()`, whatever order they are given in.
+
+        For validators of settings whose order means nothing, so that it changes nothing either.
+        Raises ValueError if a name is not registered.
+        """
+        given = set(self.check_all(names))
+        return tuple(name for name in self.names() if name in given)
+
     def _own(self) -> dict[str, T]:
         importlib.import_module(self._built_in)
         return self._registered

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
@@ -74,19 +74,24 @@ def gain_histogram(gains: Mapping[str, Histogram], epsilon: float) -> str:
 
 
 def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
-    """Draw points with their 95% intervals, one line each. rows: name, value, low, high."""
+    """Draw points with their 95% intervals, one line each; rough intervals are dashed.
+
+    rows: name, value, low, high, is_rough if known.
+    """
     figure = _figure()
     axes = figure.subplots()
     shown = [row for row in rows if row["value"] is not None][::-1]
     for place, row in enumerate(shown):
         if row["low"] is not None and row["high"] is not None:
-            axes.hlines(place, row["low"], row["high"], color="#4477aa")
+            style: Literal["--", "-"] = "--" if row.get("is_rough") else "-"
+            axes.hlines(place, row["low"], row["high"], color="#4477aa", linestyles=style)
         axes.plot(row["value"], place, "o", color="#4477aa")
     axes.axvline(0, color="#bbbbbb", linestyle="--")
     axes.margins(y=0.1)
     axes.set_yticks(range(len(shown)), [str(row["name"]) for row in shown])
     axes.set_xlabel(label)
-    return as_markdown(figure, f"{label}, with 95% intervals")
+    rough = "; dashed: rough, of few roots" if any(row.get("is_rough") for row in shown) else ""
+    return as_markdown(figure, f"{label}, with 95% intervals{rough}")
 
 
 def both_gains(groups: Mapping[str, pl.DataFrame], epsilon: float) -> str:

@@ -57,7 +57,9 @@ def test_words_name_the_side_of_the_threshold() -> None:
 
 def test_a_figure_without_trials_is_a_dash() -> None:
     assert number({"value": None, "low": 0.0, "high": 1.0}) == "–"
-    assert number({"rate": 0.5, "low": 0.25, "high": 0.75}, "{:.0%}") == "50% (25% to 75%)"
+    row = {"rate": 0.5, "low": 0.25, "high": 0.75}
+    assert number(row, "{:.0%}") == "50% (25% to 75%)"
+    assert number(row | {"is_rough": True}, "{:.0%}") == "50% (25% to 75%, rough)"
 
 
 def test_the_plain_rule_is_compared_with_ours_at_equally_many_accepted_pairs() -> None:

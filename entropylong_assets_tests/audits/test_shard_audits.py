@@ -353,7 +353,10 @@ def test_the_evidence_shows_every_recipe_rule_and_kind(audited: AuditedWorld) ->
     lines = page.splitlines()
     for recipe in BUILT_IN_RECIPES:
         assert any(line.startswith(f"| {recipe} | ") for line in lines), recipe
-    assert "| contexts | trials | pass rule plain | pass rule calibrated |" in lines
+    assert (
+        "| contexts | trials | pass rule plain | pass rule calibrated | pass rule genuine |"
+        in lines
+    )
     trials = len(read(audited, NULL_CALIBRATION, "trials").filter(kind="random"))
     assert any(line.startswith(f"| random | {trials} | ") for line in lines)
     pairs = read(audited, CROSS_MODEL_AUDIT, "pairs")

@@ -23,4 +23,7 @@ def test_materialization_shows_every_number_of_its_summary(world: World) -> None
     rate = shown["false_acceptance: calibrated: rate"]
     low, high = (shown[f"false_acceptance: calibrated: {end}"] for end in ("low", "high"))
     assert 0 <= low <= rate <= high < shown["false_acceptance: plain: high"] <= 1
+    assert shown["false_acceptance: calibrated: is_rough"] is True, "few roots, and not marked"
+    assert 1 <= shown["diversity: roots: effective"] <= shown["diversity: roots: number"]
+    assert shown["diversity: contexts: number"] <= shown["accepted"]
     assert shown["verdicts: accepted"] == shown["accepted"] > 0

@@ -38,6 +38,7 @@ from entropylong_assets.stages.verification.tables import (
 from entropylong_assets.stages.versioning import determining_settings
 from entropylong_assets.storage.schemas import Summary, TableSet
 from entropylong_assets.storage.tables import TableStore
+from entropylong_assets_tests.stages.samples.worlds import TEXT
 
 SHARDS = ("books-00000", "web-00000")
 HOSTILE = (
@@ -158,9 +159,9 @@ def _write_shard(
                     "surprisal_control": 4.2,
                     "refusal": "near_duplicate" if near else None,
                 }
-                pairs.append(key | alone | given)
+                pairs.append(key | TEXT | alone | given)
             controls += [
-                {"root_id": root["root_id"], "control": c, "anchor": anchor}
+                {"root_id": root["root_id"], "control": c, "anchor": anchor, "has_word": False}
                 | {"entropy": rng.uniform(2, 6), "surprisal": rng.uniform(2, 6)}
                 for c in (0, 1)
             ]
@@ -194,7 +195,20 @@ def _write_shard(
     ]
     judged = judge(pl.DataFrame(pairs, infer_schema_length=None), settings.verification)
     rows = judged.select(VERIFIED_DEPENDENCIES.schemas["pairs"].names).to_dicts()
-    verified = {"pairs": rows, "contexts": contexts, "controls": controls}
+    # The name before the hostile text, of every second accepted pair.
+    name = len(f"{source} passage")
+    evidence = [
+        {key: row[key] for key in ("root_id", "anchor", "chunk_id")}
+        | {"kind": "verbatim_word", "start": 2, "end": name, "token_start": 2, "token_end": name}
+        | {"measure": "surprisal", "kept": 0.9, "removed": 0.8}
+        for row in [row for row in rows if row["accepted"]][::2]
+    ]
+    verified = {
+        "pairs": rows,
+        "contexts": contexts,
+        "controls": controls,
+        "evidence": evidence,
+    }
     write(VERIFIED_DEPENDENCIES, verified, _summary_of(rows))
     root_rows = [{"root_id": r["root_id"], "token_ids": r["token_ids"]} for r in roots]
     frames = {
@@ -203,6 +217,7 @@ def _write_shard(
         ),
         "pairs": _frame(VERIFIED_DEPENDENCIES, "pairs", rows),
         "contexts": _frame(VERIFIED_DEPENDENCIES, "contexts", contexts),
+        "evidence": _frame(VERIFIED_DEPENDENCIES, "evidence", evidence),
     }
     made = recorded(LONG_CONTEXT_SAMPLES_STAGE, settings)
     with (
@@ -284,6 +299,7 @@ def write_audits(store: TableStore, shard: str, verified: str | None = None) -> 
         {"root_id": root, "anchor": anchor, "kind": "random", "number": 0, "chunk_ids": ["c-0"]}
         | {"n_tokens": 9, "entropy_context": 3.0 if passes else 5.9, "surprisal_context": 4.0}
         | scores
+        | TEXT
         | {"gain": 0.5 if passes else 0.02, "calibrated_gain": 0.3 if passes else 0.0}
         | {"accepted_by": ["plain"] if passes else []}
         for root, anchor, passes in zip(

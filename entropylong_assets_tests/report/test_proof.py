@@ -36,6 +36,7 @@ def test_gather_proof_gives_figures_counted_by_hand(tmp_path: Path) -> None:
     by_chance = {(row["kind"], row["rule"]): row for row in charts["by_chance"]}
     assert by_chance["random", "plain"]["rate"] == pytest.approx(0.25)
     assert by_chance["random", "calibrated"]["rate"] == 0.0
+    assert by_chance["random", "plain"]["is_rough"], "two roots say little of their correlation"
     assert ("topical", "plain") not in by_chance  # no such trial: no share of nothing
     recipes = {(row["recipe"], row["measure"]): row for row in charts["recipes"]}
     drop = recipes["calibrated", "surprisal_drop_over_random"]
@@ -76,6 +77,10 @@ def test_proof_charts_have_every_row_and_share_their_scale(tmp_path: Path) -> No
     # A dataset beside itself has equal scales; one without audits draws nothing.
     for chart in charts:
         assert chart["specs"][1] is None
+    whisker = charts[0]["specs"][0]["layer"][1]
+    assert whisker["encoding"]["strokeDash"]["condition"]["test"] == "datum.is_rough"
+    assert all(row["is_rough"] for row in whisker["data"]["values"])
+    assert "assumes a correlation of 0.2 within a root" in charts[0]["caption"]
     for chart in proof_charts([audited, audited]):
         first, second = chart["specs"]
         assert domain(first) == domain(second)

@@ -42,12 +42,14 @@ def write_export(store: TableStore, shards: tuple[str, ...], version: str) -> No
         name: {}
         for name in (
             "splits",
+            "dependencies_by_kind",
             "dependencies_per_root",
             "distance_tokens",
             "share_by_role",
             "tokens_by_source",
             "licenses",
             "false_acceptance",
+            "diversity",
         )
     }
     tokenizer = store.summary(LONG_CONTEXT_SAMPLES, shards[0]).tokenizer

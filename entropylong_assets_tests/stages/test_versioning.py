@@ -98,7 +98,13 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "verification.compared_rules": (("plain",), {V, T, N}),
     "verification.epsilon": (0.2, {V, T, N}),
     "verification.controls": (3, {V}),
+    "verification.evidence": (False, {V}),
     "verification.require_surprisal_drop": (False, {V, T, N}),
+    "verification.min_calibrated_gain": (0.1, {V, T, N}),
+    "verification.min_surprisal_gain": (0.1, {V, T, N}),
+    "verification.max_phrase_documents": (9, {V, T, N}),
+    "verification.max_pair_documents": (61, {V, T, N}),
+    "verification.excluded_anchors": (("url",), {V, T, N}),
     "verification.max_false_acceptance": (0.5, set()),  # a check
     "verification.max_contexts_per_root": (46, {V}),
     "verification.max_forward_tokens_per_root": (100_000, {V}),
@@ -108,6 +114,9 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "samples.layout": ("interleaved", {S}),  # an audited window has one root
     "samples.fill": ("verified_only", {S}),
     "samples.recipe": ("random", {S}),
+    "samples.max_uses_per_context": (3, {S}),
+    "samples.max_uses_per_document": (3, {S}),
+    "samples.max_contexts_per_root": (3, {S}),
     "samples.meta_chunk_tokens": (128, {L}),  # of recipe nextlong, which is audited
     "export.formats": (("mds",), {T}),
     "export.destination": ("/elsewhere", {T}),

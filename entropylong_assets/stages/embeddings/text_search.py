@@ -51,8 +51,8 @@ def search_words(
     where = f"shard NOT IN {quoted(excluded_shards)}" if excluded_shards else None
 
     def search(text: str) -> pl.DataFrame:
-        words = MatchQuery(text, COLUMN)  # type: ignore[call-arg]  # its defaults are pydantic's
-        query = table.search(words, query_type="fts").limit(limit)
+        words: Any = MatchQuery  # its options have defaults that the type checker can't see
+        query = table.search(words(text, COLUMN), query_type="fts").limit(limit)
         query = query.select(["chunk_id", "doc_id", "shard", "_score"])
         if where:
             query = query.where(where, prefilter=True)

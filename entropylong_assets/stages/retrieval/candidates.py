@@ -94,8 +94,9 @@ class Retriever:
         columns["word"] = [text.word for text in texts]
         columns["kind"] = [text.kind for text in texts]
         # A phrase that is not listed occurs in one document at most, this one.
-        columns["phrase_documents"] = [counted.get(text.phrase or "", 1) for text in texts]
-        columns["pair_documents"] = [counted.get(text.pair or "", 1) for text in texts]
+        rare = 1 if len(self.phrases) else None
+        columns["phrase_documents"] = [counted.get(text.phrase or "", rare) for text in texts]
+        columns["pair_documents"] = [counted.get(text.pair or "", rare) for text in texts]
         return pl.DataFrame(columns, schema=QUERIES), shortened
 
     def _text_query(self, token_ids: Sequence[int], anchor: int) -> str | None:

@@ -18,7 +18,7 @@ from entropylong_assets.stages.retrieval.search import COLUMNS
 
 BY_VECTOR, BY_TEXT, BY_BOTH = "vector", "text", "both"
 
-CANDIDATES = pl.Schema([*COLUMNS.items(), ("found_by", pl.String())])
+CANDIDATES = pl.Schema({**COLUMNS, "found_by": pl.String()})
 
 _PAIRS_AT_ONCE = 16_384
 """Vectors fetched at once (24 MiB at 384 dimensions)."""

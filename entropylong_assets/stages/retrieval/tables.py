@@ -75,8 +75,13 @@ CANDIDATE_CONTEXTS = TableSet(
                 column("text_query", TEXT, "text whose words are searched for", null=True),
                 column("word", TEXT, "word at the anchor; null: no letter or digit", null=True),
                 column("kind", TEXT, "`symbol`, `import`, `url`, `reference`, or null", null=True),
-                column("phrase_documents", INT, "documents with the three words that end here"),
-                column("pair_documents", INT, "documents with this word and the next"),
+                column(
+                    "phrase_documents",
+                    INT,
+                    "documents with the three words that end here",
+                    null=True,
+                ),
+                column("pair_documents", INT, "documents with this word and the next", null=True),
             ]
         ),
         "candidates": pa.schema(

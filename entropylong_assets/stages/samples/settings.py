@@ -40,5 +40,15 @@ class SampleSettings(Section):
     """How a root's contexts are chosen, within as many tokens as the rule in force verified for
     that root (`stages/samples/recipes.py`, docs/extending.md); none: the contexts that the rule in
     force verified."""
+    max_uses_per_context: int | None = Field(None, ge=1)
+    """Maximum number of roots of a shard that one context serves; none: no limit. This and the next
+    two limits keep the contexts of the highest priority, the sum of the gains of their
+    dependencies; the others are dropped."""
+    max_uses_per_document: int | None = Field(None, ge=1)
+    """Maximum number of contexts in the samples of a shard that are cut from one document, counted
+    once per root; none: no limit."""
+    max_contexts_per_root: int | None = Field(None, ge=1)
+    """Maximum number of contexts per root; none: no limit. `verification.max_contexts_per_root`
+    saves forward passes instead: it keeps the contexts that were tried first."""
     meta_chunk_tokens: int = Field(256, ge=1)
     """Recipe `nextlong`: maximum length of the pieces that a root is cut into (tokens)."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from entropylong_assets.settings.section import Settings
@@ -23,6 +22,7 @@ from entropylong_assets.stages.samples.packing import (
     size_of,
 )
 from entropylong_assets.stages.samples.registry import Pool
+from entropylong_assets.stages.samples.sample_rows import SampleRows
 from entropylong_assets.stages.samples.selection import (
     choose_groups,
     require_controls,
@@ -33,6 +33,12 @@ from entropylong_assets.stages.samples.shard_inputs import ShardTables
 from entropylong_assets.stages.samples.tables import (
     LONG_CONTEXT_SAMPLES,
     LongContextSamplesSummary,
+)
+from entropylong_assets.stages.samples.use_limits import (
+    Use,
+    drop_uses,
+    has_use_limits,
+    uses_over_limits,
 )
 from entropylong_assets.storage.partition_writer import PartitionWriter
 
@@ -61,89 +67,6 @@ class PackedShard:
     contexts: pl.DataFrame
     """sample_id and chunk_id of the contexts of the first LISTED_SAMPLES samples; shard of the
     passages that no anchor nominated, else null."""
-
-
-@dataclass
-class SampleRows:
-    """Rows of a few samples, as in the tables of samples."""
-
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    dependencies: list[dict[str, Any]] = field(default_factory=list)
-
-    def write(self, writer: PartitionWriter) -> None:
-        if self.samples:
-            token_ids = np.stack([row.pop("input_ids") for row in self.samples])
-            frame = pl.DataFrame(self.samples).with_columns(
-                pl.Series("input_ids", token_ids).arr.to_list()
-            )
-            writer.append("samples", frame)
-            writer.append("segments", self.segments)
-            writer.append("dependencies", self.dependencies)
-
-    def add(self, sample_id: str, segments: Sequence[Segment], source: str) -> Counter[str]:
-        """Add the rows of one sample; return its tokens by role. source: of the roots."""
-        starts = np.cumsum([0] + [len(segment.token_ids) for segment in segments]).tolist()
-        tokens: Counter[str] = Counter()
-        root_starts: dict[str, int] = {}
-        for number, segment in enumerate(segments):
-            tokens[segment.role] += len(segment.token_ids)
-            if segment.role == "root":
-                assert segment.group is not None
-                root_starts.setdefault(segment.group.root_id, starts[number])
-            span = {"start": starts[number], "end": starts[number + 1]}
-            place = {"sample_id": sample_id, "segment": number, "role": segment.role}
-            self.segments.append(place | span | _origin(segment, source))
-        for number, segment in enumerate(segments):
-            if segment.role == "verified":
-                assert segment.group is not None
-                root_start = root_starts[segment.group.root_id]
-                self.dependencies.extend(
-                    _dependency_rows(sample_id, segment, starts[number], root_start)
-                )
-        self.samples.append(
-            {
-                "sample_id": sample_id,
-                "input_ids": np.concatenate([segment.token_ids for segment in segments]),
-                "n_root": tokens["root"],
-                "n_verified": tokens["verified"],
-                "n_negative": tokens["hard_negative"] + tokens["unverified"] + tokens["filler"],
-                "n_padding": tokens["padding"],
-            }
-        )
-        return tokens
-
-
-def _origin(segment: Segment, source: str) -> dict[str, str | None]:
-    """The root that a segment belongs to, and the passage or document that it comes from."""
-    context, group = segment.context, segment.group
-    root_id = group.root_id if group else None
-    return {
-        "root_id": root_id,
-        "doc_id": context.doc_id if context else root_id,
-        "chunk_id": context.chunk_id if context else None,
-        "source": context.source if context else (source if group else None),
-    }
-
-
-def _dependency_rows(
-    sample_id: str, segment: Segment, start: int, root_start: int
-) -> Iterator[dict[str, Any]]:
-    """Rows of a verified context that starts at `start` and whose root starts at `root_start`."""
-    context = segment.context
-    assert context is not None
-    end = start + len(segment.token_ids)
-    for dependency in context.dependencies:
-        position = root_start + dependency.anchor
-        yield asdict(dependency) | {
-            "sample_id": sample_id,
-            "root_id": context.root_id,
-            "chunk_id": context.chunk_id,
-            "anchor_position": position,
-            "context_start": start,
-            "context_end": end,
-            "distance": position - end,
-        }
 
 
 @dataclass
@@ -224,6 +147,11 @@ def _read_together(samples: Sequence[Sequence[str]]) -> Iterator[list[Sequence[s
         yield together
 
 
+def _batches(root_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(root_ids), ROOTS_PER_READ):
+        yield root_ids[start : start + ROOTS_PER_READ]
+
+
 @dataclass(frozen=True)
 class _Groups:
     """Reads the groups of roots and fits each to the length of a sample."""
@@ -232,13 +160,27 @@ class _Groups:
     settings: Settings
     framing: Framing
     pool: Pool | None
+    over_limits: frozenset[Use] = frozenset()
+
+    def choose(self, root_ids: Sequence[str]) -> tuple[list[Group], list[Dropped]]:
+        """Groups as the recipe chooses them, and what it dropped."""
+        return choose_groups(*self.tables.of(root_ids), self.settings, self.pool, whole=False)
+
+    def limited(self, root_ids: Sequence[str]) -> _Groups:
+        """The same reader, which drops the uses among all these roots that a limit forbids."""
+        if not has_use_limits(self.settings.samples):
+            return self
+        chosen = (group for batch in _batches(root_ids) for group in self.choose(batch)[0])
+        return replace(self, over_limits=uses_over_limits(chosen, self.settings.samples))
 
     def read(
         self, root_ids: Sequence[str]
     ) -> tuple[dict[str, Group], list[Dropped], list[Dropped]]:
-        """Groups that fit a sample, by root_id; what the recipe dropped; what does not fit."""
-        tables = self.tables.of(root_ids)
-        groups, by_recipe = choose_groups(*tables, self.settings, self.pool, whole=False)
+        """Groups that fit a sample, by root_id; what the recipe and the limits of use dropped; what
+        does not fit."""
+        groups, by_recipe = self.choose(root_ids)
+        groups, by_limit = drop_uses(groups, self.over_limits)
+        by_recipe += by_limit
         fitted: dict[str, Group] = {}
         by_length: list[Dropped] = []
         for group in sorted(groups, key=lambda g: g.root_id):
@@ -284,7 +226,8 @@ def pack_shard(
     """Write the samples of one shard.
 
     The roots are read twice, ROOTS_PER_READ at a time: for the size of each, from which the samples
-    of the whole shard are planned, and sample by sample to be laid out. Sample ids are
+    of the whole shard are planned, and sample by sample to be laid out. If uses are limited, they
+    are read once more before, to find out which are over a limit. Sample ids are
     `<shard>-<nnnnn>`. The result depends on the rows' content, not on their order.
 
     pool: the indexed corpus, if `needs_pool`. `on_sample` is called with finished samples. Raises
@@ -294,13 +237,13 @@ def pack_shard(
     column = required_gain(settings)
     if column is not None:
         require_controls(settings, tables.count_pairs(), tables.count_pairs(with_value=column))
-    reader = _Groups(tables, settings, framing, pool)
     root_ids = tables.root_ids()
+    reader = _Groups(tables, settings, framing, pool).limited(root_ids)
     sizes: dict[str, int] = {}
     dropped_by_recipe: list[Dropped] = []
     dropped_by_length: list[Dropped] = []
-    for start in range(0, len(root_ids), ROOTS_PER_READ):
-        groups, by_recipe, by_length = reader.read(root_ids[start : start + ROOTS_PER_READ])
+    for batch in _batches(root_ids):
+        groups, by_recipe, by_length = reader.read(batch)
         sizes |= {root_id: size_of(group, framing) for root_id, group in groups.items()}
         dropped_by_recipe += by_recipe
         dropped_by_length += by_length

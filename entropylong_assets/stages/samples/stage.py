@@ -19,6 +19,7 @@ from entropylong_assets.stages.samples.selection import needs_pool, recipe_of, v
 from entropylong_assets.stages.samples.settings import SampleSettings
 from entropylong_assets.stages.samples.shared_roots import roots_of_other_shards
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.samples.use_limits import USE_LIMITS
 from entropylong_assets.stages.stage import Check, Job, Markdown, Partition, Result, Stage, Step
 from entropylong_assets.stages.verification.stage import VERIFIED_DEPENDENCIES_STAGE
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
@@ -92,6 +93,7 @@ def _shard_links(partition: Partition, contexts: pl.DataFrame, samples: int) -> 
 def _determined_by(settings: Settings) -> tuple[str, ...]:
     recipe = recipe_of(settings)
     paths = [f"samples.{name}" for name in ("recipe", "tokens", "order", "layout", "fill")]
+    paths += [f"samples.{name}" for name in USE_LIMITS]
     paths += [f"scoring.{name}" for name in ("model", "bos", "separator")]
     # The rule in force gives the budgets and, by its gain, the order in which contexts are kept.
     paths += ["verification.rule", "seed"]
@@ -161,7 +163,7 @@ anchor, the span of its context and the distance between them (paper, section 3.
     sections={"samples": SampleSettings},
     determined_by=_determined_by,
     identify=_identify,
-    code_version=4,
+    code_version=5,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("exact_length", "Every sample has exactly `samples.tokens` tokens."),

@@ -8,9 +8,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from entropylong_assets.stages.diversity import spread_lines
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.stages.training_data.front_matter import front_matter
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, ExportFacts
+from entropylong_assets.stages.verification.false_acceptance import ROUGH
 
 
 def facts_of(content: Mapping[str, Any]) -> ExportFacts:
@@ -45,7 +47,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _false_acceptance(figures: Mapping[str, Any], rule: str) -> str | None:
     rate = figures["false_acceptance"].get(rule)
-    return rate and f"{rate['rate']:.4g} (95% interval {rate['low']:.4g} to {rate['high']:.4g})"
+    if rate is None:
+        return None
+    note = f"; {ROUGH}" if rate["is_rough"] else ""
+    return f"{rate['rate']:.4g} (95% interval {rate['low']:.4g} to {rate['high']:.4g}{note})"
 
 
 def _figure_rows(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any]]:
@@ -57,8 +62,13 @@ def _figure_rows(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any]]
         ("roots", figures["roots_scored"]),
         ("anchors", figures["anchors"]),
         ("dependencies in samples", figures["dependencies"]),
+        *[
+            (f"dependencies of kind {kind}", n)
+            for kind, n in figures["dependencies_by_kind"].items()
+        ],
         ("dependencies per root, mean", per_root["mean"]),
         ("dependencies per root, median", per_root["median"]),
+        *spread_lines(figures["diversity"]),
         ("scored pairs that were accepted, share", figures["acceptance_rate"]),
         ("random contexts that the rule accepts, share", _false_acceptance(figures, rule)),
         ("mean ΔI of accepted pairs", figures["mean_gain"]),

@@ -121,9 +121,11 @@ def _tokenizer(store: TableStore, shards: Sequence[str]) -> dict[str, Any]:
 def _recorded_settings(settings: Settings) -> dict[str, Any]:
     """The settings that determine the samples and their export, nested as in a settings file.
 
-    Values are JSON. Others, e.g. of audits, are left out: they don't change an export.
+    Values are JSON. Others, e.g. of audits, are left out: they don't change an export. Neither does
+    the order of the sources, so they are sorted by name.
     """
-    sources = [source.model_dump(mode="json") for source in settings.corpus.sources]
+    by_name = sorted(settings.corpus.sources, key=lambda source: source.name)
+    sources = [source.model_dump(mode="json") for source in by_name]
     corpus: dict[str, Any] = {"name": settings.corpus.name, "sources": sources}
     recorded: dict[str, Any] = {"name": settings.name, "seed": settings.seed, "corpus": corpus}
     for stage in (*LONG_CONTEXT_SAMPLES_STAGE.upstream(), LONG_CONTEXT_SAMPLES_STAGE):

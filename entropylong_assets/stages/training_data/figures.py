@@ -7,6 +7,7 @@ from typing import Any
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.diversity import spreads, use_keys
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -58,6 +59,11 @@ FROM (SELECT unnest(accepted_by) AS rule FROM pairs WHERE entropy_context IS NOT
 GROUP BY rule ORDER BY rule
 """
 
+_BY_KIND = """
+SELECT kind, count(*) AS dependencies FROM dependencies
+WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind
+"""
+
 _PER_ROOT = """
 SELECT avg(n) AS mean, median(n) AS median, max(n) AS max
 FROM (SELECT count(*) AS n FROM dependencies GROUP BY root_id)
@@ -95,7 +101,7 @@ def _rounded(value: Any) -> Any:
 def _false_acceptance(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> dict[str, dict[str, float]]:
-    """By rule: the rate over all shards, low and high of its 95% interval, and the trials."""
+    """By rule: the fields of `tables.FalseAcceptanceRate`, over all shards."""
     rates = pooled_false_acceptance(store, shards, settings.verification)
     return {
         rule: {
@@ -103,8 +109,23 @@ def _false_acceptance(
             "low": round(rate.low, 6),
             "high": round(rate.high, 6),
             "trials": rate.total,
+            "is_rough": rate.is_rough,
         }
         for rule, rate in rates.items()
+    }
+
+
+def _diversity(store: TableStore, shards: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By `diversity.THINGS`: the fields of `diversity.Spread`, over the dependencies in samples."""
+    columns = ["root_id", "anchor", "chunk_id"]
+    keys = [
+        use_keys(batch)
+        for shard in shards
+        for batch in store.batches(LONG_CONTEXT_SAMPLES, shard, "dependencies", columns)
+    ]
+    return {
+        thing: {name: _rounded(value) for name, value in spread.model_dump().items()}
+        for thing, spread in spreads(keys).items()
     }
 
 
@@ -122,7 +143,7 @@ def _with_source_licenses(
     for source in settings.corpus.sources:
         if source.name in exported:
             licenses.setdefault(source.name, {source.license: 0})
-    return licenses
+    return dict(sorted(licenses.items()))
 
 
 def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings) -> dict[str, Any]:
@@ -146,6 +167,7 @@ def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings
 
         figures = rows(_COUNTS)[0] | rows(_PAIRS)[0]
         accepted = {row["rule"]: row["pairs"] for row in rows(_PAIRS_BY_RULE)}
+        figures["dependencies_by_kind"] = {r["kind"]: r["dependencies"] for r in rows(_BY_KIND)}
         figures["dependencies_per_root"] = rows(_PER_ROOT)[0]
         figures["distance_tokens"] = rows(_DISTANCES)[0]
         tokens = {row["role"]: row["tokens"] for row in rows(_ROLES)}
@@ -163,4 +185,5 @@ def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings
         "tokens_by_source": sources,
         "licenses": licenses,
         "false_acceptance": _false_acceptance(store, shards, settings),
+        "diversity": _diversity(store, shards),
     }

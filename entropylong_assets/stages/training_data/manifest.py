@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class ExportError(ValueError):

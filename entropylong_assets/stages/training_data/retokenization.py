@@ -24,7 +24,7 @@ from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.entropy.tokenizer_facts import tokenizer_facts
 from entropylong_assets.stages.model_files import locate
-from entropylong_assets.stages.samples.shard_packing import SampleRows
+from entropylong_assets.stages.samples.sample_rows import SampleRows
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.card import facts_of, license_file, retokenized_card
 from entropylong_assets.stages.training_data.export import Export, published_manifest, require_masks

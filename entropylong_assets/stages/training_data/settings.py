@@ -51,4 +51,4 @@ class ExportSettings(Section):
     def _formats_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) != len(value):
             raise ValueError("name at least one format, each once")
-        return value
+        return EXPORT_FORMATS.in_order(value)

@@ -29,6 +29,7 @@ _FIGURES = (
     "roots_scored",
     "anchors",
     "dependencies",
+    "dependencies_by_kind",
     "near_duplicates_refused",
     "acceptance_rate",
     "mean_gain",
@@ -41,6 +42,7 @@ _FIGURES = (
     "tokens_by_source",
     "licenses",
     "false_acceptance",
+    "diversity",
 )
 
 
@@ -118,6 +120,7 @@ def _compute(step: Step) -> Result:
         "formats": ", ".join(summary.formats),
         "licenses": figures["licenses"],
         "false_acceptance": figures["false_acceptance"],
+        "diversity": figures["diversity"],
     }
     return Result(summary, metadata | ({"left out": left_out} if left_out else {}))
 
@@ -158,7 +161,7 @@ give the same bytes under the same name. An export that exists already is kept."
     requires_up_to_date_inputs=True,
     sections={"export": ExportSettings},
     determined_by=_determined_by,
-    code_version=3,
+    code_version=4,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("files_as_written", "Every file, read again, has the bytes that were written."),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from entropylong_assets.stages.diversity import Spread
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.storage.schemas import (
     REASON,
@@ -25,6 +26,8 @@ class FalseAcceptanceRate(BaseModel):
     high: float
     trials: int
     """(anchor, control) pairs judged."""
+    is_rough: bool = False
+    """Too few roots for the correlation of their trials to be estimated: one was assumed."""
 
 
 class TrainingDatasetSummary(Summary):
@@ -68,6 +71,8 @@ class TrainingDatasetSummary(Summary):
     """High-entropy positions of these roots."""
     dependencies: int
     """Verified dependencies in the samples."""
+    dependencies_by_kind: dict[str, int]
+    """Those with an evidence span, by kind."""
     near_duplicates_refused: int
     """Candidates that the leak check rejected."""
     acceptance_rate: float | None
@@ -90,6 +95,9 @@ class TrainingDatasetSummary(Summary):
     """Tokens per source."""
     licenses: dict[str, dict[str, int]]
     """Documents per source and licence."""
+    diversity: dict[str, Spread] = Field(default_factory=dict)
+    """How the dependencies in the samples are spread over `anchors`, `roots`, `contexts` and
+    `documents`; empty if there are none."""
     false_acceptance: dict[str, FalseAcceptanceRate]
     """By evaluated rule; empty without controls."""
 
@@ -99,7 +107,7 @@ TRAINING_DATASET = TableSet(
     scope="dataset",
     main="shards",
     summary=TrainingDatasetSummary,
-    format_version=2,
+    format_version=3,
     schemas={
         "shards": pa.schema(
             [

@@ -29,6 +29,9 @@ MIN_CLUSTERS = 10
 ASSUMED_CORRELATION = 0.2
 """Correlation of trials within a cluster that is assumed for rough rates."""
 
+ROUGH = f"few roots: interval assumes a correlation of {ASSUMED_CORRELATION:g} within a root"
+"""What a reader must know of a rough rate. In tables, the word `rough` stands for it."""
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -44,6 +47,16 @@ class Rate:
     @property
     def value(self) -> float:
         return self.passed / self.total if self.total else 0.0
+
+    def as_text(self, form: str = "{:.2%}") -> str:
+        """Return the share and its interval, e.g. `0.78% (0.31% to 1.60%, rough)`."""
+        interval = interval_text(self.low, self.high, self.is_rough, form)
+        return f"{form.format(self.value)} ({interval})"
+
+
+def interval_text(low: float, high: float, is_rough: bool, form: str = "{:.2%}") -> str:
+    """Return an interval for people, which says whether it is rough."""
+    return f"{form.format(low)} to {form.format(high)}{', rough' if is_rough else ''}"
 
 
 def clustered_rate(

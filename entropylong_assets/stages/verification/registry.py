@@ -91,5 +91,8 @@ SCREENS: Registry[LoadScreener] = Registry(
 
 
 def evaluated_rules(settings: VerificationSettings) -> dict[str, Rule]:
-    """Return the rules whose verdicts are stored: the compared ones and the rule in force."""
-    return {name: RULES[name] for name in (*settings.compared_rules, settings.rule)}
+    """Return the rules whose verdicts are stored: the compared ones and the rule in force.
+
+    They are in the order of `RULES.names()`: which of them is in force does not change it.
+    """
+    return {name: RULES[name] for name in RULES.in_order((*settings.compared_rules, settings.rule))}

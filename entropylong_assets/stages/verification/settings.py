@@ -12,6 +12,11 @@ from entropylong_assets.stages.verification.registry import NO_SCREEN, RULES, SC
 AnchorKind = Literal["import", "url", "reference"]
 
 RuleName = Annotated[str, AfterValidator(RULES.check)]
+RuleNames = Annotated[tuple[RuleName, ...], AfterValidator(RULES.in_order)]
+
+
+def _in_order(kinds: tuple[AnchorKind, ...]) -> tuple[AnchorKind, ...]:
+    return tuple(sorted(set(kinds)))
 
 
 def _check_screen(name: str) -> str:
@@ -25,7 +30,7 @@ class VerificationSettings(Section):
     """Rule in force. `plain`: ΔI > ε, as published. `calibrated`: ΔI* > ε, against control
     contexts. `genuine`: the context must also tell the anchor's word, and the wording around it
     must not be boilerplate. Other packages can add rules (docs/extending.md)."""
-    compared_rules: tuple[RuleName, ...] = ("plain", "calibrated", "genuine")
+    compared_rules: RuleNames = ("plain", "calibrated", "genuine")
     """Rules whose verdicts are stored beside that of the rule in force."""
     epsilon: float = Field(0.4, allow_inf_nan=False, lt=1)
     """An accepted context has a gain above ε, a share of the anchor's entropy. The paper: 0.4."""
@@ -43,9 +48,15 @@ class VerificationSettings(Section):
     of the corpus; more are boilerplate. Grows in proportion beyond 8,000 counted documents."""
     max_pair_documents: int = Field(60, ge=1)
     """Rule `genuine`: the same for the anchor's word and the next."""
-    excluded_anchors: tuple[AnchorKind, ...] = ("import", "url")
+    excluded_anchors: Annotated[tuple[AnchorKind, ...], AfterValidator(_in_order)] = (
+        "import",
+        "url",
+    )
     """Rule `genuine`: anchors that it rejects: in lines of `import`s, in a `url`, in a `reference`
     to literature."""
+    evidence: bool = True
+    """Find the evidence span of each accepted pair: the sentences of the context that keep the
+    gain. Takes further forward passes, for accepted pairs only."""
     max_false_acceptance: float = Field(0.02, ge=0, le=1)
     """A shard warns if the rule in force accepts a larger share of control contexts."""
     max_contexts_per_root: int | None = Field(None, ge=1)
@@ -53,7 +64,7 @@ class VerificationSettings(Section):
     Candidates are tried by the number of anchors that nominate them, then similarity, then rank."""
     max_forward_tokens_per_root: int | None = Field(None, ge=1)
     """Maximum number of tokens in the forward passes of a root's candidates and controls; none: no
-    limit. Candidates beyond it are not tried."""
+    limit. Candidates beyond it are not tried. Evidence spans do not count."""
     screen: Annotated[str, AfterValidator(_check_screen)] = NO_SCREEN
     """Approximate: score all contexts in this cheaper arithmetic, and exactly only a sample and
     those whose verdict could change. `bfloat16`, `fp8` (needs a CUDA device of compute capability

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from entropylong_assets.stages.diversity import spreads, use_keys
 from entropylong_assets.stages.entropy.histogram import Histogram
 from entropylong_assets.stages.verification.false_acceptance import passed_by_root, rates_by_rule
 from entropylong_assets.stages.verification.gain import accepted_by
@@ -21,7 +22,7 @@ _GAINS = ("gain", "calibrated_gain")
 class ShardCounts:
     """Counts, mean gains, false-acceptance rates, strongest pairs and histograms of one shard.
 
-    All rows of a root belong to one batch. Memory holds a few numbers per root.
+    All rows of a root belong to one batch. Memory holds a few numbers per root and accepted pair.
     """
 
     def __init__(self, settings: VerificationSettings, n_best: int = 5) -> None:
@@ -33,6 +34,9 @@ class ShardCounts:
         self._sums = dict.fromkeys(_GAINS, 0.0)
         self._defined = dict.fromkeys(_GAINS, 0)
         self._trials: list[pl.DataFrame] = []
+        self._uses: list[pl.DataFrame] = []
+        self._kinds: Counter[str] = Counter()
+        self._shares: list[pl.DataFrame] = []
         self.best = pl.DataFrame()
         self.histograms = {name: Histogram(-1, 1, 80) for name in _GAINS}
 
@@ -54,8 +58,14 @@ class ShardCounts:
             self._defined[name] += len(gains)
             self.histograms[name].add(pairs[name])
         self._trials.append(passed_by_root(pairs, controls, self._settings))
+        self._uses.append(use_keys(accepted))
         best = pl.concat([self.best, accepted]) if len(self.best) else accepted
         self.best = best.sort("gain", descending=True, maintain_order=True).head(self._n_best)
+
+    def add_evidence(self, evidence: pl.DataFrame) -> None:
+        """Add rows of `evidence`."""
+        self._kinds.update(dict(evidence["kind"].value_counts().iter_rows()))
+        self._shares.append(evidence.select("kept", "removed"))
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of `VerifiedDependenciesSummary` that follow from the rows."""
@@ -64,11 +74,18 @@ class ShardCounts:
             f"mean_{name}": self._sums[name] / self._defined[name] if self._defined[name] else None
             for name in _GAINS
         }
+        shares = {
+            f"evidence_{name}": pl.concat(self._shares)[name].median() if self._shares else None
+            for name in ("kept", "removed")
+        }
         rates = rates_by_rule(pl.concat(self._trials), self._settings) if self._trials else {}
         return {
             **{name: self._counts[name] for name in names},
             "accepted_by": self._accepted_by,
             **means,
+            "diversity": spreads(self._uses),
+            "dependencies_by_kind": dict(sorted(self._kinds.items())),
+            **shares,
             "verdicts": dict(sorted(self._verdicts.items())),
             "control_trials": rates[self._settings.rule].total if rates else 0,
             "false_acceptance": {

@@ -39,6 +39,8 @@ options = st.fixed_dictionaries(
         "order": st.sampled_from(["shuffle", "sequence"]),
         "layout": st.sampled_from(["grouped", "interleaved"]),
         "fill": st.sampled_from(["verified_only", "hard_negatives"]),
+        "max_uses_per_context": st.sampled_from([None, 1, 2]),
+        "max_contexts_per_root": st.sampled_from([None, 2]),
     }
 )
 

@@ -30,6 +30,17 @@ FAILED = ("low_gain", "surprisal_rose")
 UNSCORED = ("near_duplicate", "not_tried")
 
 
+TEXT = {
+    "word": "word",
+    "anchor_kind": None,
+    "phrase_documents": 1,
+    "pair_documents": 1,
+    "counted_documents": 100,
+    "has_word": True,
+}
+"""What the pairs of a world say of their texts."""
+
+
 @dataclass
 class World:
     """Rows of the three input tables."""
@@ -110,6 +121,7 @@ def make_world(
                     "rank": ranks[anchor],
                     "chunk_id": chunk_id,
                     "similarity": rng.uniform(0.1, 0.9),
+                    **TEXT,
                     "entropy": 5.0,
                     "entropy_context": 5.0 * (1 - gain) if scored else None,
                     "entropy_control": 5.0 if scored else None,

@@ -117,7 +117,12 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
             outcome = "near_duplicate" if pair["verdict"] == "near_duplicate" else "passed"
             names = ("root_id", "anchor", "rank", "chunk_id", "similarity")
             row = {name: pair[name] for name in names}
-            row |= {"found_by": "vector", "containment": 0.0, "leak_check": outcome}
+            row |= {
+                "found_by": "vector",
+                "containment": 0.0,
+                "leak_check": outcome,
+                "has_word": None,
+            }
             writer.append("candidates", [row])
         writer.summary = CandidateContextsSummary(
             roots=len(world.roots),
@@ -125,6 +130,7 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
             candidates=len(world.pairs),
             near_duplicate=0,
             chunks=len(world.contexts),
+            phrase_documents=0,
             dropped={},
             index="index-0001",
             excluded_shards=[],
@@ -138,7 +144,7 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
         anchors = sorted({(p["root_id"], p["anchor"]) for p in world.pairs})
         controls = [
             {"root_id": root_id, "control": control, "anchor": anchor}
-            | {"entropy": rng.uniform(2, 6), "surprisal": rng.uniform(2, 6)}
+            | {"has_word": False, "entropy": rng.uniform(2, 6), "surprisal": rng.uniform(2, 6)}
             for root_id, anchor in anchors
             for control in (0, 1)
         ]

@@ -18,6 +18,7 @@ import yaml
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.card import dataset_card
 from entropylong_assets.stages.training_data.export import export_training_data
 from entropylong_assets.stages.training_data.manifest import ExportError
 from entropylong_assets.stages.training_data.verify import read_manifest, verify_export
@@ -284,6 +285,31 @@ def test_second_export_is_the_same_bytes(exported, tmp_path):
         assert data == second[name], name
 
 
+def test_order_in_settings_changes_neither_the_name_nor_a_byte(exported, tmp_path):
+    """Sources, formats and compared rules are sets: an export is named by its content."""
+    store, settings, export = exported
+    values = {
+        section: getattr(settings, section).model_dump(mode="json")
+        for section in ("corpus", "export", "verification")
+    }
+    before = [values["corpus"]["sources"], values["export"]["formats"]]
+    before.append(values["verification"]["compared_rules"])
+    for given in before:
+        assert len(given) > 1
+        given.reverse()
+    values["export"]["destination"] = str(tmp_path)
+    other = settings.model_copy(
+        update={
+            name: type(getattr(settings, name)).model_validate(value)
+            for name, value in values.items()
+        }
+    )
+    assert [source.name for source in other.corpus.sources] == ["web", "books"]
+    again = export_training_data(store, SHARDS, other, code_version=CODE)
+    assert again.version == export.version
+    assert files_of(again.uri) == files_of(export.uri)
+
+
 def test_what_determines_the_content_changes_the_version(exported, tmp_path):
     store, settings, export = exported
     destination = {"destination": str(tmp_path)}
@@ -391,9 +417,15 @@ def test_card_opens_with_front_matter_and_shows_the_figures(exported):
     assert (front["license"], front["license_link"]) == ("other", "LICENSE.md"), "two are not one"
     licenses = (Path(export.uri) / front["license_link"]).read_text()
     assert all(name in licenses for name in ("cc0-1.0", "odc-by", "| books |", "| web |"))
+    rough = json.loads(json.dumps(export.manifest))
+    rough["figures"]["false_acceptance"]["calibrated"]["is_rough"] = True
+    note = "; few roots: interval assumes a correlation of 0.2 within a root)"
+    assert note in dataset_card(rough)
+    assert note not in body
     for row in (
         f"| samples | {export.manifest['figures']['samples']} |",
         "| random contexts that the rule accepts, share |",
+        "| roots of dependencies, effective number | ",
         f"| scoring model | {MODEL} |",
         "| vocabulary | 100,000 |",
         f"| padding | {PAD} (\\<pad\\>) |",

@@ -44,7 +44,8 @@ def test_counts_and_gains(everything):
     assert figures["pairs_scored"] == len(scored)
     assert figures["pairs_accepted"] == len(accepted)
     assert figures["pairs_accepted_by"] == {
-        rule: sum(rule in p["accepted_by"] for p in scored) for rule in ("plain", "calibrated")
+        rule: sum(rule in p["accepted_by"] for p in scored)
+        for rule in ("plain", "calibrated", "genuine")
     }
     assert figures["acceptance_rate"] == pytest.approx(len(accepted) / len(scored), abs=1e-6)
     means = {
@@ -69,6 +70,17 @@ def test_samples_distances_roles_and_sources(everything):
     by_root: dict[str, int] = {}
     for d in dependencies:
         by_root[d["root_id"]] = by_root.get(d["root_id"], 0) + 1
+    largest = max(by_root.values())
+    assert figures["diversity"]["roots"] == {
+        "number": len(by_root),
+        "effective": pytest.approx(
+            len(dependencies) ** 2 / sum(n**2 for n in by_root.values()), abs=1e-6
+        ),
+        "largest_share": pytest.approx(largest / len(dependencies), abs=1e-6),
+    }
+    # A document of these worlds has one chunk, which several roots share.
+    chunks = {d["chunk_id"] for d in dependencies}
+    assert figures["diversity"]["documents"]["number"] == len(chunks) < len(dependencies)
     assert figures["dependencies_per_root"]["mean"] == pytest.approx(
         statistics.fmean(by_root.values()), abs=1e-6
     )
@@ -113,6 +125,7 @@ def test_false_acceptance_rate_is_that_of_all_shards_together(everything):
     """Two controls, each the other's reference: accepted ones are counted here by hand."""
     _, store, figures = everything
     passed = trials = 0
+    passing: set[str] = set()
     for shard in SHARDS:
         pairs = store.read(VERIFIED_DEPENDENCIES, shard, "pairs").to_dicts()
         before = {(p["root_id"], p["anchor"]): (p["entropy"], p["surprisal"]) for p in pairs}
@@ -124,10 +137,16 @@ def test_false_acceptance_rate_is_that_of_all_shards_together(everything):
             for held, other in ((one, two), (two, one)):
                 entropy, surprisal = before[key]
                 gain = (min(entropy, other[0]) - held[0]) / entropy
-                passed += gain > 0.4 and held[1] < min(surprisal, other[1])
+                passes = gain > 0.4 and held[1] < min(surprisal, other[1])
+                passed += passes
                 trials += 1
+                passing |= {key[0]} if passes else set()
     rate = figures["false_acceptance"]["calibrated"]
     assert passed > 3
     assert rate["trials"] == trials
     assert rate["rate"] == pytest.approx(passed / trials, abs=1e-6)
     assert rate["low"] < rate["rate"] < rate["high"]
+    assert len(passing) >= 10, "roots with a trial that passes"
+    assert not rate["is_rough"]
+    none_passed = figures["false_acceptance"]["genuine"]
+    assert (none_passed["rate"], none_passed["is_rough"]) == (0.0, True)

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binomtest
 
 from entropylong_assets.stages.verification.false_acceptance import (
+    Rate,
     acceptance_rate,
     clustered_rate,
     false_acceptance,
@@ -82,6 +83,12 @@ def test_rate_without_a_pass_is_as_uncertain_as_its_roots_are_few() -> None:
     assert few.high == pytest.approx(3 * many.high, rel=0.2)
     assert few.is_rough
     assert many.is_rough
+
+
+def test_a_rate_for_people_says_that_its_interval_is_rough() -> None:
+    rate = Rate(1, 4, 0.125, 0.5, is_rough=True)
+    assert rate.as_text("{:.1%}") == "25.0% (12.5% to 50.0%, rough)"
+    assert Rate(1, 4, 0.125, 0.5).as_text() == "25.00% (12.50% to 50.00%)"
 
 
 def test_no_trials_say_nothing() -> None:

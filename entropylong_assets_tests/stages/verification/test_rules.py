@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from entropylong_assets.project import make_project, open_store
-from entropylong_assets.settings.section import SettingsError
+from entropylong_assets.settings.section import SettingsError, fingerprint
 from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.entropy import screener
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
@@ -91,11 +91,23 @@ def test_a_rule_that_needs_controls_is_refused_without(rule: str, controls: int)
     make_project({"verification": compared})
 
 
-def test_the_rule_in_force_is_evaluated_once_after_the_compared_ones() -> None:
-    compared = ("calibrated", "likelier")
-    for rule in ("plain", "likelier"):
+def test_rules_are_evaluated_once_and_in_one_order() -> None:
+    """The order of settings, or the rule in force, must not change rows and their versions."""
+    for rule, compared in (
+        ("plain", ("calibrated", "likelier")),
+        ("calibrated", ("likelier", "plain")),
+        ("likelier", ("plain", "calibrated", "likelier")),
+    ):
         settings = VerificationSettings(rule=rule, compared_rules=compared)
-        assert list(evaluated_rules(settings)) == list(dict.fromkeys((*compared, rule)))
+        assert list(evaluated_rules(settings)) == ["plain", "calibrated", "likelier"]
+    one, other = (
+        VerificationSettings(compared_rules=names, excluded_anchors=kinds)
+        for names, kinds in (
+            (("plain", "genuine"), ("url", "import")),
+            (("genuine", "plain"), ("import", "url")),
+        )
+    )
+    assert fingerprint(one) == fingerprint(other)
 
 
 @pytest.mark.parametrize("score", [None, float("nan")])
@@ -116,11 +128,11 @@ def test_no_rule_accepts_a_pair_whose_gain_is_undefined(score: float | None) -> 
 SCORING = {"scoring.model", "scoring.bos", "scoring.separator", "scoring.dtype"}
 SCORING |= {"scoring.max_forward_tokens"}
 OWN = {"rule", "compared_rules", "controls", "screen", "max_contexts_per_root"}
-OWN |= {"max_forward_tokens_per_root"}
+OWN |= {"max_forward_tokens_per_root", "evidence"}
 DRAWING = {"seed", "retrieval.leak_check", "retrieval.leak_ngram_words"}
 DRAWING |= {"retrieval.max_containment"}
-OF_GENUINE = {"min_calibrated_gain", "min_surprisal_gain", "max_phrase_documents"}
-OF_GENUINE |= {"max_pair_documents", "excluded_anchors"}
+OF_KINDS = {"max_phrase_documents", "max_pair_documents", "excluded_anchors"}
+OF_GENUINE = {"min_calibrated_gain", "min_surprisal_gain"} | OF_KINDS
 
 
 @pytest.mark.parametrize(
@@ -128,9 +140,10 @@ OF_GENUINE |= {"max_pair_documents", "excluded_anchors"}
     [
         ({}, {"epsilon", "require_surprisal_drop"} | OF_GENUINE),
         ({"rule": "genuine", "compared_rules": []}, OF_GENUINE),
-        ({"rule": "plain", "compared_rules": ["plain"]}, {"epsilon"}),
-        ({"rule": "likelier", "compared_rules": []}, set()),
-        ({"rule": "likelier", "compared_rules": ["plain"]}, {"epsilon"}),
+        ({"rule": "plain", "compared_rules": ["plain"]}, {"epsilon"} | OF_KINDS),
+        ({"rule": "likelier", "compared_rules": []}, OF_KINDS),
+        ({"rule": "likelier", "compared_rules": [], "evidence": False}, set()),
+        ({"rule": "likelier", "compared_rules": ["plain"]}, {"epsilon"} | OF_KINDS),
     ],
 )
 def test_the_stage_is_determined_by_what_its_rules_read(

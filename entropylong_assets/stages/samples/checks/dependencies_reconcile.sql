@@ -21,9 +21,12 @@ LEFT JOIN dropped_contexts USING (root_id, chunk_id)
 WHERE coalesce(wanted, 0) <> coalesce(packed, 0) + coalesce(dropped, 0)
   AND root_id NOT IN (SELECT root_id FROM dropped_roots)
 UNION ALL
-SELECT root_id, NULL, sum(wanted), NULL, dropped
-FROM dropped_roots LEFT JOIN wanted USING (root_id)
-GROUP BY root_id, dropped HAVING coalesce(sum(wanted), 0) <> dropped
+-- A root of which single contexts were dropped before it was dropped with the others.
+SELECT root_id, NULL, sum(wanted), NULL, r.dropped
+FROM dropped_roots AS r LEFT JOIN wanted USING (root_id)
+LEFT JOIN dropped_contexts AS c USING (root_id, chunk_id)
+GROUP BY root_id, r.dropped
+HAVING coalesce(sum(wanted), 0) <> r.dropped + coalesce(sum(c.dropped), 0)
 UNION ALL
 SELECT root_id, chunk_id, NULL, packed, NULL FROM packed SEMI JOIN dropped_roots USING (root_id)
 UNION ALL
