@@ -123,6 +123,13 @@ def test_a_tagged_version_keeps_its_words(tmp_path: Path) -> None:
         ("snake", {"code"}),
         ("река", {"ru"}),
         ('"river" AND (zh OR *', {"en"}),
+        ("runs", {"en"}),
+        ("the", {"en"}),
+        ("run", set()),
+        ("w" * 39, {"39 letters"}),
+        ("w" * 40, set()),
+        ("ж" * 19, {"38 bytes"}),
+        ("ж" * 20, set()),
         ("", set()),
         ("?! --", set()),
     ],
@@ -138,6 +145,10 @@ def test_words_of_any_script_are_found(
         "code": "np.linalg.norm(snake_case)",
         "ru": "Москва-река",
         "en": "The river runs.",
+        "39 letters": "w" * 39,
+        "40 letters": "w" * 40,
+        "38 bytes": "ж" * 19,
+        "40 bytes": "ж" * 20,
     }
     table = searchable(tmp_path_factory.mktemp("scripts"), {"s": texts})
     assert set(table.search_text([query], 9)["doc_id"]) == found
