@@ -17,7 +17,6 @@ from entropylong_assets.stages.embeddings.embedder import load_embedder
 from entropylong_assets.stages.embeddings.table import open_table
 from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
 from entropylong_assets.stages.entropy.model import load_tokenizer
-from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.retrieval.search import nominate
