@@ -4,11 +4,11 @@ Of a finished data folder, from the stored table:
 
     python -m benchmarks.evidence_spans stored data/quickstart
 
-Of the labelled pairs of `benchmarks/genuine` that a reader called genuine, scored again with the
-demo's model; the root is the stored text before the anchor. It also says how often the span has
-the words that the reader quoted from the context:
+Of the pairs of `benchmarks/genuine` that are labelled genuine, the last ones of each kind of
+text, scored again with the demo's model; the root is the stored text before the anchor, and there
+are no controls. It also says how often the span has words that the label quotes from the context:
 
-    python -m benchmarks.evidence_spans labelled 60
+    python -m benchmarks.evidence_spans labelled 40 held-out
 """
 
 from __future__ import annotations
@@ -82,16 +82,17 @@ def stored(folder: str) -> dict[str, Any]:
     }
 
 
-def labelled(limit: int) -> dict[str, Any]:
-    """Figures of labelled pairs, the same number of each kind of text."""
+def labelled(limit: int, half: str) -> dict[str, Any]:
+    """Figures of `limit` labelled pairs of a half, the last ones of each kind of text."""
     settings = make_project(profile="quickstart").dataset
     model = load_scoring_model(settings.scoring)
     scorer = load_scorer(model, settings.scoring.pack_tokens)
     lines = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
+    lines = [pair for pair in lines if pair["half"] == half.replace("-", " ")]
     genuine = [pair for pair in lines if pair["label"].startswith("genuine")]
     kinds = sorted({pair["text"] for pair in genuine})
     chosen = [
-        p for k in kinds for p in [q for q in genuine if q["text"] == k][: limit // len(kinds)]
+        p for k in kinds for p in [q for q in genuine if q["text"] == k][-(limit // len(kinds)) :]
     ]
     start, tokens = time.monotonic(), 0
 
@@ -119,8 +120,8 @@ def labelled(limit: int) -> dict[str, Any]:
     ]
     return figures(found) | {
         "genuine pairs": len(chosen),
-        "of these, gain 0.2 of the surprisal or more": len(accepted),
-        "spans with a word of the reader's quote": sum(quoted) / len(quoted),
+        "of these, surprisal lower by more than a fifth": len(accepted),
+        "spans with words that the label quotes": sum(quoted) / len(quoted),
         "tokens of evidence": tokens,
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -167,9 +168,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("stored").add_argument("folder")
-    commands.add_parser("labelled").add_argument("limit", type=int)
+    of_labels = commands.add_parser("labelled")
+    of_labels.add_argument("limit", type=int)
+    of_labels.add_argument("half", choices=["tuning", "held-out"])
     chosen = parser.parse_args()
-    found = stored(chosen.folder) if chosen.command == "stored" else labelled(chosen.limit)
+    found = (
+        stored(chosen.folder) if chosen.command == "stored" else labelled(chosen.limit, chosen.half)
+    )
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 

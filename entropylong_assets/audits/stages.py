@@ -291,7 +291,7 @@ key tokens; dependency score; each with an interval over roots.""",
     inputs=(ENTROPY_SCORES_STAGE, VERIFIED_DEPENDENCIES_STAGE),
     determined_by=_long_range_determined_by,
     identify=_identify_long_range,
-    code_version=3,
+    code_version=4,
     check_folder=_FOLDER,
     checks=(
         Check("windows_within_budget", "Recipes are compared on whole windows, once per root."),

@@ -124,6 +124,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "export.max_left_out": (0.1, {T}),
     "export.file_bytes": (4096, {T}),
     "export.loss_weights": ("anchors", {T}),
+    "export.learn_fillers": (False, {T}),
     "export.anchor_weight": (3.0, {T}),
     "audit.roots": (3, {N, L}),
     "audit.controls": (3, {N}),

@@ -201,6 +201,8 @@ def index_shards(
     writer.append("duplicates", duplicates)
     table.drop_text_index()  # optimizing would add rows to an index that is built again
     table.optimize()
+    excluded = sorted(set(stored) - set(order))
+    writer.append("sample", table.sample_chunks(excluded))
     n_rows = sum(row["n_chunks"] for row in shards)
     table.index_for_lookup()
     if embedding.text_index:
@@ -224,7 +226,7 @@ def index_shards(
         n_rows=n_rows,
         n_shards=len(shards),
         duplicate_documents=len(duplicates),
-        excluded_shards=sorted(set(stored) - set(order)),
+        excluded_shards=excluded,
         search=search.search,
         nprobes=search.nprobes,
         refine_factor=search.refine_factor,

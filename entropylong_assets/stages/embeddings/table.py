@@ -8,7 +8,7 @@ Legend: Q queries, E dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from lancedb.index import Bitmap, BTree, IvfFlat, IvfRq, IvfSq
 from numpy.typing import NDArray
 
 from entropylong_assets.stages.embeddings import text_search
+from entropylong_assets.stages.embeddings.chunk_sample import ChunkSample, lowest_points
 from entropylong_assets.stages.embeddings.connection import (
     chunk_schema,
     dimension_and_embedder,
@@ -159,18 +160,27 @@ class ChunkTable:
                 rows[shard] = rows.get(shard, 0) + count
         return rows
 
-    def indexed_rows(self) -> dict[str, int]:
-        """Rows per indexed shard at the version that is read, and perhaps of others.
+    def sample_chunks(self, excluded_shards: Collection[str]) -> pl.DataFrame:
+        """Return the sample's chunks; reads the ids of the whole table."""
+        columns = ["chunk_id", "shard"]
+        return lowest_points(self._store, lambda: self.reader(columns), excluded_shards)
 
-        `embedding_index` records them for its own version. For any other version the rows of all
-        shards are counted.
+    def chunk_sample(self, excluded_shards: Collection[str]) -> ChunkSample:
+        """Return chunks of all shards but these, at the version that is read.
+
+        `embedding_index` stores those of its own version. For any other version the ids of all
+        chunks are read again; the result is the same.
         """
         index = self._store.manifest(EMBEDDING_INDEX)
-        if index and index.summary["table_version"] == self.version:
-            rows = self._store.read(EMBEDDING_INDEX, WHOLE, "shards", ["shard", "n_chunks"])
-            if self._store.manifest(EMBEDDING_INDEX) == index:  # it was not replaced meanwhile
-                return dict(rows.iter_rows())
-        return self.rows_by_shard()
+        if index and index.format_version == EMBEDDING_INDEX.format_version:
+            made_of = (index.summary["table_version"], index.summary["excluded_shards"])
+            if made_of == (self.version, sorted(excluded_shards)):
+                chunks = self._store.read(EMBEDDING_INDEX, WHOLE, "sample")
+                if self._store.manifest(EMBEDDING_INDEX) == index:  # it was not replaced meanwhile
+                    return ChunkSample(chunks, index.summary["n_rows"])
+        rows = self.rows_by_shard()
+        total = sum(n for shard, n in rows.items() if shard not in excluded_shards)
+        return ChunkSample(self.sample_chunks(excluded_shards), total)
 
     def scan(self, columns: list[str], shard: str | None = None) -> Iterator[pl.DataFrame]:
         """Yield the rows of one shard, or of all, in batches."""

@@ -92,7 +92,7 @@ EMBEDDING_INDEX = TableSet(
     scope="corpus",
     main="shards",
     summary=EmbeddingIndexSummary,
-    format_version=3,
+    format_version=4,
     schemas={
         "shards": pa.schema(
             [
@@ -108,6 +108,12 @@ EMBEDDING_INDEX = TableSet(
                 SHARD,
                 column("owner", TEXT, "shard whose copy is indexed"),
                 column("n_chunks", INT, "rows removed from the table", "row"),
+            ]
+        ),
+        "sample": pa.schema(
+            [
+                CHUNK_ID,
+                column("point", pa.uint64(), "hash of chunk_id; random draws are made from these"),
             ]
         ),
         "phrases": pa.schema(

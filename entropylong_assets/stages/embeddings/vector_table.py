@@ -7,7 +7,7 @@ Legend: Q queries, E dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.embeddings.chunk_sample import ChunkSample
 from entropylong_assets.stages.embeddings.exact import Block
 
 FOUND = pl.Schema(
@@ -86,8 +87,8 @@ class VectorTable(Protocol):
     def checkout(self, tag: str) -> None:
         """Read from the tagged version from now on. Raises TableError if it does not exist."""
 
-    def indexed_rows(self) -> dict[str, int]:
-        """Rows per indexed shard, and perhaps of others."""
+    def chunk_sample(self, excluded_shards: Collection[str]) -> ChunkSample:
+        """Return chunks of all shards but these, to draw random ones from."""
 
     def scan(self, columns: list[str], shard: str | None = None) -> Iterator[pl.DataFrame]:
         """Yield the rows of one shard, or of all, in batches."""
@@ -128,6 +129,9 @@ class WritableVectorTable(VectorTable, Protocol):
 
     def rows_by_shard(self) -> dict[str, int]:
         """Count the rows per shard."""
+
+    def sample_chunks(self, excluded_shards: Collection[str]) -> pl.DataFrame:
+        """Read all ids; return the sample's chunks, as `ChunkSample.chunks`."""
 
     def optimize(self) -> None:
         """Compact the table and add new rows to its indexes."""

@@ -194,7 +194,7 @@ def test_summary_and_tables_are_those_of_the_export(copy: Callable[..., Settings
     assert summary.files == len(manifest["files"])
     assert summary.bytes == sum(file["bytes"] for file in manifest["files"])
     assert (summary.shards, summary.shards_left_out, summary.reused) == (2, 0, False)
-    assert made.metadata["formats"] == "mds, parquet, megatron"
+    assert made.metadata["formats"] == "mds, megatron, parquet"
     assert made.unit == "samples"
     rows = store.read(TRAINING_DATASET, WHOLE, "shards").to_dicts()
     assert [row["shard"] for row in rows] == SHARDS

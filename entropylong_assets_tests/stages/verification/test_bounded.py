@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
-from entropylong_assets.stages.retrieval.chunk_universe import chunk_universe
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.verification import shard_verification
 from entropylong_assets.stages.verification.settings import VerificationSettings
@@ -97,33 +95,6 @@ def test_candidates_in_another_order_than_the_roots_are_refused(tmp_path: Path) 
         TableError, match=r"root a is not in the order of .*; materialize candidate_"
     ):
         list(_roots(store, "s", 100))
-
-
-def test_chunk_ids_to_draw_controls_from_are_in_memory_for_a_few_shards() -> None:
-    """64 shards of a million ids each would take 6 GB."""
-    sizes = {f"s{i}": 10 + i for i in range(5)}
-    scans: list[str] = []
-
-    def scan(_: list[str], shard: str) -> Iterator[pl.DataFrame]:
-        scans.append(shard)
-        names = [f"{shard}-{i:02d}" for i in range(sizes[shard])]
-        yield pl.DataFrame({"chunk_id": names[::-1]})
-
-    table: Any = SimpleNamespace(indexed_rows=lambda: sizes, scan=scan)
-    universe = chunk_universe(table, ["s4"], max_ids=25)
-    wanted = [f"{s}-{i:02d}" for s in ("s0", "s1", "s2", "s3") for i in range(sizes[s])]
-    drawn = [universe.draw(0, f"r{i}", 0, 0) for i in range(600)]
-    assert set(drawn) == set(wanted)
-    assert universe.total == len(wanted)
-    scans.clear()
-    for shard in ("s0", "s1", "s0", "s1"):
-        universe._chunk_ids(shard)
-    held = len(scans)
-    universe._chunk_ids("s3")  # 13: s0 and s1 with it are more than 25, and s0 is the older
-    universe._chunk_ids("s1")
-    assert len(scans) == held + 1
-    universe._chunk_ids("s0")
-    assert len(scans) == held + 2
 
 
 def test_counts_of_batches_are_those_of_the_whole() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,12 @@ import pyarrow as pa
 import pytest
 from scipy.stats import chisquare
 
+from entropylong_assets.stages.embeddings.chunk_sample import lowest_points
 from entropylong_assets.stages.embeddings.connection import chunk_schema
 from entropylong_assets.stages.embeddings.table import ChunkTable, open_table
 from entropylong_assets.stages.retrieval.chunk_universe import ChunkUniverse, chunk_universe
 from entropylong_assets.stages.verification.controls import Control, ControlSource, draw_controls
+from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.stages.embeddings.test_table import World
 
 SEPARATOR = (7, 8)
@@ -56,7 +59,14 @@ def is_near_duplicate(text: str) -> bool:
     return text in {TEXTS[c] for c in NEAR_DUPLICATES}
 
 
-UNIVERSE = ChunkUniverse(list(SHARDS.items()), ids)
+def points(chunk_ids: Sequence[str]) -> pl.DataFrame:
+    """As `ChunkSample.chunks`, by another library."""
+    found = [int(hashlib.md5(c.encode()).hexdigest()[:16], 16) for c in chunk_ids]
+    schema = {"chunk_id": pl.String, "point": pl.UInt64}
+    return pl.DataFrame({"chunk_id": chunk_ids, "point": found}, schema=schema)
+
+
+UNIVERSE = ChunkUniverse(points(ALL))
 
 
 def source(universe: ChunkUniverse = UNIVERSE, seed: int = 1) -> ControlSource:
@@ -118,13 +128,13 @@ def test_the_same_seed_draws_the_same_controls_and_another_seed_others() -> None
 
 
 def test_a_corpus_without_other_documents_gives_no_controls() -> None:
-    for universe in (ChunkUniverse([("b", 3)], lambda _: ["b2-0"] * 3), ChunkUniverse([], ids)):
+    for universe in (ChunkUniverse(points([f"{ROOT}-0"])), ChunkUniverse(points([]))):
         controls = draw_controls(source(universe), ROOT, CANDIDATES, is_near_duplicate, 6, 2)
         assert controls == []
 
 
 def test_a_small_corpus_gives_shorter_controls() -> None:
-    one = ChunkUniverse([("c", 1)], lambda _: ["c1-0"])
+    one = ChunkUniverse(points(["c1-0"]))
     (control,) = draw_controls(source(one), ROOT, set(), is_near_duplicate, 99, 1)
     assert control.chunk_ids == ("c1-0",)
     assert list(control.token_ids[:-2])[: len(WORDS["c1-0"])] == WORDS["c1-0"]
@@ -151,22 +161,62 @@ def test_controls_come_from_the_version_of_the_candidates(tmp_path: Path) -> Non
     assert chisquare(list(counts.values())).pvalue > 0.001
 
 
-def counted(table: ChunkTable, excluded: list[str]) -> ChunkUniverse:
-    """The universe made from every row of the table."""
-    rows = [row for part in table.scan(["shard", "chunk_id"]) for row in part.iter_rows()]
-    names: dict[str, list[str]] = {}
-    for shard, chunk_id in sorted(rows):
-        if shard not in excluded:
-            names.setdefault(shard, []).append(chunk_id)
-    return ChunkUniverse([(s, len(ids)) for s, ids in names.items()], names.__getitem__)
+def draws(universe: ChunkUniverse, n: int = 400) -> list[str]:
+    return [universe.draw(3, f"r{i}", i % 2, 0) for i in range(n)]
 
 
-def test_sizes_of_the_index_give_the_same_draws_as_counting_the_table(
+@pytest.mark.parametrize("n_chunks", [7, 60, 5000])
+def test_every_chunk_is_equally_likely_in_buckets_of_any_size(n_chunks: int) -> None:
+    """A chunk after a wide gap between points, or in a small bucket, must be no likelier."""
+    universe = ChunkUniverse(points([f"d{i}-{i % 3}" for i in range(n_chunks)]))
+    n = max(2000, 8 * n_chunks)
+    counts = Counter(universe.draw(i % 5, f"root{i}", 0, 0) for i in range(n))
+    found = [counts[c] for c in universe._ids]
+    assert sum(found) == n
+    assert 0.001 < chisquare(found).pvalue < 0.999
+
+
+def test_draws_depend_on_the_chunks_alone() -> None:
+    chunks = points([f"d{i}-0" for i in range(3000)])
+    wanted = draws(ChunkUniverse(chunks))
+    assert len(set(wanted)) > 300
+    assert draws(ChunkUniverse(chunks.sample(fraction=1.0, shuffle=True, seed=1))) == wanted
+
+
+@pytest.mark.parametrize("n_chunks", [300, 3000, 40_000])
+def test_a_draw_stays_if_its_chunk_stays(n_chunks: int) -> None:
+    """A quarter of the documents is removed; draws by position would nearly all change."""
+    ids = [f"d{i // 3}-{i % 3}" for i in range(n_chunks)]
+    rest = [c for c in ids if int(c[1:].partition("-")[0]) % 4]
+    before, after = draws(ChunkUniverse(points(ids))), draws(ChunkUniverse(points(rest)))
+    kept = [(a, b) for a, b in zip(before, after, strict=True) if a in set(rest)]
+    assert 0.65 < len(kept) / len(before) < 0.85
+    assert sum(a == b for a, b in kept) / len(kept) > 0.9
+    assert all(b in set(rest) for b in after)
+
+
+def test_a_large_corpus_is_sampled_by_lowest_points(tmp_path: Path) -> None:
+    """The sample is bounded, and grows old slowly: it does not depend on shards or their order."""
+    store = TableStore(str(tmp_path), "c")
+    rows = [(f"d{i}-0", f"s{i % 7}") for i in range(5000)]
+    schema = {"chunk_id": pl.String, "shard": pl.String}
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    sample = lowest_points(store, lambda: frame, ["s3"], limit=200)
+    allowed = points([c for c, shard in rows if shard != "s3"]).sort("point")
+    assert sample.equals(allowed.head(200))
+    recut = frame.with_columns(shard=pl.lit("t")).reverse()
+    recut = recut.filter(pl.col("chunk_id").is_in(allowed["chunk_id"].to_list()))
+    assert lowest_points(store, lambda: recut, [], limit=200).equals(sample)
+    larger = points([*allowed["chunk_id"], *(f"e{i}-0" for i in range(43))]).sort("point")
+    common = set(larger.head(200)["chunk_id"]) & set(sample["chunk_id"])
+    assert len(common) > 190, "1% more chunks replace about 1% of the sample"
+
+
+def test_the_stored_sample_gives_the_same_draws_as_reading_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against reading a column of the whole table per shard: 250 s for 10^9 rows on a GPU
-    node. One shard has no rows because others own its documents, one is not indexed, and shards
-    are drawn from by name, not in the order of the plan."""
+    node. One shard has no rows because others own its documents, and one is not indexed."""
     world = World(tmp_path)
     world.embed("s-1", [f"a{i}" for i in range(7)], 1)
     world.embed("s-0", ["b0", "b1", "a1", "a2"], 2, chunks_per_doc=3)
@@ -178,32 +228,35 @@ def test_sizes_of_the_index_give_the_same_draws_as_counting_the_table(
     table.tag("first")
     # The table now has another content than the tagged version.
     world.embed("later", ["l0"], 5)
-
-    def draws(universe: ChunkUniverse) -> list[str]:
-        return [universe.draw(3, f"r{i}", i % 2, 0) for i in range(400)]
-
-    wanted = counted(table, ["half"])
+    rows = pl.concat(table.scan(["shard", "chunk_id"])).filter(pl.col("shard") != "half")
+    wanted = draws(ChunkUniverse(points(rows["chunk_id"].to_list())))
     read: list[list[str]] = []
     reader = ChunkTable.reader
 
     def watched(self: ChunkTable, columns: list[str], shard: str | None = None) -> Any:
-        read.append([*columns, shard or "all"])
+        read.append(columns)
         return reader(self, columns, shard)
 
     monkeypatch.setattr(ChunkTable, "reader", watched)
     universe = chunk_universe(table, ["half"])
-    assert universe.total == wanted.total == 13
-    assert draws(universe) == draws(wanted)
-    assert sorted(read) == [["chunk_id", "s-0"], ["chunk_id", "s-1"]]
-    assert len(set(draws(wanted))) == 13
-    # The index is of another version than the candidates, and has other sizes.
+    assert universe.total == len(rows) == 13
+    assert draws(universe) == wanted
+    assert read == []
+    assert len(set(wanted)) == 13
+    # Other shards were left out when the candidates were searched: the stored sample is not theirs.
+    without = chunk_universe(table, ["half", "s-0"])
+    assert without.total == len(rows.filter(pl.col("shard") != "s-0"))
+    assert set(draws(without)) <= set(rows.filter(pl.col("shard") != "s-0")["chunk_id"])
+    # The index is of another version than the candidates.
     world.embed("s-0", ["b0"], 6)
     later = world.index({"s-1": 0, "s-0": 1, "copies": 2, "later": 3})
     assert later.n_rows != first.n_rows
-    old = open_table(world.store, "first")
-    assert draws(chunk_universe(old, ["half"])) == draws(wanted)
-    newest = open_table(world.store)
-    assert draws(counted(newest, ["half"])) != draws(wanted)
+    read.clear()
+    old = chunk_universe(open_table(world.store, "first"), ["half"])
+    assert (draws(old), old.total) == (wanted, 13)
+    assert read != []
+    newest = open_table(world.store, "t")
+    assert draws(chunk_universe(newest, later.excluded_shards)) != wanted
 
 
 def write_chunks(table: ChunkTable, shard: str) -> None:
