@@ -1,4 +1,4 @@
-"""Control contexts: random chunks of other documents, as long as the candidates.
+"""Control contexts: random chunks of other documents, as long as the root's longest candidate.
 
 An effect that a control has too is not an effect of the candidate (README.md, Why calibrated).
 """

@@ -5,7 +5,6 @@ Paper, section 3.3; the controls are ours.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -88,7 +87,8 @@ def plan_root(
     anchors = sorted({t for scored in contexts.values() for t in scored})
     controls: list[Control] = []
     if anchors:
-        length = round(statistics.median(len(context_ids[c]) for c in contexts))
+        # The longer a random text, the more often it helps by chance: no candidate may be longer.
+        length = max(len(context_ids[c]) for c in contexts)
         room = max_positions - len(bos_ids) - anchors[-1] - 1
         controls = draw(root, min(length, room))
     plan = RootPlan(root, refusals, contexts, controls, anchors)
