@@ -317,6 +317,17 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             ),
             "another distance": sets("dependencies", 0, distance=6),
             "no such sample": sets("dependencies", 0, sample_id="q"),
+            "kind without evidence": sets("dependencies", 0, kind="other"),
+            "evidence without a kind": sets("dependencies", 0, evidence_start=1, evidence_end=4),
+            "evidence before the context": sets(
+                "dependencies", 0, kind="other", evidence_start=0, evidence_end=4
+            ),
+            "evidence beyond the context": sets(
+                "dependencies", 0, kind="other", evidence_start=1, evidence_end=5
+            ),
+            "empty evidence": sets(
+                "dependencies", 0, kind="other", evidence_start=2, evidence_end=2
+            ),
         },
         "tokens_as_verified": {
             "root's token": sets_item("samples", 0, "input_ids", 9, 99),
