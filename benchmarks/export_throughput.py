@@ -147,8 +147,8 @@ def make_sample(name: str, number: int, rng: np.random.Generator) -> dict[str, p
 
 def make_root(number: int) -> dict[str, Any]:
     """Return the row of a sample's root, of which only the anchors are read."""
-    figures = {"token_ids": [0], "entropies": [None], "surprisals": [None]}
-    moments = {"mean": 0.0, "std": 0.0, "threshold": 0.0}
+    figures = {"token_ids": [0], "entropies": [None], "surprisals": [None], "by_surprisal": []}
+    moments = dict.fromkeys(("mean", "std", "threshold", "surprisal_mean", "surprisal_std"), 0.0)
     return {"root_id": f"{number:032x}", "anchors": [*range(100, 400)]} | figures | moments
 
 

@@ -74,12 +74,12 @@ def write_shard(store: TableStore, number: int, samples: int) -> None:
             vocab_size=256,
         ).model_dump()
         ids = rng.integers(97, 122, entropies.shape).astype(np.uint32)
-        flat = {
-            n: np.full(len(roots), v) for n, v in (("mean", 2.0), ("std", 1.0), ("threshold", 5.0))
-        }
+        moments = {"mean": 2.0, "std": 1.0, "surprisal_mean": 2.0, "surprisal_std": 1.0}
+        flat = {n: np.full(len(roots), v) for n, v in (moments | {"threshold": 5.0}).items()}
+        none = {"by_surprisal": pl.Series([[]] * len(roots), dtype=pl.List(pl.Int32))}
         lists = {"token_ids": ids, "entropies": entropies, "surprisals": entropies}
         columns = {n: pl.Series(v).arr.to_list() for n, v in (lists | {"anchors": anchors}).items()}
-        writer.append("roots", pl.DataFrame({"root_id": roots} | columns | flat))
+        writer.append("roots", pl.DataFrame({"root_id": roots} | columns | flat | none))
     n_pairs = len(roots) * ANCHORS * K
     key = {
         "root_id": np.repeat(np.array(roots), ANCHORS * K),
@@ -90,6 +90,7 @@ def write_shard(store: TableStore, number: int, samples: int) -> None:
     }
     with store.write(CANDIDATE_CONTEXTS, shard, fingerprint="bench") as writer:
         passed = {"containment": np.zeros(n_pairs, np.float32), "leak_check": ["passed"] * n_pairs}
+        passed["found_by"] = ["vector"] * n_pairs
         writer.append("candidates", pl.DataFrame(key | passed))
         place = {"shard": shard, "source": "web", "start": 0, "end": 9, "text": "lorem " * 200}
         writer.append("chunks", [{"chunk_id": c, "doc_id": c[:32]} | place for c in chunks])

@@ -15,6 +15,8 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.entropy.anchors import is_anchor
+from entropylong_assets.stages.entropy.settings import EntropySettings
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.packing import Framing, lay_out, pack
 from entropylong_assets.stages.samples.selection import choose_groups
@@ -32,6 +34,9 @@ from entropylong_assets.storage.tables import TableStore
 ALPHAS = (1.5, 2.0, 2.5)
 EPSILONS = (0.2, 0.4, 0.6, 0.8)
 CANDIDATES = (1, 2, 4, 8, 16, 32)
+
+_MOMENTS = ("mean", "std", "surprisal_mean", "surprisal_std")
+"""Columns of a root that decide, with α, which of its positions are anchors."""
 
 PAPER_RULE = "plain"
 PAPER = {
@@ -86,7 +91,7 @@ class Scores:
 
 def read_scores(store: TableStore, shards: Sequence[str]) -> Scores:
     """Read all that an ablation needs. Raises TableError if a table is missing."""
-    columns = ["root_id", "token_ids", "entropies", "mean", "std"]
+    columns = ["root_id", "token_ids", "entropies", "surprisals", *_MOMENTS]
     roots = store.read_all(ENTROPY_SCORES, shards, "roots", columns)
     contexts = store.read_all(VERIFIED_DEPENDENCIES, shards, "contexts")
     return Scores(
@@ -98,22 +103,20 @@ def read_scores(store: TableStore, shards: Sequence[str]) -> Scores:
     )
 
 
-def anchors_per_root(roots: pl.DataFrame, alpha: float, first_position: int) -> float | None:
-    """Positions per root with H > μ + α·σ, from `first_position` on; None without roots.
+def anchors_per_root(roots: pl.DataFrame, settings: EntropySettings, alpha: float) -> float | None:
+    """Anchors per root at another α; None without roots.
 
-    roots: entropies, mean, std.
+    roots: entropies, surprisals, and their means and deviations.
     """
     if not len(roots):
         return None
-    counted = roots.select(
-        pl.col("entropies")
-        .list.slice(first_position)
-        .list.eval(pl.element().cast(pl.Float64))
-        .alias("entropies"),
-        (pl.col("mean") + alpha * pl.col("std")).alias("threshold"),
-    ).with_row_index("root")
-    above = counted.explode("entropies").filter(pl.col("entropies") > pl.col("threshold"))
-    return len(above) / len(roots)
+    first = settings.min_anchor_position
+    positions = roots.select(
+        pl.col("entropies").list.slice(first).alias("entropy"),
+        pl.col("surprisals").list.slice(first).alias("surprisal"),
+        *_MOMENTS,
+    ).explode("entropy", "surprisal")
+    return len(positions.filter(is_anchor(settings, alpha))) / len(roots)
 
 
 def judge_again(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:
@@ -130,17 +133,16 @@ def under_rule(settings: VerificationSettings, rule: str) -> VerificationSetting
     return settings.model_copy(update={"rule": rule, "compared_rules": ()})
 
 
-def _cut(scores: Scores, alpha: float, top_k: int | None) -> Scores:
-    """The pairs and controls of anchors above the threshold of α, and of the first K candidates."""
-    tau = scores.roots.select("root_id", (pl.col("mean") + alpha * pl.col("std")).alias("tau"))
-    pairs = scores.pairs.join(tau, on="root_id", maintain_order="left").filter(
-        pl.col("entropy").cast(pl.Float64) > pl.col("tau")
-    )
-    if top_k is not None:
-        pairs = pairs.filter(pl.col("rank") <= top_k)
+def _cut(scores: Scores, keep: pl.Expr) -> Scores:
+    """The pairs that are kept, and the controls of their anchors.
+
+    keep: of the columns of `pairs` and the moments of their root.
+    """
+    moments = scores.roots.select("root_id", *_MOMENTS)
+    pairs = scores.pairs.join(moments, on="root_id", maintain_order="left").filter(keep)
     anchors = pairs.select("root_id", "anchor").unique()
     controls = scores.controls.join(anchors, on=["root_id", "anchor"], how="semi")
-    return Scores(scores.roots, pairs.drop("tau"), scores.contexts, controls)
+    return Scores(scores.roots, pairs.drop(_MOMENTS), scores.contexts, controls)
 
 
 def _verdict_figures(scores: Scores, settings: VerificationSettings) -> dict[str, Any]:
@@ -241,15 +243,16 @@ class _Ablation:
         return _verdict_figures(scores, self._rules[rule].model_copy(update=changes))
 
     def _alpha(self) -> Iterator[Row]:
-        alpha, first = self._settings.entropy.alpha, self._settings.entropy.min_anchor_position
+        entropy: EntropySettings = self._settings.entropy
+        alpha = entropy.alpha
         for value in sorted({*ALPHAS, alpha}):
-            count = {"anchors_per_root": anchors_per_root(self._scores.roots, value, first)}
+            count = {"anchors_per_root": anchors_per_root(self._scores.roots, entropy, value)}
             for rule in self._rules:
                 if value < alpha:
                     note = {"note": f"anchors only: pairs were scored for α = {alpha:g}"}
                     yield self._row("alpha", value, rule, count | note)
                 else:
-                    figures = self._figures(rule, _cut(self._scores, value, None))
+                    figures = self._figures(rule, _cut(self._scores, is_anchor(entropy, value)))
                     yield self._row("alpha", value, rule, count | figures)
 
     def _epsilon(self) -> Iterator[Row]:
@@ -267,7 +270,7 @@ class _Ablation:
                         "note": f"not retrieved: K was {top_k}; raise retrieval.top_k"
                     }
                 else:
-                    figures = self._figures(rule, _cut(self._scores, -float("inf"), count))
+                    figures = self._figures(rule, _cut(self._scores, pl.col("rank") <= count))
                 yield self._row("K", count, rule, figures)
 
     def _verification_off(self) -> Iterator[Row]:

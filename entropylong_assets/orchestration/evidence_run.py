@@ -35,7 +35,8 @@ def planted_project(settings: Settings) -> Project:
     """The same models and rule over the planted corpus, under `<dataset>/planted`."""
     own = settings.model_dump(mode="json", exclude={"name", "corpus", "data_uri", "roots", "seed"})
     alpha = min(settings.entropy.alpha, PLANTED_ALPHA)
-    own["entropy"] |= {"min_anchor_position": 16, "alpha": alpha}
+    # What is measured at the planted facts is whether their entropy makes them anchors.
+    own["entropy"] |= {"min_anchor_position": 16, "alpha": alpha, "anchors": "entropy"}
     own["samples"] |= {"tokens": 4096}
     return make_project(
         {

@@ -5,7 +5,7 @@ A report stays small however large the data are: everything else is shown as cou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -28,6 +28,8 @@ entropy. The others are marked and shown with their entropy only."""
 ARCS = 300
 """Dependencies drawn in a sample: those of largest gain."""
 PASSAGE_CHARS, SEGMENT_TOKENS, ANCHOR_TOKENS = 600, 48, 8
+EVIDENCE_CHARS = 300
+"""Characters shown of an evidence span."""
 
 HOW_CHOSEN = (
     f"Counts and charts cover all data. Shown in full are {ROOTS} roots, half of them those with "
@@ -207,7 +209,24 @@ _DEPENDENCY = [
     "calibrated_gain",
     "entropy",
     "entropy_context",
+    "kind",
 ]
+
+
+def _evidence(dependency: Mapping[str, Any], text: Callable[[int, int], str]) -> list[str] | None:
+    """Return the evidence span and some tokens of the context before and after it, or None.
+
+    text: of the sample's tokens from one position to another.
+    """
+    if dependency["kind"] is None:
+        return None
+    start, end = dependency["evidence_start"], dependency["evidence_end"]
+    span = text(start, end)
+    return [
+        text(max(dependency["context_start"], start - ANCHOR_TOKENS), start),
+        span if len(span) <= EVIDENCE_CHARS else span[:EVIDENCE_CHARS] + "…",
+        text(end, min(dependency["context_end"], end + ANCHOR_TOKENS)),
+    ]
 
 
 def sample_details(
@@ -253,6 +272,7 @@ def sample_details(
                     "before": text(max(0, t - ANCHOR_TOKENS), t),
                     "token": text(t, t + 1),
                     "after": text(t + 1, t + 1 + ANCHOR_TOKENS),
+                    "evidence": _evidence(dependency, text),
                 }
             )
         result.append(

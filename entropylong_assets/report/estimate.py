@@ -180,7 +180,8 @@ def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
     context_tokens = statistics.fmean(model.tokenizer.count(chunks)) if chunks else 0.0
 
     n_roots = sum(sample.roots for sample in samples)
-    pairs = n_roots * anchors * settings.retrieval.top_k
+    per_anchor = settings.retrieval.top_k + settings.retrieval.text_candidates
+    pairs = n_roots * anchors * per_anchor
     controls = settings.verification.controls
     of_candidates, rest = verification_tokens(
         n_roots, pairs, DISTINCT.value, context_tokens, root_tokens, controls

@@ -37,6 +37,7 @@ SELECT
   (SELECT sum(not_drawn)::BIGINT FROM draws) AS not_drawn,
   (SELECT count(*) FROM roots) AS scored,
   (SELECT coalesce(sum(len(anchors)), 0)::BIGINT FROM roots) AS anchors,
+  (SELECT coalesce(sum(len(by_surprisal)), 0)::BIGINT FROM roots) AS by_surprisal,
   (SELECT count(*) FROM (SELECT DISTINCT root_id, anchor FROM pairs)) AS anchors_nominated,
   (SELECT count(*) FROM (SELECT DISTINCT root_id, anchor FROM pairs WHERE accepted))
     AS anchors_resolved,
@@ -97,8 +98,10 @@ def funnel(session: duckdb.DuckDBPyConnection) -> list[Step]:
             "positions",
             n["positions"],
             n["anchors"],
-            if_any("entropy not above τ", n["positions"] - n["above"])
-            | if_any("above τ, but at the cold start", n["above"] - n["anchors"]),
+            if_any("entropy not above τ", n["positions"] - n["above"] - n["by_surprisal"])
+            | if_any(
+                "above τ, but at the cold start", n["above"] + n["by_surprisal"] - n["anchors"]
+            ),
         ),
         Step(
             "with candidates", "anchors", n["anchors"], n["anchors_nominated"], dropped["anchors"]

@@ -104,6 +104,10 @@ def _headline(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any, str
         ("roots scored", figures["roots_scored"], "count"),
         ("anchors", figures["anchors"], "count"),
         ("dependencies in samples", figures["dependencies"], "count"),
+        *[
+            (f"dependencies: {kind.replace('_', ' ')}", n, "count")
+            for kind, n in figures["dependencies_by_kind"].items()
+        ],
         ("dependencies per root, mean", per_root["mean"], "number"),
         *((name, text, "text") for name, text in spread_lines(figures["diversity"])),
         ("scored pairs accepted", figures["acceptance_rate"], "share"),

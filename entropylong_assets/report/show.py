@@ -31,7 +31,12 @@ class ShownDependency:
     before: str
     token: str
     after: str
-    context: str
+    context_before: str
+    evidence: str
+    """The evidence span, inside its context; empty if there is none."""
+    context_after: str
+    kind: str | None
+    """Kind of the dependency; None without an evidence span."""
     entropy: float
     entropy_context: float
     gain: float
@@ -39,6 +44,10 @@ class ShownDependency:
     distance: int
     root_id: str
     chunk_id: str
+
+    @property
+    def context(self) -> str:
+        return self.context_before + self.evidence + self.context_after
 
 
 @dataclass(frozen=True)
@@ -102,11 +111,18 @@ def _shown(
         return visible(tokenizer.decode(token_ids[first:last]))
 
     calibrated = row["calibrated_gain"]
+    context_start, context_end = int(str(row["context_start"])), int(str(row["context_end"]))
+    has_span = row["kind"] is not None
+    evidence_start = int(str(row["evidence_start"])) if has_span else context_end
+    evidence_end = int(str(row["evidence_end"])) if has_span else context_end
     return ShownDependency(
         before=text(max(start, position - window), position),
         token=text(position, position + 1),
         after=text(position + 1, min(end, position + 1 + window // 2)),
-        context=text(int(str(row["context_start"])), int(str(row["context_end"]))),
+        context_before=text(context_start, evidence_start),
+        evidence=text(evidence_start, evidence_end),
+        context_after=text(evidence_end, context_end),
+        kind=None if row["kind"] is None else str(row["kind"]),
         entropy=float(str(row["entropy"])),
         entropy_context=float(str(row["entropy_context"])),
         gain=float(str(row["gain"])),

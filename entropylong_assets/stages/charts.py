@@ -83,7 +83,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     shown = [row for row in rows if row["value"] is not None][::-1]
     for place, row in enumerate(shown):
         if row["low"] is not None and row["high"] is not None:
-            style: Literal["dashed", "solid"] = "dashed" if row.get("is_rough") else "solid"
+            style: Literal["--", "-"] = "--" if row.get("is_rough") else "-"
             axes.hlines(place, row["low"], row["high"], color="#4477aa", linestyles=style)
         axes.plot(row["value"], place, "o", color="#4477aa")
     axes.axvline(0, color="#bbbbbb", linestyle="--")

@@ -112,8 +112,9 @@ def test_rates_epsilon_and_lift_by_hand() -> None:
 
 
 def test_lift_without_an_accepted_random_context_has_no_upper_end() -> None:
-    random = trials("random", {"a": [0.0] * 50, "b": [0.1] * 50})
-    pairs = trials("retrieved", {"a": [0.9] * 25, "b": [0.9] * 25})
+    roots = [f"r{number}" for number in range(40)]
+    random = trials("random", {root: [0.0, 0.1] for root in roots})
+    pairs = trials("retrieved", {root: [0.9] for root in roots})
     up = lift(random, pairs, "plain")
     assert up["lift"] is up["lift_high"] is None
     assert up["lift_low"] is not None

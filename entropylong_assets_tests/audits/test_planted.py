@@ -115,7 +115,8 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
         roots.append(
             {"root_id": ids[fact.needing], "token_ids": tokens, "anchors": [3, value]}
             | {"entropies": entropies, "surprisals": [1.0] * len(tokens)}
-            | {"mean": 0.0, "std": 1.0, "threshold": 1.5}
+            | {"mean": 0.0, "std": 1.0, "threshold": 1.5, "surprisal_mean": 1.0}
+            | {"surprisal_std": 0.0, "by_surprisal": []}
         )
         for at, rank, text, accepted_by in (
             (value, 1, fact.stating, ["plain", "calibrated"]),

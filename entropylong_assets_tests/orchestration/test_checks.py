@@ -7,6 +7,7 @@ which the same check passes just before.
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,9 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "another mean": lambda t: t["roots"][0].update(mean=t["roots"][0]["mean"] + 1e-5),
             "another deviation": lambda t: t["roots"][0].update(std=t["roots"][0]["std"] - 1e-5),
             "another threshold": sets("roots", 0, threshold=3.0),
+            "another mean of surprisals": sets("roots", 0, surprisal_mean=0.0),
+            "another deviation of surprisals": sets("roots", 0, surprisal_std=0.0),
+            "by surprisal too": sets("roots", 0, by_surprisal=[3]),
             "threshold not a number": sets("roots", 0, threshold=NAN),
             "anchor lost": shortens("roots", 0, "anchors"),
             "all anchors lost": sets("roots", 0, anchors=[]),
@@ -180,6 +184,9 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "rank twice": sets("candidates", 1, rank=1),
             "chunk twice": sets("candidates", 1, chunk_id="B-00000"),
             "more than K": doubles("candidates", 1, rank=3, chunk_id="G-00000"),
+            "found by words nobody asked for": sets("candidates", 1, found_by="text"),
+            "found by both": sets("candidates", 1, found_by="both"),
+            "unknown search": sets("candidates", 1, found_by="maybe"),
         },
         "no_own_chunk": {
             "own chunk": sets("chunks", 0, doc_id="A"),
@@ -254,6 +261,21 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "mean missing": sets("pairs", 0, entropy_control=None),
             "a control lost": loses("controls", 0),
         },
+        "evidence_in_contexts": {
+            "span lost": loses("evidence", 0),
+            "span twice": doubles("evidence", 0),
+            "of a rejected pair": doubles("evidence", 0, anchor=7),
+            "beyond the chunk": sets("evidence", 0, end=13),
+            "empty": sets("evidence", 0, start=9),
+            "beyond the tokens": sets("evidence", 0, token_end=5),
+            "unknown kind": sets("evidence", 0, kind="perhaps"),
+            "unknown measure": sets("evidence", 0, measure="perplexity"),
+            "keeps too little": sets("evidence", 0, kept=0.59),
+            "one share missing": sets("evidence", 0, removed=None),
+            "not a number": sets("evidence", 0, removed=float("nan")),
+            "a part without shares": sets("evidence", 0, kept=None, removed=None),
+            "unknown chunk": sets("contexts", 0, chunk_id="G-00000"),
+        },
         "false_acceptance_low": {"too high": sets("summary", 0, false_acceptance=0.021)},
     },
     "samples": {
@@ -295,6 +317,17 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             ),
             "another distance": sets("dependencies", 0, distance=6),
             "no such sample": sets("dependencies", 0, sample_id="q"),
+            "kind without evidence": sets("dependencies", 0, kind="other"),
+            "evidence without a kind": sets("dependencies", 0, evidence_start=1, evidence_end=4),
+            "evidence before the context": sets(
+                "dependencies", 0, kind="other", evidence_start=0, evidence_end=4
+            ),
+            "evidence beyond the context": sets(
+                "dependencies", 0, kind="other", evidence_start=1, evidence_end=5
+            ),
+            "empty evidence": sets(
+                "dependencies", 0, kind="other", evidence_start=2, evidence_end=2
+            ),
         },
         "tokens_as_verified": {
             "root's token": sets_item("samples", 0, "input_ids", 9, 99),
@@ -503,12 +536,41 @@ def test_the_plain_rule_is_recomputed_too(faults: Faults) -> None:
 def test_a_root_without_anchors_or_of_one_token_is_sound(faults: Faults) -> None:
     tables = valid("entropy")
     flat = {"mean": 1.0, "std": 0.0, "threshold": 1.0, "anchors": []}
+    flat |= {"surprisal_mean": 0.0, "surprisal_std": 0.0}
     tables["roots"][1].update(entropies=[None, 1.0, 1.0, 1.0], surprisals=[None, 0.0, 0.0, 0.0])
     tables["roots"][1].update(flat)
     single = {"token_ids": [5], "entropies": [None], "surprisals": [None]}
     tables["roots"][2].update(flat | single | {"mean": 0.0, "threshold": 0.0})
     for check in CASES["entropy"]:
         assert faults("entropy", check, tables, min_tokens=1) == 0
+
+
+def test_anchors_by_surprisal_are_recomputed(faults: Faults) -> None:
+    tables, check = valid("entropy"), "anchors_recomputed"
+    surprisals = [9.0, 3.0, 0.0]  # μ = 4, σ = 3.74: the first exceeds μ + σ, at an entropy of 1
+    moments = {"surprisal_mean": 4.0, "surprisal_std": statistics.pstdev(surprisals)}
+    tables["roots"][1].update(surprisals=[None, *surprisals], **moments)
+    assert faults("entropy", check, tables) == 0
+    assert faults("entropy", check, tables, anchors="both") == 1
+    tables["roots"][1].update(anchors=[1, 2], by_surprisal=[1])
+    assert faults("entropy", check, tables, anchors="both") == 0
+    assert faults("entropy", check, tables) == 1
+    assert faults("entropy", check, tables, anchors="both", min_entropy=1.0) == 1
+    assert faults("entropy", check, tables, anchors="both", min_anchor_position=2) == 1
+    tables["roots"][1].update(by_surprisal=[])
+    assert faults("entropy", check, tables, anchors="both") == 1
+
+
+def test_each_search_gives_no_more_candidates_than_it_may(faults: Faults) -> None:
+    tables, check = valid("retrieval"), "ranks_without_gap"
+    tables["candidates"][0]["found_by"] = "both"
+    extra = {"rank": 3, "chunk_id": "G-00000", "similarity": 0.25, "found_by": "text"}
+    tables["candidates"].append(tables["candidates"][1] | extra)
+    assert faults("retrieval", check, tables, text_candidates=2) == 0
+    assert faults("retrieval", check, tables, text_candidates=1) == 1
+    assert faults("retrieval", check, tables, text_candidates=2, top_k=1) == 2
+    tables["candidates"][-1]["found_by"] = "vector"
+    assert faults("retrieval", check, tables, text_candidates=2) == 1
 
 
 def test_a_root_in_pieces_is_sound_only_in_its_order(faults: Faults) -> None:

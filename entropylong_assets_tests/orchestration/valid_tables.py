@@ -63,7 +63,10 @@ def _root(name: str, entropies: list[float | None], anchors: list[int]) -> dict[
         "mean": mean,
         "std": std,
         "threshold": mean + std,
+        "surprisal_mean": mean - 1,
+        "surprisal_std": std,
         "anchors": anchors,
+        "by_surprisal": [],
     }
 
 
@@ -78,6 +81,7 @@ def _roots() -> Rows:
 def _candidate(anchor: int, rank: int, chunk: str, similarity: float, share: float) -> Any:
     leak_check = "near_duplicate" if share >= 0.25 else "passed"
     key = {"root_id": "A", "anchor": anchor, "rank": rank, "chunk_id": chunk}
+    key["found_by"] = "vector"
     return {**key, "similarity": similarity, "containment": share, "leak_check": leak_check}
 
 
@@ -92,7 +96,7 @@ def _candidates() -> Rows:
 
 def _pairs() -> Rows:
     """Accepted; a near-duplicate; a gain without a drop in surprisal; too small a gain. ε = 0.4."""
-    leak_check = ("containment", "leak_check")
+    leak_check = ("found_by", "containment", "leak_check")
     shared = [{k: v for k, v in row.items() if k not in leak_check} for row in _candidates()]
     control = {3: (3.75, 2.875), 7: (4.25, 3.125)}
     scores = [(1.0, 1.0), None, (1.5, 3.5), (3.5, 2.0)]
@@ -264,6 +268,15 @@ _TABLES: dict[str, Tables] = {
         "candidates": _candidates(),
         "pairs": _pairs(),
         "controls": _controls(),
+        "evidence": [
+            {"root_id": "A", "anchor": 3, "chunk_id": "B-00000", "kind": "other", "start": 2,
+             "end": 9, "token_start": 1, "token_end": 3, "measure": "surprisal", "kept": 0.75,
+             "removed": 0.5},
+        ],
+        "contexts": [
+            {"chunk_id": "B-00000", "doc_id": "B", "shard": "s", "source": "s", "start": 10,
+             "end": 22, "token_ids": [5, 6, 7, 8]},
+        ],
         "summary": [{"vocab_size": 100, "false_acceptance": 0.01, "false_acceptance_low": 0.0,
                      "false_acceptance_high": 0.05, "interval_note": None}],
     },
@@ -347,13 +360,28 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     },
     "embeddings": {},
     "index": {"target_recall": 0.95},
-    "entropy": {"alpha": 1.0, "min_anchor_position": 1, "min_tokens": 4, "max_tokens": 99},
-    "retrieval": {"top_k": 2, "max_containment": 0.25},
+    "entropy": {
+        "alpha": 1.0,
+        "anchors": "entropy",
+        "min_entropy": 0.5,
+        "min_anchor_position": 1,
+        "min_tokens": 4,
+        "max_tokens": 99,
+    },
+    "retrieval": {"top_k": 2, "text_candidates": 0, "max_containment": 0.25},
     "verification": {
         "rule": "calibrated",
         "evaluated_rules": ["plain", "calibrated"],
         "epsilon": 0.4,
         "controls": 2,
+        "evidence": True,
+        "min_kept": 0.6,
+        "kinds": ["definition", "other"],
+        "min_calibrated_gain": 0.0,
+        "min_surprisal_gain": 0.2,
+        "max_phrase_documents": 8,
+        "max_pair_documents": 60,
+        "excluded_anchors": ["import", "url"],
         "require_surprisal_drop": True,
         "max_false_acceptance": 0.02,
     },

@@ -149,7 +149,7 @@ def _write_shard(
                 near = rng.random() < 0.1
                 key = {"root_id": root["root_id"], "anchor": anchor, "rank": rank}
                 key |= {"chunk_id": f"{doc_id(chunk)}-0", "similarity": similarity}
-                leak = {"leak_check": "near_duplicate" if near else "passed"}
+                leak = {"leak_check": "near_duplicate" if near else "passed", "found_by": "vector"}
                 candidates.append(key | {"containment": 0.5 if near else 0.0} | leak)
                 alone = {"entropy": root["entropies"][anchor], "surprisal": 4.0}
                 given = {
@@ -195,7 +195,20 @@ def _write_shard(
     ]
     judged = judge(pl.DataFrame(pairs, infer_schema_length=None), settings.verification)
     rows = judged.select(VERIFIED_DEPENDENCIES.schemas["pairs"].names).to_dicts()
-    verified = {"pairs": rows, "contexts": contexts, "controls": controls}
+    # The name before the hostile text, of every second accepted pair.
+    name = len(f"{source} passage")
+    evidence = [
+        {key: row[key] for key in ("root_id", "anchor", "chunk_id")}
+        | {"kind": "verbatim_word", "start": 2, "end": name, "token_start": 2, "token_end": name}
+        | {"measure": "surprisal", "kept": 0.9, "removed": 0.8}
+        for row in [row for row in rows if row["accepted"]][::2]
+    ]
+    verified = {
+        "pairs": rows,
+        "contexts": contexts,
+        "controls": controls,
+        "evidence": evidence,
+    }
     write(VERIFIED_DEPENDENCIES, verified, _summary_of(rows))
     root_rows = [{"root_id": r["root_id"], "token_ids": r["token_ids"]} for r in roots]
     frames = {
@@ -204,6 +217,7 @@ def _write_shard(
         ),
         "pairs": _frame(VERIFIED_DEPENDENCIES, "pairs", rows),
         "contexts": _frame(VERIFIED_DEPENDENCIES, "contexts", contexts),
+        "evidence": _frame(VERIFIED_DEPENDENCIES, "evidence", evidence),
     }
     made = recorded(LONG_CONTEXT_SAMPLES_STAGE, settings)
     with (
@@ -257,7 +271,10 @@ def _root(text: str, tokenizer: Tokenizer, rng: random.Random) -> tuple[dict[str
         "mean": 2.0,
         "std": 1.2,
         "threshold": 5.0,
+        "surprisal_mean": 4.5,
+        "surprisal_std": 2.6,
         "anchors": mine,
+        "by_surprisal": [],
     }, mine
 
 

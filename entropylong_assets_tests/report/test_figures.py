@@ -185,6 +185,15 @@ def test_sample_details_have_every_segment(store: TableStore) -> None:
         for d in sample["dependencies"]:
             context = next(s for s in own if s["start"] == d["context_start"])
             assert (context["role"], context["chunk_id"]) == ("verified", d["chunk_id"])
+            if d["kind"] is None:
+                assert d["evidence"] is None
+                continue
+            before, span, after = d["evidence"]
+            assert span in ("oks passage", "b passage")
+            assert context["source"].endswith(span.partition(" ")[0])
+            assert (before, after[:1]) == (context["source"][:2], " ")
+            assert len(after.encode()) >= details.ANCHOR_TOKENS
+    assert any(d["kind"] for sample in samples for d in sample["dependencies"])
 
 
 def test_details_do_not_grow_with_the_number_of_roots(

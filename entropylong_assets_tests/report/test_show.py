@@ -42,6 +42,10 @@ def test_show_sample_decodes_the_strongest_dependencies(store: TableStore) -> No
             assert dependency.token == visible(byte_tokenizer().decode(ids[at : at + 1]))
             assert dependency.context == visible(byte_tokenizer().decode(context))
             assert not set(dependency.context) & set("\x1b\x07\u202e\u2066")
+            passage = f"{shown.shard.rpartition('-')[0]} passage"
+            assert dependency.evidence == ("" if row["kind"] is None else passage[2:])
+    kinds = [d["kind"] for d in dependencies]
+    assert set(kinds) == {None, "verbatim_word"}, "every second one has an evidence span"
 
 
 @pytest.mark.parametrize("rows_per_batch", [1, 3, 64])

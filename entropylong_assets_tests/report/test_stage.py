@@ -42,6 +42,7 @@ def write_export(store: TableStore, shards: tuple[str, ...], version: str) -> No
         name: {}
         for name in (
             "splits",
+            "dependencies_by_kind",
             "dependencies_per_root",
             "distance_tokens",
             "share_by_role",

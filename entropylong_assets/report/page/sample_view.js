@@ -202,12 +202,15 @@ class SampleView {
       on: { focus: () => this.highlight((o) => o === d), mouseenter: () => this.highlight((o) => o === d) },
     },
     element("td", { dir: "auto" }, d.before, element("mark", {}, d.token), d.after),
+    element("td", { dir: "auto" }, ...(d.evidence
+      ? [d.evidence[0], element("mark", {}, d.evidence[1]), d.evidence[2]] : [])),
+    element("td", {}, d.kind ? d.kind.replace("_", " ") : ""),
     ...[number(d.gain), number(d.calibrated_gain), `${number(d.entropy)} → ${number(d.entropy_context)}`,
       whole(d.distance), `${whole(d.context_start)} → ${whole(d.anchor_position)}`]
       .map((v) => element("td", { class: "number" }, v))));
     this.list.replaceChildren(
       element("h3", {}, "Strongest dependencies shown"),
-      table(["anchor in its root", "ΔI", "ΔI*", "entropy (nats)", "distance (tokens)",
+      table(["anchor in its root", "evidence in its context", "kind", "ΔI", "ΔI*", "entropy (nats)", "distance (tokens)",
         "context → anchor (tokens)"], rows, { class: "dependencies" }));
   }
 }

@@ -174,6 +174,12 @@ def _cut(
             yield from _cut(text, *part, max_tokens, count_tokens)
 
 
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Return start and end of each line and sentence of a text, in order, without the white space
+    between them."""
+    return list(_split(text, 0, len(text), _PIECES))
+
+
 def _split(
     text: str, start: int, end: int, border: regex.Pattern[str]
 ) -> Iterator[tuple[int, int]]:

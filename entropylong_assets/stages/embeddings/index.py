@@ -199,11 +199,14 @@ def index_shards(
     shards = _count_rows(store, order, versions, duplicates, stored)
     writer.append("shards", shards)
     writer.append("duplicates", duplicates)
+    table.drop_text_index()  # optimizing would add rows to an index that is built again
     table.optimize()
     excluded = sorted(set(stored) - set(order))
     writer.append("sample", table.sample_chunks(excluded))
     n_rows = sum(row["n_chunks"] for row in shards)
     table.index_for_lookup()
+    if embedding.text_index:
+        table.build_text_index()
     k = min(embedding.recall_k, max(n_rows - 1, 1))
     search, recall, queries = EXACT, 1.0, 0
     if searched_by_index(embedding, n_rows):
@@ -230,6 +233,7 @@ def index_shards(
         recall=recall,
         recall_k=k,
         recall_queries=queries,
+        text_index=embedding.text_index,
     )
 
 

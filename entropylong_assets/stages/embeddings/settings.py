@@ -54,6 +54,8 @@ class EmbeddingSettings(Section):
     recall_k: int = Field(8, ge=1)
     """K of the measured recall@K (chunks): the largest `retrieval.top_k` that datasets over this
     corpus use."""
+    text_index: bool = False
+    """Index the words of all chunks too, for full-text search (`retrieval.text_candidates`)."""
     phrase_documents: int = Field(20_000, ge=0)
     """Maximum number of documents in which phrases are counted, to tell boilerplate from
     information (rule `genuine`). A larger corpus is sampled."""

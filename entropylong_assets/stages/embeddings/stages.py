@@ -233,7 +233,7 @@ A shard that has not passed a blocking check of its documents or chunks, or that
 another document prompt, is left out and listed in the metadata with the reason. A document that
 occurs in several shards is indexed once, in the shard that was registered first. Small tables are
 searched exactly. Larger ones get an index, whose probes and refine factor are raised until the
-measured recall@K reaches its target.""",
+measured recall@K reaches its target. With `embedding.text_index` the words are indexed too.""",
     compute=_index,
     inputs=(CHUNK_EMBEDDINGS_STAGE,),
     partitioned=False,
@@ -246,6 +246,7 @@ measured recall@K reaches its target.""",
         "embedding.recall_queries",
         "embedding.recall_k",
         "embedding.phrase_documents",
+        "embedding.text_index",
         "seed",  # of the rows used as queries
     ),
     identify=_identify_index,

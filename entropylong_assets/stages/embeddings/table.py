@@ -18,6 +18,7 @@ import pyarrow as pa
 from lancedb.index import Bitmap, BTree, IvfFlat, IvfRq, IvfSq
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.embeddings import text_search
 from entropylong_assets.stages.embeddings.chunk_sample import ChunkSample, lowest_points
 from entropylong_assets.stages.embeddings.connection import (
     chunk_schema,
@@ -253,6 +254,15 @@ class ChunkTable:
                 f"{rows} rows; set embedding.search to 'exact'"
             )
 
+    def build_text_index(self) -> None:
+        """Index the words of all rows."""
+        if self._table.count_rows():
+            text_search.build_text_index(self._table)
+
+    def drop_text_index(self) -> None:
+        """Drop the index of words from the present version; tagged versions keep theirs."""
+        text_search.drop_text_index(self._table)
+
     def has_index(self) -> bool:
         return "vector" in self.indexed_columns()
 
@@ -299,6 +309,21 @@ class ChunkTable:
         else:
             found = search_by_index(self._table, vectors_QE, limit, excluded_shards, how)
         return measure(self._table, vectors_QE, found)
+
+    def search_text(
+        self, texts: Sequence[str], limit: int, excluded_shards: Sequence[str] = ()
+    ) -> pl.DataFrame:
+        """Return the `limit` chunks per text with the highest BM25 score.
+
+        Columns: query (int), chunk_id, doc_id, shard, score (float32). Raises TableError if the
+        version that is read has no index of words: LanceDB would read all rows for every text.
+        """
+        if text_search.COLUMN not in self.indexed_columns() and self._table.count_rows():
+            raise TableError(
+                f"LanceDB table {self._uri}: it has no index of words; set embedding.text_index: "
+                f"true and materialize {EMBEDDING_INDEX.name} again"
+            )
+        return text_search.search_words(self._table, texts, limit, excluded_shards)
 
 
 def open_table(store: TableStore, tag: str | None = None) -> ChunkTable:

@@ -83,6 +83,8 @@ class EmbeddingIndexSummary(Summary):
     """Queries that the recall was measured with; 0 for an exact search."""
     phrase_documents: int = 0
     """Documents whose phrases were counted."""
+    text_index: bool = False
+    """Whether the words of the chunks are indexed, for full-text search."""
 
 
 EMBEDDING_INDEX = TableSet(

@@ -29,6 +29,20 @@ FOUND = pl.Schema(
 )
 """Columns of the result of a search."""
 
+FOUND_BY_TEXT = pl.Schema(
+    {
+        "query": pl.Int64,
+        "chunk_id": pl.String,
+        "doc_id": pl.String,
+        "shard": pl.String,
+        "score": pl.Float32,
+    }
+)
+"""Columns of the result of a full-text search."""
+
+SCORE_DIGITS = 3
+"""Decimals of a BM25 score. It is a sum of float32 terms, whose order may vary."""
+
 
 class Search(NamedTuple):
     """How a table is searched: by its index, or exactly."""
@@ -95,6 +109,14 @@ class VectorTable(Protocol):
     ) -> pl.DataFrame:
         """Return the `limit` nearest chunks per query by cosine; columns as `FOUND`."""
 
+    def search_text(
+        self, texts: Sequence[str], limit: int, excluded_shards: Sequence[str] = ()
+    ) -> pl.DataFrame:
+        """Return the `limit` best chunks per text by BM25; columns as `FOUND_BY_TEXT`.
+
+        Raises TableError if the version that is read has no index of words.
+        """
+
 
 class WritableVectorTable(VectorTable, Protocol):
     """What the stages that fill and index the table ask of it besides."""
@@ -119,6 +141,12 @@ class WritableVectorTable(VectorTable, Protocol):
 
     def build_index(self, kind: str) -> None:
         """Index the vectors of all rows. Raises TableError if some are left out."""
+
+    def build_text_index(self) -> None:
+        """Index the words of all rows."""
+
+    def drop_text_index(self) -> None:
+        """Drop the index of words from the present version, if there is one."""
 
     def tag(self, name: str) -> int:
         """Give the present version a name under which it is kept; return its number."""

@@ -1,4 +1,5 @@
-"""Entropies of a root and its high-entropy positions (paper, section 3.1).
+"""Entropies of a root and its anchors: high-entropy positions (paper, section 3.1), and on request
+positions with a surprising token.
 
 Legend: T tokens of a root.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, ScoringRequest
@@ -17,31 +19,75 @@ from entropylong_assets.stages.entropy.settings import EntropySettings
 
 
 @dataclass(frozen=True)
-class Anchors:
-    """Positions t with H_t > τ, and the μ, σ and τ of their root (nats)."""
+class Moments:
+    """Mean and standard deviation of the population (nats), in float64."""
 
     mean: float
     std: float
-    threshold: float
+
+    def threshold(self, alpha: float) -> float:
+        """μ + α·σ."""
+        return self.mean + alpha * self.std
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The anchors of a root, and the moments of its entropies and surprisals.
+
+    positions: all anchors, ascending. by_surprisal: those of them with H_t ≤ τ.
+    """
+
+    entropy: Moments
+    surprisal: Moments
     positions: tuple[int, ...]
+    by_surprisal: tuple[int, ...]
 
 
-def find_anchors(entropies_T: NDArray[np.float32], settings: EntropySettings) -> Anchors:
+def find_anchors(
+    entropies_T: NDArray[np.float32], surprisals_T: NDArray[np.float32], settings: EntropySettings
+) -> Anchors:
     """Find the anchors of one root.
 
-    entropies_T: float32 [T], nats, NaN where undefined. μ and σ (of the population) are computed in
-    float64 over all defined positions, so that the SQL check finds the same threshold. Positions
-    before `min_anchor_position` count in μ and σ, but are not anchors. A root without a defined
-    position has no anchors.
+    entropies_T, surprisals_T: float32 [T], nats, NaN where undefined. μ and σ (of the population)
+    are computed in float64 over all defined positions, so that the SQL check finds the same
+    thresholds. Positions before `min_anchor_position` count in μ and σ, but are not anchors. A root
+    without a defined position has no anchors.
     """
-    defined = entropies_T[~np.isnan(entropies_T)].astype(np.float64)
-    if not len(defined):
-        return Anchors(0.0, 0.0, 0.0, ())
-    mean, std = float(defined.mean()), float(defined.std())
-    threshold = mean + settings.alpha * std
-    above = np.flatnonzero(entropies_T.astype(np.float64) > threshold)
-    positions = above[above >= settings.min_anchor_position]
-    return Anchors(mean, std, threshold, tuple(int(t) for t in positions))
+    entropy, surprisal = _moments(entropies_T), _moments(surprisals_T)
+    # Comparisons with NaN are false.
+    is_uncertain_T = entropies_T.astype(np.float64) > entropy.threshold(settings.alpha)
+    is_surprising_T = np.zeros_like(is_uncertain_T)
+    if settings.anchors == "both":
+        is_surprising_T = surprisals_T.astype(np.float64) > surprisal.threshold(settings.alpha)
+        is_surprising_T &= entropies_T.astype(np.float64) > settings.min_entropy
+        is_surprising_T &= ~is_uncertain_T
+
+    def positions(is_anchor_T: NDArray[np.bool_]) -> tuple[int, ...]:
+        found = np.flatnonzero(is_anchor_T)
+        return tuple(int(t) for t in found[found >= settings.min_anchor_position])
+
+    return Anchors(
+        entropy, surprisal, positions(is_uncertain_T | is_surprising_T), positions(is_surprising_T)
+    )
+
+
+def is_anchor(settings: EntropySettings, alpha: float) -> pl.Expr:
+    """Whether a position is an anchor at another α, wherever it stands in its root.
+
+    Of a frame with the columns entropy and surprisal of the position, and mean, std, surprisal_mean
+    and surprisal_std of its root.
+    """
+    entropy, surprisal = (pl.col(name).cast(pl.Float64) for name in ("entropy", "surprisal"))
+    is_uncertain = entropy > pl.col("mean") + alpha * pl.col("std")
+    if settings.anchors == "entropy":
+        return is_uncertain
+    threshold = pl.col("surprisal_mean") + alpha * pl.col("surprisal_std")
+    return is_uncertain | ((surprisal > threshold) & (entropy > settings.min_entropy))
+
+
+def _moments(values_T: NDArray[np.float32]) -> Moments:
+    defined = values_T[~np.isnan(values_T)].astype(np.float64)
+    return Moments(float(defined.mean()), float(defined.std())) if len(defined) else Moments(0, 0)
 
 
 def root_request(root_ids: Sequence[int], bos_ids: Sequence[int]) -> ScoringRequest:
@@ -92,16 +138,19 @@ def _root_row(
     undefined = np.full(len(token_ids) - len(scores.entropy_N), np.nan, np.float32)
     entropies_T = np.concatenate([undefined, scores.entropy_N])
     surprisals_T = np.concatenate([undefined, scores.surprisal_N])
-    anchors = find_anchors(entropies_T, settings)
+    anchors = find_anchors(entropies_T, surprisals_T, settings)
     return {
         "root_id": root_id,
         "token_ids": token_ids,
         "entropies": _null_for_nan(entropies_T),
         "surprisals": _null_for_nan(surprisals_T),
-        "mean": anchors.mean,
-        "std": anchors.std,
-        "threshold": anchors.threshold,
+        "mean": anchors.entropy.mean,
+        "std": anchors.entropy.std,
+        "threshold": anchors.entropy.threshold(settings.alpha),
+        "surprisal_mean": anchors.surprisal.mean,
+        "surprisal_std": anchors.surprisal.std,
         "anchors": list(anchors.positions),
+        "by_surprisal": list(anchors.by_surprisal),
     }
 
 

@@ -62,5 +62,11 @@ class EntropySettings(Section):
 
     alpha: float = Field(2.0, allow_inf_nan=False)
     """τ = μ + α·σ of the root's entropies. The paper: 2.0."""
+    anchors: Literal["entropy", "both"] = "entropy"
+    """`entropy`: positions with H > τ, as in the paper. `both`: also positions whose token is
+    surprising: surprisal above μ + α·σ of the root's surprisals, and H above `min_entropy`."""
+    min_entropy: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Entropy that an anchor by surprisal must exceed (nats). Below it the model was sure of
+    another token, so that no context can lower its entropy much."""
     min_anchor_position: int = Field(32, ge=0)
     """First position that can be an anchor (tokens): before it, any context lowers the entropy."""

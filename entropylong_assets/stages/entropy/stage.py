@@ -45,12 +45,13 @@ def _compute(step: Step) -> Result:
     documents = step.store.batches(CORPUS_DOCUMENTS, step.shard, "documents", COLUMNS)
     rows: list[dict[str, Any]] = []
     histogram = Histogram(0, math.log(model.vocab_size), 60)
-    anchors, thresholds = 0, 0.0
+    anchors, by_surprisal, thresholds = 0, 0, 0.0
 
     def write() -> None:
-        nonlocal anchors, thresholds
+        nonlocal anchors, by_surprisal, thresholds
         step.writer.append("roots", rows)
         anchors += sum(len(row["anchors"]) for row in rows)
+        by_surprisal += sum(len(row["by_surprisal"]) for row in rows)
         thresholds += math.fsum(row["threshold"] for row in rows)
         for row in rows:
             histogram.add(pl.Series(row["entropies"], dtype=pl.Float32))
@@ -75,6 +76,7 @@ def _compute(step: Step) -> Result:
             roots=n_roots,
             dropped=dict(sorted(choice.dropped.items())),
             anchors=anchors,
+            anchors_by_surprisal=by_surprisal,
             forward_tokens=step.progress.done,
             model=model.identity,
             vocab_size=model.vocab_size,
@@ -141,7 +143,8 @@ ENTROPY_SCORES_STAGE = Stage(
 
 Roots are documents drawn by hash (`roots.fraction`) whose length in tokens of the scoring model is
 within `roots.min_tokens` and `roots.max_tokens`; other drawn documents are listed in `dropped` with
-the reason. Anchors are the positions with H_t > μ + α·σ of their own root (paper, section 3.1).""",
+the reason. Anchors are the positions with H_t > μ + α·σ of their own root (paper, section 3.1).
+With `entropy.anchors: both`, positions with a surprising token are anchors too.""",
     compute=_compute,
     inputs=(CORPUS_DOCUMENTS_STAGE,),
     sections={
@@ -159,7 +162,7 @@ the reason. Anchors are the positions with H_t > μ + α·σ of their own root (
         "seed",
     ),
     identify=_identify,
-    code_version=3,
+    code_version=4,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check(
@@ -169,7 +172,7 @@ the reason. Anchors are the positions with H_t > μ + α·σ of their own root (
         Check("roots_eligible", "Roots are as long as `roots.min_tokens` and `max_tokens` allow."),
         Check("one_entropy_per_token", "As many entropies and surprisals as tokens."),
         Check("entropies_in_range", "0 ≤ H ≤ ln|V|, finite, one for every prefix."),
-        Check("anchors_recomputed", "μ, σ, τ and anchors follow from the entropies."),
+        Check("anchors_recomputed", "Anchors follow from the entropies and surprisals."),
     ),
     views=_views,
     check_parameters=lambda p: p.settings.entropy.model_dump() | p.settings.roots.model_dump(),

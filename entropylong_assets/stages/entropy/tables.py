@@ -34,7 +34,9 @@ class EntropyScoresSummary(Summary):
     dropped: dict[str, int]
     """Drawn documents that are no roots, by reason."""
     anchors: int
-    """High-entropy positions of all roots."""
+    """Anchors of all roots."""
+    anchors_by_surprisal: int = 0
+    """Those of them that their surprisal alone makes anchors."""
     forward_tokens: int
     """Tokens that went through the scoring model."""
     model: str
@@ -48,7 +50,7 @@ ENTROPY_SCORES = TableSet(
     scope="dataset",
     main="roots",
     summary=EntropyScoresSummary,
-    format_version=2,
+    format_version=3,
     schemas={
         "roots": pa.schema(
             [
@@ -59,7 +61,10 @@ ENTROPY_SCORES = TableSet(
                 column("mean", pa.float64(), "μ of the entropies", "nat"),
                 column("std", pa.float64(), "σ of the entropies", "nat"),
                 column("threshold", pa.float64(), "τ = μ + α·σ", "nat"),
-                column("anchors", INTS, "positions with H_t > τ", "token"),
+                column("surprisal_mean", pa.float64(), "μ of the surprisals", "nat"),
+                column("surprisal_std", pa.float64(), "σ of the surprisals", "nat"),
+                column("anchors", INTS, "positions with H_t > τ, or by surprisal", "token"),
+                column("by_surprisal", INTS, "anchors with H_t ≤ τ, by surprisal", "token"),
             ]
         ),
         "dropped": pa.schema(

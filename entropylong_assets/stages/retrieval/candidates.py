@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,9 +20,21 @@ from entropylong_assets.stages.retrieval.anchor_text import (
     words_of,
 )
 from entropylong_assets.stages.retrieval.leak_check import NEAR_DUPLICATE, PASSED
+from entropylong_assets.stages.retrieval.merging import (
+    BY_TEXT,
+    CANDIDATES,
+    add_similarity,
+    merge_candidates,
+)
 from entropylong_assets.stages.retrieval.queries import anchor_query, fitting_queries
 from entropylong_assets.stages.retrieval.registry import make_leak_check
-from entropylong_assets.stages.retrieval.search import COLUMNS, SearchTable, nominate
+from entropylong_assets.stages.retrieval.search import (
+    COLUMNS,
+    SearchTable,
+    SearchText,
+    nominate,
+    nominate_by_text,
+)
 from entropylong_assets.stages.retrieval.settings import RetrievalSettings
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.storage.partition_writer import PartitionWriter
@@ -52,10 +64,13 @@ class Retriever:
     phrases: pl.DataFrame
     """Documents of the corpus by phrase."""
     settings: RetrievalSettings
+    search_text: SearchText | None = None
+    """Searches the words of `table`, if `text_candidates` asks for that."""
 
     def queries(self, roots: pl.DataFrame) -> tuple[pl.DataFrame, int]:
         """Return the rows of `queries`, one per anchor, and the number of shortened queries."""
         columns: dict[str, list[Any]] = {"root_id": [], "anchor": [], "query": []}
+        columns["text_query"] = []
         texts: list[AnchorText] = []
         shortened = 0
         for root_id, token_ids, anchors in roots.select(
@@ -70,6 +85,7 @@ class Retriever:
             columns["root_id"] += [root_id] * len(anchors)
             columns["anchor"] += anchors
             columns["query"] += queries
+            columns["text_query"] += [self._text_query(token_ids, t) for t in anchors]
             shortened += n
             texts += [describe_anchor(self.tokenizer.decode, token_ids, t) for t in anchors]
         counted = count_documents(
@@ -78,26 +94,41 @@ class Retriever:
         columns["word"] = [text.word for text in texts]
         columns["kind"] = [text.kind for text in texts]
         # A phrase that is not listed occurs in one document at most, this one.
-        columns["phrase_documents"] = [counted.get(text.phrase or "", 1) for text in texts]
-        columns["pair_documents"] = [counted.get(text.pair or "", 1) for text in texts]
+        rare = 1 if len(self.phrases) else None
+        columns["phrase_documents"] = [counted.get(text.phrase or "", rare) for text in texts]
+        columns["pair_documents"] = [counted.get(text.pair or "", rare) for text in texts]
         return pl.DataFrame(columns, schema=QUERIES), shortened
 
-    def nearest(self, queries: pl.DataFrame) -> pl.DataFrame:
-        """Return the K nearest chunks of each anchor. Equal queries are embedded once."""
+    def _text_query(self, token_ids: Sequence[int], anchor: int) -> str | None:
+        if not self.settings.text_candidates:
+            return None
+        return anchor_query(self.tokenizer, token_ids, anchor, self.settings.text_half_window)
+
+    def nominate(self, queries: pl.DataFrame) -> pl.DataFrame:
+        """Return the candidates of each anchor: the K nearest chunks, and those found by words.
+
+        Equal queries are embedded once.
+        """
         texts = queries["query"].unique(maintain_order=True)
         anchors = queries.select(pl.int_range(pl.len()).alias("query"), "root_id", "anchor")
         if not len(texts):
-            return pl.DataFrame(schema=COLUMNS).join(anchors, on="query")
+            return pl.DataFrame(schema=CANDIDATES).join(anchors, on="query")
         vectors = self.embedder.embed_queries(texts.to_list())
         position = {text: i for i, text in enumerate(texts)}
-        rows = [position[text] for text in queries["query"]]
-        nominated = nominate(
-            self.search,
-            vectors[rows],
-            anchors["root_id"].to_list(),
-            self.settings.top_k,
-            self.n_rows,
-        )
+        vectors_QE = vectors[[position[text] for text in queries["query"]]]
+        root_ids = anchors["root_id"].to_list()
+        by_vector = nominate(self.search, vectors_QE, root_ids, self.settings.top_k, self.n_rows)
+        by_text = pl.DataFrame(schema=COLUMNS)
+        if self.search_text is not None:
+            by_text = nominate_by_text(
+                self.search_text,
+                queries["text_query"].to_list(),
+                root_ids,
+                self.settings.text_candidates,
+                self.n_rows,
+            )
+            by_text = add_similarity(by_text, vectors_QE, self.table)
+        nominated = merge_candidates(by_vector, by_text)
         return nominated.join(anchors, on="query", maintain_order="left")
 
     def fetch(self, chunk_ids: pl.Series) -> pl.DataFrame:
@@ -153,6 +184,7 @@ class WrittenCandidates:
     anchors: int = 0
     candidates: int = 0
     near_duplicate: int = 0
+    found_by_text: int = 0
     chunks: int = 0
     shortened_queries: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -179,7 +211,7 @@ def find_candidates(
         own = roots.filter(~is_foreign)
         queries, shortened = retriever.queries(own)
         output.written.shortened_queries += shortened
-        nominated = retriever.nearest(queries)
+        nominated = retriever.nominate(queries)
         for part in own.iter_slices(ROOTS_PER_BATCH):
             is_of_part = pl.col("root_id").is_in(part["root_id"].to_list())
             part_queries = queries.filter(is_of_part)
@@ -245,6 +277,7 @@ class _Output:
         self._writer.append("chunks", new)
         self._chunk_ids = pl.concat([self._chunk_ids, new["chunk_id"]])
         self.written.candidates += len(candidates)
+        self.written.found_by_text += len(candidates.filter(found_by=BY_TEXT))
         self.written.near_duplicate += len(candidates.filter(leak_check=NEAR_DUPLICATE))
         self.written.chunks = len(self._chunk_ids)
 

@@ -17,6 +17,11 @@ class RetrievalSettings(Section):
     """Query of anchor t: the text of tokens t-w .. t+w. The paper: 16."""
     top_k: int = Field(8, ge=1)
     """Candidates per anchor, K. The paper does not state K."""
+    text_candidates: int = Field(0, ge=0)
+    """Candidates per anchor from full-text search (BM25) with the words around the anchor, beside
+    the K nearest chunks; a chunk that both find counts once. Needs `embedding.text_index`."""
+    text_half_window: int = Field(16, ge=0)
+    """Full-text query of anchor t: the words of tokens t-w .. t+w."""
     leak_check: Annotated[str, AfterValidator(LEAK_CHECKS.check)] = "word_ngrams"
     """How a candidate is recognised that repeats the root's text (docs/extending.md)."""
     leak_ngram_words: int = Field(8, ge=1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.embeddings.settings import QUERY_SETTINGS
 from entropylong_assets.stages.embeddings.stages import EMBEDDING_INDEX_STAGE
 from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
@@ -16,6 +19,7 @@ from entropylong_assets.stages.retrieval.settings import RetrievalSettings
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS, CandidateContextsSummary
 from entropylong_assets.stages.stage import Check, Job, Partition, Result, Stage, Step
 from entropylong_assets.storage import duck
+from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
 
 VERIFY = Job("verify", "Retrieve candidates and verify them with the scoring model.", hours=48)
@@ -42,6 +46,11 @@ def _compute(step: Step) -> Result:
     index = store.summary(EMBEDDING_INDEX)
     embedder = load_embedder(embedding)
     table, how = load_table(store, embedder, index.tag), search_of(index)
+    if settings.retrieval.text_candidates and not index.text_index:
+        raise TableError(
+            f"{EMBEDDING_INDEX.name}: it has no index of words, which retrieval.text_candidates "
+            f"needs; set embedding.text_index: true and materialize {EMBEDDING_INDEX.name} again"
+        )
     step.progress.total = sum(
         int(batch["anchors"].list.len().sum())
         for batch in store.batches(ENTROPY_SCORES, shard, "roots", ["anchors"])
@@ -49,6 +58,10 @@ def _compute(step: Step) -> Result:
     columns = ["root_id", "token_ids", "anchors"]
     roots = store.batches(ENTROPY_SCORES, shard, "roots", columns, ROOTS_PER_BATCH)
     is_exact = how.search == EXACT.search
+
+    def search_text(texts: Sequence[str], limit: int) -> pl.DataFrame:
+        return table.search_text(texts, limit, index.excluded_shards)
+
     written = find_candidates(
         gather_roots(roots, ANCHORS_PER_EXACT_SEARCH if is_exact else ANCHORS_PER_INDEX_SEARCH),
         _foreign_documents(step),
@@ -62,6 +75,7 @@ def _compute(step: Step) -> Result:
             index.n_rows,
             store.read(EMBEDDING_INDEX, WHOLE, "phrases"),
             settings.retrieval,
+            search_text if settings.retrieval.text_candidates else None,
         ),
         step.writer,
         step.progress,
@@ -74,6 +88,7 @@ def _compute(step: Step) -> Result:
             near_duplicate=written.near_duplicate,
             chunks=written.chunks,
             phrase_documents=index.phrase_documents,
+            found_by_text=written.found_by_text,
             shortened_queries=written.shortened_queries,
             query_prompt=embedder.query.prompt,
             dropped={reason: n for reason, n in sorted(written.dropped.items()) if n},
@@ -105,6 +120,16 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
     }
 
 
+def _validate(settings: Settings) -> None:
+    """Refuse a full-text search without an index of words."""
+    n, embedding = settings.retrieval.text_candidates, settings.corpus.embedding
+    if n and not embedding.text_index:
+        raise ValueError(
+            f"retrieval.text_candidates is {n}, but embedding.text_index of corpus "
+            f"'{settings.corpus.name}' is false; set it to true"
+        )
+
+
 def _views(partition: Partition) -> Mapping[str, duck.View]:
     own = {
         name: (CANDIDATE_CONTEXTS, [partition.shard], name)
@@ -117,24 +142,29 @@ CANDIDATE_CONTEXTS_STAGE = Stage(
     tables=CANDIDATE_CONTEXTS,
     description="""The K chunks most similar to the text around each anchor (paper, section 3.2).
 
-Similarity only nominates; the verification decides. Chunks of the root itself are left out;
-near-duplicates of its text are rejected by the leak check and stored with the result.""",
+With `retrieval.text_candidates` a full-text search (BM25) with the words around the anchor
+nominates chunks too. Both only nominate; the verification decides. Chunks of the root itself are
+left out; near-duplicates of its text are rejected by the leak check and stored with the result.""",
     compute=_compute,
     inputs=(ENTROPY_SCORES_STAGE, EMBEDDING_INDEX_STAGE),
     sections={"retrieval": RetrievalSettings},
     determined_by=lambda _: ("retrieval", "scoring.model", *QUERY_SETTINGS),
     identify=_identify,
-    code_version=6,
+    code_version=7,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("anchors_reconcile", "Anchors = anchors with candidates + dropped anchors."),
-        Check("ranks_without_gap", "Ranks run from 1 to at most K without a gap or a repeat."),
+        Check(
+            "ranks_without_gap",
+            "Ranks run from 1 without a gap or a repeat.",
+        ),
         Check("no_own_chunk", "No candidate is a chunk of the root itself."),
         Check("leak_check_consistent", "Candidates are rejected from `max_containment` on."),
         Check("similarities_ordered", "Similarities are cosines and fall with the rank."),
     ),
     views=_views,
     check_parameters=lambda partition: partition.settings.retrieval.model_dump(),
+    validate=_validate,
     job=VERIFY,
     automation="per_shard",
     unit="anchors",

@@ -39,6 +39,8 @@ class CandidateContextsSummary(Summary):
     """Distinct chunks among the candidates."""
     phrase_documents: int
     """Documents of the corpus in which phrases were counted."""
+    found_by_text: int = 0
+    """Candidates that only the full-text search found."""
     shortened_queries: int = 0
     """Queries of fewer tokens than `retrieval.half_window` asks for, to fit the embedder's window;
     the anchor stays in their middle."""
@@ -63,17 +65,23 @@ CANDIDATE_CONTEXTS = TableSet(
     scope="dataset",
     main="candidates",
     summary=CandidateContextsSummary,
-    format_version=3,
+    format_version=4,
     schemas={
         "queries": pa.schema(
             [
                 ROOT_ID,
                 ANCHOR,
                 column("query", TEXT, "text around the anchor"),
+                column("text_query", TEXT, "text whose words are searched for", null=True),
                 column("word", TEXT, "word at the anchor; null: no letter or digit", null=True),
                 column("kind", TEXT, "`symbol`, `import`, `url`, `reference`, or null", null=True),
-                column("phrase_documents", INT, "documents with the three words that end here"),
-                column("pair_documents", INT, "documents with this word and the next"),
+                column(
+                    "phrase_documents",
+                    INT,
+                    "documents with the three words that end here",
+                    null=True,
+                ),
+                column("pair_documents", INT, "documents with this word and the next", null=True),
             ]
         ),
         "candidates": pa.schema(
@@ -82,6 +90,7 @@ CANDIDATE_CONTEXTS = TableSet(
                 ANCHOR,
                 column("rank", INT, "by similarity, from 1"),
                 CHUNK_ID,
+                column("found_by", TEXT, "`vector`, `text` or `both`"),
                 column("similarity", FLOAT, "cosine of query and chunk"),
                 column("containment", FLOAT, "share of the chunk that occurs in the root"),
                 column("leak_check", TEXT, "`passed` or `near_duplicate`"),

@@ -19,6 +19,10 @@ class SampleError(ValueError):
     """Samples can't be made of these tables or settings. One line that says what to do."""
 
 
+EVIDENCE = pl.Schema({"kind": pl.String, "token_start": pl.Int32, "token_end": pl.Int32})
+"""Columns of `evidence` that dependencies carry on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dependency:
     """One accepted (anchor, context) of a root; `anchor` is a token position in the root."""
@@ -29,6 +33,10 @@ class Dependency:
     calibrated_gain: float | None
     entropy: float
     entropy_context: float
+    kind: str | None = None
+    token_start: int | None = None
+    """First token of the evidence span in the context; None without a span."""
+    token_end: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,8 +136,11 @@ def _by_context(pairs: pl.DataFrame, gain: str) -> pl.DataFrame:
     accepted = pl.col("accepted")
     serving = accepted | ~accepted.any()  # the pairs that say where the context belongs
     details = ["anchor", "rank", "gain", "calibrated_gain", "entropy", "entropy_context"]
+    details += EVIDENCE
+    missing = [pl.lit(None, t).alias(n) for n, t in EVIDENCE.items() if n not in pairs.columns]
     return (
-        pairs.sort("root_id", "chunk_id", "anchor", "rank")
+        pairs.with_columns(missing)
+        .sort("root_id", "chunk_id", "anchor", "rank")
         .group_by("root_id", "chunk_id", maintain_order=True)
         .agg(
             pl.col(gain).cast(pl.Float64).filter(accepted).sum().alias("priority"),
@@ -177,8 +188,9 @@ def build_groups(
     others is a verified context.
 
     roots: root_id, token_ids. pairs, contexts: tables of `verified_dependencies`; `accepted` says
-    which pairs are dependencies. gain: column of `pairs` that gives contexts their priority. Raises
-    SampleError if the tables contradict each other.
+    which pairs are dependencies, and the columns of `EVIDENCE` are optional. gain: column of
+    `pairs` that gives contexts their priority. Raises SampleError if the tables contradict each
+    other.
     """
     root_tokens = _token_ids(roots.select("root_id", "token_ids"), "root_id")
     by_root: dict[str, list[Context]] = {root_id: [] for root_id in sorted(root_tokens)}

@@ -86,7 +86,10 @@ def _dependency_rows(
     end = start + len(segment.token_ids)
     for dependency in context.dependencies:
         position = root_start + dependency.anchor
-        yield asdict(dependency) | {
+        row = asdict(dependency)
+        evidence = [row.pop(name) for name in ("token_start", "token_end")]
+        evidence_start, evidence_end = (None if t is None else start + t for t in evidence)
+        yield row | {
             "sample_id": sample_id,
             "root_id": context.root_id,
             "chunk_id": context.chunk_id,
@@ -94,4 +97,6 @@ def _dependency_rows(
             "context_start": start,
             "context_end": end,
             "distance": position - end,
+            "evidence_start": evidence_start,
+            "evidence_end": evidence_end,
         }

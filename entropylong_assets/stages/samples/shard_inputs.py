@@ -17,10 +17,17 @@ from entropylong_assets.storage import duck
 from entropylong_assets.storage.tables import TableStore
 
 _PAIRS = "SELECT pairs.* FROM pairs SEMI JOIN wanted USING (root_id)"
+_WITH_EVIDENCE = f"""
+SELECT p.*, kind, token_start, token_end FROM ({_PAIRS}) AS p
+LEFT JOIN evidence USING (root_id, anchor, chunk_id)
+"""
 _CONTEXTS = f"""
 WITH mine AS (SELECT DISTINCT chunk_id FROM ({_PAIRS}))
 SELECT chunk_id, doc_id, source, token_ids FROM contexts SEMI JOIN mine USING (chunk_id)
 """
+
+
+_NO_EVIDENCE = pl.DataFrame(schema=pl.Schema(VERIFIED_DEPENDENCIES.schemas["evidence"]))
 
 
 class ShardTables:
@@ -48,12 +55,15 @@ class ShardTables:
         ].to_list()
 
     def of(self, root_ids: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        """Return roots (root_id, token_ids), pairs and contexts of these roots, in any order."""
+        """Return roots (root_id, token_ids), pairs and contexts of these roots, in any order.
+
+        Pairs have the columns of `groups.EVIDENCE`, null without an evidence span.
+        """
         wanted = pl.DataFrame({"root_id": root_ids}, schema={"root_id": pl.String})
         roots = self._rows(
             "SELECT root_id, token_ids FROM roots SEMI JOIN wanted USING (root_id)", wanted=wanted
         )
-        return roots, self._rows(_PAIRS), self._rows(_CONTEXTS)
+        return roots, self._rows(_WITH_EVIDENCE), self._rows(_CONTEXTS)
 
     def among_contexts(self, chunk_ids: Sequence[str]) -> set[str]:
         """Return those of these chunks that were scored for any root."""
@@ -78,8 +88,11 @@ class ShardTables:
 
 @contextmanager
 def open_tables(store: TableStore, views: duck.Views) -> Iterator[ShardTables]:
-    """Open the tables. views: of `roots`, `pairs` and `contexts`. Raises as `duck.querying`."""
-    with duck.querying(store, views) as session:
+    """Open the tables. views: of `roots`, `pairs`, `contexts` and, if there are any, `evidence`.
+
+    Raises as `duck.querying`.
+    """
+    with duck.querying(store, {"evidence": _NO_EVIDENCE, **views}) as session:
         yield ShardTables(session)
 
 
@@ -89,4 +102,5 @@ def stored(shard: str) -> dict[str, duck.View]:
         "roots": (ENTROPY_SCORES, [shard], "roots"),
         "pairs": (VERIFIED_DEPENDENCIES, [shard], "pairs"),
         "contexts": (VERIFIED_DEPENDENCIES, [shard], "contexts"),
+        "evidence": (VERIFIED_DEPENDENCIES, [shard], "evidence"),
     }

@@ -58,7 +58,7 @@ LONG_CONTEXT_SAMPLES = TableSet(
     main="samples",
     summary=LongContextSamplesSummary,
     optional=frozenset({"passages"}),
-    format_version=3,
+    format_version=4,
     schemas={
         # Passages that no anchor nominated; written only if a recipe takes such, or as fillers.
         "passages": pa.schema(
@@ -111,6 +111,9 @@ LONG_CONTEXT_SAMPLES = TableSet(
                 column("calibrated_gain", pa.float64(), "ΔI*", null=True),
                 column("entropy", FLOAT, "H_t of the root alone", "nat"),
                 column("entropy_context", FLOAT, "H'_t given the context", "nat"),
+                column("kind", TEXT, "kind of the dependency; null: no evidence span", null=True),
+                column("evidence_start", INT, "of its evidence span", "token", null=True),
+                column("evidence_end", INT, "one past the span's end", "token", null=True),
             ]
         ),
         "dropped": pa.schema(

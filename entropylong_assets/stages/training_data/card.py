@@ -62,6 +62,10 @@ def _figure_rows(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any]]
         ("roots", figures["roots_scored"]),
         ("anchors", figures["anchors"]),
         ("dependencies in samples", figures["dependencies"]),
+        *[
+            (f"dependencies of kind {kind}", n)
+            for kind, n in figures["dependencies_by_kind"].items()
+        ],
         ("dependencies per root, mean", per_root["mean"]),
         ("dependencies per root, median", per_root["median"]),
         *spread_lines(figures["diversity"]),
@@ -177,12 +181,18 @@ def dataset_card(content: Mapping[str, Any]) -> str:
                 ("code", made["code_version"]),
                 ("seed", str(settings["seed"])),
                 ("rule", rule if epsilon is None else f"{rule}, ε = {epsilon:g}"),
-                ("threshold", f"τ = μ + {settings['entropy']['alpha']:g}·σ"),
+                ("threshold", _threshold(settings["entropy"])),
             ],
         )
         + "\nThe settings that determine the samples, and the hash of every file, are in "
         "`manifest.json`.\n"
     )
+
+
+def _threshold(entropy: Mapping[str, Any]) -> str:
+    alpha, by_entropy = f"{entropy['alpha']:g}", entropy.get("anchors", "entropy") == "entropy"
+    surprising = "" if by_entropy else f"; or surprisal above its own μ + {alpha}·σ"
+    return f"τ = μ + {alpha}·σ{surprising}"
 
 
 def _repacked(counts: Mapping[str, Any]) -> str:

@@ -59,6 +59,11 @@ FROM (SELECT unnest(accepted_by) AS rule FROM pairs WHERE entropy_context IS NOT
 GROUP BY rule ORDER BY rule
 """
 
+_BY_KIND = """
+SELECT kind, count(*) AS dependencies FROM dependencies
+WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind
+"""
+
 _PER_ROOT = """
 SELECT avg(n) AS mean, median(n) AS median, max(n) AS max
 FROM (SELECT count(*) AS n FROM dependencies GROUP BY root_id)
@@ -162,6 +167,7 @@ def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings
 
         figures = rows(_COUNTS)[0] | rows(_PAIRS)[0]
         accepted = {row["rule"]: row["pairs"] for row in rows(_PAIRS_BY_RULE)}
+        figures["dependencies_by_kind"] = {r["kind"]: r["dependencies"] for r in rows(_BY_KIND)}
         figures["dependencies_per_root"] = rows(_PER_ROOT)[0]
         figures["distance_tokens"] = rows(_DISTANCES)[0]
         tokens = {row["role"]: row["tokens"] for row in rows(_ROLES)}

@@ -9,7 +9,7 @@ One row per sample. Columns:
     sample_id, shard, domain
     anchors         int32    positions of all anchors, with or without a dependency
     segments        the borders of documents and their roles
-    dependencies    anchor position, context span, distance and gains
+    dependencies    anchor position, context span, distance, gains, kind and evidence span
 
 Trainers fail on columns that they don't know, or try to collate them. So the front matter of the
 card names configurations that read some columns of the same files: `default` has the first three.

@@ -29,6 +29,7 @@ _FIGURES = (
     "roots_scored",
     "anchors",
     "dependencies",
+    "dependencies_by_kind",
     "near_duplicates_refused",
     "acceptance_rate",
     "mean_gain",

@@ -71,6 +71,8 @@ class TrainingDatasetSummary(Summary):
     """High-entropy positions of these roots."""
     dependencies: int
     """Verified dependencies in the samples."""
+    dependencies_by_kind: dict[str, int]
+    """Those with an evidence span, by kind."""
     near_duplicates_refused: int
     """Candidates that the leak check rejected."""
     acceptance_rate: float | None
@@ -105,7 +107,7 @@ TRAINING_DATASET = TableSet(
     scope="dataset",
     main="shards",
     summary=TrainingDatasetSummary,
-    format_version=2,
+    format_version=3,
     schemas={
         "shards": pa.schema(
             [

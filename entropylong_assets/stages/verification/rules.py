@@ -95,25 +95,34 @@ class Genuine:
         )
 
 
+def is_common(settings: VerificationSettings) -> pl.Expr:
+    """Whether many documents of the corpus share the wording at the anchor."""
+    larger = pl.max_horizontal(pl.lit(1.0), pl.col("counted_documents") / COUNTED_DOCUMENTS)
+
+    def exceeds(column: str, limit: int) -> pl.Expr:
+        return (pl.col(column) > limit * larger).fill_null(False)
+
+    phrase = exceeds("phrase_documents", settings.max_phrase_documents)
+    return phrase | exceeds("pair_documents", settings.max_pair_documents)
+
+
+def is_excluded(settings: VerificationSettings) -> pl.Expr:
+    """Whether the anchor is of a kind that `excluded_anchors` names."""
+    return pl.col("anchor_kind").is_in(list(settings.excluded_anchors)).fill_null(False)
+
+
 def _refusals(settings: VerificationSettings) -> dict[str, pl.Expr]:
     """Return why rule `genuine` rejects a pair: reasons in order, each a Boolean without nulls."""
     reference = pl.min_horizontal("surprisal", "surprisal_control").cast(pl.Float64)
     surprisal_gain = (reference - pl.col("surprisal_context")) / reference
-    larger = pl.max_horizontal(pl.lit(1.0), pl.col("counted_documents") / COUNTED_DOCUMENTS)
-
-    def is_common(column: str, limit: int) -> pl.Expr:
-        return (pl.col(column) > limit * larger).fill_null(False)
-
-    kind = pl.col("anchor_kind")
     return {
         NO_CONTROL: pl.col("entropy_control").is_null() | pl.col("entropy_control").is_nan(),
         NO_WORD: pl.col("word").is_null(),
-        EXCLUDED_ANCHOR: kind.is_in(list(settings.excluded_anchors)).fill_null(False),
+        EXCLUDED_ANCHOR: is_excluded(settings),
         GAIN_TOO_SMALL: _not_above("calibrated_gain", settings.min_calibrated_gain),
         SURPRISAL_GAIN_TOO_SMALL: _not_above(surprisal_gain, settings.min_surprisal_gain),
         WORD_NOT_IN_CONTEXT: ~pl.col("has_word").fill_null(False),
-        COMMON_PHRASE: is_common("phrase_documents", settings.max_phrase_documents)
-        | is_common("pair_documents", settings.max_pair_documents),
+        COMMON_PHRASE: is_common(settings),
     }
 
 

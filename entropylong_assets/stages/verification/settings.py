@@ -54,6 +54,9 @@ class VerificationSettings(Section):
     )
     """Rule `genuine`: anchors that it rejects: in lines of `import`s, in a `url`, in a `reference`
     to literature."""
+    evidence: bool = True
+    """Find the evidence span of each accepted pair: the sentences of the context that keep the
+    gain. Takes further forward passes, for accepted pairs only."""
     max_false_acceptance: float = Field(0.02, ge=0, le=1)
     """A shard warns if the rule in force accepts a larger share of control contexts."""
     max_contexts_per_root: int | None = Field(None, ge=1)
@@ -61,7 +64,7 @@ class VerificationSettings(Section):
     Candidates are tried by the number of anchors that nominate them, then similarity, then rank."""
     max_forward_tokens_per_root: int | None = Field(None, ge=1)
     """Maximum number of tokens in the forward passes of a root's candidates and controls; none: no
-    limit. Candidates beyond it are not tried."""
+    limit. Candidates beyond it are not tried. Evidence spans do not count."""
     screen: Annotated[str, AfterValidator(_check_screen)] = NO_SCREEN
     """Approximate: score all contexts in this cheaper arithmetic, and exactly only a sample and
     those whose verdict could change. `bfloat16`, `fp8` (needs a CUDA device of compute capability

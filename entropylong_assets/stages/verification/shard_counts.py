@@ -35,6 +35,8 @@ class ShardCounts:
         self._defined = dict.fromkeys(_GAINS, 0)
         self._trials: list[pl.DataFrame] = []
         self._uses: list[pl.DataFrame] = []
+        self._kinds: Counter[str] = Counter()
+        self._shares: list[pl.DataFrame] = []
         self.best = pl.DataFrame()
         self.histograms = {name: Histogram(-1, 1, 80) for name in _GAINS}
 
@@ -60,6 +62,11 @@ class ShardCounts:
         best = pl.concat([self.best, accepted]) if len(self.best) else accepted
         self.best = best.sort("gain", descending=True, maintain_order=True).head(self._n_best)
 
+    def add_evidence(self, evidence: pl.DataFrame) -> None:
+        """Add rows of `evidence`."""
+        self._kinds.update(dict(evidence["kind"].value_counts().iter_rows()))
+        self._shares.append(evidence.select("kept", "removed"))
+
     def summary(self) -> dict[str, Any]:
         """Return the fields of `VerifiedDependenciesSummary` that follow from the rows."""
         names = ("pairs", "pairs_scored", "contexts_scored", "accepted")
@@ -67,12 +74,18 @@ class ShardCounts:
             f"mean_{name}": self._sums[name] / self._defined[name] if self._defined[name] else None
             for name in _GAINS
         }
+        shares = {
+            f"evidence_{name}": pl.concat(self._shares)[name].median() if self._shares else None
+            for name in ("kept", "removed")
+        }
         rates = rates_by_rule(pl.concat(self._trials), self._settings) if self._trials else {}
         return {
             **{name: self._counts[name] for name in names},
             "accepted_by": self._accepted_by,
             **means,
             "diversity": spreads(self._uses),
+            "dependencies_by_kind": dict(sorted(self._kinds.items())),
+            **shares,
             "verdicts": dict(sorted(self._verdicts.items())),
             "control_trials": rates[self._settings.rule].total if rates else 0,
             "false_acceptance": {

@@ -23,12 +23,15 @@ from entropylong_assets.stages.verification.controls import (
     FetchChunks,
     draw_controls,
 )
+from entropylong_assets.stages.verification.evidence import EVIDENCE, EvidenceFinder
+from entropylong_assets.stages.verification.evidence_kinds import classify
 from entropylong_assets.stages.verification.root_verification import (
     RootCandidates,
     RootPlan,
     plan_root,
     verify_roots,
 )
+from entropylong_assets.stages.verification.rules import is_common, is_excluded
 from entropylong_assets.stages.verification.screen import Screen, ScreenFigures
 from entropylong_assets.stages.verification.shard_counts import ShardCounts
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
@@ -75,16 +78,22 @@ class Verifier:
         context_ids: Mapping[str, Sequence[int]],
         on_progress: Callable[[int], None],
     ) -> Batch:
-        """Return the rows of a batch of roots, and `forward_tokens` and `screen` as its figures.
+        """Return the rows of a batch of roots, and `forward_tokens`, `evidence_tokens` and `screen`
+        as its figures.
 
         context_ids: token ids of every candidate. on_progress: gets the tokens of each forward
         pass.
         """
-        settings, tokens = self.settings.verification, 0
+        settings, tokens, evidence_tokens = self.settings.verification, 0, 0
 
         def count(done: int) -> None:
             nonlocal tokens
             tokens += done
+            on_progress(done)
+
+        def count_evidence(done: int) -> None:
+            nonlocal evidence_tokens
+            evidence_tokens += done
             on_progress(done)
 
         plans = [
@@ -100,14 +109,45 @@ class Verifier:
         ]
         screen = Screen(self.screener, settings) if self.screener else None
         pairs, controls = verify_roots(plans, self.scorer, settings, count, screen=screen)
+        pairs = pairs.select(PAIRS.names())
         tables = {
-            "pairs": pairs.select(PAIRS.names()),
+            "pairs": pairs,
+            "evidence": self._find_evidence(roots, pairs, count_evidence),
             "controls": controls,
             "control_contexts": pl.DataFrame(_control_contexts(plans), schema=CONTROL_CONTEXTS),
         }
-        return Batch(
-            tables, {"forward_tokens": tokens, "screen": vars(screen.figures) if screen else {}}
+        figures = {
+            "forward_tokens": tokens,
+            "evidence_tokens": evidence_tokens,
+            "screen": vars(screen.figures) if screen else {},
+        }
+        return Batch(tables, figures)
+
+    def _find_evidence(
+        self,
+        roots: Sequence[RootCandidates],
+        pairs: pl.DataFrame,
+        on_progress: Callable[[int], None],
+    ) -> pl.DataFrame:
+        """Return the rows of `evidence` of the accepted pairs."""
+        settings = self.settings.verification
+        if not settings.evidence:
+            return pl.DataFrame(schema=EVIDENCE)
+        is_boilerplate = is_common(settings) | is_excluded(settings)
+        accepted = pairs.filter("accepted").with_columns(is_boilerplate.alias("is_boilerplate"))
+        chunks = self.fetch(accepted["chunk_id"].unique().sort().to_list())
+        found = EvidenceFinder(self.tokenizer, self.max_positions, self.scorer).find(
+            accepted,
+            {root.root_id: root.token_ids for root in roots},
+            dict(chunks.select("chunk_id", "text").iter_rows()),
+            on_progress,
         )
+        key = ["root_id", "anchor", "chunk_id"]
+        facts = accepted.select(*key, "word", "is_boilerplate")
+        spans = facts.join(found, on=key, maintain_order="left")
+        texts = spans.select("word", "text", "is_boilerplate")
+        kinds = pl.Series("kind", [classify(*row) for row in texts.iter_rows()], dtype=pl.String)
+        return spans.with_columns(kinds).select(EVIDENCE.names())
 
     def _draw_controls(self, root: RootCandidates, length: int) -> list[Control]:
         settings = self.settings
@@ -136,6 +176,7 @@ class VerifiedShard:
 
     counts: ShardCounts
     forward_tokens: int = 0
+    evidence_tokens: int = 0
     resumed_batches: int = 0
     """Batches taken from the checkpoints of an interrupted run."""
     screen: ScreenFigures = field(default_factory=ScreenFigures)
@@ -151,7 +192,7 @@ def verify_shard(
     on_root: Callable[[int], None] = lambda _: None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> VerifiedShard:
-    """Write pairs, contexts, controls and control_contexts of one shard.
+    """Write pairs, evidence, contexts, controls and control_contexts of one shard.
 
     partition: where roots and candidates are read. checkpoints: batches in it are not scored again,
     and new ones are saved to it. on_root: gets the number of roots just written. on_progress: gets
@@ -174,7 +215,9 @@ def verify_shard(
             for table, rows in batch.tables.items():
                 writer.append(table, rows)
             verified.counts.add(batch.tables["pairs"], batch.tables["controls"])
+            verified.counts.add_evidence(batch.tables["evidence"])
             verified.forward_tokens += batch.figures["forward_tokens"]
+            verified.evidence_tokens += batch.figures["evidence_tokens"]
             verified.screen.add(ScreenFigures(**batch.figures["screen"]))
             on_root(len(roots))
     return verified

@@ -15,6 +15,7 @@ from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE, VERIFY
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.stage import Check, Markdown, Partition, Result, Stage, Step
+from entropylong_assets.stages.verification.evidence_kinds import KINDS
 from entropylong_assets.stages.verification.false_acceptance import ROUGH
 from entropylong_assets.stages.verification.registry import NO_SCREEN, SCREENS, evaluated_rules
 from entropylong_assets.stages.verification.settings import VerificationSettings
@@ -74,6 +75,7 @@ def _compute(step: Step) -> Result:
     summary = VerifiedDependenciesSummary(
         **verified.counts.summary(),
         forward_tokens=verified.forward_tokens,
+        evidence_tokens=verified.evidence_tokens,
         model=model.identity,
         vocab_size=model.vocab_size,
         screen=verified.screen.metadata() if screener else None,
@@ -82,6 +84,7 @@ def _compute(step: Step) -> Result:
     scoring = {
         **usage.pop("scoring"),
         "resumed_batches": verified.resumed_batches,
+        "evidence_tokens": summary.evidence_tokens,
         "pairs_saved_by_sharing": summary.pairs_scored - summary.contexts_scored,
         **usage,
     }
@@ -92,6 +95,7 @@ def _compute(step: Step) -> Result:
         {
             "acceptance rate": summary.accepted / scored if scored else 0.0,
             "verdicts": summary.verdicts,
+            "dependencies by kind": summary.dependencies_by_kind,
             "scoring": scoring,
             "preview": verified.counts.best,
             "gains": Markdown(histogram),
@@ -101,9 +105,11 @@ def _compute(step: Step) -> Result:
 
 def _determined_by(settings: Settings) -> tuple[str, ...]:
     verification: VerificationSettings = settings.verification
-    own = ["rule", "compared_rules", "controls", "screen"]
+    own = ["rule", "compared_rules", "controls", "screen", "evidence"]
     own += ["max_contexts_per_root", "max_forward_tokens_per_root"]
     own += [name for rule in evaluated_rules(verification).values() for name in rule.settings]
+    if verification.evidence:  # boilerplate is a kind of dependencies
+        own += ["max_phrase_documents", "max_pair_documents", "excluded_anchors"]
     paths = [f"verification.{name}" for name in own]
     paths += [f"scoring.{n}" for n in ("model", "bos", "separator", "dtype", "max_forward_tokens")]
     if verification.controls:
@@ -147,13 +153,21 @@ def _views(partition: Partition) -> Mapping[str, duck.View]:
         "candidates": (CANDIDATE_CONTEXTS, [shard], "candidates"),
         "pairs": (VERIFIED_DEPENDENCIES, [shard], "pairs"),
         "controls": (VERIFIED_DEPENDENCIES, [shard], "controls"),
+        "contexts": (VERIFIED_DEPENDENCIES, [shard], "contexts"),
+        "evidence": (VERIFIED_DEPENDENCIES, [shard], "evidence"),
         "summary": summary,
     }
 
 
 def _check_parameters(partition: Partition) -> Mapping[str, Any]:
     settings = partition.settings.verification
-    return settings.model_dump() | {"evaluated_rules": list(evaluated_rules(settings))}
+    from entropylong_assets.stages.verification.evidence import MIN_KEPT
+
+    return settings.model_dump() | {
+        "evaluated_rules": list(evaluated_rules(settings)),
+        "min_kept": MIN_KEPT,
+        "kinds": list(KINDS),
+    }
 
 
 VERIFIED_DEPENDENCIES_STAGE = Stage(
@@ -161,7 +175,8 @@ VERIFIED_DEPENDENCIES_STAGE = Stage(
     description="""Every (root, anchor, chunk), scored: does the chunk lower the entropy there?
 
 Entropy and surprisal of the root alone, given the chunk and given control contexts; plain and
-calibrated gain; the verdict and its reason (paper, section 3.3; the controls are ours).""",
+calibrated gain; the verdict and its reason (paper, section 3.3; the controls are ours). For each
+accepted pair, the sentences of the context that keep the gain, and the kind of the dependency.""",
     compute=_compute,
     inputs=(CANDIDATE_CONTEXTS_STAGE, ENTROPY_SCORES_STAGE),
     sections={"verification": VerificationSettings},
@@ -178,6 +193,7 @@ calibrated gain; the verdict and its reason (paper, section 3.3; the controls ar
             "conditional_entropies_in_range", "Scores given contexts and controls are plausible."
         ),
         Check("verdicts_recomputed", "ΔI, ΔI* and verdicts follow from scores, rule and ε."),
+        Check("evidence_in_contexts", "Every accepted pair has one evidence span in its context."),
         Check(
             "controls_averaged", "Every scored anchor has its controls.", blocking=False, warns=True
         ),

@@ -29,12 +29,13 @@ from entropylong_assets.storage.schemas import (
 TEXT_FIELDS = (
     column("word", TEXT, "word at the anchor", null=True),
     column("anchor_kind", TEXT, "kind of the anchor's line or token", null=True),
-    column("phrase_documents", INT, "documents with the three words that end with it"),
-    column("pair_documents", INT, "documents with the word and the next"),
-    column("counted_documents", INT, "documents in which phrases were counted"),
+    column("phrase_documents", INT, "documents with the three words that end with it", null=True),
+    column("pair_documents", INT, "documents with the word and the next", null=True),
+    column("counted_documents", INT, "documents in which phrases were counted", null=True),
     column("has_word", BOOL, "whether the context contains the word", null=True),
 )
-"""What is known of the text of a pair. All but has_word belong to the anchor."""
+"""What is known of the text of a pair. All but has_word belong to the anchor. Numbers are null if
+no documents were counted."""
 
 
 class FalseAcceptance(BaseModel):
@@ -76,7 +77,16 @@ class VerifiedDependenciesSummary(Summary):
     false_acceptance: dict[str, FalseAcceptance]
     """Share of the control trials that each evaluated rule accepts; empty without trials."""
     forward_tokens: int
-    """Tokens that went through the scoring model, in either arithmetic."""
+    """Tokens of candidates and controls that went through the scoring model, in either
+    arithmetic."""
+    evidence_tokens: int = 0
+    """Tokens that went through the scoring model to find evidence spans."""
+    dependencies_by_kind: dict[str, int] = Field(default_factory=dict)
+    """Accepted pairs by kind; empty without evidence spans."""
+    evidence_kept: float | None = None
+    """Median share of the gain that an evidence span alone keeps; None if there are none."""
+    evidence_removed: float | None = None
+    """Median share of the gain that is removed with an evidence span."""
     model: str
     """Identity of the scoring model: reference, content hash and dtype."""
     vocab_size: int
@@ -90,7 +100,7 @@ VERIFIED_DEPENDENCIES = TableSet(
     scope="dataset",
     main="pairs",
     summary=VerifiedDependenciesSummary,
-    format_version=3,
+    format_version=4,
     schemas={
         "pairs": pa.schema(
             [
@@ -113,6 +123,21 @@ VERIFIED_DEPENDENCIES = TableSet(
                 column("accepted_by", NAMES, "evaluated rules that accept the pair"),
                 column("accepted", BOOL, "whether the rule in force accepts it"),
                 column("verdict", TEXT, "`accepted`, or the reason of the rejection"),
+            ]
+        ),
+        "evidence": pa.schema(
+            [
+                ROOT_ID,
+                ANCHOR,
+                CHUNK_ID,
+                column("kind", TEXT, "kind of the dependency (evidence_kinds.py)"),
+                column("start", INT, "first character of the span in the chunk"),
+                column("end", INT, "one past its last character"),
+                column("token_start", INT, "first token of the span in the context", "token"),
+                column("token_end", INT, "one past its last token", "token"),
+                column("measure", TEXT, "gain measured: `surprisal` or `entropy`"),
+                column("kept", FLOAT, "share of the gain that the span alone keeps", null=True),
+                column("removed", FLOAT, "share of the gain removed with the span", null=True),
             ]
         ),
         "contexts": pa.schema(

@@ -120,6 +120,35 @@ def test_scores_and_anchors_equal_the_definition(
         ]
 
 
+def test_anchors_by_surprisal_are_found_counted_and_checked(
+    partition: Partition, tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> None:
+    entropy = {"alpha": 1.5, "min_anchor_position": 4, "anchors": "both", "min_entropy": 1.0}
+    data = Path(partition.settings.data_uri)
+    other = tiny_settings(tiny_corpus, data, tiny_models, roots=ROOTS, entropy=entropy)
+    step = Partition(other, TableStore(other.data_uri, other.corpus.name, "surprised"), SHARD)
+    materialize(ENTROPY_SCORES_STAGE, step)
+    n_found = 0
+    for row in step.store.read(ENTROPY_SCORES, SHARD, "roots").iter_rows(named=True):
+        surprisals = row["surprisals"]
+        mean = math.fsum(surprisals) / len(surprisals)
+        std = math.sqrt(math.fsum((i - mean) ** 2 for i in surprisals) / len(surprisals))
+        assert (row["surprisal_mean"], row["surprisal_std"]) == pytest.approx((mean, std), rel=1e-9)
+        scores = list(zip(row["entropies"], surprisals, strict=True))
+        alone = [
+            t
+            for t, (h, i) in enumerate(scores)
+            if t >= 4 and i > mean + 1.5 * std and 1.0 < h <= row["threshold"]
+        ]
+        by_entropy = [t for t, (h, _) in enumerate(scores) if t >= 4 and h > row["threshold"]]
+        assert row["by_surprisal"] == alone
+        assert row["anchors"] == sorted(by_entropy + alone)
+        n_found += len(alone)
+    assert summary_of(step).anchors_by_surprisal == n_found > 0
+    assert summary_of(step).anchors > n_found
+    assert all(result.passed for result in run_checks(ENTROPY_SCORES_STAGE, step))
+
+
 def test_metadata_contains_a_chart_and_the_scorer(made: Materialization) -> None:
     chart = made.metadata["entropies"]
     assert isinstance(chart, Markdown)

@@ -177,6 +177,7 @@ def test_phrases_of_an_anchor_are_counted(tokenizer: Tokenizer) -> None:
         "root_id": "r",
         "anchor": at,
         "query": "",
+        "text_query": None,
         "word": "river",
         "kind": None,
         "phrase_documents": 1,
@@ -217,7 +218,7 @@ def test_queries_are_embedded_whole_with_the_prompt_of_the_model(
         queries["query"], queries.select("root_id", "anchor").iter_rows(), strict=True
     ):
         assert tokenizer.decode([ids_of[root_id][anchor]]).strip() in query
-    retriever.nearest(queries)
+    retriever.nominate(queries)
     texts = queries["query"].unique(maintain_order=True).to_list()
     theirs = embedder.model.encode_query(texts, normalize_embeddings=True)
     vectors = dict(zip(texts, theirs, strict=True))

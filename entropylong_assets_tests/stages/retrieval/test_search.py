@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.retrieval.search import COLUMNS, SearchTable, nominate
+from entropylong_assets.stages.embeddings.vector_table import FOUND_BY_TEXT
+from entropylong_assets.stages.retrieval.search import (
+    COLUMNS,
+    TEXT_COLUMNS,
+    SearchTable,
+    nominate,
+    nominate_by_text,
+)
 
 
 class Brute:
@@ -165,3 +174,36 @@ def test_nominate_returns_an_empty_frame_without_queries_or_rows(n_rows: int) ->
     nominated = nominate(search, queries, ["r"] * n_queries, 4, n_rows)
     assert nominated.schema == COLUMNS
     assert nominated.is_empty()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nominate_by_text_equals_a_full_sort_whatever_the_order_of_rows(reverse: bool) -> None:
+    """Many scores are equal, also at the limit of a search; most rows are the root's own."""
+    draw = np.random.default_rng(5)
+    documents = [f"d{0 if i < 60 else i % 9}" for i in range(200)]
+    scored = {
+        text: [(f"c{i:03d}", doc, float(draw.integers(1, 4))) for i, doc in enumerate(documents)]
+        for text in ("one", "two")
+    }
+    scored["none"] = []
+    limits: list[int] = []
+
+    def search(texts: Sequence[str], limit: int) -> pl.DataFrame:
+        limits.append(limit)
+        rows = []
+        for query, text in enumerate(texts):
+            in_order = sorted(scored[text][:: -1 if reverse else 1], key=lambda row: -row[2])
+            rows += [(query, c, d, "s", s) for c, d, s in in_order[:limit]]
+        return pl.DataFrame(rows, schema=FOUND_BY_TEXT, orient="row")
+
+    texts, roots = ["two", "none", "", "one"], ["d0", "d0", "d0", "d4"]
+    nominated = nominate_by_text(search, texts, roots, 6, 200)
+    assert nominated.schema == TEXT_COLUMNS
+    for query in (0, 3):
+        others = [row for row in scored[texts[query]] if row[1] != roots[query]]
+        best = sorted(others, key=lambda row: (-row[2], row[0]))[:6]
+        rows = nominated.filter(pl.col("query") == query)
+        assert rows["rank"].to_list() == [1, 2, 3, 4, 5, 6]
+        assert rows.select("chunk_id", "doc_id", "score").rows() == best
+    assert set(nominated["query"]) == {0, 3}
+    assert max(limits) > min(limits), "no tie at the limit of a search"

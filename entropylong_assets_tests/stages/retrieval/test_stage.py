@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 
 from entropylong_assets.project import open_store
-from entropylong_assets.settings.section import Settings
+from entropylong_assets.settings.section import Settings, SettingsError
 from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.shards import plan_shards, save_plan
 from entropylong_assets.stages.embeddings.embedder import load_embedder
@@ -24,12 +25,15 @@ from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.stage import Partition
 from entropylong_assets.stages.versioning import is_up_to_date, stale_reason
+from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.bm25 import bm25
 from entropylong_assets_tests.stages.retrieval.naive_containment import naive_containment
 from entropylong_assets_tests.tiny_world import tiny_settings
 
 SHARDS = ["tiny-00000", "tiny-00001"]
 K, HALF_WINDOW, NGRAM, LIMIT = 4, 8, 8, 0.2
+BY_TEXT = {"text_candidates": 3, "text_half_window": 12}
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +44,8 @@ def settings(
     return tiny_settings(tiny_corpus, data, tiny_models, roots={"fraction": 1.0})
 
 
-@pytest.fixture(scope="module")
-def partitions(settings: Settings) -> dict[str, Partition]:
-    """The materialized partitions, by shard."""
+def materialized(settings: Settings) -> dict[str, Partition]:
+    """Materialize everything up to the candidates; return the partitions by shard."""
     save_plan(open_store(settings.corpus), plan_shards(settings.corpus))
     for stage in [*CANDIDATE_CONTEXTS_STAGE.upstream(), CANDIDATE_CONTEXTS_STAGE]:
         owner = settings.corpus if stage.scope == "corpus" else settings
@@ -52,6 +55,11 @@ def partitions(settings: Settings) -> dict[str, Partition]:
             if stage is not CANDIDATE_CONTEXTS_STAGE:
                 assert all(result.passed for result in run_checks(stage, partition)), stage.name
     return {shard: Partition(settings, open_store(settings), shard) for shard in SHARDS}
+
+
+@pytest.fixture(scope="module")
+def partitions(settings: Settings) -> dict[str, Partition]:
+    return materialized(settings)
 
 
 def read(partition: Partition, table: str) -> pl.DataFrame:
@@ -170,3 +178,75 @@ def test_searched_index_finds_the_candidates_again(partitions: dict[str, Partiti
     assert len(index.table.fetch(sorted(drawn), ["chunk_id", "text"])) == len(drawn)
     shards = partition.store.read(EMBEDDING_INDEX, WHOLE, "shards")
     assert index.universe.total == shards["n_chunks"].sum()
+
+
+def test_words_nominate_beside_the_vectors(
+    tiny_corpus: Path,
+    tiny_models: tuple[str, str],
+    tmp_path: Path,
+    partitions: dict[str, Partition],
+) -> None:
+    """Against BM25 by its formula, over all chunks; the vectors' candidates stay what they were."""
+    settings = tiny_settings(
+        tiny_corpus,
+        tmp_path,
+        tiny_models,
+        roots={"fraction": 1.0},
+        embedding={"text_index": True},
+        retrieval=BY_TEXT,
+    )
+    partition = materialized(settings)[SHARDS[1]]
+    tag = partition.store.summary(EMBEDDING_INDEX).tag
+    chunks = pl.concat(list(open_table(partition.store, tag).scan(["chunk_id", "text", "vector"])))
+    words = {c: split(text) for c, text in chunks.select("chunk_id", "text").iter_rows()}
+    vectors = dict(chunks.select("chunk_id", "vector").iter_rows())
+    embedder = load_embedder(partition.corpus.embedding)
+    tokenizer = load_tokenizer(settings.scoring)
+    roots = partition.store.read(ENTROPY_SCORES, SHARDS[1], "roots")
+    ids_of = dict(roots.select("root_id", "token_ids").iter_rows())
+    candidates, queries = read(partition, "candidates"), read(partition, "queries")
+    key = ["root_id", "anchor", "rank", "chunk_id", "similarity"]
+    by_vector = candidates.filter(pl.col("found_by") != "text")
+    assert by_vector.select(key).equals(read(partitions[SHARDS[1]], "candidates").select(key))
+    for row in queries.iter_rows(named=True):
+        t = row["anchor"]
+        window = ids_of[row["root_id"]][max(0, t - 12) : t + 13]
+        assert row["text_query"] == tokenizer.decode(window).strip("\ufffd").strip()
+        scores = bm25(split(row["text_query"]), words)
+        others = {c: s for c, s in scores.items() if not c.startswith(row["root_id"])}
+        mine = candidates.filter(root_id=row["root_id"], anchor=t).sort("rank")
+        found = mine.filter(pl.col("found_by") != "vector")["chunk_id"].to_list()
+        best = sorted(others.values(), reverse=True)[:3]
+        assert sorted((others[c] for c in found), reverse=True) == pytest.approx(best, abs=2e-3)
+        query = embedder.embed_queries([row["query"]])[0]
+        cosines = [float(query @ np.asarray(vectors[c])) for c in mine["chunk_id"]]
+        assert mine["similarity"].to_list() == pytest.approx(cosines, abs=1e-5)
+    n_found = candidates["found_by"].value_counts()
+    assert set(n_found["found_by"]) == {"vector", "text", "both"}
+    summary = partition.store.summary(CANDIDATE_CONTEXTS, SHARDS[1])
+    assert summary.found_by_text == len(candidates.filter(found_by="text"))
+    assert all(r.passed for r in run_checks(CANDIDATE_CONTEXTS_STAGE, partition))
+    before = read(partition, "candidates")
+    materialize(CANDIDATE_CONTEXTS_STAGE, partition)
+    assert read(partition, "candidates").equals(before)
+
+
+def split(text: str) -> list[str]:
+    return re.findall("[a-z]+", text.lower())
+
+
+def test_an_index_without_words_is_named(
+    partitions: dict[str, Partition], tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> None:
+    partition = partitions[SHARDS[0]]
+    data = Path(partition.settings.data_uri)
+    with pytest.raises(SettingsError, match=r"embedding\.text_index of corpus .* is false"):
+        tiny_settings(tiny_corpus, data, tiny_models, retrieval=BY_TEXT)
+    wanted = tiny_settings(
+        tiny_corpus, data, tiny_models, embedding={"text_index": True}, retrieval=BY_TEXT
+    )
+    with pytest.raises(TableError) as caught:
+        materialize(CANDIDATE_CONTEXTS_STAGE, Partition(wanted, partition.store, SHARDS[0]))
+    message = str(caught.value)
+    assert "set embedding.text_index: true and materialize embedding_index again" in message
+    assert "\n" not in message

@@ -29,6 +29,7 @@ from entropylong_assets.stages.stage import Partition
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.stages.versioning import stale_reason
 from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.setting_reads import computation_reads, leaves
 from entropylong_assets_tests.tiny_world import tiny_settings
 
@@ -336,3 +337,24 @@ def test_settings_are_rejected_if_the_rule_of_the_recipe_is_not_evaluated(
     settings("policylong", compared_rules=[])
     with pytest.raises(SettingsError, match=r"samples\.recipe: no recipe 'mine'; there are "):
         settings("mine")
+
+
+def test_evidence_spans_are_at_their_place_in_the_sample(world: World) -> None:
+    tokenizer = load_tokenizer(world.settings.scoring)
+    spans = 0
+    for shard in world.shards:
+        samples = world.store.read(LONG_CONTEXT_SAMPLES, shard, "samples")
+        token_ids = dict(samples.select("sample_id", "input_ids").iter_rows())
+        chunks = world.store.read(CANDIDATE_CONTEXTS, shard, "chunks")
+        texts = dict(chunks.select("chunk_id", "text").iter_rows())
+        evidence = world.store.read(VERIFIED_DEPENDENCIES, shard, "evidence")
+        dependencies = world.store.read(LONG_CONTEXT_SAMPLES, shard, "dependencies")
+        key = ["root_id", "anchor", "chunk_id"]
+        for row in dependencies.join(evidence, on=key).iter_rows(named=True):
+            span = token_ids[row["sample_id"]][row["evidence_start"] : row["evidence_end"]]
+            text = texts[row["chunk_id"]][row["start"] : row["end"]]
+            assert tokenizer.decode(span).strip() == text
+            assert row["kind"] == row["kind_right"]
+            spans += 1
+        assert len(dependencies.filter(pl.col("kind").is_null())) == 0
+    assert spans > 5

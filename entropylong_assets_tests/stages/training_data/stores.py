@@ -99,7 +99,8 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
             anchors = sorted({p["anchor"] for p in world.pairs if p["root_id"] == root["root_id"]})
             values = {"entropies": [1.0] * n, "surprisals": [1.0] * n, "anchors": anchors}
             moments = {"mean": 1.0, "std": 0.0, "threshold": 1.0}
-            writer.append("roots", [root | values | moments])
+            moments |= {"surprisal_mean": 1.0, "surprisal_std": 0.0}
+            writer.append("roots", [root | values | moments | {"by_surprisal": []}])
         writer.summary = EntropyScoresSummary(
             documents=len(ids),
             not_drawn=len(world.contexts),
@@ -116,7 +117,13 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
             outcome = "near_duplicate" if pair["verdict"] == "near_duplicate" else "passed"
             names = ("root_id", "anchor", "rank", "chunk_id", "similarity")
             row = {name: pair[name] for name in names}
-            writer.append("candidates", [row | {"containment": 0.0, "leak_check": outcome}])
+            row |= {
+                "found_by": "vector",
+                "containment": 0.0,
+                "leak_check": outcome,
+                "has_word": None,
+            }
+            writer.append("candidates", [row])
         writer.summary = CandidateContextsSummary(
             roots=len(world.roots),
             anchors=0,

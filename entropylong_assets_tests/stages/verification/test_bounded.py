@@ -26,6 +26,7 @@ def candidate(root: str, anchor: int, rank: int) -> dict[str, Any]:
         "rank": rank,
         "chunk_id": f"c{anchor}-{rank}",
         "similarity": 0.5,
+        "found_by": "vector",
         "containment": 0.0,
         "leak_check": "passed",
         "has_word": None,
@@ -41,7 +42,10 @@ def root(name: str) -> dict[str, Any]:
         "mean": 1.5,
         "std": 0.5,
         "threshold": 2.0,
+        "surprisal_mean": 1.5,
+        "surprisal_std": 0.5,
         "anchors": [1],
+        "by_surprisal": [],
     }
 
 

@@ -131,6 +131,8 @@ def test_a_budget_passes_every_check(world: World, tmp_path: Path, budget: dict[
         "candidates": world.store.read(CANDIDATE_CONTEXTS, shard, "candidates"),
         "pairs": into.read(VERIFIED_DEPENDENCIES, shard, "pairs"),
         "controls": into.read(VERIFIED_DEPENDENCIES, shard, "controls"),
+        "contexts": into.read(VERIFIED_DEPENDENCIES, shard, "contexts"),
+        "evidence": into.read(VERIFIED_DEPENDENCIES, shard, "evidence"),
         "summary": pl.DataFrame({"vocab_size": [400]}),
     }
     stage = VERIFIED_DEPENDENCIES_STAGE
@@ -145,4 +147,4 @@ def test_a_budget_passes_every_check(world: World, tmp_path: Path, budget: dict[
             used = {name: value for name, value in parameters.items() if f"${name}" in sql}
             assert session.sql(sql, params=used).fetchall() == [], path.stem
         names.append(path.stem)
-    assert len(names) == 5
+    assert len(names) == 6

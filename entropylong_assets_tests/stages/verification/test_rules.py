@@ -128,11 +128,11 @@ def test_no_rule_accepts_a_pair_whose_gain_is_undefined(score: float | None) -> 
 SCORING = {"scoring.model", "scoring.bos", "scoring.separator", "scoring.dtype"}
 SCORING |= {"scoring.max_forward_tokens"}
 OWN = {"rule", "compared_rules", "controls", "screen", "max_contexts_per_root"}
-OWN |= {"max_forward_tokens_per_root"}
+OWN |= {"max_forward_tokens_per_root", "evidence"}
 DRAWING = {"seed", "retrieval.leak_check", "retrieval.leak_ngram_words"}
 DRAWING |= {"retrieval.max_containment"}
-OF_GENUINE = {"min_calibrated_gain", "min_surprisal_gain", "max_phrase_documents"}
-OF_GENUINE |= {"max_pair_documents", "excluded_anchors"}
+OF_KINDS = {"max_phrase_documents", "max_pair_documents", "excluded_anchors"}
+OF_GENUINE = {"min_calibrated_gain", "min_surprisal_gain"} | OF_KINDS
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,10 @@ OF_GENUINE |= {"max_pair_documents", "excluded_anchors"}
     [
         ({}, {"epsilon", "require_surprisal_drop"} | OF_GENUINE),
         ({"rule": "genuine", "compared_rules": []}, OF_GENUINE),
-        ({"rule": "plain", "compared_rules": ["plain"]}, {"epsilon"}),
-        ({"rule": "likelier", "compared_rules": []}, set()),
-        ({"rule": "likelier", "compared_rules": ["plain"]}, {"epsilon"}),
+        ({"rule": "plain", "compared_rules": ["plain"]}, {"epsilon"} | OF_KINDS),
+        ({"rule": "likelier", "compared_rules": []}, OF_KINDS),
+        ({"rule": "likelier", "compared_rules": [], "evidence": False}, set()),
+        ({"rule": "likelier", "compared_rules": ["plain"]}, {"epsilon"} | OF_KINDS),
     ],
 )
 def test_the_stage_is_determined_by_what_its_rules_read(

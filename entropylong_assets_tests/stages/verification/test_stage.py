@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "the paper's": {"rule": "plain", "controls": 0, "require_surprisal_drop": False},
     "one rule": {"rule": "plain", "compared_rules": ("plain",)},
+    "no evidence": {"rule": "plain", "compared_rules": (), "evidence": False},
     "budget": {"max_contexts_per_root": 1, "max_forward_tokens_per_root": 3000},
 }
 

@@ -1,5 +1,9 @@
-SELECT root_id, anchor, count(*) AS candidates, max("rank") AS last_rank
+-- Ranks run from 1 without a gap; neither search gives more candidates than it may.
+SELECT root_id, anchor, count(*) AS candidates, max("rank") AS last_rank,
+       count(*) FILTER (found_by <> 'text') AS by_vector,
+       count(*) FILTER (found_by <> 'vector') AS by_text
 FROM candidates
 GROUP BY root_id, anchor
 HAVING min("rank") <> 1 OR max("rank") <> count(*) OR count(DISTINCT "rank") <> count(*)
-    OR count(DISTINCT chunk_id) <> count(*) OR count(*) > $top_k
+    OR count(DISTINCT chunk_id) <> count(*) OR by_vector > $top_k OR by_text > $text_candidates
+    OR bool_or(found_by NOT IN ('vector', 'text', 'both'))
