@@ -62,16 +62,17 @@ def show(
         gains = f"ΔI {d.gain:.2f}" + (
             "" if d.calibrated_gain is None else f", ΔI* {d.calibrated_gain:.2f}"
         )
-        kind = "" if d.kind is None else f", {d.kind.replace('_', ' ')}"
+        kind = "" if d.kind is None else f"{d.kind.replace('_', ' ')}, "
         out.print(
             Panel(
                 f"[dim]root {d.root_id[:8]}:[/] …{escape(d.before)}[bold reverse]{escape(d.token)}"
                 f"[/]{escape(d.after)}…\n\n"
                 f"[dim]context {d.chunk_id}:[/] {escape(d.context_before.lstrip())}"
                 f"[bold underline]{escape(d.evidence)}[/]{escape(d.context_after.rstrip())}",
-                title=f"entropy {d.entropy:.2f} → {d.entropy_context:.2f} nats, {gains}, "
-                f"{d.distance:,} tokens apart{kind}",
+                title=f"entropy {d.entropy:.2f} → {d.entropy_context:.2f} nats, {gains}",
                 title_align="left",
+                subtitle=f"{kind}{d.distance:,} tokens apart",
+                subtitle_align="left",
             )
         )
 
