@@ -6,6 +6,7 @@ One forward pass of the whole [C; D] for every pair, all logits, a Llama written
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,21 @@ def nearest(query: np.ndarray, vectors: dict[str, np.ndarray], own: str, k: int)
 Scores = Callable[[tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
 
 
+def is_rare(texts: list[str], root: str, end: int) -> bool:
+    """Whether the three words that end at a character of a root are in at most 8 texts, and the last
+    of them and the next word in at most 60. A text consists of words, spaces and points."""
+    before, after = re.findall(r"\w+|\.", root[:end]), re.findall(r"\w+|\.", root[end:])
+
+    def documents(phrase: list[str]) -> int:
+        found = 0
+        for text in texts:
+            words, n = re.findall(r"\w+|\.", text), len(phrase)
+            found += any(words[k : k + n] == phrase for k in range(len(words)))
+        return found
+
+    return documents(before[-3:]) <= 8 and documents([before[-1], *after[:1]]) <= 60
+
+
 def verdict(
     scores: Scores,
     bos: list[int],
@@ -97,7 +113,8 @@ def verdict(
     controls: list[list[int]],
     epsilon: float,
 ) -> dict[str, Any]:
-    """Section 2.3 with controls: gains and both verdicts of one pair.
+    """Section 2.3 with controls: gains and both verdicts of one pair, and whether entropy and
+    surprisal fall as rule `genuine` asks.
 
     `scores`: `Llama.scores`, or a memo of it.
     """
@@ -114,7 +131,9 @@ def verdict(
     i_control = float(np.mean([s for _, s in behind]))
     gain = (h - h_context) / h
     calibrated = (min(h, h_control) - h_context) / h
+    lower = min(i, i_control)
     return {
+        "lowers_both": calibrated > 0 and (lower - i_context) / lower > 0.2,
         "gain": gain,
         "calibrated_gain": calibrated,
         "accepted_plain": gain > epsilon,

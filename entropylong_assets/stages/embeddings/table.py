@@ -1,7 +1,7 @@
 """The LanceDB table of all chunks of a corpus: text, place and vector.
 
-Shards are replaced in one commit each, so that a reader sees a shard whole or not at all. Searches
-read a tagged version, so that writers never change it under them.
+Shards are replaced in one commit each: a reader sees a shard whole or not at all. Searches read a
+tagged version, which writers never change.
 
 Legend: Q queries, E dimensions.
 """
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from entropylong_assets.stages.embeddings.embedder import Embedder
 
 _KEY = ["chunk_id", "shard"]
-
 VECTOR_INDEXES: Mapping[str, Any] = {"ivf_flat": IvfFlat, "ivf_sq": IvfSq, "ivf_rq": IvfRq}
 
 # Of k-means: 64 vectors per partition and 20 rounds take half the time of the defaults (256 and
@@ -342,7 +341,7 @@ def open_table(store: TableStore, tag: str | None = None) -> ChunkTable:
 def load_table(store: TableStore, embedder: Embedder, tag: str | None = None) -> ChunkTable:
     """Open the table of a corpus to search it with vectors of this embedder.
 
-    Raises TableError if there is no table or no such tag, or if its vectors are another embedder's.
+    Raises TableError as `open_table` does, or if its vectors are another embedder's.
     """
     existing = open_existing(store.corpus_uri)
     table = ChunkTable(store.corpus_uri, embedder.dimension, embedder.identity, existing)
