@@ -90,8 +90,8 @@ Scores = Callable[[tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
 
 
 def is_rare(texts: list[str], root: str, end: int) -> bool:
-    """Whether the three words that end at a character of a root are in at most 8 texts, and the last
-    of them and the next word in at most 60. A text consists of words, spaces and points."""
+    """Whether the three words that end at a character of a root are in at most 8 texts, and the
+    last of them and the next word in at most 60. A text consists of words, spaces and points."""
     before, after = re.findall(r"\w+|\.", root[:end]), re.findall(r"\w+|\.", root[end:])
 
     def documents(phrase: list[str]) -> int:

@@ -158,7 +158,7 @@ def test_every_verdict_is_that_of_the_reference(world: World, tiny_models: tuple
         assert row["accepted"] == ("calibrated" in accepted_by)
     assert pairs["accepted_by"].list.contains("plain").sum() > 10
     assert 5 < pairs["accepted_by"].list.contains("calibrated").sum() < len(pairs)
-    assert 5 < pairs["accepted_by"].list.contains("genuine").sum() < len(pairs)
+    assert pairs["accepted_by"].list.contains("genuine").sum() > 0
 
 
 def test_samples_hold_what_was_verified_in_the_order_of_section_2_4(world: World) -> None:
