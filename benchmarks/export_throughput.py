@@ -63,6 +63,7 @@ CANDIDATES = CandidateContextsSummary(
     candidates=0,
     near_duplicate=0,
     chunks=0,
+    phrase_documents=0,
     dropped={},
     index="generated",
     excluded_shards=[],
@@ -131,9 +132,12 @@ def make_sample(name: str, number: int, rng: np.random.Generator) -> dict[str, p
         "chunk_id": chunks,
         "context_start": start[:-1],
         "context_end": end[:-1],
+        "evidence_start": start[:-1] + 10,
+        "evidence_end": start[:-1] + 40,
         **{figure: rng.random(CONTEXTS, np.float32) for figure in figures},
     }
-    constants = {"anchor": 50, "rank": 1, "anchor_position": TOKENS - width + 50, "distance": 1000}
+    constants: dict[str, Any] = {"anchor": 50, "rank": 1, "distance": 1000, "kind": "definition"}
+    constants["anchor_position"] = TOKENS - width + 50
     return {
         "samples": pl.DataFrame(
             {"sample_id": [name]} | {k: [v] for k, v in counts.items()}

@@ -90,7 +90,7 @@ def write_shard(store: TableStore, number: int, samples: int) -> None:
     }
     with store.write(CANDIDATE_CONTEXTS, shard, fingerprint="bench") as writer:
         passed = {"containment": np.zeros(n_pairs, np.float32), "leak_check": ["passed"] * n_pairs}
-        passed["found_by"] = ["vector"] * n_pairs
+        passed |= {"found_by": ["vector"] * n_pairs, "has_word": [True] * n_pairs}
         writer.append("candidates", pl.DataFrame(key | passed))
         place = {"shard": shard, "source": "web", "start": 0, "end": 9, "text": "lorem " * 200}
         writer.append("chunks", [{"chunk_id": c, "doc_id": c[:32]} | place for c in chunks])
@@ -117,6 +117,13 @@ def write_pairs(
         **dict.fromkeys(("gain", "calibrated_gain"), gain),
         "accepted": accepted,
         "verdict": np.where(accepted, "accepted", "gain_too_small"),
+        "word": np.full(len(alone), "lorem"),
+        "anchor_kind": pl.Series([None] * len(alone), dtype=pl.String),
+        "has_word": np.full(len(alone), True),
+        **dict.fromkeys(
+            ("phrase_documents", "pair_documents", "counted_documents"),
+            np.ones(len(alone), np.int32),
+        ),
     }
     n = anchors.size
     with store.write(VERIFIED_DEPENDENCIES, shard, fingerprint="bench") as writer:
@@ -128,6 +135,7 @@ def write_pairs(
                 "root_id": np.repeat(roots, ANCHORS),
                 "control": np.full(n, control, np.int32),
                 "anchor": anchors.ravel(),
+                "has_word": np.full(n, False),
                 "entropy": rng.random(n, np.float32) * 5,
                 "surprisal": rng.random(n, np.float32) * 5,
             }
