@@ -30,8 +30,8 @@ _PAGE = """# Evidence
 
 Written by `entropylong evidence` on {date}, under the settings at the end. The last call took
 {minutes}; stages that an earlier call had finished were not materialized again. Intervals are 95%.
-Trials of one root count as one cluster. `rough` marks an interval of a share that too few roots
-stand behind: it assumes a correlation of {correlation:g} between the trials of a root.
+Trials of one root count as one cluster. `rough` marks an interval of a share that rests on too
+few roots: it assumes a correlation of {correlation:g} between the trials of a root.
 
 ## Recipes, on the same roots, index and budget of tokens
 

@@ -376,6 +376,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "controls": 2,
         "evidence": True,
         "min_kept": 0.6,
+        "limits_hold_up_to": 8000,
         "kinds": ["definition", "other"],
         "min_calibrated_gain": 0.0,
         "min_surprisal_gain": 0.2,

@@ -58,7 +58,7 @@ phrases AS (
     FROM split
 )
 SELECT phrase, count(*)::INTEGER AS documents
-FROM phrases GROUP BY phrase HAVING count(*) > 1 ORDER BY phrase
+FROM phrases GROUP BY phrase HAVING count(*) > 1
 """
 
 _LAST = """

@@ -143,6 +143,22 @@ def license_file(content: Mapping[str, Any]) -> str:
     )
 
 
+_INTRODUCTION = """
+# Long-context samples with verified dependencies
+
+Each sample joins root documents with passages of other documents that were shown to lower a \
+language model's uncertainty at given positions of the root (EntropyLong, arXiv 2510.02330)."""
+
+
+def _use_in_trainers(content: Mapping[str, Any], facts: ExportFacts) -> str:
+    return (
+        "## Use in trainers\n\n"
+        + _masked_fillers(content)
+        + "\n".join(EXPORT_FORMATS[name].usage(facts) for name in content["formats"])
+        + _no_table(facts, content["formats"])
+    )
+
+
 def dataset_card(content: Mapping[str, Any]) -> str:
     """The card of an export, from its manifest without files."""
     figures, splits, made = content["figures"], content["splits"], content["made_from"]
@@ -150,10 +166,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
     rule, epsilon = settings["verification"]["rule"], settings["verification"].get("epsilon")
     fraction = settings["export"]["validation_fraction"]
     return (
-        front_matter(content, facts) + "\n# Long-context samples with verified dependencies\n\n"
-        "Each sample joins root documents with passages of other documents that were shown to "
-        "lower a language model's uncertainty at given positions of the root (EntropyLong, "
-        "arXiv 2510.02330). Token ids are those that were scored.\n\n"
+        front_matter(content, facts) + _INTRODUCTION + " Token ids are those that were scored.\n\n"
         "## Figures\n\n"
         + _table(["figure", "value"], _figure_rows(figures, rule))
         + "\n## Sources\n\n"
@@ -166,10 +179,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         + f"\nNo document is in both splits, as root or as context. At most {fraction:g} of the "
         "samples is held out, and less if shared documents link samples. Samples that share "
         "documents with both splits are left out; the figures above count them.\n\n"
-        "## Use in trainers\n\n"
-        + _masked_fillers(content)
-        + "\n".join(EXPORT_FORMATS[name].usage(facts) for name in content["formats"])
-        + _no_table(facts, content["formats"])
+        + _use_in_trainers(content, facts)
         + "\n## Made from\n\n"
         + _table(
             ["", ""],
@@ -215,10 +225,9 @@ def retokenized_card(content: Mapping[str, Any]) -> str:
     facts = facts_of(content)
     shares = [(f"tokens in role {r}, share", n) for r, n in figures["share_by_role"].items()]
     return (
-        front_matter(content, facts) + "\n# Long-context samples with verified dependencies\n\n"
-        "Each sample joins root documents with passages of other documents that were shown to "
-        "lower a language model's uncertainty at given positions of the root (EntropyLong, "
-        "arXiv 2510.02330). The samples were packed again for another tokenizer. **Gains and "
+        front_matter(content, facts)
+        + _INTRODUCTION
+        + " The samples were packed again for another tokenizer. **Gains and "
         f"entropies were measured by {_cell(made['gains_measured_by'])} at its own tokens**; an "
         "anchor is the token that holds the first character of the one that was measured.\n\n"
         "## Figures\n\n"
@@ -234,10 +243,8 @@ def retokenized_card(content: Mapping[str, Any]) -> str:
         + _table(["", ""], _tokenizer_rows(content))
         + "\n## Splits\n\n"
         + _table(["split", "samples"], [*splits.items()])
-        + "\nRoots and contexts stay in the split that they were in.\n\n## Use in trainers\n\n"
-        + _masked_fillers(content)
-        + "\n".join(EXPORT_FORMATS[name].usage(facts) for name in content["formats"])
-        + _no_table(facts, content["formats"])
+        + "\nRoots and contexts stay in the split that they were in.\n\n"
+        + _use_in_trainers(content, facts)
         + "\n## Made from\n\n"
         + _table(
             ["", ""],

@@ -1,4 +1,4 @@
-"""Kinds of dependencies, told from the text of the evidence span.
+"""The kind of a dependency, found in the text of its evidence span.
 
 The first of these kinds that applies:
 

@@ -55,8 +55,9 @@ class Calibrated:
 
     def reason(self, settings: VerificationSettings) -> pl.Expr:
         gain = pl.col("calibrated_gain")
-        no_control = pl.col("entropy_control").is_null() | pl.col("entropy_control").is_nan()
-        reason = pl.when(no_control).then(pl.lit(NO_CONTROL)).otherwise(pl.lit(GAIN_TOO_SMALL))
+        reason = (
+            pl.when(_lacks_control()).then(pl.lit(NO_CONTROL)).otherwise(pl.lit(GAIN_TOO_SMALL))
+        )
         if not settings.require_surprisal_drop:
             return reason
         gained = (gain > settings.epsilon) & gain.is_not_nan() & _surprisal_rose()
@@ -116,7 +117,7 @@ def _refusals(settings: VerificationSettings) -> dict[str, pl.Expr]:
     reference = pl.min_horizontal("surprisal", "surprisal_control").cast(pl.Float64)
     surprisal_gain = (reference - pl.col("surprisal_context")) / reference
     return {
-        NO_CONTROL: pl.col("entropy_control").is_null() | pl.col("entropy_control").is_nan(),
+        NO_CONTROL: _lacks_control(),
         NO_WORD: pl.col("word").is_null(),
         EXCLUDED_ANCHOR: is_excluded(settings),
         GAIN_TOO_SMALL: _not_above("calibrated_gain", settings.min_calibrated_gain),
@@ -124,6 +125,10 @@ def _refusals(settings: VerificationSettings) -> dict[str, pl.Expr]:
         WORD_NOT_IN_CONTEXT: ~pl.col("has_word").fill_null(False),
         COMMON_PHRASE: is_common(settings),
     }
+
+
+def _lacks_control() -> pl.Expr:
+    return pl.col("entropy_control").is_null() | pl.col("entropy_control").is_nan()
 
 
 def _not_above(gain: str | pl.Expr, least: float) -> pl.Expr:

@@ -160,12 +160,14 @@ def _views(partition: Partition) -> Mapping[str, duck.View]:
 
 
 def _check_parameters(partition: Partition) -> Mapping[str, Any]:
-    settings = partition.settings.verification
     from entropylong_assets.stages.verification.evidence import MIN_KEPT
+    from entropylong_assets.stages.verification.rules import COUNTED_DOCUMENTS
 
+    settings = partition.settings.verification
     return settings.model_dump() | {
         "evaluated_rules": list(evaluated_rules(settings)),
         "min_kept": MIN_KEPT,
+        "limits_hold_up_to": COUNTED_DOCUMENTS,
         "kinds": list(KINDS),
     }
 

@@ -5,7 +5,7 @@ WITH base AS (
            least(entropy, entropy_control)::DOUBLE AS reference,
            least(surprisal, surprisal_control)::DOUBLE AS lower_surprisal,
            surprisal_context < least(surprisal, surprisal_control) AS likelier,
-           greatest(1.0, counted_documents / 8000.0) AS larger
+           greatest(1.0, counted_documents / $limits_hold_up_to::DOUBLE) AS larger
     FROM pairs
 ),
 gains AS (

@@ -71,15 +71,15 @@ def nanotron_targets(item: dict[str, Any]) -> np.ndarray:
 def read_nanotron(space: dict[str, Any], _: Path) -> list[dict[str, Any]]:
     from datatrove.utils.dataset import DatatroveFolderDataset
 
-    told = json.loads(Path("nanotron/dataset.json").read_text())
+    facts = json.loads(Path("nanotron/dataset.json").read_text())
     by_index = space["dataset"]
     by_eos = DatatroveFolderDataset(
         "nanotron/train",
-        seq_len=told["sequence_length"],
+        seq_len=facts["sequence_length"],
         filename_pattern="**/*.ds",
-        token_size=np.dtype(told["dtype"]).itemsize,
+        token_size=np.dtype(facts["dtype"]).itemsize,
         return_positions=True,
-        positions_from_eos_token_id=told["eos_token_id"],
+        positions_from_eos_token_id=facts["eos_token_id"],
     )
     found = []
     for number in range(len(by_index)):
