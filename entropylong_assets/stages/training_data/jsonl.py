@@ -36,6 +36,8 @@ from entropylong_assets.stages.training_data.registry import (
 )
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.segment_texts import SegmentText, segment_rows
+from entropylong_assets.stages.training_data.source_writers import SourceWriters
+from entropylong_assets.stages.training_data.split import split_of
 from entropylong_assets.stages.training_data.usage_texts import usage_text
 
 JSONL = "jsonl"
@@ -130,30 +132,28 @@ class JsonlFormat(ExportFormat):
 
     def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
         super().__init__(folder, settings, facts)
-        self._writers: dict[str, _JsonlWriter] = {}
+        self._writers = SourceWriters(
+            lambda split, _: _JsonlWriter(folder, split, settings.export.file_bytes)
+        )
 
     def write(self, sample: Sample, split: str) -> None:
-        if split not in self._writers:
-            file_bytes = self.settings.export.file_bytes
-            self._writers[split] = _JsonlWriter(self.folder, split, file_bytes)
-        self._writers[split].write(sample_as_text(sample))
+        self._writers.get(split).write(sample_as_text(sample))
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        self._writers.close()
 
     @classmethod
     def count_samples(cls, files: FormatFiles) -> Iterator[tuple[str, int]]:
         for path in files.paths:
             with files.open(path) as stream:
-                yield path.partition("-")[0], sum(1 for _ in stream)
+                yield split_of(path), sum(1 for _ in stream)
 
     @classmethod
     def read_documents(cls, files: FormatFiles) -> Iterator[tuple[str, pl.Series]]:
         for path in files.paths:
             with files.open(path) as stream:
                 doc_ids = {s["doc_id"] for line in stream for s in json.loads(line)["segments"]}
-            yield path.partition("-")[0], pl.Series("doc_id", sorted(doc_ids), pl.String)
+            yield split_of(path), pl.Series("doc_id", sorted(doc_ids), pl.String)
 
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:

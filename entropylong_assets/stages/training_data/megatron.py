@@ -34,7 +34,7 @@ from entropylong_assets.stages.training_data.registry import (
 )
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.source_writers import SourceWriters
-from entropylong_assets.stages.training_data.split import TRAIN, VALIDATION
+from entropylong_assets.stages.training_data.split import TRAIN, VALIDATION, split_of
 from entropylong_assets.stages.training_data.usage_texts import paths_of, usage_text
 
 _INT32 = 4
@@ -95,7 +95,7 @@ class MegatronFormat(ExportFormat):
         for path in files.paths:
             if path.endswith(".idx"):
                 with files.open(path) as stream:
-                    yield path.partition("-")[0], _HEAD.unpack(stream.read(_HEAD.size))[3]
+                    yield split_of(path), _HEAD.unpack(stream.read(_HEAD.size))[3]
 
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:

@@ -40,6 +40,8 @@ from entropylong_assets.stages.training_data.registry import (
 )
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.settings import ExportSettings
+from entropylong_assets.stages.training_data.source_writers import SourceWriters
+from entropylong_assets.stages.training_data.split import split_of
 from entropylong_assets.stages.training_data.usage_texts import usage_text
 
 ROW_GROUP = 16
@@ -192,22 +194,21 @@ class ParquetFormat(ExportFormat):
 
     def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
         super().__init__(folder, settings, facts)
-        self._writers: dict[str, ParquetWriter] = {}
+        self._writers = SourceWriters(
+            lambda split, _: ParquetWriter(folder, split, settings.export)
+        )
 
     def write(self, sample: Sample, split: str) -> None:
-        if split not in self._writers:
-            self._writers[split] = ParquetWriter(self.folder, split, self.settings.export)
-        self._writers[split].write(sample)
+        self._writers.get(split).write(sample)
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        self._writers.close()
 
     @classmethod
     def count_samples(cls, files: FormatFiles) -> Iterator[tuple[str, int]]:
         for path in files.paths:
             with files.open(path) as stream:
-                yield _split_of(path), pq.ParquetFile(stream).metadata.num_rows
+                yield split_of(path), pq.ParquetFile(stream).metadata.num_rows
 
     @classmethod
     def read_documents(cls, files: FormatFiles) -> Iterator[tuple[str, pl.Series]]:
@@ -215,7 +216,7 @@ class ParquetFormat(ExportFormat):
             with files.open(path) as stream:
                 column = pq.read_table(stream, columns=["segments"])["segments"]
             doc_ids = pl.Series("doc_id", column).list.eval(pl.element().struct.field("doc_id"))
-            yield _split_of(path), doc_ids.explode()
+            yield split_of(path), doc_ids.explode()
 
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
@@ -240,8 +241,3 @@ class ParquetFormat(ExportFormat):
                 for name, chosen in columns.items()
             ]
         }
-
-
-def _split_of(path: str) -> str:
-    """Of `<split>-<nnnnn>.parquet`."""
-    return path.partition("-")[0]

@@ -26,8 +26,8 @@ class SourceWriters(Generic[W]):
         self._source: str | None = None
         self._writers: dict[str, W] = {}
 
-    def get(self, split: str, source: str) -> W:
-        """The writer of a split and a source."""
+    def get(self, split: str, source: str = "") -> W:
+        """The writer of a split and a source; a format that joins all sources names none."""
         if source != self._source:
             self.close()
             self._source = source

@@ -48,6 +48,11 @@ class Split:
         return VALIDATION if sample_id in self.validation else TRAIN
 
 
+def split_of(path: str) -> str:
+    """The split of a file `<split>-<anything>`."""
+    return path.partition("-")[0]
+
+
 def _whole_components(names: list[str], labels: list[int], room: int, seed: int) -> set[int]:
     """Samples of whole components, taken in an order by hash, as long as they fit."""
     members: dict[int, list[int]] = {}
