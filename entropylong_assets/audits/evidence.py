@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from entropylong_assets.audits.ablation import PAPER, PAPER_RULE, ablate
 from entropylong_assets.audits.audit_tables import AuditTables, table
 from entropylong_assets.audits.evidence_pairs import (
+    forms_table,
     null_table,
     null_words,
     planted_table,
@@ -24,6 +24,7 @@ from entropylong_assets.audits.evidence_recipes import (
     verdict_lines,
 )
 from entropylong_assets.audits.movement import movement_table
+from entropylong_assets.audits.planted import PlantedFigures
 from entropylong_assets.stages.verification.false_acceptance import ASSUMED_CORRELATION
 
 _PAGE = """# Evidence
@@ -86,11 +87,17 @@ root alone takes the place of the controls.
 {second}
 ## Planted facts
 
-Invented facts, each stated in one document and needed in another, among decoys of the same form.
-Pairs at other anchors are neither true nor false: the facts share their wording.
+Invented facts, each stated in one document and needed in another, among decoys of the same form: a
+statement about another name, and a document about the same place without the fact. Pairs at other
+anchors are neither true nor false, since the facts share their wording.
 
 {planted}
 {shortfall}
+
+Facts by form, at α = {forms_alpha}: how many there are, how many have an anchor in the value, for
+how many of these the stating document was retrieved, and how many of those each rule accepts.
+
+{forms}
 
 ## Settings
 
@@ -129,15 +136,13 @@ def write_evidence(
     date: str,
     description: Sequence[tuple[str, str]],
     second_model: str,
-    planted: Sequence[Mapping[str, Any]],
-    shortfall: float | None,
+    planted: PlantedFigures,
     seconds: float,
 ) -> str:
     """Return the page: all figures, and the words that follow from them.
 
     description: name and value of what the dataset was made with. second_model: its identity; empty
-    without one. planted: rows of `planted.measure`. shortfall: of `planted.shortfall` (nats).
-    seconds: time that the last call took.
+    without one. seconds: time that the last call took.
     """
     settings = [[name, str(value).replace("|", "/")] for name, value in description]
     return _PAGE.format(
@@ -156,7 +161,9 @@ def write_evidence(
         shape=shape_table(audited),
         movement=movement_table(audited),
         second=second_words(audited, second_model),
-        planted=planted_table(planted),
-        shortfall=shortfall_words(shortfall, audited.settings.entropy.alpha),
+        planted=planted_table(planted.rows),
+        forms_alpha=f"{planted.forms_alpha:g}",
+        forms=forms_table(planted.forms),
+        shortfall=shortfall_words(planted.shortfall, audited.settings.entropy.alpha),
         settings=table(("setting", "value"), settings),
     )

@@ -145,6 +145,11 @@ def planted_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(("planted facts", "α", "rule", "count", "share"), lines)
 
 
+def forms_table(forms: pl.DataFrame) -> str:
+    """The counts of `planted.count_by_form`."""
+    return table(forms.columns, [[str(cell) for cell in row] for row in forms.iter_rows()])
+
+
 def shortfall_words(nats: float | None, alpha: float) -> str:
     """How far the values of the planted facts are from being anchors."""
     if nats is None:

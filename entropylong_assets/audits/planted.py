@@ -1,144 +1,26 @@
-"""Planted facts: a generated corpus of invented facts, whose dependencies are known.
+"""What became of the planted facts: recall of every stage, precision, and accepted decoys.
 
-Each fact is stated in one short document and needed in another, whose other sentences are plain
-prose. Decoys look alike: statements of the same kind about other names, and documents about the
-same place that don't state the fact. A pair is true if the anchor lies in the fact's value and the
-chunk is of the stating document. At other anchors nothing is known to be true or false, since the
-facts share their wording: pairs there are counted apart.
+A pair is true if the anchor lies in the fact's value and the chunk is of the stating document. At
+other anchors nothing is known to be true or false, since facts of one form share their wording:
+pairs there are counted apart.
 """
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from entropylong_assets.audits.planted_facts import Fact
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 from entropylong_assets.stages.verification.gain import accepted_by
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
-from entropylong_assets.storage.object_storage import open_uri
 from entropylong_assets.storage.tables import TableStore
-
-_ONSETS, _MIDDLES, _ENDS = (
-    syllables.split()
-    for syllables in (
-        "br dr fl gr kl m n ost pr qu sk st th tr v z",
-        "a e i o u ae ia oma ira una",
-        "dale quel vith mond rix sund lotte benn korr wyn",
-    )
-)
-
-_KINDS = (
-    (
-        "The province of {place} lies between two rivers. Its capital is the town of {value}. "
-        "{value} was founded by weavers, and the {value} market is held every spring. The mayor "
-        "of {value} is elected for five years.",
-        "The province of {place} is best reached from the east, and the capital of {place} is "
-        "the town of {value}, where rooms had been reserved for everyone.",
-        "The province of {place} is known for its orchards and slate roofs. Visitors to {place} "
-        "come in autumn, when the roads are dry and the harvest is brought in.",
-    ),
-    (
-        "The island of {place} has one harbour. The ferry that serves {place} is called the "
-        "{value}. The {value} was built of oak, and the captain of the {value} lives on board.",
-        "Whoever wishes to see the island of {place} must take the ferry that serves {place}, "
-        "which is called the {value}, and it leaves only when the tide allows.",
-        "The island of {place} is flat and green. Sheep graze on {place} through the winter, and "
-        "the houses stand close together against the wind.",
-    ),
-    (
-        "At the school of {place} the first teacher was a woman named {value}. {value} wrote the "
-        "school's songs. A portrait of {value} hangs in the hall at {place}, and pupils of "
-        "{place} learn the poems of {value} by heart.",
-        "The speaker told how the first teacher at the school of {place} was a woman named "
-        "{value}, and how little had changed in the building since those years.",
-        "The school of {place} has a large garden. Children at {place} plant beans in May and "
-        "measure how far they have grown each week.",
-    ),
-)
-
-_PROSE_FILE = Path(__file__).with_name("planted_prose.txt")
-_SENTENCES = 6
-"""Sentences of plain prose around each fact. No two documents share one: a repeated sentence is a
-dependency too, and would not be counted as planted."""
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One planted dependency: texts of the needing and the stating document, and the value."""
-
-    needing: str
-    stating: str
-    decoys: tuple[str, ...]
-    value: str
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Characters of the value's first mention in the needing document."""
-        start = self.needing.index(self.value)
-        return start, start + len(self.value)
-
-
-def plant(count: int, seed: int) -> list[Fact]:
-    """Make `count` facts; no two share names or prose.
-
-    Raises ValueError if there is not enough prose.
-    """
-    rng = random.Random(seed)  # noqa: S311
-    sentences = _PROSE_FILE.read_text("utf-8").splitlines()
-    if count * _SENTENCES > len(sentences):
-        most = len(sentences) // _SENTENCES
-        raise ValueError(f"{count} facts are too many; {_PROSE_FILE.name} has prose for {most}")
-    rng.shuffle(sentences)
-    used: set[str] = set()
-
-    def name() -> str:
-        while True:
-            drawn = rng.choice(_ONSETS) + rng.choice(_MIDDLES) + rng.choice(_ENDS)
-            if drawn not in used:
-                used.add(drawn)
-                return drawn.capitalize()
-
-    facts = []
-    for number in range(count):
-        stating, needing, decoy = _KINDS[number % len(_KINDS)]
-        place, value, other = name(), name(), name()
-        prose = [sentences.pop() for _ in range(_SENTENCES)]
-        sentence = needing.format(place=place, value=value)
-        facts.append(
-            Fact(
-                needing=" ".join([*prose[:4], sentence, *prose[4:]]),
-                stating=stating.format(place=place, value=value),
-                decoys=(
-                    decoy.format(place=place),
-                    stating.format(place=other, value=name()),
-                ),
-                value=value,
-            )
-        )
-    return facts
-
-
-def write_corpus(facts: Sequence[Fact], uri: str) -> None:
-    """Write the documents as JSON Lines, shuffled.
-
-    A file with this content is left as it is: writing it again would make its shards stale.
-    """
-    texts = [t for fact in facts for t in (fact.needing, fact.stating, *fact.decoys)]
-    random.Random(1).shuffle(texts)  # noqa: S311
-    content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
-    fs, path = open_uri(uri)
-    if not fs.exists(path) or fs.cat_file(path) != content:
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        fs.pipe_file(path, content)
 
 
 def _is_in_value(tokenizer: Tokenizer, token_ids: Sequence[int], anchor: int, fact: Fact) -> bool:
@@ -153,8 +35,8 @@ def values_of(
 ) -> pl.DataFrame:
     """Return every token of every fact's value, for facts whose needing document is a root.
 
-    Columns: root_id, anchor (its position), entropy, mean, std, and stating: doc_id of the document
-    that states the fact.
+    Columns: root_id, form, anchor (its position), entropy, mean, std, and stating: doc_id of the
+    document that states the fact.
     """
     ids = _document_ids(store, shards)
     roots = store.read_all(ENTROPY_SCORES, shards, "roots")
@@ -167,11 +49,13 @@ def values_of(
         for position, entropy in enumerate(root["entropies"]):
             if entropy is not None and _is_in_value(tokenizer, root["token_ids"], position, fact):
                 rows.append(
-                    {"root_id": root["root_id"], "anchor": position, "entropy": entropy}
+                    {"root_id": root["root_id"], "form": fact.form}
+                    | {"anchor": position, "entropy": entropy}
                     | {"mean": root["mean"], "std": root["std"], "stating": ids[fact.stating]}
                 )
-    schema = {"root_id": pl.String, "anchor": pl.Int32, "entropy": pl.Float64, "mean": pl.Float64}
-    return pl.DataFrame(rows, schema=schema | {"std": pl.Float64, "stating": pl.String})
+    schema = {"root_id": pl.String, "form": pl.String, "anchor": pl.Int32, "entropy": pl.Float64}
+    numbers = {"mean": pl.Float64, "std": pl.Float64}
+    return pl.DataFrame(rows, schema=schema | numbers | {"stating": pl.String})
 
 
 def _document_ids(store: TableStore, shards: Sequence[str]) -> dict[str, str]:
@@ -189,38 +73,77 @@ def shortfall(values: pl.DataFrame, alpha: float) -> float | None:
     return values.group_by("root_id").agg(short.min())["short"].median()  # type: ignore[return-value]
 
 
-def measure(
+@dataclass(frozen=True)
+class PlantedFigures:
+    """What the page of evidence shows of the planted facts.
+
+    rows: of `measure` at every α. forms: of `count_by_form` at the lowest, `forms_alpha`.
+    shortfall: of `shortfall` at the highest, the dataset's.
+    """
+
+    rows: list[dict[str, Any]]
+    forms: pl.DataFrame
+    forms_alpha: float
+    shortfall: float | None
+
+
+def measure_facts(
+    pairs: pl.DataFrame, values: pl.DataFrame, alphas: Iterable[float], rules: Sequence[str]
+) -> PlantedFigures:
+    """Measure everything at each α. pairs: from `scored_pairs`. values: from `values_of`."""
+    by_falling = sorted(set(alphas), reverse=True)
+    lowest = by_falling[-1]
+    return PlantedFigures(
+        rows=[row for alpha in by_falling for row in measure(pairs, values, alpha, rules)],
+        forms=count_by_form(pairs, values, lowest, rules),
+        forms_alpha=lowest,
+        shortfall=shortfall(values, by_falling[0]),
+    )
+
+
+def scored_pairs(
     store: TableStore,
     shards: Sequence[str],
     facts: Sequence[Fact],
     values: pl.DataFrame,
-    alpha: float,
-    rules: Iterable[str],
-) -> list[dict[str, Any]]:
-    """Measure the recall of every stage, precision, accepted decoys, and pairs accepted elsewhere.
+) -> pl.DataFrame:
+    """Return the scored pairs of the needing documents.
 
-    Returns rows of measure, alpha, rule, passed, total, rate, low and high. values: from
-    `values_of`. alpha: at least the one that the tables were made with; only anchors above
-    τ = μ + α·σ are counted. rules: names of evaluated rules.
+    values: from `values_of`. Beside the columns of `pairs`: mean and std of the root's entropies,
+    stating (null at anchors outside the value), true (the chunk is of the stating document), decoy
+    (the chunk is of a decoy).
     """
-    needs = values["root_id"].unique().sort().to_list()
-    above = pl.col("entropy") > pl.col("mean") + alpha * pl.col("std")
-    anchors = values.filter(above)
     ids = _document_ids(store, shards)
     decoys = [ids[text] for fact in facts for text in fact.decoys if text in ids]
     roots = store.read_all(ENTROPY_SCORES, shards, "roots").select("root_id", "mean", "std")
-    pairs = (
+    return (
         store.read_all(VERIFIED_DEPENDENCIES, shards, "pairs")
-        .filter(pl.col("root_id").is_in(needs))
+        .filter(pl.col("root_id").is_in(values["root_id"].unique().to_list()))
         .with_columns(doc_id=pl.col("chunk_id").str.replace(r"-[^-]*$", ""))
         .join(roots, on="root_id")
-        .filter(above)
-        .join(anchors.select("root_id", "anchor", "stating"), on=["root_id", "anchor"], how="left")
+        .join(values.select("root_id", "anchor", "stating"), on=["root_id", "anchor"], how="left")
+        .with_columns(
+            true=pl.col("doc_id") == pl.col("stating"), decoy=pl.col("doc_id").is_in(decoys)
+        )
     )
+
+
+def _above(alpha: float) -> pl.Expr:
+    return pl.col("entropy") > pl.col("mean") + alpha * pl.col("std")
+
+
+def measure(
+    pairs: pl.DataFrame, values: pl.DataFrame, alpha: float, rules: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Measure the recall of every stage, precision, accepted decoys, and pairs accepted elsewhere.
+
+    Returns rows of measure, alpha, rule, passed, total, rate, low, high and is_rough. pairs: from
+    `scored_pairs`. values: from `values_of`. alpha: at least the one that the tables were made
+    with; only anchors above τ = μ + α·σ are counted. rules: names of evaluated rules.
+    """
+    needs = values["root_id"].unique().sort().to_list()
+    pairs = pairs.filter(_above(alpha))
     at_value = pairs.filter(pl.col("stating").is_not_null())
-    at_value = at_value.with_columns(
-        true=pl.col("doc_id") == pl.col("stating"), decoy=pl.col("doc_id").is_in(decoys)
-    )
     elsewhere = pairs.filter(pl.col("stating").is_null())
 
     def row(measure: str, rule: str, trials: pl.DataFrame, hit: pl.Expr) -> dict[str, Any]:
@@ -239,7 +162,7 @@ def measure(
 
     true = pl.col("true")
     rows = [
-        share_of_facts("facts whose value contains an anchor", "", anchors),
+        share_of_facts("facts whose value contains an anchor", "", values.filter(_above(alpha))),
         share_of_facts("facts whose statement was retrieved for it", "", at_value.filter(true)),
     ]
     for rule in rules:
@@ -253,3 +176,30 @@ def measure(
             row("pairs accepted at other anchors", rule, elsewhere, accepts),
         ]
     return rows
+
+
+def count_by_form(
+    pairs: pl.DataFrame, values: pl.DataFrame, alpha: float, rules: Iterable[str]
+) -> pl.DataFrame:
+    """Count the facts of each form by how far they got.
+
+    Columns: form, facts, anchor (the value contains one), retrieved (the stating document was
+    nominated for it), and one per rule: facts with an accepted true pair. Arguments as in
+    `measure`.
+    """
+    true = pairs.filter(_above(alpha), pl.col("true"), pl.col("stating").is_not_null())
+    reached = {
+        "facts": values,
+        "anchor": values.filter(_above(alpha)),
+        "retrieved": true,
+        **{rule: true.filter(accepted_by(rule)) for rule in rules},
+    }
+    forms = values.select("root_id", "form").unique()
+    return (
+        forms.group_by("form")
+        .agg(
+            pl.col("root_id").is_in(rows["root_id"].unique().to_list()).sum().alias(name)
+            for name, rows in reached.items()
+        )
+        .sort("form")
+    )

@@ -11,7 +11,8 @@ import dagster as dg
 
 from entropylong_assets.audits.audit_tables import AuditTables
 from entropylong_assets.audits.evidence import write_evidence
-from entropylong_assets.audits.planted import measure, plant, shortfall, values_of, write_corpus
+from entropylong_assets.audits.planted import measure_facts, scored_pairs, values_of
+from entropylong_assets.audits.planted_facts import plant, write_corpus
 from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT
 from entropylong_assets.orchestration.local_run import (
     register_shards,
@@ -25,7 +26,7 @@ from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 
-FACTS = 12
+FACTS = 108
 PLANTED_ALPHA = 1.5
 """The planted facts are measured with more anchors too: the dataset's α may leave most of them
 out."""
@@ -94,18 +95,20 @@ def evidence_page(settings: Settings, seconds: float) -> str:
     store = open_store(planted)
     shards = store.shards(VERIFIED_DEPENDENCIES)
     values = values_of(store, shards, load_tokenizer(settings.scoring), facts)
-    alpha = settings.entropy.alpha
-    alphas = sorted({alpha, planted.entropy.alpha}, reverse=True)
+    figures = measure_facts(
+        scored_pairs(store, shards, facts, values),
+        values,
+        [settings.entropy.alpha, planted.entropy.alpha],
+        evaluated_rules(planted.verification),
+    )
     made = open_dataset(settings, open_store(settings))
     audited = made.store.shards(LONG_RANGE_AUDIT)
-    rules = evaluated_rules(planted.verification)
     models = [made.store.summary(CROSS_MODEL_AUDIT, shard).second_model for shard in audited]
     return write_evidence(
         AuditTables(made.store, audited, made.settings),
         date=datetime.now(UTC).date().isoformat(),
         description=made.description,
         second_model=next(filter(None, models), ""),
-        planted=[row for at in alphas for row in measure(store, shards, facts, values, at, rules)],
-        shortfall=shortfall(values, alpha),
+        planted=figures,
         seconds=seconds,
     )

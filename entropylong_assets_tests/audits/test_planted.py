@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import pytest
 
 from entropylong_assets.audits.planted import (
-    Fact,
+    count_by_form,
     measure,
-    plant,
+    scored_pairs,
     shortfall,
     values_of,
-    write_corpus,
 )
+from entropylong_assets.audits.planted_facts import Fact, plant, write_corpus
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
@@ -28,16 +29,16 @@ from entropylong_assets_tests.report.runs import byte_tokenizer, doc_id
 
 
 def test_each_fact_is_stated_once_and_needed_elsewhere(tmp_path: Path) -> None:
-    facts = plant(12, 7)
-    assert facts == plant(12, 7)
-    assert facts != plant(12, 8)
+    facts = plant(108, 7)
+    assert facts == plant(108, 7)
+    assert facts != plant(108, 8)
     write_corpus(facts, str(tmp_path / "facts.jsonl"))
     texts = [
         json.loads(line)["text"]
         for line in (tmp_path / "facts.jsonl").read_text().split("\n")
         if line
     ]
-    assert len(texts) == 12 * 4 == len(set(texts))
+    assert len(texts) == 108 * 4 == len(set(texts))
     for fact in facts:
         holding = [text for text in texts if fact.value in text]
         assert sorted(holding) == sorted([fact.needing, fact.stating])
@@ -58,7 +59,7 @@ def misses(fact: Fact, facts: list[Fact]) -> set[str]:
     elsewhere = {
         n for f in facts if f.value != fact.value for n in names_in(f.needing) | names_in(f.stating)
     }
-    place = (names_in(fact.needing) & names_in(fact.stating)) - elsewhere - {fact.value}
+    place = (names_in(fact.needing) & names_in(fact.stating)) - elsewhere - names_in(fact.value)
     assert len(place) == 1, "the two documents don't share one place"
     return place - names_in(fact.decoys[0])
 
@@ -66,9 +67,9 @@ def misses(fact: Fact, facts: list[Fact]) -> set[str]:
 def test_a_decoy_about_another_place_is_noticed() -> None:
     """Every template begins with a capital, so any decoy shares a title-case word. Decoys that name
     no place would be too easy to reject, and the measured precision too high."""
-    facts = plant(12, 7)
+    facts = plant(24, 7)
     for number, fact in enumerate(facts):
-        of_its_kind = facts[(number + 3) % len(facts)].decoys  # about another place
+        of_its_kind = facts[(number + 12) % len(facts)].decoys  # about another place
         assert len(misses(replace(fact, decoys=of_its_kind), facts)) == 1
         (place,) = misses(replace(fact, decoys=("",)), facts)
         without = fact.decoys[0].replace(place, "Elsewhere")
@@ -136,8 +137,10 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
     values = values_of(store, ["s"], tokenizer, facts)
     assert shortfall(values, 2.0) == pytest.approx((-0.5 + 0.25) / 2)
 
+    found = scored_pairs(store, ["s"], facts, values)
+
     def counts(alpha: float, name: str, rule: str = "") -> tuple[int, int]:
-        rows = measure(store, ["s"], facts, values, alpha, ["plain", "calibrated"])
+        rows = measure(found, values, alpha, ["plain", "calibrated"])
         row = next(r for r in rows if r["rule"] == rule and r["measure"].startswith(name))
         assert row["alpha"] == alpha
         return row["passed"], row["total"]
@@ -154,12 +157,23 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
         assert counts(alpha, "pairs accepted at other anchors", "plain") == (2, 2)
         assert counts(alpha, "pairs accepted at other anchors", "calibrated") == (0, 2)
 
+    forms = count_by_form(found, values, 2.0, ["plain", "calibrated"])
+    assert forms.columns == ["form", "facts", "anchor", "retrieved", "plain", "calibrated"]
+    assert forms.rows() == [("capital", 1, 1, 1, 1, 1), ("ship", 1, 0, 0, 0, 0)]
+
+
+def test_every_form_is_planted_as_often() -> None:
+    """A figure for all facts would otherwise be that of the commonest form."""
+    by_form = Counter(fact.form for fact in plant(108, 5))
+    assert len(by_form) == 12
+    assert set(by_form.values()) == {9}
+
 
 def test_no_two_documents_share_prose() -> None:
     """Shared prose would be a dependency that was not planted."""
-    facts = plant(12, 5)
+    facts = plant(108, 5)
     sentences = [part for fact in facts for part in fact.needing.split(". ")]
     plain = [part for part in sentences if not any(fact.value in part for fact in facts)]
-    assert len(plain) == len(set(plain)) > 60
-    with pytest.raises(ValueError, match="prose for 12"):
-        plant(13, 5)
+    assert len(plain) == len(set(plain)) > 600
+    with pytest.raises(ValueError, match="prose for 118"):
+        plant(119, 5)

@@ -15,6 +15,7 @@ import pytest
 
 from entropylong_assets.audits.audit_tables import AuditTables
 from entropylong_assets.audits.evidence import write_evidence
+from entropylong_assets.audits.planted import PlantedFigures
 from entropylong_assets.audits.stages import (
     CROSS_MODEL_AUDIT_STAGE,
     LONG_RANGE_AUDIT_STAGE,
@@ -346,8 +347,7 @@ def test_the_evidence_shows_every_recipe_rule_and_kind(audited: AuditedWorld) ->
         date="2026-01-01",
         description=[("data", "a|b")],
         second_model="second",
-        planted=[],
-        shortfall=0.25,
+        planted=PlantedFigures([], pl.DataFrame({"form": ["ship"], "facts": [3]}), 1.5, 0.25),
         seconds=90,
     )
     lines = page.splitlines()
@@ -365,5 +365,6 @@ def test_the_evidence_shows_every_recipe_rule_and_kind(audited: AuditedWorld) ->
         line.startswith(f"| accepted by plain alone | {len(plain_alone)} |") for line in lines
     )
     assert "| data | a/b |" in lines
+    assert "| ship | 3 |" in lines
     widths = [line.count("|") for line in lines if line.startswith("|")]
     assert min(widths) >= 3
