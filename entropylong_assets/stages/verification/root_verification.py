@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,9 @@ from entropylong_assets.stages.verification.gain import (
 from entropylong_assets.stages.verification.requests import context_request, fits
 from entropylong_assets.stages.verification.screen import Key, Screen
 from entropylong_assets.stages.verification.settings import VerificationSettings
+from entropylong_assets.stages.verification.stored_scores import NOTHING_KNOWN, KnownScores
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -158,14 +162,21 @@ def verify_roots(
     on_progress: Callable[[int], None] = lambda _: None,
     *,
     screen: Screen | None = None,
+    known: KnownScores = NOTHING_KNOWN,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Score these roots and judge every pair. Return the rows of `pairs` and `controls`.
 
     With `max_contexts_per_root` the candidates of a root are tried in waves, each as large as the
-    number of contexts that the root still lacks; the rest is refused as not tried.
+    number of contexts that the root still lacks; the rest is refused as not tried. known: scores
+    that need no forward pass.
     """
     max_contexts = settings.max_contexts_per_root
-    of_controls = iter(scorer.score([r for p in plans for r in p.control_requests], on_progress))
+    control_requests = {
+        (plan.root.root_id, control.number): request
+        for plan in plans
+        for control, request in zip(plan.controls, plan.control_requests, strict=True)
+    }
+    of_controls = iter(_score(control_requests, known.controls, scorer, on_progress).values())
     controls = [
         _control_rows(plan, [(control, next(of_controls)) for control in plan.controls])
         for plan in plans
@@ -187,8 +198,7 @@ def verify_roots(
     accepted = dict.fromkeys(by_root, 0)
     while wave := _wave(plans, scores, accepted, max_contexts):
         if screen is None:
-            new = scorer.score(list(wave.values()), on_progress)
-            of_wave = dict(zip(wave, new, strict=True))
+            of_wave = _score(wave, known.contexts, scorer, on_progress)
         else:
             of_wave = screen.score(wave, scorer, judge_scored, on_progress)
         for (root_id, chunk_id), score in of_wave.items():
@@ -201,6 +211,27 @@ def verify_roots(
     for plan, tried in zip(plans, scores, strict=True):
         plan.refusals |= {c: NOT_TRIED for c in plan.contexts if c not in tried}
     return judge_all(scores), pl.concat(controls) if controls else pl.DataFrame()
+
+
+def _score(
+    requests: Mapping[K, ScoringRequest],
+    known: Mapping[K, PositionScores],
+    scorer: Scorer,
+    on_progress: Callable[[int], None],
+) -> dict[K, PositionScores]:
+    """Return the scores of all requests, in their order; those that are not known are scored.
+
+    on_progress: called with the tokens of the known ones too.
+    """
+    found = {
+        key: known[key]
+        for key, request in requests.items()
+        if key in known and len(known[key].entropy_N) == len(request.positions_N)
+    }
+    on_progress(sum(_tokens(requests[key]) for key in found))
+    missing = {key: request for key, request in requests.items() if key not in found}
+    scored = dict(zip(missing, scorer.score(list(missing.values()), on_progress), strict=True))
+    return {key: found[key] if key in found else scored[key] for key in requests}
 
 
 def _wave(

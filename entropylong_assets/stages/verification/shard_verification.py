@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -34,6 +34,12 @@ from entropylong_assets.stages.verification.root_verification import (
 from entropylong_assets.stages.verification.rules import is_common, is_excluded
 from entropylong_assets.stages.verification.screen import Screen, ScreenFigures
 from entropylong_assets.stages.verification.shard_counts import ShardCounts
+from entropylong_assets.stages.verification.stored_scores import (
+    NOTHING_KNOWN,
+    KnownScores,
+    StoredScores,
+    rows_by_root,
+)
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.checkpoints import Batch, Checkpoints
 from entropylong_assets.storage.manifest import TableError
@@ -77,12 +83,13 @@ class Verifier:
         roots: Sequence[RootCandidates],
         context_ids: Mapping[str, Sequence[int]],
         on_progress: Callable[[int], None],
+        known: KnownScores = NOTHING_KNOWN,
     ) -> Batch:
         """Return the rows of a batch of roots, and `forward_tokens`, `evidence_tokens` and `screen`
         as its figures.
 
         context_ids: token ids of every candidate. on_progress: gets the tokens of each forward
-        pass.
+        pass, and of those that known scores save.
         """
         settings, tokens, evidence_tokens = self.settings.verification, 0, 0
 
@@ -108,7 +115,9 @@ class Verifier:
             for root in roots
         ]
         screen = Screen(self.screener, settings) if self.screener else None
-        pairs, controls = verify_roots(plans, self.scorer, settings, count, screen=screen)
+        pairs, controls = verify_roots(
+            plans, self.scorer, settings, count, screen=screen, known=known
+        )
         pairs = pairs.select(PAIRS.names())
         tables = {
             "pairs": pairs,
@@ -188,6 +197,7 @@ def verify_shard(
     writer: PartitionWriter,
     checkpoints: Checkpoints | None = None,
     *,
+    stored: StoredScores | None = None,
     roots_per_batch: int = ROOTS_PER_BATCH,
     on_root: Callable[[int], None] = lambda _: None,
     on_progress: Callable[[int], None] = lambda _: None,
@@ -195,8 +205,8 @@ def verify_shard(
     """Write pairs, evidence, contexts, controls and control_contexts of one shard.
 
     partition: where roots and candidates are read. checkpoints: batches in it are not scored again,
-    and new ones are saved to it. on_root: gets the number of roots just written. on_progress: gets
-    the tokens of each forward pass.
+    and new ones are saved to it. stored: scores that need no forward pass. on_root: gets the number
+    of roots just written. on_progress: gets the tokens of each forward pass.
     """
     store, shard = partition.store, partition.shard
     verified = VerifiedShard(ShardCounts(verifier.settings.verification))
@@ -204,12 +214,13 @@ def verify_shard(
     with TokenSpool() as spool:
         _encode_contexts(partition, verifier.tokenizer, writer, spool)
         for number, roots in enumerate(_batched(_roots(store, shard, counted), roots_per_batch)):
+            known = stored.take([root.root_id for root in roots]) if stored else NOTHING_KNOWN
             batch = checkpoints.load(number) if checkpoints else None
             if batch is not None:
                 verified.resumed_batches += 1
             else:
                 chunk_ids = [c for root in roots for c in root.candidates["chunk_id"]]
-                batch = verifier.verify(roots, spool.take(chunk_ids), on_progress)
+                batch = verifier.verify(roots, spool.take(chunk_ids), on_progress, known)
                 if checkpoints:
                     checkpoints.save(number, batch)
             for table, rows in batch.tables.items():
@@ -249,7 +260,7 @@ def _roots(store: TableStore, shard: str, counted_documents: int) -> Iterator[Ro
     texts = texts.rename({"kind": "anchor_kind"}).with_columns(
         counted_documents=pl.lit(counted_documents, pl.Int32)
     )
-    candidates_of = _by_root(
+    candidates_of = rows_by_root(
         batch.join(texts, on=["root_id", "anchor"], how="left", maintain_order="left")
         for batch in store.batches(CANDIDATE_CONTEXTS, shard, "candidates", rows=8192)
     )
@@ -266,19 +277,6 @@ def _roots(store: TableStore, shard: str, counted_documents: int) -> Iterator[Ro
             f"{CANDIDATE_CONTEXTS.name}, {shard}: root {following[0]} is not in the order of "
             f"{ENTROPY_SCORES.name}; materialize {CANDIDATE_CONTEXTS.name} for {shard} again"
         )
-
-
-def _by_root(batches: Iterable[pl.DataFrame]) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Yield each root's rows, which are adjacent but may span batches."""
-    pending: list[pl.DataFrame] = []
-    for batch in batches:
-        for part in batch.partition_by("root_id", maintain_order=True):
-            if pending and pending[0]["root_id"][0] != part["root_id"][0]:
-                yield pending[0]["root_id"][0], pl.concat(pending)
-                pending = []
-            pending.append(part)
-    if pending:
-        yield pending[0]["root_id"][0], pl.concat(pending)
 
 
 def _control_contexts(plans: Sequence[RootPlan]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -25,6 +25,10 @@ from entropylong_assets.stages.verification.tables import (
 )
 from entropylong_assets.storage import duck
 from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.tables import TableStore
+
+if TYPE_CHECKING:
+    from entropylong_assets.stages.verification.stored_scores import StoredScores
 
 
 def _compute(step: Step) -> Result:
@@ -68,6 +72,7 @@ def _compute(step: Step) -> Result:
         step,
         step.writer,
         step.checkpoints(checkpoints_key(step.determinants, settings, str(scorer.device))),
+        stored=_stored_scores(step),
         on_progress=step.progress,
     )
     if verified.resumed_batches:
@@ -101,6 +106,17 @@ def _compute(step: Step) -> Result:
             "gains": Markdown(histogram),
         },
     )
+
+
+def _stored_scores(step: Step) -> StoredScores | None:
+    """Scores of the same requests, if a dataset over this corpus has them."""
+    from entropylong_assets.stages.verification.stored_scores import StoredScores, find_scores
+
+    dataset = find_scores(step.store, step.shard, step.determinants)
+    if dataset is None:
+        return None
+    step.log(f"scores are those of dataset {dataset}: only the rule or its settings differ")
+    return StoredScores(TableStore(step.store.uri, step.store.corpus, dataset), step.shard)
 
 
 def _determined_by(settings: Settings) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from entropylong_assets.stages.verification.shard_verification import (
     Verifier,
     verify_shard,
 )
+from entropylong_assets.stages.verification.stored_scores import StoredScores
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.checkpoints import Checkpoints, remove_checkpoints
 from entropylong_assets.storage.tables import TableStore
@@ -53,8 +54,13 @@ def verify(
     key: str | None = None,
     on_root: Callable[[int], None] = lambda _: None,
     screener: Any = None,
+    stored: StoredScores | None = None,
+    scorer: Any = None,
 ) -> Outcome:
-    """Verify a shard with two roots per batch; with checkpoints if there is a key for them."""
+    """Verify a shard with two roots per batch; with checkpoints if there is a key for them.
+
+    scorer: instead of the engine.
+    """
     store = open_store(settings)
     candidates = store.summary(CANDIDATE_CONTEXTS, shard)
     table = open_table(store, candidates.index)
@@ -63,7 +69,7 @@ def verify(
         settings,
         model.tokenizer,
         model.max_positions,
-        PackedScorer(model),
+        scorer or PackedScorer(model),
         chunk_universe(table, candidates.excluded_shards),
         lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
         screener,
@@ -74,6 +80,7 @@ def verify(
             Partition(settings, store, shard),
             writer,
             Checkpoints(into, VERIFIED_DEPENDENCIES, shard, key) if key else None,
+            stored=stored,
             roots_per_batch=2,
             on_root=on_root,
         )

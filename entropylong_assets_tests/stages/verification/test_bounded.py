@@ -14,7 +14,8 @@ from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.verification import shard_verification
 from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.shard_counts import ShardCounts
-from entropylong_assets.stages.verification.shard_verification import _by_root, _roots
+from entropylong_assets.stages.verification.shard_verification import _roots
+from entropylong_assets.stages.verification.stored_scores import rows_by_root
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
 
@@ -52,7 +53,7 @@ def root(name: str) -> dict[str, Any]:
 def test_rows_of_a_root_are_joined_over_the_ends_of_batches() -> None:
     rows = pl.DataFrame({"root_id": list("aaabbbbbbcdd"), "n": range(12)})
     for size in (1, 2, 5, 12):
-        parts = list(_by_root(rows.iter_slices(size)))
+        parts = list(rows_by_root(rows.iter_slices(size)))
         assert [name for name, _ in parts] == list("abcd")
         assert pl.concat([part for _, part in parts]).equals(rows)
 
