@@ -5,7 +5,6 @@ Legend: B rows, T tokens of a row, N positions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,14 +113,14 @@ def load_network(
 ) -> Network:
     """Load a model in float32 and raise its rotary base for rows of `tokens`.
 
-    reference: folder, GGUF file or hub id. rope_theta: the base; None: by `raised_base`. Raises
+    reference: as `scoring.model`. rope_theta: the base; None: by `raised_base`. Raises
     TrialError if the model has no rotary embedding, or if its decoder and head don't give its
     logits.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    place, options = place_of(reference)
-    config = AutoConfig.from_pretrained(place, **options)
+    folder = folder_of_model(reference)
+    config = AutoConfig.from_pretrained(folder)
     text = config.get_text_config(decoder=True)
     rotary = getattr(text, "rope_parameters", None)
     if not rotary:
@@ -131,9 +130,8 @@ def load_network(
     rotary["rope_theta"] = float(rope_theta or raised_base(rotary["rope_theta"], tokens, known))
     text.max_position_embeddings = max(known, tokens)
     hf_model = AutoModelForCausalLM.from_pretrained(
-        place, config=config, dtype=torch.float32, attn_implementation="sdpa", **options
+        folder, config=config, dtype=torch.float32, attn_implementation="sdpa"
     )
-    vars(hf_model).update(hf_quantizer=None, is_quantized=False)  # of a GGUF file: float32 now
     network = Network(hf_model.to(device).eval())
     _check_logits(network, reference)
     return network
@@ -144,10 +142,18 @@ def rope_theta_of(network: Network) -> float:
     return float(rotary.get("full_attention", rotary)["rope_theta"])
 
 
-def place_of(reference: str) -> tuple[str, dict[str, str]]:
-    if reference.endswith(".gguf"):
-        return str(Path(reference).parent), {"gguf_file": Path(reference).name}
-    return reference, {}
+def folder_of_model(reference: str) -> str:
+    """What transformers loads: a GGUF file or a file of a package is converted once, to a folder.
+
+    Raises ModelError if there is no such model.
+    """
+    if not reference.startswith("pkg://") and not reference.endswith(".gguf"):
+        return reference
+    # Only these need more of the package's dependencies.
+    from entropylong_assets.stages.entropy.weights import folder_of
+    from entropylong_assets.stages.model_files import locate
+
+    return str(folder_of(locate(reference)))
 
 
 @torch.no_grad()

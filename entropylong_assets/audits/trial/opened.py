@@ -19,8 +19,8 @@ from entropylong_assets.audits.trial.folder import Items, Rows, TrialFolder
 from entropylong_assets.audits.trial.natural_text import distance_groups, key_tokens
 from entropylong_assets.audits.trial.network import (
     Network,
+    folder_of_model,
     load_network,
-    place_of,
     rope_theta_of,
 )
 from entropylong_assets.audits.trial.plan import Plan
@@ -104,8 +104,8 @@ class OpenedTrial:
         from transformers import AutoTokenizer
 
         self.network.hf_model.save_pretrained(folder)
-        place, options = place_of(self.reference)
-        AutoTokenizer.from_pretrained(place, **options).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder_of_model(self.reference))
+        tokenizer.save_pretrained(folder)
 
 
 def _eager() -> Any:
