@@ -7,7 +7,6 @@ is learnt. `test_trial_shows_a_broken_trainer` proves that the first test would 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,3 +215,163 @@ def test_trial_shows_a_broken_trainer(
     BREAKS[broken](monkeypatch)
     (result,) = run_trial(planted, tmp_path, ["genuine"])
     assert share_right(result) < 0.5, broken
+
+
+class KilledError(Exception):
+    """Stands for the signal that ends a process between two steps."""
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(planted: Path, tmp_path: Path) -> None:
+    def plan_of(out: str) -> Runner:
+        plan = make_plan(
+            {
+                "data": str(planted / "data"),
+                "short_window": 4,
+                "settings": {
+                    "batch_tokens": BATCH * TOKENS,
+                    "log_steps": 5,
+                    "checkpoint_seconds": 0.0,
+                },
+                "runs": [
+                    {"arm": "random", "tokens": 0},
+                    {"arm": "genuine", "tokens": 30 * BATCH * TOKENS, "seed": 3},
+                ],
+            }
+        )
+        return Runner(plan, tmp_path / out, lambda _: None, "cpu")
+
+    def kill(step: int) -> None:
+        if step == 17:
+            raise KilledError
+
+    plan_of("whole").run()
+    interrupted = plan_of("resumed")
+    with pytest.raises(KilledError):
+        interrupted.run(kill)
+    assert len(list((tmp_path / "resumed" / "interrupted").iterdir())) == 1
+    with interrupted.results_file.open("a") as file:
+        file.write('{"key": "cut by the ki')  # a line that the kill cut
+    steps: list[int] = []
+    assert plan_of("resumed").run(steps.append) == 1  # the run without training has its line
+    assert steps[0] == 16  # and the other goes on after its checkpoint at step 15
+    whole, resumed = (
+        read_results(tmp_path / out / "results.jsonl") for out in ("whole", "resumed")
+    )
+    assert [r["scores"] for r in whole] == [r["scores"] for r in resumed]
+    assert whole[1]["training"]["losses"] == resumed[1]["training"]["losses"]
+    assert len(whole[1]["training"]["losses"]) == 6
+    assert plan_of("resumed").run() == 0
+    assert not list((tmp_path / "resumed" / "interrupted").iterdir())
+
+
+def test_arms_see_the_same_sample_numbers_step_by_step() -> None:
+    settings = TrainingSettings(batch_tokens=64)
+    many, few = (Schedule.plan(n, 16, 16 * 40, 7, settings) for n in (50, 13))
+    assert many.order.shape == few.order.shape == (10, 4)
+    assert sorted(many.order.ravel()) == list(range(40))  # each of the first 40 samples once
+    assert (many.order % 13 == few.order).all()
+    assert few.repeats == pytest.approx(40 / 13)
+    other = Schedule.plan(50, 16, 16 * 40, 8, settings)
+    assert (other.order != many.order).any()
+
+
+@pytest.mark.parametrize(
+    ("samples", "tokens", "message"), [(9, 16 * 40, "more than 4 times each"), (50, 63, "no step")]
+)
+def test_a_run_that_its_arm_can_t_fill_is_refused(samples: int, tokens: int, message: str) -> None:
+    with pytest.raises(TrialError, match=message):
+        Schedule.plan(samples, 16, tokens, 0, TrainingSettings(batch_tokens=64))
+
+
+def test_refusal_comes_before_the_first_run(planted: Path, tmp_path: Path) -> None:
+    runs = [{"arm": "genuine", "tokens": 0}, {"arm": "genuine", "tokens": 10**9}]
+    plan = make_plan({"data": str(planted / "data"), "runs": runs})
+    with pytest.raises(TrialError, match="run of arm genuine: "):
+        Runner(plan, tmp_path, lambda _: None, "cpu").run()
+    assert not (tmp_path / "results.jsonl").exists()
+    plan = make_plan({"data": str(planted / "data"), "runs": [{"arm": "other", "tokens": 10**6}]})
+    with pytest.raises(TrialError, match="there are genuine, random"):
+        Runner(plan, tmp_path, lambda _: None, "cpu").run()
+
+
+def test_learning_rate_rises_falls_and_ends_near_zero() -> None:
+    settings = TrainingSettings(learning_rate=1.0, warmup=0.2)
+    rates = [learning_rate_at(step, 100, settings) for step in range(100)]
+    assert rates[:20] == pytest.approx([(n + 1) / 20 for n in range(20)])
+    assert rates[60] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 1e-3
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def test_padding_and_first_token_are_never_learnt() -> None:
+    ids_BT = torch.tensor([[5, 6, 7, 0, 0], [5, 6, 7, 8, 9]])
+    targets = shift(ids_BT, torch.tensor([3, 5])).tolist()
+    assert targets == [[6, 7, IGNORED, IGNORED, IGNORED], [6, 7, 8, 9, IGNORED]]
+
+
+def test_weights_move_with_their_targets(planted: Path) -> None:
+    weights = np.ones((1, 4), np.float16)
+    weights[0, 2] = 3.0  # of the token 12
+    rows = Rows(np.array([[10, 11, 12, 13]], np.uint16), np.array([4], np.int32), weights)
+    _, targets_BT, weights_BT = training.DeviceRows(rows, torch.device("cpu")).batch(
+        torch.tensor([0])
+    )
+    assert weights_BT is not None
+    assert weights_BT[0][targets_BT[0] == 12].tolist() == [3.0]
+    assert weights_BT.sum() == 6
+
+
+def test_losses_in_chunks_are_those_of_the_whole_model(
+    planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "LOGITS_PER_CHUNK", 18 * 64)  # 64 rows per chunk
+    loaded = network.load_network(str(planted / "model"), TOKENS)
+    ids_BT = torch.from_numpy(held_out_items(12).token_ids_NT.astype(np.int64))
+    labels_BT = ids_BT.masked_fill(ids_BT == PAD, IGNORED)
+    whole = loaded.hf_model(input_ids=ids_BT, labels=labels_BT, use_cache=False).loss
+    whole.backward()
+    expected = loaded.head.weight.grad.clone()
+    loaded.hf_model.zero_grad()
+    targets_BT = shift(ids_BT, (ids_BT != PAD).sum(1))
+    losses_N = loaded.losses(loaded.hidden(ids_BT).flatten(0, 1), targets_BT.flatten())
+    ours = losses_N.sum() / (targets_BT != IGNORED).sum()
+    ours.backward()
+    assert ours.item() == pytest.approx(whole.item(), rel=1e-5)
+    torch.testing.assert_close(loaded.head.weight.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rotary_base_is_raised_by_the_length(planted: Path) -> None:
+    """ProLong: 16 times the base for 8 times the length."""
+    assert network.raised_base(5e5, 65_536, 8192) == pytest.approx(8e6)
+    assert network.raised_base(5e5, 4096, 8192) == 5e5
+    loaded = network.load_network(str(planted / "model"), 8 * TOKENS)
+    assert network.rope_theta_of(loaded) == pytest.approx(16 * 10_000)
+    frequencies = loaded.hf_model.model.rotary_emb.inv_freq
+    assert frequencies[1].item() == pytest.approx(160_000 ** (-2 / 16))
+    named = network.load_network(str(planted / "model"), TOKENS, rope_theta=7e5)
+    assert network.rope_theta_of(named) == 7e5
+
+
+def test_masters_keep_small_steps_and_exact_frequencies(planted: Path) -> None:
+    """A step below bfloat16's resolution must add up; rotary frequencies must not be rounded."""
+    loaded = network.load_network(str(planted / "model"), TOKENS)
+    frequencies = loaded.hf_model.model.rotary_emb.inv_freq.clone()
+    masters = training.Masters(loaded, torch.bfloat16)
+    assert loaded.head.weight.dtype == torch.bfloat16
+    assert torch.equal(loaded.hf_model.model.rotary_emb.inv_freq, frequencies)
+    before = masters.weights[0].detach().clone()
+    used = next(loaded.hf_model.parameters())
+    with torch.no_grad():
+        for _ in range(64):
+            masters.weights[0].add_(before.abs() * 2**-12)
+    masters.publish()
+    moved = ((used.float() - before).abs().sum() / before.abs().sum()).item()
+    assert moved == pytest.approx(64 / 4096, rel=0.1)  # each step alone would be rounded away
+    masters.reset()
+    assert torch.equal(masters.weights[0], before)
+    assert torch.equal(used, before.to(torch.bfloat16))
+    loaded.hidden(torch.tensor([[2, 3, 4]])).sum().backward()
+    masters.collect()
+    assert masters.weights[0].grad is not None
+    assert masters.weights[0].grad.dtype == torch.float32
+    assert used.grad is None

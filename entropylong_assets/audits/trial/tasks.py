@@ -43,6 +43,9 @@ class Parts:
     answer: str
 
 
+_TRIES, _FULL = 8, 0.97
+"""Tries to find a list of the right length, and the share of the tokens that is enough."""
+
 _LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
@@ -242,18 +245,19 @@ class TaskMaker:
     def _list(
         self, make: Callable[[Draw, Sequence[str], int], Parts], tokens: int, draw: Draw
     ) -> tuple[list[int], list[int]]:
-        """The longest list that fits, by bisection over its entries."""
+        """A list that nearly fills the tokens, found by a few tries."""
         seed = int(draw.integers(1 << 60))
-        low, high, best = 16, tokens, None
-        while low <= high:
-            entries = (low + high) // 2
+        entries, best = max(16, tokens // 5), None
+        for _ in range(_TRIES):
             parts = make(np.random.default_rng(seed), self.words, entries)
             intro, question, answer = self._encode(parts.intro, parts.question, parts.answer)
             body = [*self.codec.bos_ids, *intro, *question]
-            if len(body) + len(answer) <= tokens:
-                best, low = (body, answer), entries + 1
-            else:
-                high = entries - 1
+            length = len(body) + len(answer)
+            if length <= tokens and (best is None or len(body) > len(best[0])):
+                best = (body, answer)
+            if _FULL * tokens <= length <= tokens:
+                break
+            entries = max(16, int(entries * (1 + _FULL) / 2 * tokens / length))
         if best is None:
             raise TrialError(f"{tokens} tokens are too few for a list of words; take longer items")
         return best
