@@ -154,7 +154,7 @@ def pack_arm(
         raise TrialError(
             "no root has a context under this arm, so there are no samples; leave the arm out"
         )
-    samples = pl.concat(frames).head(max_samples)
+    samples = pl.concat(frames)[:max_samples]
     kept = set(samples["sample_id"])
     segments = [row for row in collected.segments if row["sample_id"] in kept]
     dependencies = [row for row in collected.dependencies if row["sample_id"] in kept]

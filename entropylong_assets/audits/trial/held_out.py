@@ -120,7 +120,8 @@ def choose_held_out(
     wanted: Wanted,
     pad_id: int,
 ) -> HeldOut:
-    """Choose texts in their order: long ones as natural documents, then short ones and haystacks.
+    """Choose texts in their order: long ones as natural documents, then by turns short ones and
+    text for haystacks.
 
     Every document of the corpus is tokenized until there are enough. Documents that share text
     with a sample are left out and counted. Raises TrialError if nothing is left for natural
@@ -145,7 +146,7 @@ def choose_held_out(
             words.update(set(_WORD.findall(text)))
             if len(own) >= wanted.natural_tokens // 2 and len(natural) < wanted.natural:
                 natural.append(own[: wanted.natural_tokens])
-            elif len(own) >= 64 and len(short) < wanted.short:
+            elif len(own) >= 64 and len(short) < wanted.short and len(short) <= len(haystack):
                 short.append(own[: wanted.short_tokens])
             else:
                 haystack.append(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from entropylong_assets.audits.trial.plan import Plan
 from entropylong_assets.audits.trial.training import DeviceRows, Trainer
 
 Log = Callable[[str], None]
+
+_TOKENIZER_FILES = ("tokenizer", "special_tokens", "vocab", "merges", "chat_template")
+"""Beginnings of the names of a tokenizer's files."""
 
 
 class OpenedTrial:
@@ -100,12 +104,12 @@ class OpenedTrial:
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write the trained model as it computes, with its tokenizer, for transformers."""
-        from transformers import AutoTokenizer
-
+        """Write the trained model as it computes, and its tokenizer's files, for transformers."""
         self.network.hf_model.save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder_of_model(self.reference))
-        tokenizer.save_pretrained(folder)
+        source = Path(folder_of_model(self.reference))
+        for file in source.glob("*") if source.is_dir() else ():
+            if file.is_file() and file.name.startswith(_TOKENIZER_FILES):
+                shutil.copy(file, folder / file.name)
 
 
 def _eager() -> Any:
