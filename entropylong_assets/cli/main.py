@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from entropylong_assets.cli import inspection, planning, proof
+from entropylong_assets.cli import inspection, planning, proof, trial
 from entropylong_assets.cli.common import (
     DatasetName,
     SettingsFile,
@@ -207,6 +207,7 @@ def doctor(settings_file: SettingsFile = None) -> None:
 planning.add_commands(app)
 inspection.add_commands(app)
 proof.add_commands(app)
+trial.add_commands(app)
 
 
 if __name__ == "__main__":

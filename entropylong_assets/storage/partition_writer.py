@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
@@ -55,6 +55,12 @@ def _fitted(rows: pl.DataFrame | list[dict[str, Any]], field: pa.Field) -> pa.Ch
     if is_list and not field.type.value_field.nullable and pc.list_flatten(column).null_count:
         raise ValueError("the lists of the column contain nulls")
     return column
+
+
+class RowWriter(Protocol):
+    """Takes the rows of some tables, batch by batch."""
+
+    def append(self, table: str, rows: pl.DataFrame | list[dict[str, Any]]) -> None: ...
 
 
 class PartitionWriter:

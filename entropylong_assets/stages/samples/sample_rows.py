@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from entropylong_assets.stages.samples.packing import Segment
-from entropylong_assets.storage.partition_writer import PartitionWriter
+from entropylong_assets.storage.partition_writer import RowWriter
 
 
 @dataclass
@@ -22,7 +22,7 @@ class SampleRows:
     segments: list[dict[str, Any]] = field(default_factory=list)
     dependencies: list[dict[str, Any]] = field(default_factory=list)
 
-    def write(self, writer: PartitionWriter) -> None:
+    def write(self, writer: RowWriter) -> None:
         if self.samples:
             token_ids = np.stack([row.pop("input_ids") for row in self.samples])
             frame = pl.DataFrame(self.samples).with_columns(

@@ -40,7 +40,7 @@ from entropylong_assets.stages.samples.use_limits import (
     has_use_limits,
     uses_over_limits,
 )
-from entropylong_assets.storage.partition_writer import PartitionWriter
+from entropylong_assets.storage.partition_writer import RowWriter
 
 SAMPLES_PER_WRITE = 16
 """Samples in memory at once (8 MiB of tokens at 131,072)."""
@@ -196,7 +196,7 @@ class _Passages:
     """Writes the passages of samples that no anchor nominated, each once."""
 
     tables: ShardTables
-    writer: PartitionWriter
+    writer: RowWriter
     pool: Pool | None
     shards: dict[str, str] = field(default_factory=dict)
     """Shard of each passage written, by chunk_id."""
@@ -219,7 +219,7 @@ def pack_shard(
     settings: Settings,
     shard: str,
     tokenizer: TokenizerFacts,
-    writer: PartitionWriter,
+    writer: RowWriter,
     pool: Pool | None = None,
     on_sample: Callable[[int], None] = lambda _: None,
 ) -> PackedShard:

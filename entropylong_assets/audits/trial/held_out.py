@@ -1,0 +1,188 @@
+"""Held-out text for evaluation, without documents that share text with a sample."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entropylong_assets.audits.trial.folder import Rows, TrialError, pad_rows
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.samples.ordering import hash_key
+from entropylong_assets.storage.tables import TableStore
+
+GRAM = 13
+"""Tokens of a run that two texts share only if one was copied (as GPT-3's decontamination does with
+words)."""
+MAX_SHARED = 0.05
+"""A document is left out if a larger share of its runs of GRAM tokens is in the samples."""
+
+_MULTIPLIERS = np.random.default_rng(13).integers(1, 1 << 63, GRAM, dtype=np.uint64) | np.uint64(1)
+_WORD = re.compile(r"\b[a-z]{4,12}\b")
+
+HashesN = NDArray[np.uint64]
+
+
+def gram_hashes(token_ids_T: NDArray[Any]) -> HashesN:
+    """Hash of each run of GRAM tokens; none for a shorter text."""
+    count = max(0, len(token_ids_T) - GRAM + 1)
+    hashes = np.zeros(count, np.uint64)
+    ids = token_ids_T.astype(np.uint64) + np.uint64(1)
+    for place, multiplier in enumerate(_MULTIPLIERS):
+        hashes += ids[place : place + count] * multiplier
+        hashes ^= hashes >> np.uint64(29)
+    return hashes
+
+
+def gram_set(samples: Iterable[Rows]) -> HashesN:
+    """The different hashes of all samples, sorted (8 bytes each)."""
+    known = np.zeros(0, np.uint64)
+    for rows in samples:
+        hashes = [
+            gram_hashes(ids_T[:length])
+            for ids_T, length in zip(rows.token_ids_NT, rows.lengths_N, strict=True)
+        ]
+        known = np.union1d(known, np.concatenate([known[:0], *hashes]))
+    return known
+
+
+def shared_share(token_ids_T: NDArray[Any], known: HashesN) -> float:
+    """Share of a document's runs of GRAM tokens that are among `known`; 0 for a short document."""
+    hashes = gram_hashes(token_ids_T)
+    if not len(hashes) or not len(known):
+        return 0.0
+    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return float((known[places] == hashes).mean())
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much text an evaluation takes."""
+
+    natural_tokens: int
+    """Length of natural long documents: longer ones are cut, and shorter than half are not used."""
+    natural: int = 48
+    short_tokens: int = 1024
+    short: int = 256
+    haystack_tokens: int = 400_000
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Texts for evaluation: natural long documents, short ones, and haystacks (token ids)."""
+
+    natural: Rows
+    short: Rows
+    haystack: list[NDArray[np.uint32]]
+    words: list[str]
+    """Different words of the texts, sorted."""
+    figures: dict[str, Any]
+
+
+def corpus_texts(
+    store: TableStore, shards: Iterable[str], used: set[str], seed: int
+) -> Iterator[str]:
+    """Texts of documents that no sample contains, shard by shard, by hash in each."""
+    for shard in shards:
+        frame = store.read(CORPUS_DOCUMENTS, shard, "documents", ["doc_id", "text"])
+        rows = [row for row in frame.iter_rows() if row[0] not in used]
+        for _, text in sorted(rows, key=lambda row: hash_key(seed, "held out", row[0])):
+            yield text
+
+
+def file_texts(file: str | Path) -> Iterator[str]:
+    """The field `text` of each line of a JSON Lines file. Raises TrialError."""
+    try:
+        with Path(file).open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield json.loads(line)["text"]
+                except (ValueError, KeyError, TypeError):
+                    raise TrialError(
+                        f"{file} line {number}: no JSON object with a field `text`; fix the line"
+                    ) from None
+    except OSError as error:
+        raise TrialError(f"{file}: can't be read ({error}); name a JSON Lines file") from None
+
+
+def choose_held_out(
+    texts: Iterable[str],
+    samples: Sequence[Rows],
+    tokenizer: Tokenizer,
+    wanted: Wanted,
+    pad_id: int,
+) -> HeldOut:
+    """Choose texts in their order: long ones as natural documents, then by turns short ones and
+    text for haystacks.
+
+    Every document of the corpus is tokenized until there are enough. Documents that share text
+    with a sample are left out and counted. Raises TrialError if nothing is left for natural
+    documents or haystacks.
+    """
+    natural: list[NDArray[Any]] = []
+    short: list[NDArray[Any]] = []
+    haystack: list[NDArray[Any]] = []
+    words: Counter[str] = Counter()
+    seen = shared = 0
+    largest = 0.0
+    known = gram_set(samples)
+    for batch in _batches(texts):
+        ids = [np.array(row, np.uint32) for row in tokenizer.encode(batch)]
+        for text, own in zip(batch, ids, strict=True):
+            share = shared_share(own, known)
+            seen += 1
+            if share > MAX_SHARED:
+                shared += 1
+                continue
+            largest = max(largest, share)
+            words.update(set(_WORD.findall(text)))
+            if len(own) >= wanted.natural_tokens // 2 and len(natural) < wanted.natural:
+                natural.append(own[: wanted.natural_tokens])
+            elif len(own) >= 64 and len(short) < wanted.short and len(short) <= len(haystack):
+                short.append(own[: wanted.short_tokens])
+            else:
+                haystack.append(own)
+        full = sum(map(len, haystack)) >= wanted.haystack_tokens
+        if len(natural) >= wanted.natural and len(short) >= wanted.short and full:
+            break
+    if not natural or not short or not haystack:
+        raise TrialError(
+            f"of {seen:,} held-out documents {shared:,} share text with samples, and "
+            f"{len(natural)} natural long documents, {len(short)} short ones and {len(haystack)} "
+            "for haystacks are left; name a corpus or file with more text with --evaluation"
+        )
+    return HeldOut(
+        pad_rows(natural, wanted.natural_tokens, pad_id),
+        pad_rows(short, wanted.short_tokens, pad_id),
+        haystack,
+        sorted(word for word, count in words.items() if count > 1),
+        {
+            "documents": seen,
+            "left_out": shared,
+            "gram_tokens": GRAM,
+            "max_shared": MAX_SHARED,
+            "largest_shared_kept": largest,
+            "natural": len(natural),
+            "short": len(short),
+            "haystack_tokens": sum(map(len, haystack)),
+        },
+    )
+
+
+def _batches(texts: Iterable[str], size: int = 1024) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

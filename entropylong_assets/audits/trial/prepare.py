@@ -1,0 +1,134 @@
+"""Writing a trial's folder from a dataset's stored tables."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from entropylong_assets.audits.trial.arms import (
+    DEFAULT_ARMS,
+    Arm,
+    facts_of_tokenizer,
+    pack_arm,
+)
+from entropylong_assets.audits.trial.folder import Rows, TrialError, TrialFacts, TrialFolder
+from entropylong_assets.audits.trial.held_out import Wanted, choose_held_out, corpus_texts
+from entropylong_assets.audits.trial.tasks import TASKS, TaskMaker
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.tables import TableStore
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """What a trial's folder holds."""
+
+    tokens: int = 15_000_000
+    """Tokens per run: at most as many are packed per arm."""
+    sample_tokens: int = 16_384
+    arms: Mapping[str, Arm] = field(default_factory=lambda: DEFAULT_ARMS)
+    seeds: Sequence[int] = (0, 1)
+    task_tokens: Sequence[int] = (2048, 4096, 8192, 16_384)
+    """Lengths of the synthetic tasks; those longer than a sample are left out."""
+    items: int = 64
+    """Items per task and length."""
+    natural: int = 48
+    """Natural long documents."""
+
+
+def prepare(
+    settings: Settings,
+    store: TableStore,
+    folder: str | Path,
+    wished: PrepareSettings,
+    *,
+    texts: Iterable[str] | None = None,
+    log: Log = lambda _: None,
+) -> TrialFacts:
+    """Write samples of every arm, the evaluation and a plan; returns the facts.
+
+    settings: those that the dataset's tables were made with. texts: for evaluation; None: documents
+    of the dataset's corpus that no sample contains. Raises TrialError if there is nothing to pack,
+    or too little held-out text.
+    """
+    from entropylong_assets.stages.entropy.model import load_tokenizer
+
+    shards = store.shards(VERIFIED_DEPENDENCIES)
+    if not shards:
+        raise TrialError(
+            f"{store.dataset_uri}: nothing is verified; materialize {VERIFIED_DEPENDENCIES.name}"
+        )
+    out = TrialFolder(folder)
+    shutil.rmtree(out.path / "samples", ignore_errors=True)
+    shutil.rmtree(out.path / "items", ignore_errors=True)
+    (out.path / "trial.json").unlink(missing_ok=True)
+    figures: dict[str, dict[str, Any]] = {}
+    packed: list[Rows] = []
+    used: set[str] = set()
+    for name, arm in wished.arms.items():
+        try:
+            own = pack_arm(
+                arm,
+                Partition(settings, store),
+                shards,
+                wished.sample_tokens,
+                wished.tokens // wished.sample_tokens,
+            )
+        except TrialError as error:
+            raise TrialError(f"arm {name}: {error}") from None
+        out.write_samples(name, own.rows)
+        figures[name] = own.figures
+        packed.append(own.rows)
+        used |= own.documents
+        log(f"{name}: {own.figures['samples']:,} samples from {own.figures['roots']:,} roots")
+    if texts is None:
+        texts = corpus_texts(store, store.shards(CORPUS_DOCUMENTS), used, settings.seed)
+    tokenizer = load_tokenizer(settings.scoring)
+    facts = facts_of_tokenizer(Partition(settings, store, shards[0]), wished.sample_tokens)
+    wanted = Wanted(wished.sample_tokens, natural=wished.natural)
+    held_out = choose_held_out(texts, packed, tokenizer, wanted, facts.pad_id)
+    log(f"held out: {held_out.figures}")
+    out.write_documents("natural", held_out.natural)
+    out.write_documents("short", held_out.short)
+    maker = TaskMaker(tokenizer, held_out.haystack, held_out.words, settings.seed, facts.pad_id)
+    names = []
+    for task in TASKS:
+        for tokens in wished.task_tokens:
+            if tokens <= wished.sample_tokens:
+                names.append(f"{task}-{tokens}")
+                out.write_items(names[-1], maker.items(task, tokens, wished.items))
+        log(f"items: {task}")
+    made = TrialFacts(
+        model=settings.scoring.model,
+        vocab_size=facts.vocab_size,
+        pad_id=facts.pad_id,
+        sample_tokens=wished.sample_tokens,
+        arms=figures,
+        items=names,
+        decontamination=held_out.figures,
+        made_from={"dataset": settings.name, "corpus": settings.corpus.name, "shards": len(shards)},
+    )
+    (out.path / "plan.json").write_text(
+        json.dumps(first_plan(made, wished, str(folder)), indent=1), encoding="utf-8"
+    )
+    out.write_facts(made)
+    return made
+
+
+def first_plan(facts: TrialFacts, wished: PrepareSettings, folder: str) -> dict[str, Any]:
+    """A plan of every arm with every seed, seed by seed, after the model as it starts."""
+    start = {"arm": next(iter(facts.arms)), "tokens": 0}
+    runs = [
+        {"arm": arm, "seed": seed, "tokens": wished.tokens}
+        for seed in wished.seeds
+        for arm in facts.arms
+    ]
+    return {"data": folder, "compile": True, "runs": [start, *runs]}
