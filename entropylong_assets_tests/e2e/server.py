@@ -44,7 +44,7 @@ class Server:
         self.home.mkdir(parents=True, exist_ok=True)
         self.settings_file = folder / "settings.yaml"
         self.write_settings(settings)
-        config = (PROJECT / "dagster.yaml").read_text(encoding="utf-8")
+        config = (PROJECT / "entropylong_assets" / "dagster.yaml").read_text(encoding="utf-8")
         if dagster_yaml or not (self.home / "dagster.yaml").exists():
             (self.home / "dagster.yaml").write_text(dagster_yaml or config, encoding="utf-8")
         self.environment = os.environ | {
