@@ -1,7 +1,7 @@
 # make demo   the whole pipeline on real text and real models
 # make ui     its assets, partitions and checks in the browser
 # make ray, make ray-ui   a Ray cluster on this machine, and Dagster on it
-# make evidence   measures what the verified contexts are worth; writes docs/evidence.md
+# make evidence   measures how much verified contexts help, and how often others pass; writes docs/evidence.md
 # make evidence-large   the same over a larger corpus, for a GPU; writes docs/evidence-large.md
 # make test   linters and tests
 # make test-inputs    10,000 generated source files, whole and damaged: 5 minutes
@@ -66,6 +66,7 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/python -m tools.lint_words
 
 check test: lint
 	@# A file stays on one worker, so that what its tests share is made once.

@@ -1,4 +1,4 @@
-"""Commands that measure what verification is worth: `ablate`, `audit`, `evidence`."""
+"""Commands that measure what verification does: `ablate`, `audit`, `evidence`."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def limits(plan: Plan) -> list[Limit]:
             "one `embedding_index` over all shards",
             f"{_number(plan.index_build_core_hours)} core hours per build of {work.index}; a new "
             "shard is added without a build, but recall falls as centroids age",
-            "`embedding.search: exact` up to some 10 million chunks; beyond that several corpora, "
+            "`embedding.search: exact` up to about 10 million chunks; beyond that several corpora, "
             "each of whose roots is searched in its own corpus only",
         ),
         Limit(

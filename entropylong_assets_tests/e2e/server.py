@@ -93,7 +93,7 @@ class Server:
         self._log.close()
 
     def kill(self) -> None:
-        """As a power cut does: nothing is told, nothing is tidied."""
+        """As a power cut does: no process is notified, nothing is cleaned up."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

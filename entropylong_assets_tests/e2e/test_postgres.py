@@ -147,7 +147,7 @@ def test_a_pipeline_runs_on_postgresql(
     found = {f.subject: f for f in examine(project)}
     assert found["instance"].verdict == "ok"
     assert "PostgreSQL" in found["instance"].message
-    # A database that is gone is a fault with a remedy, not a traceback.
+    # A database that is missing is a fault with a remedy, not a traceback.
     monkeypatch.setenv("DAGSTER_PG_PORT", str(free_port()))
     lost = next(iter(examine(project)))
     assert (lost.subject, lost.verdict) == ("instance", "fault")
