@@ -94,8 +94,8 @@ class Picture:
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
             f'font-family="{FONT}" role="img">\n'
-            "<title>How EntropyLong makes a sample: anchors of a root document, candidate contexts, "
-            "verification against control contexts, concatenation</title>\n"
+            "<title>How EntropyLong makes a sample: anchors of a root document, candidate "
+            "contexts, verification against control contexts, concatenation</title>\n"
             '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
             f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{self.colours.faint}"/>'
             "</marker></defs>\n"
@@ -207,8 +207,8 @@ def sample(picture: Picture, x: float, y: float) -> None:
         x,
         top + 62,
         (
-            "dependency (arc): an anchor and a verified context that lowers its entropy, stored with "
-            "its scores and its place in the sample",
+            "dependency (arc): an anchor and a verified context that lowers its entropy, stored "
+            "with its scores and its place in the sample",
             "hard negative: a rejected candidate of the same root.  "
             "padding: fills the rest and is masked from the loss.",
         ),
