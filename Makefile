@@ -177,5 +177,5 @@ bench-gpu: .venv/demo
 # Environments and caches. Data is never removed: delete data/ and .dagster by hand, together.
 clean:
 	rm -rf .venv .venv-readers .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find benchmarks entropylong_assets entropylong_assets_tests -name __pycache__ -prune \
+	find benchmarks entropylong_assets entropylong_assets_tests tools -name __pycache__ -prune \
 	  -exec rm -rf {} +
