@@ -144,9 +144,9 @@ def test_plan_takes_figures_and_needs_no_price() -> None:
     assert printed.exit_code == 0
     assert "| chunks | 5,000,000 |" in printed.stdout
     assert "| roots | 2,000 |" in printed.stdout
-    assert "H100 hours. To see their cost, name a price with `--gpu-hour-price`." in printed.stdout
+    assert "H100 hours. To see their cost, give a price with `--gpu-hour-price`." in printed.stdout
     costs = re.findall(
-        r"^\| (?:plain|calibrated|these three) \| [\d,.]+ \| (.*) \|$", printed.stdout, re.M
+        r"^\| (?:plain|calibrated|all three stages) \| [\d,.]+ \| (.*) \|$", printed.stdout, re.M
     )
     assert costs == ["–"] * 3
 
