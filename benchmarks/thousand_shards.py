@@ -257,7 +257,9 @@ def main() -> None:
             "corpus": {"sources": [{"name": "web", "uri": f"{corpus}/*.jsonl"}]},
         }
         server = Server(folder, values)
-        shutil.copyfile(PROJECT / "dagster.yaml", server.home / "dagster.yaml")
+        shutil.copyfile(
+            PROJECT / "entropylong_assets" / "dagster.yaml", server.home / "dagster.yaml"
+        )
         start = time.perf_counter()
         project = make_project(values)
         with dg.DagsterInstance.from_config(str(server.home)) as instance:

@@ -26,7 +26,7 @@ from entropylong_assets.project import make_project
 
 
 class EntropyLongAttributes(dg.Model):
-    """Attributes of the component: the content of a settings file (README, settings reference)."""
+    """Attributes of the component: the content of a settings file (docs/settings.md)."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""What `dagster dev` and `dg dev` load: the project that ENTROPYLONG_SETTINGS names."""
+"""What `dg dev` and Dagster's services load: the project that ENTROPYLONG_SETTINGS names."""
 
 from __future__ import annotations
 

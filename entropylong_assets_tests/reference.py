@@ -126,9 +126,9 @@ def verdict(
 
     h, i = at_anchor([])
     h_context, i_context = at_anchor(context)
-    behind = [at_anchor(control) for control in controls]
-    h_control = float(np.mean([e for e, _ in behind]))
-    i_control = float(np.mean([s for _, s in behind]))
+    given_controls = [at_anchor(control) for control in controls]
+    h_control = float(np.mean([e for e, _ in given_controls]))
+    i_control = float(np.mean([s for _, s in given_controls]))
     gain = (h - h_context) / h
     calibrated = (min(h, h_control) - h_context) / h
     lower = min(i, i_control)

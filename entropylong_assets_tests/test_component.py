@@ -59,7 +59,7 @@ def dg_cli(project: Path, *arguments: str) -> str:
         "PYTHONPATH": str(project / "src"),
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "VIRTUAL_ENV": str(BIN.parent),
-        "DAGSTER_DG_CLI_SUPPRESS_UPDATE_CHECK": "1",
+        "DAGSTER_DG_UPDATE_CHECK_ENABLED": "0",
         "NO_COLOR": "1",
         "COLUMNS": "200",
     }

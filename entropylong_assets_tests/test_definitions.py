@@ -1,7 +1,8 @@
-"""The definitions that Dagster loads, and what the README says of them."""
+"""The definitions that Dagster loads, and the graph that the documentation shows."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -23,17 +24,41 @@ def defs() -> dg.Definitions:
     return build_definitions(make_project({}, "quickstart"))
 
 
-def test_readme_shows_the_real_graph(defs: dg.Definitions) -> None:
+def test_docs_show_the_real_graph(defs: dg.Definitions) -> None:
     graph = defs.resolve_asset_graph()
     edges = {
         (parent.path[-1], key.path[-1])
         for key in graph.get_all_asset_keys()
         for parent in graph.get(key).parent_keys
     }
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs" / "concepts.md").read_text(encoding="utf-8")
     diagram = re.search(r"```mermaid(.*?)```", text, re.DOTALL)
     assert diagram is not None
     assert set(re.findall(r"(\w+) --> (\w+)", diagram[1])) == edges
+
+
+def test_repository_is_a_dg_project(defs: dg.Definitions, tmp_path: Path) -> None:
+    """`dg list defs` and `dg dev` load what `[tool.dg]` names."""
+    tool = Path(sys.executable).parent
+    done = subprocess.run(
+        [tool / "dg", "list", "defs", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        env=os.environ
+        | {
+            "PATH": f"{tool}{os.pathsep}{os.environ['PATH']}",
+            "VIRTUAL_ENV": str(tool.parent),
+            "DAGSTER_DG_UPDATE_CHECK_ENABLED": "0",
+            "DAGSTER_HOME": str(tmp_path),
+            "ENTROPYLONG_PROFILE": "quickstart",
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = {asset["asset_key"] for asset in json.loads(done.stdout)["assets"]}
+    keys = defs.resolve_asset_graph().get_all_asset_keys()
+    assert listed == {key.to_user_string() for key in keys}
 
 
 def test_stage_over_all_shards_is_in_no_partitioned_job(defs: dg.Definitions) -> None:

@@ -18,7 +18,7 @@ PATH=$(cd "$(dirname "$(command -v "$RAY")")" && pwd):$PATH
 export PATH
 export RAY_USAGE_STATS_ENABLED=0
 # Steps that wait for a free CPU or GPU are jobs that have not started: Ray fails them after 15
-# minutes unless told otherwise (seconds).
+# minutes by default (seconds).
 export RAY_JOB_START_TIMEOUT_SECONDS=${RAY_JOB_START_TIMEOUT_SECONDS:-604800}
 # Most of Ray's ports listen on every interface of the machine, so whoever asks must know this.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$FOLDER/token

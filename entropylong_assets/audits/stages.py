@@ -120,11 +120,11 @@ def _null_views(partition: Partition) -> Mapping[str, View]:
 
 NULL_CALIBRATION_STAGE = Stage(
     tables=NULL_CALIBRATION,
-    description="""How often contexts that should not help pass the rule, on a sample of roots.
+    description="""How often contexts that should not help pass the rule, for a sample of roots.
 
 Three kinds of held-out controls: random chunks, chunks on the same topic that no anchor retrieved,
-and accepted chunks with their sentences shuffled. Also the least ε at which no more than a wished
-share of the random ones pass, and the lift of retrieval over random contexts.""",
+and accepted chunks with their sentences shuffled. Also the smallest ε at which the rule accepts at
+most a wished share of the random chunks, and the lift of retrieval over random contexts.""",
     compute=_calibrate,
     inputs=(ENTROPY_SCORES_STAGE, CANDIDATE_CONTEXTS_STAGE, VERIFIED_DEPENDENCIES_STAGE),
     sections={"audit": AuditSettings},
@@ -146,7 +146,7 @@ share of the random ones pass, and the lift of retrieval over random contexts.""
     check_folder=_FOLDER,
     checks=(
         Check("null_gains_recomputed", "Gains of held-out controls follow from their entropies."),
-        Check("null_rates_recounted", "Rates are shares of the trials."),
+        Check("null_rates_recounted", "Rates follow from the stored trials."),
         Check(
             "random_below_retrieved",
             "Random contexts pass less often than retrieved ones.",
@@ -202,7 +202,7 @@ def _second_model_determined_by(settings: Settings) -> Sequence[str]:
 
 CROSS_MODEL_AUDIT_STAGE = Stage(
     tables=CROSS_MODEL_AUDIT,
-    description="""Pairs scored again by a second model, that of `audit.model`.
+    description="""A sample of pairs, scored again by a second model (`audit.model`).
 
 Pairs are taken in equal numbers from those that all compared rules accept, that some accept, and
 that none accepts. Shows how much of the data depends on its scoring model. Without a second model
@@ -283,7 +283,7 @@ def _identify_long_range(partition: Partition) -> Mapping[str, Any]:
 
 LONG_RANGE_AUDIT_STAGE = Stage(
     tables=LONG_RANGE_AUDIT,
-    description="""Every recipe on the same roots and budget: what its contexts do for the anchors.
+    description="""All recipes on the same roots and budget: what their contexts do for anchors.
 
 Entropy and surprisal in place, against random contexts of the same length, by distance; density of
 key tokens; dependency score; each with an interval over roots.""",
@@ -295,7 +295,7 @@ key tokens; dependency score; each with an interval over roots.""",
     check_folder=_FOLDER,
     checks=(
         Check("windows_within_budget", "Recipes are compared on whole windows, once per root."),
-        Check("in_place_scores_sound", "Scores in place are numbers, none of them negative."),
+        Check("in_place_scores_sound", "Scores in place are finite and not negative."),
     ),
     views=_long_range_views,
     check_parameters=_rule_parameters,

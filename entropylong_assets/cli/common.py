@@ -20,12 +20,17 @@ out = Console(highlight=False)
 SettingsFile = Annotated[
     str | None,
     typer.Option(
-        "--settings", "-s", help="YAML file; else ENTROPYLONG_SETTINGS or ENTROPYLONG_PROFILE."
+        "--settings",
+        "-s",
+        help="Settings file (YAML). Default: the file that ENTROPYLONG_SETTINGS names, or the "
+        "profile that ENTROPYLONG_PROFILE names.",
     ),
 ]
 DatasetName = Annotated[
     str | None,
-    typer.Option("--dataset", "-d", help="Name of the dataset, if the settings have several."),
+    typer.Option(
+        "--dataset", "-d", help="Name of the dataset. Needed if the settings have several."
+    ),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Commands that look at what was made: `show`, `compare`, `report`."""
+"""Commands that show results: `show`, `compare`, `report`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def show(
     sample: Annotated[str, typer.Argument(help="Id of a sample, e.g. numpy-docs-00000-00000.")],
     settings_file: SettingsFile = None,
     dataset: DatasetName = None,
-    strongest: Annotated[int, typer.Option(help="Dependencies shown in full.")] = 3,
+    strongest: Annotated[
+        int, typer.Option(help="Number of dependencies to show in full, largest gains first.")
+    ] = 3,
 ) -> None:
     """Show a sample's segments and its strongest dependencies as readable text."""
     with plain_errors():
@@ -79,10 +81,10 @@ def show(
 
 def compare(
     a: Annotated[str, typer.Argument(help="Name of a dataset.")],
-    b: Annotated[str, typer.Argument(help="Name of the dataset to compare it with.")],
+    b: Annotated[str, typer.Argument(help="Name of the other dataset.")],
     settings_file: SettingsFile = None,
 ) -> None:
-    """Put two datasets side by side: settings, anchors, acceptance, overlap of pairs, samples."""
+    """Compare two datasets: settings, anchors, accepted pairs and their overlap, samples."""
     with plain_errors():
         project = open_project(settings_file)
         from entropylong_assets.project import open_store
@@ -109,10 +111,11 @@ def report(
     settings_file: SettingsFile = None,
     dataset: DatasetName = None,
     against: Annotated[
-        str | None, typer.Option(help="Name of another dataset, to compare with.")
+        str | None, typer.Option(help="Name of another dataset, shown beside this one.")
     ] = None,
     file: Annotated[
-        str | None, typer.Option("--out", help="File to write; else report.html in the dataset.")
+        str | None,
+        typer.Option("--out", help="File to write. Default: report.html in the dataset's folder."),
     ] = None,
 ) -> None:
     """Write the report: one HTML file that needs no network."""

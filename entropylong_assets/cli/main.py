@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from entropylong_assets.cli import inspection, planning, proof, trial
+from entropylong_assets.cli import settings as settings_commands
 from entropylong_assets.cli.common import (
     DatasetName,
     SettingsFile,
@@ -17,19 +18,35 @@ from entropylong_assets.cli.common import (
     plain_errors,
 )
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Turns a corpus of short documents into verified long-context training data.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"entropylong {version('entropylong-assets')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Turn a corpus of short documents into verified long-context training data."""
 
 
 @app.command()
 def demo(settings_file: SettingsFile = None) -> None:
     """Run the whole pipeline on real text and real models, and print the results.
 
-    Without settings it takes the profile `quickstart`. What is up to date is not run again.
+    Without settings, it uses the profile `quickstart`. Partitions that are up to date are not made
+    again.
     """
     if not settings_file:
         os.environ.setdefault("ENTROPYLONG_PROFILE", "quickstart")
@@ -38,10 +55,10 @@ def demo(settings_file: SettingsFile = None) -> None:
 
 @app.command()
 def run(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
-    """Register new shards and run every stage that is not up to date, here and now.
+    """Register new shards and run every stage that is not up to date, in this process.
 
-    With --dataset only that dataset and its corpus. Stops at the first shard that fails, with exit
-    code 2; shards whose source files are missing keep their data and stop nothing. Needs no daemon.
+    With --dataset, only that dataset and its corpus. Stops at the first shard that fails, with exit
+    code 2. Shards whose source files are missing keep their data. Needs no daemon.
     """
     with plain_errors():
         project = open_project(settings_file)
@@ -91,7 +108,7 @@ def run(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None
             for settings in chosen:
                 print_dataset(out, project, settings)
         if runs == 0:
-            out.print("Nothing had changed: no run was needed.")
+            out.print("Everything is up to date: no run was needed.")
         out.print("Look at it: [bold]make ui[/], then http://localhost:3000")
 
 
@@ -99,7 +116,7 @@ def run(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None
 def scan(settings_file: SettingsFile = None) -> None:
     """Scan the sources and register the shards of all new files as partitions.
 
-    Lists files that have changed or are missing, and what is passed over, by reason.
+    Lists files that have changed or are missing, and counts files that are passed over by reason.
     """
     with plain_errors():
         project = open_project(settings_file)
@@ -136,7 +153,7 @@ def export(settings_file: SettingsFile = None, dataset: DatasetName = None) -> N
 def verify_export(
     uri: Annotated[str, typer.Argument(help="Folder or URI of one export.")],
 ) -> None:
-    """Read every file of an export again; exit code 1 if one differs from what was written."""
+    """Check that every file of an export has the bytes that were written; exit code 1 if not."""
     with plain_errors():
         from entropylong_assets.stages.training_data.verify import verify_export as verify
 
@@ -151,21 +168,24 @@ def verify_export(
 def retokenize(
     uri: Annotated[str, typer.Argument(help="Folder or URI of an export with the format jsonl.")],
     tokenizer: Annotated[
-        str, typer.Option(help="Model whose tokenizer it is: hub id, folder, GGUF file or pkg://.")
+        str,
+        typer.Option(help="Model whose tokenizer is used: hub id, folder, GGUF file or pkg://."),
     ],
     tokens: Annotated[int, typer.Option(min=16, help="Exact length of a sample.")],
     out_folder: Annotated[
-        str, typer.Option("--out", help="Folder or URI that gets a folder for the new export.")
+        str, typer.Option("--out", help="Folder or URI in which the new export gets a folder.")
     ],
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="Format to write; repeatable. Default: as the export."),
+        typer.Option(
+            "--format", help="Format to write; repeatable. Default: the formats of the export."
+        ),
     ] = None,
 ) -> None:
-    """Pack an export of text again, to samples of another model's tokenizer.
+    """Pack an export with the format jsonl again, for another model's tokenizer.
 
-    No context is cut; what does not fit is dropped, and counted here and in the manifest. Gains
-    stay those that the first model measured.
+    No context is cut. What does not fit is dropped, and counted here and in the manifest. The gains
+    are still those that the first model measured.
     """
     with plain_errors():
         from entropylong_assets.project import make_project
@@ -187,7 +207,7 @@ def retokenize(
 
 @app.command()
 def doctor(settings_file: SettingsFile = None) -> None:
-    """Look for what would stop a run here; exit code 1 if there is a fault."""
+    """Check instance, models, sources and tables for faults; exit code 1 if there is one."""
     with plain_errors():
         project = open_project(settings_file)
         from entropylong_assets.orchestration.doctor import examine
@@ -205,6 +225,7 @@ def doctor(settings_file: SettingsFile = None) -> None:
 
 
 planning.add_commands(app)
+settings_commands.add_commands(app)
 inspection.add_commands(app)
 proof.add_commands(app)
 trial.add_commands(app)

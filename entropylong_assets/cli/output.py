@@ -1,4 +1,4 @@
-"""What the command line draws: bars while stages run, and their figures at the end."""
+"""Output of the command line: progress bars while stages run, and figures at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that tell what a run would cost: `plan` and `estimate`."""
+"""Commands that estimate the cost of a run: `plan` and `estimate`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def plan(
     figures: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Your own figures, e.g. chunks=50000000 roots=20000 sample_tokens=800000000 "
-            "embedder=minilm."
+            help="Figures of your workload, e.g. chunks=50000000 roots=20000 "
+            "sample_tokens=800000000 embedder=minilm."
         ),
     ] = None,
     gpu_hour_price: Annotated[
-        float | None, typer.Option(min=0, help="What a GPU hour costs you, in any currency.")
+        float | None, typer.Option(min=0, help="Price of one GPU hour, in any currency.")
     ] = None,
 ) -> None:
-    """Print the capacity plan: GPU hours, storage and limits at any size, from measured rates.
+    """Print a capacity plan in Markdown: GPU hours, storage and limits, from measured rates.
 
-    Without figures it is FineWeb-Edu at the paper's size. Prints Markdown.
+    Without figures, the workload is FineWeb-Edu at the paper's size.
     """
     with plain_errors():
         from entropylong_assets.report.capacity import plan_capacity, workload_of
@@ -40,7 +40,7 @@ def plan(
 
 
 def estimate(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
-    """Estimate what a run over the sources would cost on this machine. Writes nothing."""
+    """Estimate the cost of a run over the sources on this machine. Writes nothing."""
     with plain_errors():
         settings = open_dataset(settings_file, dataset)
         from entropylong_assets.report.estimate import estimate as estimated

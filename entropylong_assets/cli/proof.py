@@ -1,4 +1,4 @@
-"""Commands that measure what verification is worth: `ablate`, `audit`, `evidence`."""
+"""Commands that measure what verification does: `ablate`, `audit`, `evidence`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def ablate(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
-    """Show what α, ε, K, order and verification change, from stored scores: no forward pass."""
+    """Show the effect of other α, ε, K, orders and rules, from stored scores: no forward pass."""
     with plain_errors():
         settings = open_dataset(settings_file, dataset)
         from entropylong_assets.audits.ablation import ablate as ablated
@@ -34,7 +34,7 @@ def ablate(settings_file: SettingsFile = None, dataset: DatasetName = None) -> N
         from entropylong_assets.report.run import open_dataset as open_source
 
         source = open_source(settings, open_store(settings))
-        # Under the settings that the scores were made with.
+        # The settings under which the scores were made.
         table = ablated(read_scores(source.store, source.shards), source.settings)
         print_ablation(out, table)
         for file in save(source.store, table):
@@ -42,7 +42,7 @@ def ablate(settings_file: SettingsFile = None, dataset: DatasetName = None) -> N
 
 
 def audit(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
-    """Audit a sample of every verified shard: false acceptance, a second model, other recipes."""
+    """Audit a sample of every verified shard: false acceptance, a second model, all recipes."""
     with plain_errors():
         project = open_project(settings_file)
         settings = project.find_dataset(dataset)
@@ -53,7 +53,7 @@ def audit(settings_file: SettingsFile = None, dataset: DatasetName = None) -> No
 
         with open_instance() as instance:
             runs = run_audits(project, settings, instance, Watcher(on_end=on_end))
-    out.print(f"{runs} runs" if runs else "Nothing had changed: no run was needed.")
+    out.print(f"{runs} runs" if runs else "Everything is up to date: no run was needed.")
 
 
 def evidence(
@@ -61,7 +61,7 @@ def evidence(
     dataset: DatasetName = None,
     file: Annotated[str, typer.Option("--out", help="File to write.")] = "docs/evidence.md",
 ) -> None:
-    """Run pipeline, audits and planted facts where they are not up to date; write the evidence."""
+    """Run pipeline, audits and planted facts if they are not up to date; write the evidence."""
     with plain_errors():
         project = open_project(settings_file)
         from entropylong_assets.orchestration.evidence_run import make_evidence

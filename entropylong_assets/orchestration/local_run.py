@@ -43,12 +43,12 @@ class RunError(ValueError):
 def dagster_home() -> Path:
     """Folder of the Dagster instance: DAGSTER_HOME, else `.dagster` in the working folder.
 
-    A new one gets a copy of the project's dagster.yaml, if there is one.
+    A new one gets a copy of the package's dagster.yaml.
     """
     home = Path(os.environ.setdefault("DAGSTER_HOME", str(Path.cwd() / ".dagster")))
     home.mkdir(parents=True, exist_ok=True)
-    ours, theirs = Path.cwd() / "dagster.yaml", home / "dagster.yaml"
-    if ours.exists() and not theirs.exists():
+    ours, theirs = Path(__file__).parents[1] / "dagster.yaml", home / "dagster.yaml"
+    if not theirs.exists():
         shutil.copyfile(ours, theirs)
     return home
 

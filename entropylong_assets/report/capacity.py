@@ -151,13 +151,13 @@ INDEXES: dict[str, IndexRate] = {
 MEASURED_CORES = 2
 LOOKUP_BYTES = PlanRate(24, "bytes per chunk", "lookup index of chunk_id", "24 MB")
 PAIR_BYTES = PlanRate(
-    60, "bytes per pair", "rows of `pairs` and `candidates` in Parquet", "60 bytes a pair"
+    60, "bytes per pair", "rows of `pairs` and `candidates` in Parquet", "60 bytes per pair"
 )
 CONTEXT_BYTES = PlanRate(
     2.83,
     "bytes per token",
     "text and token ids of nominated chunks in Parquet",
-    "2.83 bytes a token",
+    "2.83 bytes per token",
 )
 EXPORT_BYTES = PlanRate(4, "bytes per token", "an export as MDS or Megatron", "token ids")
 

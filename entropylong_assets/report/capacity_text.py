@@ -44,27 +44,28 @@ class Limit:
 
 
 def limits(plan: Plan) -> list[Limit]:
-    """Return the limits of a run, those that are met first before others."""
+    """Return the limits of a run, in the order in which a growing run meets them."""
     work = plan.workload
     embedding = plan.gpu_hours["embedding"]
     return [
         Limit(
-            "`chunk_embeddings` embeds one shard of a corpus at a time (pool `lancedb_writer`)",
-            f"at the second GPU: {_number(embedding)} GPU hours of embedding one after another",
+            "`chunk_embeddings` embeds one shard of a corpus at a time (pool "
+            "`lancedb_writer_<corpus>`)",
+            f"with more than one GPU: one of them does all {_number(embedding)} hours of embedding",
             "split the sources into several corpora: each has a pool of its own, so they embed at "
             "the same time",
         ),
         Limit(
             "SQLite under Dagster",
             "about ten simultaneous runs",
-            "PostgreSQL: docs/operating.md",
+            "PostgreSQL ([operating.md](operating.md))",
         ),
         Limit(
             "one `embedding_index` over all shards",
             f"{_number(plan.index_build_core_hours)} core hours per build of {work.index}; a new "
-            "shard is added without a build, but recall falls as centroids age",
-            "`embedding.search: exact` up to some 10 million chunks; beyond that several corpora, "
-            "each of whose roots is searched in its own corpus only",
+            "shard is added without a build, but recall falls as the centroids become outdated",
+            "`embedding.search: exact` up to about 10 million chunks; beyond that several corpora, "
+            "whose roots retrieve from their own corpus only",
         ),
         Limit(
             "exact search",
@@ -81,7 +82,7 @@ def limits(plan: Plan) -> list[Limit]:
         ),
         Limit(
             "`excluded_shards`, the list of shards in the table but not in the index",
-            "thousands of shards written while others are searched: each search filters by it",
+            "thousands of shards are written while others are searched: each search filters by it",
             "build the index once after ingestion, then search: the list is empty",
         ),
         Limit(
@@ -115,10 +116,14 @@ def markdown(plan: Plan, gpu_hour_price: float | None = None) -> str:
         ("verified dependencies, calibrated rule", _number(ours)),
     ]
     hours = [(name, _number(value), cost(value)) for name, value in plan.gpu_hours.items()]
-    hours.append(("these three", _number(plan.total_gpu_hours), cost(plan.total_gpu_hours)))
+    hours.append(("all three stages", _number(plan.total_gpu_hours), cost(plan.total_gpu_hours)))
     screened = plan.screened_gpu_hours
     hours.append(
-        ("these three, candidates screened in FP8 (approximate)", _number(screened), cost(screened))
+        (
+            "all three stages, candidates screened in FP8 (approximate)",
+            _number(screened),
+            cost(screened),
+        )
     )
     per_million = [
         (name, _number(plan.hours_per_million(n)), cost(plan.hours_per_million(n)))
@@ -151,20 +156,20 @@ def markdown(plan: Plan, gpu_hour_price: float | None = None) -> str:
     price = (
         f"H100 hours, and their cost at {gpu_hour_price:g} per GPU hour (your own figure)."
         if gpu_hour_price is not None
-        else "H100 hours. To see their cost, name a price with `--gpu-hour-price`."
+        else "H100 hours. To see their cost, give a price with `--gpu-hour-price`."
     )
     share = plan.gpu_hours["verification"] / plan.total_gpu_hours
     exact = _number(plan.exact_search_hours)
     build, search = _number(plan.index_build_core_hours), _number(plan.index_search_core_hours)
     return f"""# Capacity plan
 
-`entropylong plan` prints this page; `make scaling` writes it. Every figure follows by plain
-arithmetic (`report/capacity.py`) from the workload and the rates below. No run had this size: the
-largest ones are listed in [RESULTS.md](../benchmarks/RESULTS.md).
+`entropylong plan` prints this page; `make scaling` writes it. Every figure is calculated
+(`report/capacity.py`) from the workload and the rates below. No run had this size: the largest runs
+are listed in [RESULTS.md](../benchmarks/RESULTS.md).
 
-To plan with your own figures, pass any names of the table below. `sample_tokens` is not derived
-from `roots`: scale it too. `entropylong estimate` samples your sources and times this machine
-instead.
+To plan with your own figures, pass names of the table below with other values. `sample_tokens` is
+not derived from `roots`: change both. `entropylong estimate` samples your sources and measures this
+machine instead.
 
 ```sh
 entropylong plan chunks=50000000 roots=20000 sample_tokens=800000000 --gpu-hour-price 3
@@ -187,11 +192,11 @@ Counts that follow:
 Search and index are not included. Exact search takes {exact} GPU hours more; alternatively an index
 ({work.index}) takes {build} CPU core hours to build and {search} to search.
 
-Per million verified dependencies, in these three stages:
+Per million verified dependencies, in all three stages:
 
 {_table(("rule", "GPU hours", "cost"), per_million)}
 
-Time for these three stages if no GPU ever waits (assumed; see *Limits*):
+Time for all three stages if no GPU ever waits (assumed; see *Limits*):
 
 {_table(("GPUs", "time"), wall)}
 
@@ -216,7 +221,7 @@ vectors the build time of `ivf_flat` grew 17 times, not 32).
 
 {_table(("", ""), stored)}
 
-Each table keeps its previous generation beside the present one.
+Each table also keeps its previous version, which is not counted here.
 
 ## Limits
 

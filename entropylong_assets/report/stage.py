@@ -98,9 +98,9 @@ REPORT_STAGE = Stage(
     tables=REPORT,
     description="""The report on the exported shards: one HTML file that needs no network.
 
-    It shows counts, distributions, audits, and a few roots and samples in full. It lies under
-    `reports` in the dataset's folder, named by the version of the export. The audits are made by
-    hand: materialize the report again after them.""",
+It shows counts, distributions, audits, and a few roots and samples in full. It is stored under
+`reports` in the dataset's folder, named by the version of the export. Audits are started by hand:
+materialize the report again after them.""",
     compute=_compute,
     inputs=(TRAINING_DATASET_STAGE,),
     partitioned=False,
@@ -111,7 +111,7 @@ REPORT_STAGE = Stage(
     checks=(
         Check(
             "page_as_written",
-            "The page, read again, has the bytes that were written.",
+            "The stored page has the bytes that were written.",
             blocking=False,
         ),
     ),

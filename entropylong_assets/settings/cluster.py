@@ -17,7 +17,7 @@ class StepResources(Section):
     num_gpus: float = Field(0.0, ge=0, allow_inf_nan=False)
     """GPUs. On Ray, a fraction lets several steps share one GPU. With 0, a step sees no GPU."""
     memory: ByteSize | None = None
-    """Main memory, e.g. `16GiB`; None: no limit."""
+    """Main memory, e.g. `16GiB`. `null`: no limit."""
 
     @field_validator("num_gpus")
     @classmethod

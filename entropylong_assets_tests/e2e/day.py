@@ -51,7 +51,7 @@ class Day:
         project = make_project(self.values)
         home = self.server.home
         if not (home / "dagster.yaml").exists():
-            shutil.copyfile(PROJECT / "dagster.yaml", home / "dagster.yaml")
+            shutil.copyfile(PROJECT / "entropylong_assets" / "dagster.yaml", home / "dagster.yaml")
         with dg.DagsterInstance.from_config(str(home)) as instance:
             register_shards(project.corpus, instance)
             run_project(project, instance)

@@ -49,7 +49,7 @@ class LocalRay:
             "FOLDER": str(folder),
             "RAY": str(Path(sys.executable).with_name("ray")),
             "PYTHONPATH": str(PROJECT),
-            # A dead node is noticed in 3 seconds instead of some 20.
+            # A dead node is noticed in 3 seconds instead of about 20.
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
         }

@@ -44,7 +44,7 @@ class Server:
         self.home.mkdir(parents=True, exist_ok=True)
         self.settings_file = folder / "settings.yaml"
         self.write_settings(settings)
-        config = (PROJECT / "dagster.yaml").read_text(encoding="utf-8")
+        config = (PROJECT / "entropylong_assets" / "dagster.yaml").read_text(encoding="utf-8")
         if dagster_yaml or not (self.home / "dagster.yaml").exists():
             (self.home / "dagster.yaml").write_text(dagster_yaml or config, encoding="utf-8")
         self.environment = os.environ | {
@@ -93,7 +93,7 @@ class Server:
         self._log.close()
 
     def kill(self) -> None:
-        """As a power cut does: nothing is told, nothing is tidied."""
+        """As a power cut does: no process is notified, nothing is cleaned up."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

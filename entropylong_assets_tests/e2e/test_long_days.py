@@ -26,7 +26,7 @@ ALL = SECOND | {POISONED}
 
 @pytest.fixture(scope="module")
 def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
-    config = (PROJECT / "dagster.yaml").read_text(encoding="utf-8")
+    config = (PROJECT / "entropylong_assets" / "dagster.yaml").read_text(encoding="utf-8")
     quick = config.replace("poll_interval_seconds: 60", "poll_interval_seconds: 5")
     assert quick != config
     made = Day(tmp_path_factory.mktemp("days"), quick)

@@ -112,7 +112,7 @@ def with_postgres(text: str) -> str:
 
 
 def test_the_lines_to_copy_are_the_storage_and_nothing_else() -> None:
-    text = (PROJECT / "dagster.yaml").read_text(encoding="utf-8")
+    text = (PROJECT / "entropylong_assets" / "dagster.yaml").read_text(encoding="utf-8")
     before, after = yaml.safe_load(text), yaml.safe_load(with_postgres(text))
     assert set(after) - set(before) == {"storage"}
     assert {key: after[key] for key in before} == before
@@ -129,7 +129,7 @@ def test_a_pipeline_runs_on_postgresql(
     corpus, home = tmp_path / "corpus", tmp_path / "home"
     write_corpus(corpus)
     home.mkdir()
-    text = (PROJECT / "dagster.yaml").read_text(encoding="utf-8")
+    text = (PROJECT / "entropylong_assets" / "dagster.yaml").read_text(encoding="utf-8")
     (home / "dagster.yaml").write_text(with_postgres(text), encoding="utf-8")
     for name, value in {**database, "DAGSTER_HOME": str(home)}.items():
         monkeypatch.setenv(name, value)
@@ -147,7 +147,7 @@ def test_a_pipeline_runs_on_postgresql(
     found = {f.subject: f for f in examine(project)}
     assert found["instance"].verdict == "ok"
     assert "PostgreSQL" in found["instance"].message
-    # A database that is gone is a fault with a remedy, not a traceback.
+    # A database that is missing is a fault with a remedy, not a traceback.
     monkeypatch.setenv("DAGSTER_PG_PORT", str(free_port()))
     lost = next(iter(examine(project)))
     assert (lost.subject, lost.verdict) == ("instance", "fault")

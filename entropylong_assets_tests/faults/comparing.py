@@ -17,7 +17,7 @@ def differences(reference: Reference, stage: str, data: Path) -> list[str]:
     if witness.rows_of(str(data)) != witness.rows_of(str(reference.after(stage))):
         found.append("rows of the LanceDB table")
     return [f"{stage}: {name}" for name in sorted(found)] + [
-        f"left behind: {name}" for name in witness.left_behind(data)
+        f"left over: {name}" for name in witness.left_behind(data)
     ]
 
 

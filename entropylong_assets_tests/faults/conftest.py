@@ -24,6 +24,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> None:
     """Before the report of the call is made: a fixture's end would come too late for it."""
     tale = item.funcargs.get("tell") if hasattr(item, "funcargs") else None
     if call.when == "call" and isinstance(tale, Tale):
-        for name, told in item.user_properties:
+        for name, figures in item.user_properties:
             if name == PROPERTY:
-                told |= tale.figures()
+                figures |= tale.figures()

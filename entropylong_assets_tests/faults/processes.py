@@ -51,7 +51,7 @@ class Stage:
         return self.kill()
 
     def kill_when(self, met: Callable[[], bool]) -> bool:
-        """SIGKILL as soon as `met`; whether that came before its end."""
+        """Send SIGKILL as soon as `met`. Returns whether the process was still running."""
         while self._process.is_alive() and not met():
             pass
         return self.kill()
@@ -80,19 +80,19 @@ class Stage:
 
     def finish(self) -> int:
         """Waits until it has succeeded; returns its acts on files."""
-        state, told = self.outcome()
-        assert state == "done", f"{self.name}: {told}"
+        state, message = self.outcome()
+        assert state == "done", f"{self.name}: {message}"
         self.ended = time.monotonic()
         self._process.join(PATIENCE)
         assert self._process.exitcode == 0
-        return int(told)
+        return int(message)
 
     def fail(self) -> str:
         """Waits until it has failed; returns its line."""
-        state, told = self.outcome()
+        state, message = self.outcome()
         assert state == "failed", f"{self.name}: it did not fail"
         self._process.join(PATIENCE)
-        return str(told)
+        return str(message)
 
     def _output(self) -> str:
         return (self.home / "output.txt").read_text(errors="replace")[-2000:]

@@ -98,5 +98,7 @@ def begin(folder: Path) -> Reference:
     write_corpus(folder / "corpus")
     for name in ("data", "home"):
         (folder / name).mkdir()
-    shutil.copyfile(PROJECT / "dagster.yaml", folder / "home" / "dagster.yaml")
+    shutil.copyfile(
+        PROJECT / "entropylong_assets" / "dagster.yaml", folder / "home" / "dagster.yaml"
+    )
     return Reference(folder, tiny_values(folder / "corpus", folder / "data", models))

@@ -33,21 +33,21 @@ class Tale:
 
 
 def _gather(reporter: Any) -> tuple[Tale, int, int]:
-    """All tales together, with the numbers of tests that told one, passed and failed."""
+    """All tales together, with the numbers of tests that recorded one, passed and failed."""
     whole, counts = Tale(), Counter[str]()
     for outcome in ("passed", "failed"):
         for report in reporter.stats.get(outcome, []):
-            for name, told in getattr(report, "user_properties", []):
+            for name, figures in getattr(report, "user_properties", []):
                 if name != PROPERTY or report.when != "call":
                     continue
                 counts[outcome] += 1
-                whole.kills.update(told.get("kills", {}))
-                whole.faults.update(told.get("faults", {}))
-                whole.recoveries += told.get("recoveries", 0)
-                whole.looks += told.get("looks", 0)
-                whole.whole_seen += told.get("whole_seen", 0)
-                whole.differences += told.get("differences", [])
-                if outcome == "failed" and not told.get("differences"):
+                whole.kills.update(figures.get("kills", {}))
+                whole.faults.update(figures.get("faults", {}))
+                whole.recoveries += figures.get("recoveries", 0)
+                whole.looks += figures.get("looks", 0)
+                whole.whole_seen += figures.get("whole_seen", 0)
+                whole.differences += figures.get("differences", [])
+                if outcome == "failed" and not figures.get("differences"):
                     whole.differences.append(f"{report.nodeid} failed")
     return whole, counts["passed"], counts["failed"]
 

@@ -50,12 +50,14 @@ def fill_and_rerun(reference: Reference, stage: str, times: int, disk: Path, tel
     with witnessed(data, reference.versions(stage), reference.rows(stage)) as seen:
         for attempt in range(times):
             leave_free(disk, draw.randrange(1 << 16) if attempt else 0)
-            state, told = Stage(reference.values(data), home, stage, shard, pauses=False).outcome()
+            state, message = Stage(
+                reference.values(data), home, stage, shard, pauses=False
+            ).outcome()
             if state == "done":  # the room was enough
                 continue
             tell.faults["full disk"] += 1
-            assert "no space left" in told, told
-            assert "\n" not in told
+            assert "no space left" in message, message
+            assert "\n" not in message
         (disk / "filler").unlink()
         rerun(reference, stage, data, home, tell)
     tell.looks, tell.whole_seen = seen["looks"], seen.get("whole", 0)
@@ -87,11 +89,11 @@ def refuse_and_rerun(reference: Reference, stage: str, where: Path, tell: Tale) 
     reference.copy(stage, data, home)
     before = witness.tree_of(data)
     allow(data, 0o555)
-    told = Stage(reference.values(data), home, stage, shard, rights=False).fail()
+    message = Stage(reference.values(data), home, stage, shard, rights=False).fail()
     tell.faults["no write permission"] += 1
-    assert "no permission: " in told, told
-    assert str(data) in told
-    assert "\n" not in told
+    assert "no permission: " in message, message
+    assert str(data) in message
+    assert "\n" not in message
     assert witness.tree_of(data) == before
     allow(data, 0o755)
     rerun(reference, stage, data, home, tell)

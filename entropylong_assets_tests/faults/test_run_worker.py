@@ -55,7 +55,9 @@ def test_killed_run_workers(reference: Reference, tmp_path: Path, tell: Tale) ->
     reference.make(STAGES[-1])
     data, home = tmp_path / "data", tmp_path / "dagster"
     reference.copy("training_dataset", data, home)
-    config = yaml.safe_load((PROJECT / "dagster.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(
+        (PROJECT / "entropylong_assets" / "dagster.yaml").read_text(encoding="utf-8")
+    )
     config["run_monitoring"] |= {"poll_interval_seconds": 2, "free_slots_after_run_end_seconds": 1}
     values = reference.values(data)
     with Server(tmp_path, values, yaml.safe_dump(config)) as server:

@@ -116,7 +116,7 @@ def _exports(data: str, counts: Counter[str]) -> list[str]:
 def watch(
     data: str, whole: Mapping[str, str], rows: Mapping[str, list[str]], pipe: Connection
 ) -> None:
-    """Target of a process: looks again and again until told to end; sends what it saw.
+    """Target of a process: look again and again until the signal to end, then send what was seen.
 
     `rows`: the hashes that the rows of each shard in the LanceDB table may have.
     """

@@ -63,7 +63,9 @@ class Installation:
         plan.write_text(plan.read_text().replace(str(world.corpus), str(self.sources)))
         self.values = tiny_values(self.sources, self.data, models)
         self.home.mkdir()
-        shutil.copyfile(REPOSITORY / "dagster.yaml", self.home / "dagster.yaml")
+        shutil.copyfile(
+            REPOSITORY / "entropylong_assets" / "dagster.yaml", self.home / "dagster.yaml"
+        )
         with self.instance() as instance:
             instance.add_dynamic_partitions("corpus_shards", list(world.shards))
             for shard in world.shards:

@@ -1,4 +1,4 @@
-"""Corpora and datasets side by side in one instance: nothing of one bears the name of another's."""
+"""Corpora and datasets side by side in one instance: no two share a name."""
 
 from __future__ import annotations
 

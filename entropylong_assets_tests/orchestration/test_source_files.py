@@ -332,7 +332,7 @@ def test_run_goes_on_without_its_source_files(home: Home) -> None:
     again = home.call("run")
     assert again.exit_code == 0, again.output
     assert f"missing: {home.corpus}/a.jsonl; shards keep their data" in again.output
-    assert "Nothing had changed: no run was needed." in again.output
+    assert "no run was needed." in again.output
     # A renamed file is a new one; the old shard stays.
     (home.corpus / "b.jsonl").rename(home.corpus / "c.jsonl")
     renamed = home.call("run")

@@ -68,7 +68,7 @@ def test_plan_capacity_matches_sums_by_hand(monkeypatch: pytest.MonkeyPatch) -> 
     assert plan.passes == 10_000 + 3000
     # 10,000 passes of 500 + 200; 1,000 roots of 300 and twice 800.
     assert plan.forward_tokens == pytest.approx(7_000_000 + 300_000 + 1_600_000)
-    # Chunks are twice as long as those that the rate was measured with: 50 a second.
+    # Chunks are twice as long as those that the rate was measured with: 50 per second.
     assert plan.gpu_hours["embedding"] == pytest.approx(80_000 / 3600)
     assert plan.gpu_hours["entropy"] == pytest.approx(300 / 3600)
     assert plan.gpu_hours["verification"] == pytest.approx(8600 / 3600)
@@ -125,7 +125,7 @@ def test_every_measured_rate_is_in_the_results() -> None:
         (row,) = [line for line in results.splitlines() if line.startswith(index.source)]
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert float(cells[2]) == index.build_seconds
-        # Queries 1,024 a call; bytes a chunk of 384 dimensions.
+        # Queries at 1,024 per call; bytes per chunk of 384 dimensions.
         assert float(cells[-1].split(", ")[2].replace(",", "")) == index.queries_per_second
         bytes_per_chunk = index.bytes_more + 384 * index.bytes_per_dimension
         assert float(cells[3].replace(",", "")) == pytest.approx(bytes_per_chunk, rel=0.01)
@@ -144,9 +144,9 @@ def test_plan_takes_figures_and_needs_no_price() -> None:
     assert printed.exit_code == 0
     assert "| chunks | 5,000,000 |" in printed.stdout
     assert "| roots | 2,000 |" in printed.stdout
-    assert "H100 hours. To see their cost, name a price with `--gpu-hour-price`." in printed.stdout
+    assert "H100 hours. To see their cost, give a price with `--gpu-hour-price`." in printed.stdout
     costs = re.findall(
-        r"^\| (?:plain|calibrated|these three) \| [\d,.]+ \| (.*) \|$", printed.stdout, re.M
+        r"^\| (?:plain|calibrated|all three stages) \| [\d,.]+ \| (.*) \|$", printed.stdout, re.M
     )
     assert costs == ["–"] * 3
 

@@ -39,29 +39,32 @@ class SourceSettings(Section):
     """Prefix of the shard keys, `<name>-<nnnnn>`: lower-case letters, digits, `_`, `.`, `-`."""
     kind: Annotated[str, AfterValidator(_known_kind)] = AUTO
     """Format of the files: `parquet`, `jsonl`, `json`, `csv`, `text`, `python_docs`, or one of
-    another package; `auto` goes by their names."""
+    another package. `auto`: by the names of the files."""
     uri: str = ""
-    """A file, folder or pattern on any fsspec URI, e.g. `corpus/*.jsonl.zst` or
-    `hf://datasets/<id>/**/*.parquet`; for `python_docs` a comma-separated list of package names."""
+    """Required. A file, folder or pattern, as a path or fsspec URI, e.g. `corpus/*.jsonl.zst` or
+    `hf://datasets/<id>/**/*.parquet`. For `python_docs`: a comma-separated list of package
+    names."""
     text_field: str = "text"
-    """Column or key that holds the text; `meta.text` is the field `text` within `meta`, unless a
-    field has this very name."""
+    """Column or key that holds the text. `meta.text` is the field `text` within `meta`, unless a
+    field is named `meta.text` itself."""
     id_field: str | None = None
-    """Column or key that holds the source's own id, as `text_field`; none: the row number."""
+    """Column or key that holds the source's own id, written as `text_field`. `null`: the row number
+    is the id."""
     license: str = "unknown"
     """Licence of the texts, as the source gives it. Written to the data card."""
 
     delimiter: Character = None
-    """CSV: character between two fields; none: a comma, in files named `.tsv` a tab."""
+    """CSV: character between two fields. `null`: a comma, or a tab in files named `.tsv`."""
     quote: Character = '"'
-    """CSV: character around a field that contains delimiters or line ends; none or '': quotes are
-    plain characters, and every line is a row."""
+    """CSV: character around a field that contains delimiters or line ends. `null` or `''`: quotes
+    are plain characters, and every line is a row."""
     escape: Character = None
-    """CSV: character before a quote or delimiter that is text; none: a quote is written twice."""
+    """CSV: character before a quote or delimiter that belongs to the text. `null`: a quote in the
+    text is written twice."""
     newlines_in_values: bool | None = None
-    """CSV: whether a quoted field may contain line ends. true: always; false: never, so that a
-    quote which is not closed on its line spoils this line only; none: unless the lines inside it
-    look like rows, as a quote that was not meant as one has then swallowed them."""
+    """CSV: whether a quoted field may contain line ends. `true`: always. `false`: never, so that a
+    quote that is not closed on its line makes only this line a bad row. `null`: it may, unless the
+    lines inside the quotes look like rows, which an unclosed quote has joined by mistake."""
 
     _uri_without_credentials = field_validator("uri")(refuse_credentials)
 
@@ -91,13 +94,15 @@ class CorpusSettings(Settings):
     shard_rows: int = Field(200_000, ge=1)
     """Maximum number of rows of a source file in one shard (one partition)."""
     on_bad_row: Literal["fail", "skip"] = "fail"
-    """`fail`: the first bad row ends the shard; `skip`: bad rows are listed and left out."""
+    """`fail`: the first bad row fails the shard. `skip`: bad rows are left out, and listed in the
+    table `dropped`."""
     max_bad_share: float = Field(0.05, ge=0, le=1)
-    """Under `skip`: a shard with a larger share of bad rows is held back by its check."""
+    """With `on_bad_row: skip`, a blocking check fails if a larger share of the shard's rows is
+    bad."""
     min_chars: int = Field(200, ge=1)
-    """Shorter documents are dropped (characters)."""
+    """Minimum length of a document (characters). Shorter ones are dropped."""
     max_chars: int = Field(2_000_000, ge=1)
-    """Longer documents are dropped (characters)."""
+    """Maximum length of a document (characters). Longer ones are dropped."""
 
     @model_validator(mode="after")
     def _ranges(self) -> CorpusSettings:

@@ -103,10 +103,10 @@ def _check_parameters(partition: Partition) -> Mapping[str, Any]:
 
 CORPUS_DOCUMENTS_STAGE = Stage(
     tables=CORPUS_DOCUMENTS,
-    description="""Canonical documents of one shard.
+    description="""Documents of one shard, in a canonical form.
 
-Text is Unicode NFC without control characters. The id of a document is the hash of its text. Every
-row that does not become a document is listed in the table `dropped`, with the reason.""",
+Texts are Unicode NFC without control characters. The id of a document is the hash of its text.
+Every row that does not become a document is listed in the table `dropped`, with the reason.""",
     compute=_compute,
     # Bad rows either end the shard or are dropped: no choice of `on_bad_row` and `max_bad_share`
     # yields other documents.
@@ -115,11 +115,11 @@ row that does not become a document is listed in the table `dropped`, with the r
     code_version=3,
     check_folder=Path(__file__).parent / "checks",
     checks=(
-        Check("unique_documents", "Ids of documents are unique in the shard."),
-        Check("no_empty_text", "Texts are not empty and within the limits of length."),
-        Check("rows_reconcile", "Rows read = documents + rows dropped under a reason."),
-        Check("few_bad_rows", "The share of unreadable rows is at most max_bad_share."),
-        Check("bad_rows", "All rows could be read.", blocking=False, warns=True),
+        Check("unique_documents", "The ids of the shard's documents are unique."),
+        Check("no_empty_text", "Texts are as long as `min_chars` and `max_chars` allow."),
+        Check("rows_reconcile", "Rows read = documents + dropped rows."),
+        Check("few_bad_rows", "The share of bad rows is at most `max_bad_share`."),
+        Check("bad_rows", "No row is bad.", blocking=False, warns=True),
     ),
     views=_views,
     check_parameters=_check_parameters,

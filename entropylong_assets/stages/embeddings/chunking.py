@@ -35,7 +35,7 @@ _MAX_CHARS_PER_TOKEN = 16
 give a single unknown token for any word over a certain length."""
 
 _BLOCK_CHARS = 1 << 18
-"""Characters of the sentences counted at once: counting takes some 500 bytes per token."""
+"""Characters of the sentences counted at once: counting takes about 500 bytes per token."""
 
 
 def _fits(n_tokens: int, n_chars: int, max_tokens: int) -> bool:

@@ -15,50 +15,57 @@ class EmbeddingSettings(Section):
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Sentence transformer: hub id, folder, or `pkg://<package>/<folder>`."""
     trust_remote_code: bool = False
-    """Run Python code that the model's repository ships. Off: a model that needs it is refused."""
+    """Run Python code from the model's repository. If false, a model that needs it is refused."""
     query_prompt: str | None = None
-    """Text put before every query, e.g. `"query: "`; none: the model's own. `""`: no prompt."""
+    """Text put before every query, e.g. `"query: "`. `null`: the model's own prompt. `""`: no
+    prompt."""
     document_prompt: str | None = None
-    """Text put before every chunk when it is embedded, e.g. `"passage: "`; none: the model's own.
-    `""`: no prompt. It takes part of the window."""
+    """Text put before every chunk when it is embedded, e.g. `"passage: "`. `null`: the model's own
+    prompt. `""`: no prompt. A prompt takes part of the window."""
     query_task: str | None = None
-    """Task (adapter or route) for queries, of models that have tasks; none: the model's own."""
+    """Task (adapter or route) for queries, for models with tasks. `null`: the model's own
+    default."""
     document_task: str | None = None
-    """Task (adapter or route) for chunks, of models that have tasks; none: the model's own."""
+    """Task (adapter or route) for chunks, for models with tasks. `null`: the model's own
+    default."""
     dimensions: int | None = Field(None, ge=1)
-    """Keep this many first dimensions of each vector, at unit length again, for models with
-    Matryoshka training; none: as many as the model gives. Fewer take less memory and disk."""
+    """Number of leading dimensions of each vector that are kept and normalised again, for models
+    with Matryoshka training. `null`: all. Fewer dimensions take less memory and disk."""
     chunk_tokens: int | None = Field(None, ge=16)
-    """Longest chunk (tokens of the embedder, prompt and special tokens included); none: its whole
-    window, or 512 for a model that takes texts of any length."""
+    """Maximum length of a chunk (tokens of the embedder, with prompt and special tokens). `null`:
+    the embedder's window, or 512 for a model that takes texts of any length."""
     min_chunk_chars: int = Field(64, ge=1)
-    """A shorter chunk of a document is joined to a neighbour if the two fit the window."""
+    """Minimum length of a chunk (characters). A shorter one is joined to a neighbour if both fit
+    the window."""
     batch_size: int | None = Field(None, ge=1)
-    """Texts embedded at once; none: as many as the memory of the device allows, at most 64 texts
-    of 256 tokens on a CPU and 1,024 on CUDA. A batch that does not fit into memory is halved."""
+    """Number of texts embedded at once. `null`: as many as the memory of the device allows, at most
+    64 texts of 256 tokens on a CPU and 1,024 on CUDA. A batch that does not fit into memory is
+    halved."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     search: Literal["auto", "index", "exact"] = "auto"
-    """`exact`: all vectors are compared, in blocks, on `device`; practical up to some 10 million
-    chunks. `index`: an index nominates. `auto`: exact below `ann_min_rows`, else by index."""
+    """`exact`: each query is compared with all vectors, in blocks, on `device`; practical up to
+    about 10 million chunks. `index`: an approximate index is searched. `auto`: `exact` for fewer
+    than `ann_min_rows` chunks, else `index`."""
     ann_min_rows: int = Field(100_000, ge=256)
-    """`auto` builds an index for at least this many chunks."""
+    """Minimum number of chunks for which `search: auto` builds an index."""
     index: Literal["ivf_flat", "ivf_sq", "ivf_rq"] = "ivf_flat"
-    """What the index holds of each vector: all of it, a byte per dimension, or about a bit per
-    dimension, for tables of which no more fits into memory. The table itself keeps the vectors."""
+    """Type of the index. It holds each vector whole (`ivf_flat`), with one byte per dimension
+    (`ivf_sq`) or with about one bit per dimension (`ivf_rq`). The smaller types are for indexes
+    that would not fit into memory. The table keeps the whole vectors in any case."""
     target_recall: float = Field(0.95, gt=0, le=1)
-    """Recall@K against exact search; probes and refine factor of the index are raised until it is
-    reached."""
+    """Recall@K against exact search that the index must reach. Its probes and refine factor are
+    raised until it does."""
     recall_queries: int = Field(100, ge=1)
-    """Rows of the table used as queries to measure recall@K."""
+    """Number of rows of the table that are used as queries to measure recall@K."""
     recall_k: int = Field(8, ge=1)
     """K of the measured recall@K (chunks): the largest `retrieval.top_k` that datasets over this
     corpus use."""
     text_index: bool = False
-    """Index the words of all chunks too, for full-text search (`retrieval.text_candidates`)."""
+    """Also index the words of all chunks, for full-text search (`retrieval.text_candidates`)."""
     phrase_documents: int = Field(20_000, ge=0)
-    """Maximum number of documents in which phrases are counted, to tell boilerplate from
-    information (rule `genuine`). A larger corpus is sampled."""
+    """Maximum number of documents in which phrases are counted. The counts show rule `genuine`
+    which wording is boilerplate. A larger corpus is sampled."""
 
 
 QUERY_SETTINGS = tuple(

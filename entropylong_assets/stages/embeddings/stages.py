@@ -105,8 +105,8 @@ CHUNK_EMBEDDINGS_STAGE = Stage(
     tables=CHUNK_EMBEDDINGS,
     description="""Chunks of one shard's documents with unit vectors, for retrieval.
 
-Chunks are cut at line and sentence borders and fit the embedder's window. Text and vectors go to
-the corpus' LanceDB table in one commit, which replaces the rows of this shard and no others.""",
+Chunks end at line or sentence borders and fit the embedder's window. One commit to the corpus'
+LanceDB table replaces the texts and vectors of this shard and of no other.""",
     compute=_embed,
     inputs=(CORPUS_DOCUMENTS_STAGE,),
     sections={"embedding": EmbeddingSettings},
@@ -124,7 +124,7 @@ the corpus' LanceDB table in one commit, which replaces the rows of this shard a
         Check("vectors_unit_length", "Vectors are finite and of length 1."),
         Check(
             "chunks_within_documents",
-            "Every document has chunks; they are in order, inside its text and the window.",
+            "Every document has chunks, in order, within its text and the embedder's window.",
         ),
     ),
     views=_chunk_views,
@@ -229,11 +229,11 @@ EMBEDDING_INDEX_STAGE = Stage(
     tables=EMBEDDING_INDEX,
     description="""One tagged version of the LanceDB table, over all usable shards embedded so far.
 
-A shard that has not passed a blocking check of its documents or chunks, or that was embedded with
-another document prompt, is left out and listed in the metadata with the reason. A document that
-occurs in several shards is indexed once, in the shard that was registered first. Small tables are
-searched exactly. Larger ones get an index, whose probes and refine factor are raised until the
-measured recall@K reaches its target. With `embedding.text_index` the words are indexed too.""",
+Shards that have not passed a blocking check of their documents or chunks, or that were embedded
+with another document prompt, are left out and listed in the metadata with the reason. A document in
+several shards is indexed once, in the shard that was registered first. Small tables are searched
+exactly. Larger ones get an index, whose probes and refine factor are raised until the measured
+recall@K reaches its target. With `embedding.text_index` the words are indexed too.""",
     compute=_index,
     inputs=(CHUNK_EMBEDDINGS_STAGE,),
     partitioned=False,
@@ -257,7 +257,7 @@ measured recall@K reaches its target. With `embedding.text_index` the words are 
         Check("index_rows_reconcile", "The index holds every chunk of its shards."),
         Check(
             "recall_reached",
-            "recall@K against exact search reaches its target.",
+            "The recall@K against exact search reaches its target.",
             blocking=False,
             warns=True,
         ),

@@ -16,7 +16,7 @@ class RootSettings(Section):
     fraction: float = Field(0.0001, ge=0, le=1)
     """Share of documents drawn as roots, if their length allows. The paper: 100K of over 1B."""
     fraction_by_source: Mapping[str, Annotated[float, Field(ge=0, le=1)]] = {}
-    """Fraction for single sources, by name; `fraction` holds for the others."""
+    """Fraction for single sources, by name. `fraction` applies to all others."""
     min_tokens: int = Field(256, ge=2)
     """Minimum length of a root (tokens of the scoring model)."""
     max_tokens: int = Field(4096, ge=2)
@@ -37,23 +37,23 @@ class ScoringModelSettings(Section):
     """Hub id, folder, GGUF file, or `pkg://<package>/<file or folder>`. A hub id may name a
     revision: `model@<commit, tag or branch>`. The commit is recorded with every table."""
     trust_remote_code: bool = False
-    """Run Python code from the model's repository. Off: a model that needs it is refused."""
+    """Run Python code from the model's repository. If false, a model that needs it is refused."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of weights and activations; `auto`: bfloat16 on CUDA, float32 elsewhere. Entropies are
+    """Type of weights and activations. `auto`: bfloat16 on CUDA, float32 elsewhere. Entropies are
     always computed in float32 from the logits."""
     bos: Literal["auto", "always", "never"] = "auto"
-    """Begin every scored sequence and every sample with the special tokens that the model's
-    tokenizer puts before a text: usually one, BOS, or none. `always`: with the BOS token if it puts
-    none; `never`: with no special token."""
+    """Special tokens at the beginning of every scored sequence and every sample. `auto`: those that
+    the model's tokenizer puts before a text, usually BOS or none. `always`: the same, or BOS if the
+    tokenizer puts none. `never`: none."""
     separator: str = "\n\n"
     """Text after every context and every root, when scored and when packed."""
     max_forward_tokens: int = Field(8192, ge=16)
     """Maximum length of a scored sequence (tokens), within the model's own maximum. A sequence is
     the BOS token, a context or none, and the whole root, up to this length."""
     pack_tokens: int | None = Field(None, ge=16)
-    """Maximum number of tokens per forward pass, over all its sequences; none: chosen by the
+    """Maximum number of tokens per forward pass, over all its sequences. `null`: chosen for the
     device. More tokens use a larger device better and take more of its memory."""
 
 
@@ -61,12 +61,13 @@ class EntropySettings(Section):
     """`entropy_scores`: high-entropy positions (paper, section 3.1)."""
 
     alpha: float = Field(2.0, allow_inf_nan=False)
-    """τ = μ + α·σ of the root's entropies. The paper: 2.0."""
+    """α of the threshold τ = μ + α·σ, where μ and σ are the mean and the standard deviation of the
+    root's entropies. The paper: 2.0."""
     anchors: Literal["entropy", "both"] = "entropy"
-    """`entropy`: positions with H > τ, as in the paper. `both`: also positions whose token is
-    surprising: surprisal above μ + α·σ of the root's surprisals, and H above `min_entropy`."""
+    """`entropy`: positions with H > τ, as in the paper. `both`: also positions with a surprising
+    token, whose surprisal is above μ + α·σ of the root's surprisals, if H exceeds `min_entropy`."""
     min_entropy: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """Entropy that an anchor by surprisal must exceed (nats). Below it the model was sure of
-    another token, so that no context can lower its entropy much."""
+    """Entropy that an anchor by surprisal must exceed (nats). Below it the model is sure of another
+    token, so that no context can lower the entropy much."""
     min_anchor_position: int = Field(32, ge=0)
-    """First position that can be an anchor (tokens): before it, any context lowers the entropy."""
+    """First position that can be an anchor (tokens). Before it, any context lowers the entropy."""

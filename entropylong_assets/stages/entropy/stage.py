@@ -141,10 +141,11 @@ ENTROPY_SCORES_STAGE = Stage(
     tables=ENTROPY_SCORES,
     description="""Entropy and surprisal of every token of the shard's roots, and their anchors.
 
-Roots are documents drawn by hash (`roots.fraction`) whose length in tokens of the scoring model is
-within `roots.min_tokens` and `roots.max_tokens`; other drawn documents are listed in `dropped` with
-the reason. Anchors are the positions with H_t > μ + α·σ of their own root (paper, section 3.1).
-With `entropy.anchors: both`, positions with a surprising token are anchors too.""",
+A share of the documents (`roots.fraction`) is drawn by hash. Those whose length in tokens of the
+scoring model is between `roots.min_tokens` and `roots.max_tokens` become roots; the others are
+listed in `dropped` with the reason. Anchors are the positions with H_t > μ + α·σ, where μ and σ are
+those of the root (paper, section 3.1). With `entropy.anchors: both`, positions with a surprising
+token are anchors too.""",
     compute=_compute,
     inputs=(CORPUS_DOCUMENTS_STAGE,),
     sections={
@@ -170,8 +171,8 @@ With `entropy.anchors: both`, positions with a surprising token are anchors too.
             "Drawn documents = roots + dropped documents; documents = drawn + not drawn.",
         ),
         Check("roots_eligible", "Roots are as long as `roots.min_tokens` and `max_tokens` allow."),
-        Check("one_entropy_per_token", "As many entropies and surprisals as tokens."),
-        Check("entropies_in_range", "0 ≤ H ≤ ln|V|, finite, one for every prefix."),
+        Check("one_entropy_per_token", "Each root has one entropy and one surprisal per token."),
+        Check("entropies_in_range", "Entropies are finite and between 0 and ln|V|."),
         Check("anchors_recomputed", "Anchors follow from the entropies and surprisals."),
     ),
     views=_views,

@@ -96,7 +96,7 @@ def words_of(text: str) -> frozenset[str]:
 
 
 def have_words(text: str, words: Iterable[str | None]) -> list[bool | None]:
-    """Return whether the text contains each word; None where there is no word."""
+    """Return whether the text contains each word; None for anchors without a word."""
     contained = words_of(text)
     return [None if word is None else word.casefold() in contained for word in words]
 

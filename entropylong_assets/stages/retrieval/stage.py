@@ -142,9 +142,10 @@ CANDIDATE_CONTEXTS_STAGE = Stage(
     tables=CANDIDATE_CONTEXTS,
     description="""The K chunks most similar to the text around each anchor (paper, section 3.2).
 
-With `retrieval.text_candidates` a full-text search (BM25) with the words around the anchor
-nominates chunks too. Both only nominate; the verification decides. Chunks of the root itself are
-left out; near-duplicates of its text are rejected by the leak check and stored with the result.""",
+With `retrieval.text_candidates`, a full-text search (BM25) with the words around the anchor
+nominates further chunks. Verification decides later which candidates are accepted. Chunks of the
+root itself are left out. The leak check rejects near-duplicates of its text; they are stored with
+its result.""",
     compute=_compute,
     inputs=(ENTROPY_SCORES_STAGE, EMBEDDING_INDEX_STAGE),
     sections={"retrieval": RetrievalSettings},
@@ -156,11 +157,14 @@ left out; near-duplicates of its text are rejected by the leak check and stored 
         Check("anchors_reconcile", "Anchors = anchors with candidates + dropped anchors."),
         Check(
             "ranks_without_gap",
-            "Ranks run from 1 without a gap or a repeat.",
+            "Ranks are 1, 2, 3, … without gaps or repeats.",
         ),
         Check("no_own_chunk", "No candidate is a chunk of the root itself."),
-        Check("leak_check_consistent", "Candidates are rejected from `max_containment` on."),
-        Check("similarities_ordered", "Similarities are cosines and fall with the rank."),
+        Check(
+            "leak_check_consistent",
+            "Exactly the candidates with a containment of `max_containment` or more are rejected.",
+        ),
+        Check("similarities_ordered", "Similarities are cosines and do not rise with the rank."),
     ),
     views=_views,
     check_parameters=lambda partition: partition.settings.retrieval.model_dump(),

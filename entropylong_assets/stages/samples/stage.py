@@ -156,8 +156,8 @@ LONG_CONTEXT_SAMPLES_STAGE = Stage(
     tables=LONG_CONTEXT_SAMPLES,
     description="""Samples of one exact length, packed from roots and their verified contexts.
 
-Beside the token ids it holds the segments that tile each sample, and every dependency with its
-anchor, the span of its context and the distance between them (paper, section 3.4).""",
+Stored with the token ids are the segments of each sample, and every dependency with its anchor, the
+span of its context and the distance between them (paper, section 3.4).""",
     compute=_compute,
     inputs=(VERIFIED_DEPENDENCIES_STAGE, ENTROPY_SCORES_STAGE),
     sections={"samples": SampleSettings},
@@ -167,12 +167,12 @@ anchor, the span of its context and the distance between them (paper, section 3.
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("exact_length", "Every sample has exactly `samples.tokens` tokens."),
-        Check("segments_tile", "Segments tile the sample without gap or overlap."),
-        Check("roles_reconcile", "Tokens by role add up."),
+        Check("segments_tile", "Segments cover the sample without gaps or overlaps."),
+        Check("roles_reconcile", "The tokens of all roles add up to the sample."),
         Check("contexts_before_anchors", "Every context ends before its anchor."),
         Check("tokens_as_verified", "The packed tokens are the scored tokens."),
         Check("dependencies_reconcile", "Verified dependencies = packed + dropped."),
-        Check("no_root_used_twice", "A document is a root in one sample alone."),
+        Check("no_root_used_twice", "Each root is in one sample only."),
     ),
     views=_views,
     check_parameters=_check_parameters,

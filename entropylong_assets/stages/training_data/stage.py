@@ -152,9 +152,9 @@ TRAINING_DATASET_STAGE = Stage(
     description="""All samples of the eligible shards in the formats of trainers, with a dataset \
 card.
 
-A shard is exported if every stage that its samples are made of is up to date under the present
-settings and has passed its blocking checks; the table `left_out` lists the others. Equal inputs
-give the same bytes under the same name. An export that exists already is kept.""",
+A shard is exported if all stages before its samples are up to date under the present settings and
+have passed their blocking checks. The table `left_out` lists the other shards with the reason.
+The same inputs give the same bytes under the same name; an export that exists already is kept.""",
     compute=_compute,
     inputs=(LONG_CONTEXT_SAMPLES_STAGE,),
     partitioned=False,
@@ -168,7 +168,7 @@ give the same bytes under the same name. An export that exists already is kept."
         Check("every_sample_exported", "Every format contains every sample of each split, once."),
         Check(
             "no_document_in_both_splits",
-            "No document is in train and in validation. Measured on formats that store ids.",
+            "No document is in both train and validation, in formats that store ids.",
         ),
         Check(
             "all_shards_exported",

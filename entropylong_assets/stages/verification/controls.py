@@ -1,6 +1,6 @@
 """Control contexts: random chunks of other documents, as long as the root's longest candidate.
 
-An effect that a control has too is not an effect of the candidate (README.md, Why calibrated).
+An effect that a control has too is not an effect of the candidate (docs/concepts.md, Rules).
 """
 
 from __future__ import annotations

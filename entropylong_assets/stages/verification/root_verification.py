@@ -34,7 +34,7 @@ K = TypeVar("K")
 class RootCandidates:
     """One root and its candidates.
 
-    token_ids: of the root. entropies, surprisals: by position, nats, None where undefined.
+    token_ids: of the root. entropies, surprisals: by position, nats, None if undefined.
     candidates: this root's rows of the table `candidates`, with `TEXT_COLUMNS`.
     """
 

@@ -28,47 +28,52 @@ class VerificationSettings(Section):
 
     rule: RuleName = "calibrated"
     """Rule in force. `plain`: ΔI > ε, as published. `calibrated`: ΔI* > ε, against control
-    contexts. `genuine`: the context must also tell the anchor's word, and the wording around it
-    must not be boilerplate. Other packages can add rules (docs/extending.md)."""
+    contexts. `genuine`: the context must also contain the anchor's word, and the wording around it
+    must be rare in the corpus (docs/genuine.md). Other packages can add rules
+    (docs/extending.md)."""
     compared_rules: RuleNames = ("plain", "calibrated", "genuine")
     """Rules whose verdicts are stored beside that of the rule in force."""
     epsilon: float = Field(0.4, allow_inf_nan=False, lt=1)
-    """An accepted context has a gain above ε, a share of the anchor's entropy. The paper: 0.4."""
+    """ε: the gain of an accepted context exceeds this share of the anchor's entropy. The paper:
+    0.4."""
     controls: int = Field(2, ge=0, le=32)
     """Control contexts per root: random chunks of other documents, one forward pass each."""
     require_surprisal_drop: bool = True
-    """Rule `calibrated`: also reject a context given which the true token is no likelier."""
+    """Rule `calibrated`: also reject contexts that do not make the true token likelier."""
     min_calibrated_gain: float = Field(0.0, allow_inf_nan=False, lt=1)
-    """Rule `genuine`: ΔI* must be above this. The text decides there, so ε need not."""
+    """Rule `genuine`: lower limit of ΔI*, in place of ε."""
     min_surprisal_gain: float = Field(0.2, allow_inf_nan=False, lt=1)
-    """Rule `genuine`: the context must lower the true token's surprisal by more than this share of
-    what it is alone or given the controls, whichever is lower."""
+    """Rule `genuine`: the context must lower the true token's surprisal by more than this share.
+    The share is of the surprisal without context or given the controls, whichever is lower."""
     max_phrase_documents: int = Field(8, ge=1)
-    """Rule `genuine`: the three words that end with the anchor's may occur in this many documents
-    of the corpus; more are boilerplate. Grows in proportion beyond 8,000 counted documents."""
+    """Rule `genuine`: maximum number of documents that contain the three words that end with the
+    anchor's word. In more documents, the wording is boilerplate. Beyond 8,000 counted documents the
+    limit grows in proportion."""
     max_pair_documents: int = Field(60, ge=1)
-    """Rule `genuine`: the same for the anchor's word and the next."""
+    """Rule `genuine`: the same limit for the anchor's word and the next one."""
     excluded_anchors: Annotated[tuple[AnchorKind, ...], AfterValidator(_in_order)] = (
         "import",
         "url",
     )
-    """Rule `genuine`: anchors that it rejects: in lines of `import`s, in a `url`, in a `reference`
-    to literature."""
+    """Rule `genuine`: anchors in these places are rejected: a line of imports, a URL, an entry of a
+    list of references."""
     evidence: bool = True
     """Find the evidence span of each accepted pair: the sentences of the context that keep the
-    gain. Takes further forward passes, for accepted pairs only."""
+    gain. This takes further forward passes, for accepted pairs only."""
     max_false_acceptance: float = Field(0.02, ge=0, le=1)
-    """A shard warns if the rule in force accepts a larger share of control contexts."""
+    """A check warns if the rule in force accepts a larger share of a shard's control contexts."""
     max_contexts_per_root: int | None = Field(None, ge=1)
-    """A root with this many accepted contexts tries no further candidates; none: it tries all.
-    Candidates are tried by the number of anchors that nominate them, then similarity, then rank."""
+    """Stop scoring the candidates of a root once this many contexts are accepted. `null`: score
+    all. Candidates are scored in the order of the number of anchors that nominate them, then
+    similarity, then rank."""
     max_forward_tokens_per_root: int | None = Field(None, ge=1)
-    """Maximum number of tokens in the forward passes of a root's candidates and controls; none: no
-    limit. Candidates beyond it are not tried. Evidence spans do not count."""
+    """Maximum number of tokens in the forward passes of a root's candidates and controls. `null`:
+    no limit. Candidates beyond it are not scored. Passes for evidence spans do not count."""
     screen: Annotated[str, AfterValidator(_check_screen)] = NO_SCREEN
-    """Approximate: score all contexts in this cheaper arithmetic, and exactly only a sample and
-    those whose verdict could change. `bfloat16`, `fp8` (needs a CUDA device of compute capability
-    8.9 or later), or `none`. Other packages can add screens (docs/extending.md)."""
+    """Approximation: score all contexts in cheaper arithmetic first, then exactly only a sample and
+    those whose verdict could change. `none` (exact), `bfloat16`, or `fp8`, which needs a CUDA
+    device of compute capability 8.9 or later. Other packages can add screens
+    (docs/extending.md)."""
 
     @model_validator(mode="after")
     def _has_controls(self) -> VerificationSettings:

@@ -190,11 +190,12 @@ def _check_parameters(partition: Partition) -> Mapping[str, Any]:
 
 VERIFIED_DEPENDENCIES_STAGE = Stage(
     tables=VERIFIED_DEPENDENCIES,
-    description="""Every (root, anchor, chunk), scored: does the chunk lower the entropy there?
+    description="""Every pair of an anchor and a candidate, with its scores and verdict.
 
-Entropy and surprisal of the root alone, given the chunk and given control contexts; plain and
-calibrated gain; the verdict and its reason (paper, section 3.3; the controls are ours). For each
-accepted pair, the sentences of the context that keep the gain, and the kind of the dependency.""",
+Each pair has entropy and surprisal without a context, given the candidate and given the control
+contexts; the plain and the calibrated information gain; and the verdict with its reason (paper,
+section 3.3; the controls are ours). Accepted pairs also have an evidence span, the sentences that
+keep the gain, and a kind.""",
     compute=_compute,
     inputs=(CANDIDATE_CONTEXTS_STAGE, ENTROPY_SCORES_STAGE),
     sections={"verification": VerificationSettings},
@@ -208,7 +209,8 @@ accepted pair, the sentences of the context that keep the gain, and the kind of 
             "scores_match_roots", f"Scores of the root alone are those of {ENTROPY_SCORES.name}."
         ),
         Check(
-            "conditional_entropies_in_range", "Scores given contexts and controls are plausible."
+            "conditional_entropies_in_range",
+            "Scores given contexts and controls are finite and in range.",
         ),
         Check("verdicts_recomputed", "ΔI, ΔI* and verdicts follow from scores, rule and ε."),
         Check("evidence_in_contexts", "Every accepted pair has one evidence span in its context."),

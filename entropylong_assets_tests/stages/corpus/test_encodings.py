@@ -248,7 +248,7 @@ def test_content_that_contradicts_the_name_is_named(
 
 
 def test_zstandard_windows_up_to_31_bits_are_read(tmp_path: Path) -> None:
-    """`zstd --long=31`; the library reads 27 bits unless it is told to."""
+    """`zstd --long=31`; by default the library reads at most 27 bits."""
     for bits in (27, 28, 31):
         parameters = zstandard.ZstdCompressionParameters(window_log=bits, write_content_size=False)
         compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()

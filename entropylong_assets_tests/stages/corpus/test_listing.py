@@ -322,7 +322,7 @@ def test_links_that_lead_nowhere_refuse_nothing_else(tmp_path: Path) -> None:
 
 
 def test_an_edit_behind_a_link_is_a_change(tmp_path: Path) -> None:
-    """Of the same size, behind a link to the file and behind one to its folder."""
+    """Of the same size, reached through a link to the file, or through one to its folder."""
     target = write(tmp_path, ["out/a.jsonl"]) / "out/a.jsonl"
     (tmp_path / "in").mkdir()
     (tmp_path / "in/link.jsonl").symlink_to(target)

@@ -358,7 +358,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, code: int
 ) -> None:
-    """Its files would count as gone from the source, silently."""
+    """Its files would count as missing from the source, silently."""
     for name in ("a", "b"):
         write_rows(tmp_path / f"in/{name}/x.jsonl", [{"text": "t"}])
     spec = source(tmp_path / pattern)

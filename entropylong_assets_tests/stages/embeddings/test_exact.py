@@ -57,7 +57,7 @@ def test_no_more_than_the_present_and_the_coming_block_are_alive() -> None:
     """A list of all blocks, or a matrix of all similarities, would be the whole table."""
     alive = most = 0
 
-    def gone() -> None:
+    def released() -> None:
         nonlocal alive
         alive -= 1
 
@@ -65,7 +65,7 @@ def test_no_more_than_the_present_and_the_coming_block_are_alive() -> None:
         nonlocal alive, most
         for number in range(40):
             vectors = unit_vectors(50, number)
-            weakref.finalize(vectors, gone)
+            weakref.finalize(vectors, released)
             alive += 1
             most = max(most, alive)
             yield np.arange(50) + 50 * number, vectors

@@ -448,7 +448,7 @@ def test_a_query_that_finds_itself_adds_nothing_to_the_recall() -> None:
 
 @pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq"])
 def test_probes_and_refine_factor_are_raised_until_the_target_is_reached(kind: str) -> None:
-    """Oracle: a recall that is a known function of both, and of the worth of each."""
+    """Oracle: a recall that is a known function of both, and of the contribution of each."""
 
     def recall(search: Search) -> float:
         factor = search.refine_factor or (6 if kind == "ivf_flat" else 1)

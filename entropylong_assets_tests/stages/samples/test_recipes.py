@@ -127,7 +127,7 @@ def test_recipe_packs_the_same_roots_within_the_same_budget(recipe: str) -> None
     assert roots_of(packed) == roots_of(reference)
     assert len(budget) >= 5
     for root_id, tokens in used.items():
-        # Whole passages: one too long to fit is taken where nothing else was.
+        # Whole passages: one too long to fit is taken if no other was.
         alone = sum(s["root_id"] == root_id and s["chunk_id"] is not None for s in packed.segments)
         assert tokens <= budget[root_id] or alone == 1
     assert sum(used.values()) > 0.8 * sum(budget.values())

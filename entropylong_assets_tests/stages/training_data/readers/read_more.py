@@ -25,7 +25,7 @@ def digest(values: Any) -> str:
 
 
 def row(ids: Any, targets: Any, span_starts: list[int], **more: Any) -> dict[str, Any]:
-    """targets: the id that each position predicts, -100 where nothing is learnt."""
+    """targets: the id that each position predicts, -100 for positions that are not learnt."""
     targets = np.asarray(targets)
     learnt = targets[targets != -100]
     return {
