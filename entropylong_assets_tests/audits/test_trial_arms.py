@@ -19,6 +19,7 @@ from entropylong_assets.audits.trial.arms import DEFAULT_ARMS, Arm, pack_arm, re
 from entropylong_assets.audits.trial.folder import TrialError, TrialFolder
 from entropylong_assets.audits.trial.plan import read_results
 from entropylong_assets.audits.trial.prepare import PrepareSettings, prepare
+from entropylong_assets.audits.trial.tasks import TASKS
 from entropylong_assets.cli.main import app
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings
@@ -58,7 +59,7 @@ def held_out_text(folder: Path) -> Path:
     words = ["".join(draw.choice(list("abcdefghijklmnop"), 6)) for _ in range(600)]
     lines = []
     for number in range(60):
-        count = 700 if number < 4 else 60
+        count = 1500 if number < 4 else 150
         lines.append(json.dumps({"text": " ".join(draw.choice(words, count))}))
     file = folder / "held-out.jsonl"
     file.write_text("\n".join(lines) + "\n")
@@ -142,7 +143,7 @@ def test_trial_runs_from_stored_tables_to_its_page(
     folder, page = tmp_path / "trial", tmp_path / "page.md"
     command = [
         *("trial", str(folder), "-s", str(base / "settings.json"), "--arms", str(arms)),
-        *("--evaluation", str(held_out_text(tmp_path)), "--size", "8192,1024"),
+        *("--evaluation", str(held_out_text(tmp_path)), "--size", "16384,4096"),
         *("--out", str(page)),
     ]
     prepared = CliRunner().invoke(app, [*command, "--prepare"])
@@ -152,16 +153,23 @@ def test_trial_runs_from_stored_tables_to_its_page(
     plan = json.loads((folder / "plan.json").read_text())
     assert len(plan["runs"]) == 1 + 2 * 4
     plan |= {"compile": False, "items": 3, "short_window": 64}
-    plan["settings"] = {"batch_tokens": 2048, "micro_batch_tokens": 2048}
+    plan["settings"] = {"batch_tokens": 4096, "max_repeats": 9}
     for run in plan["runs"]:
-        run["tokens"] = min(run["tokens"], 4096)
+        run["tokens"] = min(run["tokens"], 8192)
     (folder / "plan.json").write_text(json.dumps(plan))
     ran = CliRunner().invoke(app, command)
     assert ran.exit_code == 0, ran.output
     results = read_results(folder / "results" / "results.jsonl")
     assert len(results) == 9
     assert {r["run"]["arm"] for r in results} == set(made_folder.facts.arms)
-    assert page.read_text().startswith("# Training trial")
+    assert {name for r in results for name in r["scores"]} == {
+        *(f"{task}-{tokens}" for task in TASKS for tokens in (2048, 4096)),
+        *("natural", "short"),
+    }
+    text = page.read_text()
+    assert text.startswith("# Training trial")
+    assert "## 8,192 tokens per run, samples of 4,096" in text
+    assert "| `plain` less `no_verify` |" in text
     again = CliRunner().invoke(app, command)
     assert "run 1 of" not in again.output
 

@@ -13,6 +13,7 @@ end of a row only. This module needs only numpy.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -91,6 +92,11 @@ class TrialFolder:
         if found != FORMAT:
             raise TrialError(f"{file}: format {found}, expected {FORMAT}; prepare the folder again")
         return TrialFacts(**values)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the facts: equal wherever the folder lies, another once it is prepared anew."""
+        return hashlib.sha256((self.path / "trial.json").read_bytes()).hexdigest()[:16]
 
     def write_facts(self, facts: TrialFacts) -> None:
         """Write last: a folder without the file is not complete."""

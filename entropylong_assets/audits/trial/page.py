@@ -54,9 +54,9 @@ An arm is a recipe, or a recipe with other settings. All are packed from the sam
   questions are left out, because their texts can't be shipped.
 - **Loss on long documents**: held-out documents, whole. *Key tokens* are LongPPL's: those that the
   model as it starts predicts better by more than 2 nats given the whole text than given its last
-  1,024 to 2,047 tokens, with a loss under 2 nats. *Needed from n back*: the token and the one
+  {short_window} tokens, with a loss under 2 nats. *Needed from n back*: the token and the one
   before it last stood together n or more tokens ago, and nowhere nearer.
-- **Gain of the long context**: loss given the last 1,024 to 2,047 tokens less the loss given all.
+- **Gain of the long context**: loss given the last {short_window} tokens less the loss given all.
 - **Held-out text**: {decontamination}
 
 ## Limitations
@@ -109,10 +109,16 @@ def trial_page(facts: TrialFacts, results: Sequence[Result], date: str) -> str:
         date=date,
         model=trained[0]["model"].rpartition("/")[2],
         setups="\n".join(sections),
+        short_window="{:,} to {:,}".format(*_short_window(trained[0])),
         arms=arms_table(facts),
         tasks=", ".join(task.replace("_", " ") for task in TASKS),
         decontamination=_decontamination_words(facts),
     )
+
+
+def _short_window(result: Result) -> tuple[int, int]:
+    """Fewest and most tokens of the short context."""
+    return result["short_window"], 2 * result["short_window"] - 1
 
 
 def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:

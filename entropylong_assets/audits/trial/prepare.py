@@ -26,6 +26,9 @@ from entropylong_assets.storage.tables import TableStore
 
 Log = Callable[[str], None]
 
+MIN_TASK_TOKENS = 2048
+"""Of shorter items, the question and the needles are a large part."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
@@ -36,8 +39,9 @@ class PrepareSettings:
     sample_tokens: int = 16_384
     arms: Mapping[str, Arm] = field(default_factory=lambda: DEFAULT_ARMS)
     seeds: Sequence[int] = (0, 1)
-    task_tokens: Sequence[int] = (2048, 4096, 8192, 16_384)
-    """Lengths of the synthetic tasks; those longer than a sample are left out."""
+    task_shares: Sequence[int] = (8, 4, 2, 1)
+    """Lengths of the synthetic tasks: the length of a sample divided by these, if that is at least
+    MIN_TASK_TOKENS."""
     items: int = 64
     """Items per task and length."""
     natural: int = 48
@@ -101,10 +105,12 @@ def prepare(
     maker = TaskMaker(tokenizer, held_out.haystack, held_out.words, settings.seed, facts.pad_id)
     names = []
     for task in TASKS:
-        for tokens in wished.task_tokens:
-            if tokens <= wished.sample_tokens:
-                names.append(f"{task}-{tokens}")
-                out.write_items(names[-1], maker.items(task, tokens, wished.items))
+        for share in wished.task_shares:
+            tokens = wished.sample_tokens // share
+            if tokens < MIN_TASK_TOKENS and share > 1:
+                continue
+            names.append(f"{task}-{tokens}")
+            out.write_items(names[-1], maker.items(task, tokens, wished.items))
         log(f"items: {task}")
     made = TrialFacts(
         model=settings.scoring.model,
