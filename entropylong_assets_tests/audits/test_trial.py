@@ -7,6 +7,8 @@ is learnt. `test_trial_shows_a_broken_trainer` proves that the first test would 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -375,3 +377,24 @@ def test_masters_keep_small_steps_and_exact_frequencies(planted: Path) -> None:
     assert masters.weights[0].grad is not None
     assert masters.weights[0].grad.dtype == torch.float32
     assert used.grad is None
+
+
+def test_training_machine_needs_numpy_torch_and_transformers_alone() -> None:
+    """The machine that trains may lack everything else that the platform depends on."""
+    script = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {refused}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import entropylong_assets.audits.trial.runs
+"""
+    refused = {"dagster", "polars", "pyarrow", "duckdb", "lancedb", "pydantic", "scipy", "fsspec"}
+    found = subprocess.run(
+        [sys.executable, "-c", script.replace("{refused}", repr(refused))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
