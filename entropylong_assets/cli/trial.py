@@ -12,6 +12,7 @@ from rich.markup import escape
 from entropylong_assets.cli.common import (
     DatasetName,
     SettingsFile,
+    open_dataset,
     open_project,
     out,
     plain_errors,
@@ -51,13 +52,15 @@ def trial(
     """Pack samples by every recipe, train on each under the same tokens, and write the comparison.
 
     Continues where an earlier call of the same folder stopped. FOLDER/plan.json lists the runs and
-    can be edited.
+    can be edited. The results are kept beside the dataset's tables too, for the report.
     """
     with plain_errors():
         from entropylong_assets.audits.trial.folder import TrialFolder
         from entropylong_assets.audits.trial.page import write_page
         from entropylong_assets.audits.trial.plan import read_plan, read_results
+        from entropylong_assets.audits.trial.published import publish
         from entropylong_assets.audits.trial.runs import Runner
+        from entropylong_assets.project import open_store
 
         if prepare_only or not (folder / "trial.json").exists():
             _prepare(folder, settings_file, dataset, evaluation, _wished(arms, size))
@@ -67,7 +70,9 @@ def trial(
         plan = replace(read_plan(folder / "plan.json"), data=str(folder))
         runner = Runner(plan, folder / "results", lambda line: out.print(escape(line)))
         runner.run()
-        write_page(page, TrialFolder(folder).facts, read_results(runner.results_file))
+        facts, results = TrialFolder(folder).facts, read_results(runner.results_file)
+        write_page(page, facts, results)
+        publish(open_store(open_dataset(settings_file, dataset)), facts, results)
     out.print(f"wrote {escape(page)}", soft_wrap=True)
 
 
@@ -97,12 +102,12 @@ def _prepare(
     from entropylong_assets.audits.trial.held_out import corpus_texts, file_texts
     from entropylong_assets.audits.trial.prepare import prepare
     from entropylong_assets.project import open_store
-    from entropylong_assets.report.run import open_dataset
+    from entropylong_assets.report.run import open_dataset as open_source
     from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 
     project = open_project(settings_file)
     settings = project.find_dataset(dataset)
-    source = open_dataset(settings, open_store(settings))
+    source = open_source(settings, open_store(settings))
     texts = None
     if evaluation in project.corpora:
         store = open_store(project.find_corpus(evaluation))

@@ -19,6 +19,7 @@ from entropylong_assets.audits.trial.arms import DEFAULT_ARMS, Arm, pack_arm, re
 from entropylong_assets.audits.trial.folder import TrialError, TrialFolder
 from entropylong_assets.audits.trial.plan import read_results
 from entropylong_assets.audits.trial.prepare import PrepareSettings, prepare
+from entropylong_assets.audits.trial.published import identity, trial_figures
 from entropylong_assets.audits.trial.tasks import TASKS
 from entropylong_assets.cli.main import app
 from entropylong_assets.project import open_store
@@ -134,7 +135,8 @@ def test_arms_are_read_and_refused_in_one_line(
 def test_trial_runs_from_stored_tables_to_its_page(
     tmp_path: Path, made: tuple[Path, Settings, TableStore, list[str]]
 ) -> None:
-    base, *_ = made
+    base, _, store, _ = made
+    assert (identity(store), trial_figures(store)) == (None, [])
     arms = tmp_path / "arms.yaml"
     arms.write_text(
         "random: {recipe: random}\nno_verify: {recipe: no_verify}\nplain: {rule: plain}\n"
@@ -170,7 +172,12 @@ def test_trial_runs_from_stored_tables_to_its_page(
     assert text.startswith("# Training trial")
     assert "## 8,192 tokens per run, samples of 4,096" in text
     assert "| `plain` less `no_verify` |" in text
+    figures = {name: value for name, value, _ in trial_figures(store)}
+    assert figures["trained models: tokens per run"] == 8192
+    assert "(" in figures["trained on plain less random: answers at 4K (nats)"]
+    seen = identity(store)
     again = CliRunner().invoke(app, command)
+    assert identity(store) == seen  # the report is not stale after a call that ran nothing
     assert "run 1 of" not in again.output
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from entropylong_assets.audits.audit_tables import recipe_order
 from entropylong_assets.audits.root_sample import Mean
 
 Result = Mapping[str, Any]
@@ -46,6 +47,12 @@ def setup_of(result: Result) -> Setup:
 
 
 _WITHOUT_EFFECT = ("micro_batch_tokens", "checkpoint_seconds", "log_steps")
+
+
+def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of each arm, in the order for tables."""
+    names = recipe_order({result["run"]["arm"] for result in results})
+    return {name: [r for r in results if r["run"]["arm"] == name] for name in names}
 
 
 def task_lengths(results: Iterable[Result]) -> list[int]:

@@ -15,6 +15,7 @@ from entropylong_assets.audits.trial.measures import (
     Measure,
     Result,
     Setup,
+    by_arm,
     grid,
     measures_of,
     paired_difference,
@@ -119,12 +120,6 @@ def trial_page(facts: TrialFacts, results: Sequence[Result], date: str) -> str:
 def _short_window(result: Result) -> tuple[int, int]:
     """Fewest and most tokens of the short context."""
     return result["short_window"], 2 * result["short_window"] - 1
-
-
-def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of each arm, in the order for tables."""
-    names = recipe_order({result["run"]["arm"] for result in results})
-    return {name: [r for r in results if r["run"]["arm"] == name] for name in names}
 
 
 def _section(setup: Setup, results: Sequence[Result], start: Sequence[Result]) -> str:
