@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from entropylong_assets.audits.trial.arms import DEFAULT_ARMS, Arm, pack_arm, read_arms
+from entropylong_assets.audits.trial.arms import DEFAULT_ARMS, Arm, pack_arm, read_arms, settings_of
 from entropylong_assets.audits.trial.folder import TrialError, TrialFolder
 from entropylong_assets.audits.trial.plan import read_results
 from entropylong_assets.audits.trial.prepare import PrepareSettings, prepare
@@ -181,8 +181,15 @@ def test_trial_runs_from_stored_tables_to_its_page(
     assert "run 1 of" not in again.output
 
 
-def test_default_arms_are_the_recipes_that_the_claim_is_compared_on() -> None:
-    assert {arm.recipe for arm in DEFAULT_ARMS.values()} >= {"random", "quest", "nextlong", None}
+def test_arms_in_deploy_hold_the_default_ones_and_are_allowed(
+    made: tuple[Path, Settings, TableStore, list[str]],
+) -> None:
+    arms = read_arms(Path(__file__).parents[2] / "deploy" / "training" / "arms.yaml")
+    assert {name: arms[name] for name in DEFAULT_ARMS} == DEFAULT_ARMS
+    for arm in arms.values():
+        settings = settings_of(arm, made[1], TOKENS)
+        assert settings.samples.recipe == arm.recipe
+        assert settings.samples.tokens == TOKENS
 
 
 def test_interrupted_preparation_is_not_taken_for_a_trial(
