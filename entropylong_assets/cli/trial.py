@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,8 +37,9 @@ def trial(
     evaluation: Annotated[
         str | None,
         typer.Option(
-            help="Held-out text: a JSON Lines file with a field `text`, or a corpus of the "
-            "settings. Without it: documents of the dataset's corpus that no sample contains."
+            help="Held-out text: a JSON Lines file with a field `text`, a corpus of the settings, "
+            "or the folder of another trial, whose items are taken. Without it: documents of the "
+            "dataset's corpus that no sample contains."
         ),
     ] = None,
     arms: Annotated[
@@ -99,6 +101,7 @@ def _prepare(
     evaluation: str | None,
     wished: PrepareSettings,
 ) -> None:
+    from entropylong_assets.audits.trial.folder import TrialFolder
     from entropylong_assets.audits.trial.held_out import corpus_texts, file_texts
     from entropylong_assets.audits.trial.prepare import prepare
     from entropylong_assets.project import open_store
@@ -108,8 +111,10 @@ def _prepare(
     project = open_project(settings_file)
     settings = project.find_dataset(dataset)
     source = open_source(settings, open_store(settings))
-    texts = None
-    if evaluation in project.corpora:
+    texts: Iterable[str] | TrialFolder | None = None
+    if evaluation and (Path(evaluation) / "trial.json").exists():
+        texts = TrialFolder(evaluation)
+    elif evaluation in project.corpora:
         store = open_store(project.find_corpus(evaluation))
         texts = corpus_texts(store, store.shards(CORPUS_DOCUMENTS), set(), settings.seed)
     elif evaluation:

@@ -178,6 +178,14 @@ def test_trial_runs_from_stored_tables_to_its_page(
     seen = identity(store)
     again = CliRunner().invoke(app, command)
     assert identity(store) == seen  # the report is not stale after a call that ran nothing
+    # A second trial over other samples, on the same items.
+    other = [*command, "--prepare", "--evaluation", str(folder)]
+    other[1] = str(tmp_path / "second")
+    prepared = CliRunner().invoke(app, other)
+    assert prepared.exit_code == 0, prepared.output
+    second = TrialFolder(tmp_path / "second")
+    assert second.evaluation_identity() == made_folder.evaluation_identity()
+    assert second.facts.items == made_folder.facts.items
     assert "run 1 of" not in again.output
 
 

@@ -19,6 +19,7 @@ from entropylong_assets.audits.root_sample import Mean, clustered_mean
 from entropylong_assets.audits.trial.folder import TrialError, TrialFacts
 from entropylong_assets.audits.trial.measures import (
     Measure,
+    by_arm,
     crossed_mean,
     measures_of,
     paired_difference,
@@ -41,6 +42,7 @@ def result(
         "model": "models/tiny",
         "sample_tokens": 8192,
         "short_window": 64,
+        "evaluation": "e",
         "rope_theta": 1e5,
         "device": "CPU",
         "training": {"steps": 3, "tokens": 1000, "seconds": 2.0, "losses": [], "repeats": 1.0},
@@ -113,6 +115,7 @@ def test_runs_of_another_length_or_rate_are_not_compared() -> None:
         other["settings"][change] = 7
         assert setup_of(first) != setup_of(other)
     assert setup_of(first) != setup_of(first | {"sample_tokens": 4096})
+    assert setup_of(first) != setup_of(first | {"evaluation": "other items"})
     assert setup_of(first) != setup_of(result("a", 0, [1.0], [1.0], start="other"))
 
 
@@ -130,6 +133,11 @@ def test_runs_of_another_length_or_rate_are_not_compared() -> None:
 )
 def test_verdict_names_the_side(mean: Mean, is_higher_better: bool, word: str) -> None:
     assert word in verdict(mean, Measure("k", "name", is_higher_better))
+
+
+def test_two_results_of_one_arm_and_seed_are_refused() -> None:
+    with pytest.raises(TrialError, match="arm a with seed 0"):
+        by_arm([result("a", 0, [1.0], [1.0]), result("a", 0, [2.0], [1.0], data="other")])
 
 
 def test_page_says_the_paper_s_order_by_the_figures() -> None:

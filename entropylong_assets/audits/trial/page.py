@@ -104,8 +104,8 @@ def trial_page(facts: TrialFacts, results: Sequence[Result], date: str) -> str:
     sections = []
     for setup in setups:
         own = [r for r in trained if setup_of(r) == setup]
-        same_length = [r for r in start if r["sample_tokens"] == setup.sample_tokens]
-        sections.append(_section(setup, own, same_length))
+        same_texts = [r for r in start if r["evaluation"] == setup.evaluation]
+        sections.append(_section(setup, own, same_texts))
     return _PAGE.format(
         date=date,
         model=trained[0]["model"].rpartition("/")[2],

@@ -113,6 +113,7 @@ class Runner:
             "rope_theta": rope_theta_of(opened.network),
             "sample_tokens": opened.facts.sample_tokens,
             "short_window": self.plan.short_window,
+            "evaluation": opened.evaluation,
             "device": _device_name(self.device),
         }
         if run.tokens:
