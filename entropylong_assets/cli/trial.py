@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from rich.markup import escape
 from entropylong_assets.cli.common import (
     DatasetName,
     SettingsFile,
+    open_dataset,
     open_project,
     out,
     plain_errors,
@@ -35,8 +37,9 @@ def trial(
     evaluation: Annotated[
         str | None,
         typer.Option(
-            help="Held-out text: a JSON Lines file with a field `text`, or a corpus of the "
-            "settings. Without it: documents of the dataset's corpus that no sample contains."
+            help="Held-out text: a JSON Lines file with a field `text`, a corpus of the settings, "
+            "or the folder of another trial, whose items are taken. Without it: documents of the "
+            "dataset's corpus that no sample contains."
         ),
     ] = None,
     arms: Annotated[
@@ -51,13 +54,15 @@ def trial(
     """Pack samples by every recipe, train on each under the same tokens, and write the comparison.
 
     Continues where an earlier call of the same folder stopped. FOLDER/plan.json lists the runs and
-    can be edited.
+    can be edited. The results are kept beside the dataset's tables too, for the report.
     """
     with plain_errors():
         from entropylong_assets.audits.trial.folder import TrialFolder
         from entropylong_assets.audits.trial.page import write_page
         from entropylong_assets.audits.trial.plan import read_plan, read_results
+        from entropylong_assets.audits.trial.published import publish
         from entropylong_assets.audits.trial.runs import Runner
+        from entropylong_assets.project import open_store
 
         if prepare_only or not (folder / "trial.json").exists():
             _prepare(folder, settings_file, dataset, evaluation, _wished(arms, size))
@@ -67,7 +72,9 @@ def trial(
         plan = replace(read_plan(folder / "plan.json"), data=str(folder))
         runner = Runner(plan, folder / "results", lambda line: out.print(escape(line)))
         runner.run()
-        write_page(page, TrialFolder(folder).facts, read_results(runner.results_file))
+        facts, results = TrialFolder(folder).facts, read_results(runner.results_file)
+        write_page(page, facts, results)
+        publish(open_store(open_dataset(settings_file, dataset)), facts, results)
     out.print(f"wrote {escape(page)}", soft_wrap=True)
 
 
@@ -94,17 +101,20 @@ def _prepare(
     evaluation: str | None,
     wished: PrepareSettings,
 ) -> None:
+    from entropylong_assets.audits.trial.folder import TrialFolder
     from entropylong_assets.audits.trial.held_out import corpus_texts, file_texts
     from entropylong_assets.audits.trial.prepare import prepare
     from entropylong_assets.project import open_store
-    from entropylong_assets.report.run import open_dataset
+    from entropylong_assets.report.run import open_dataset as open_source
     from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 
     project = open_project(settings_file)
     settings = project.find_dataset(dataset)
-    source = open_dataset(settings, open_store(settings))
-    texts = None
-    if evaluation in project.corpora:
+    source = open_source(settings, open_store(settings))
+    texts: Iterable[str] | TrialFolder | None = None
+    if evaluation and (Path(evaluation) / "trial.json").exists():
+        texts = TrialFolder(evaluation)
+    elif evaluation in project.corpora:
         store = open_store(project.find_corpus(evaluation))
         texts = corpus_texts(store, store.shards(CORPUS_DOCUMENTS), set(), settings.seed)
     elif evaluation:

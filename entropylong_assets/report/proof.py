@@ -15,6 +15,7 @@ from entropylong_assets.audits.tables import (
     LONG_RANGE_AUDIT,
     NULL_CALIBRATION,
 )
+from entropylong_assets.audits.trial.published import trial_figures
 from entropylong_assets.report.distributions import Rows
 from entropylong_assets.report.filtered_rows import read_rows
 from entropylong_assets.settings.section import Settings
@@ -41,7 +42,8 @@ def audited_shards(store: TableStore, shards: Sequence[str], audit: TableSet[Any
 def gather_proof(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> tuple[list[Figure], dict[str, Rows]]:
-    """Return the figures of the audits and the rows of their charts; empty without audits.
+    """Return the figures of the audits and the training trial, and the rows of the audits' charts;
+    empty without them.
 
     Charts: `by_chance` (kind, rule, rate, low, high, is_rough, passed, total), `recipes` (recipe,
     measure, value, low, high, roots). Intervals are 95%, over roots.
@@ -60,7 +62,7 @@ def gather_proof(
         charts["recipes"] = [
             row for row in measures(*(t.to_dicts() for t in tables)) if row["value"] is not None
         ]
-    return figures, charts
+    return figures + trial_figures(store), charts
 
 
 def _null_calibration(

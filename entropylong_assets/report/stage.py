@@ -32,10 +32,14 @@ def _exported_shards(export: Manifest) -> list[str]:
 
 
 def _identify(partition: Partition) -> Mapping[str, Any]:
-    """Versions of the audits that the report shows: they are made by hand, before or after it."""
+    """Versions of the audits and the trial that the report shows: they are made by hand, before or
+    after it."""
+    from entropylong_assets.audits.trial.published import identity
+
     store = partition.store
     shards = set(_exported_shards(store.require(TRAINING_DATASET)))
-    return {
+    trial = identity(store)
+    return ({"trial": trial} if trial else {}) | {
         "audits": {
             audit.name: {
                 shard: store.require(audit, shard).data_version

@@ -7,6 +7,8 @@ is learnt. `test_trial_shows_a_broken_trainer` proves that the first test would 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from entropylong_assets.stages.samples.settings import SampleSettings
 
 PAD, SEPARATOR = 0, 1
 KEYS, VALUES = np.arange(2, 10), np.arange(10, 18)
-STATED, TOLD = 6, 4
+STATED, STATED = 6, 4
 """Facts that a context states, and those of them that its root repeats, in the same order."""
 TOKENS, SAMPLES, BATCH, STEPS = 24, 1600, 16, 200
 FRAMING = Framing(bos_ids=(), separator_ids=(SEPARATOR,), pad_id=PAD)
@@ -61,8 +63,8 @@ def planted_root(draw: np.random.Generator, number: int, is_genuine: bool) -> Gr
             anchor=1, rank=1, gain=0.9, calibrated_gain=0.9, entropy=2.0, entropy_context=0.2
         )
         context = Context(**{**vars(context), "dependencies": (gain,), "unverified": False})
-    told = own[:TOLD].ravel().astype(np.uint32)
-    return Group(root_id=root_id, token_ids=told, chosen=(context,), negatives=())
+    stated = own[:STATED].ravel().astype(np.uint32)
+    return Group(root_id=root_id, token_ids=stated, chosen=(context,), negatives=())
 
 
 def planted_rows(is_genuine: bool) -> Rows:
@@ -80,8 +82,8 @@ def held_out_items(count: int = 128) -> Items:
     draw, rows = np.random.default_rng(99), []
     for _ in range(count):
         own = facts(draw)
-        told = own[:TOLD].ravel()
-        rows.append(np.array([*own.ravel(), SEPARATOR, *told], np.uint32))
+        stated = own[:STATED].ravel()
+        rows.append(np.array([*own.ravel(), SEPARATOR, *stated], np.uint32))
     padded = pad_rows(rows, TOKENS, PAD)
     return Items(padded.token_ids_NT, padded.lengths_N - 1, padded.lengths_N)
 
@@ -188,7 +190,7 @@ def hidden_within_documents(self: Network, ids_BT: torch.Tensor) -> Any:
 def order_lost(rows: Rows) -> Rows:
     """Roots before their contexts."""
     ids_NT = rows.token_ids_NT.copy()
-    context, root = 2 * STATED + 1, 2 * TOLD + 1
+    context, root = 2 * STATED + 1, 2 * STATED + 1
     ids_NT[:, : context + root] = np.roll(ids_NT[:, : context + root], root, axis=1)
     return Rows(ids_NT, rows.lengths_N)
 
@@ -375,3 +377,24 @@ def test_masters_keep_small_steps_and_exact_frequencies(planted: Path) -> None:
     assert masters.weights[0].grad is not None
     assert masters.weights[0].grad.dtype == torch.float32
     assert used.grad is None
+
+
+def test_training_machine_needs_numpy_torch_and_transformers_alone() -> None:
+    """The machine that trains may lack everything else that the platform depends on."""
+    script = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {refused}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import entropylong_assets.audits.trial.runs
+"""
+    refused = {"dagster", "polars", "pyarrow", "duckdb", "lancedb", "pydantic", "scipy", "fsspec"}
+    found = subprocess.run(
+        [sys.executable, "-c", script.replace("{refused}", repr(refused))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr

@@ -15,10 +15,12 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from entropylong_assets.audits.trial.arms import DEFAULT_ARMS, Arm, pack_arm, read_arms
+from entropylong_assets.audits.trial.arms import DEFAULT_ARMS, Arm, pack_arm, read_arms, settings_of
 from entropylong_assets.audits.trial.folder import TrialError, TrialFolder
 from entropylong_assets.audits.trial.plan import read_results
 from entropylong_assets.audits.trial.prepare import PrepareSettings, prepare
+from entropylong_assets.audits.trial.published import identity, trial_figures
+from entropylong_assets.audits.trial.tasks import TASKS
 from entropylong_assets.cli.main import app
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings
@@ -58,7 +60,7 @@ def held_out_text(folder: Path) -> Path:
     words = ["".join(draw.choice(list("abcdefghijklmnop"), 6)) for _ in range(600)]
     lines = []
     for number in range(60):
-        count = 700 if number < 4 else 60
+        count = 1500 if number < 4 else 150
         lines.append(json.dumps({"text": " ".join(draw.choice(words, count))}))
     file = folder / "held-out.jsonl"
     file.write_text("\n".join(lines) + "\n")
@@ -133,7 +135,8 @@ def test_arms_are_read_and_refused_in_one_line(
 def test_trial_runs_from_stored_tables_to_its_page(
     tmp_path: Path, made: tuple[Path, Settings, TableStore, list[str]]
 ) -> None:
-    base, *_ = made
+    base, _, store, _ = made
+    assert (identity(store), trial_figures(store)) == (None, [])
     arms = tmp_path / "arms.yaml"
     arms.write_text(
         "random: {recipe: random}\nno_verify: {recipe: no_verify}\nplain: {rule: plain}\n"
@@ -142,7 +145,7 @@ def test_trial_runs_from_stored_tables_to_its_page(
     folder, page = tmp_path / "trial", tmp_path / "page.md"
     command = [
         *("trial", str(folder), "-s", str(base / "settings.json"), "--arms", str(arms)),
-        *("--evaluation", str(held_out_text(tmp_path)), "--size", "8192,1024"),
+        *("--evaluation", str(held_out_text(tmp_path)), "--size", "16384,4096"),
         *("--out", str(page)),
     ]
     prepared = CliRunner().invoke(app, [*command, "--prepare"])
@@ -152,22 +155,49 @@ def test_trial_runs_from_stored_tables_to_its_page(
     plan = json.loads((folder / "plan.json").read_text())
     assert len(plan["runs"]) == 1 + 2 * 4
     plan |= {"compile": False, "items": 3, "short_window": 64}
-    plan["settings"] = {"batch_tokens": 2048, "micro_batch_tokens": 2048}
+    plan["settings"] = {"batch_tokens": 4096, "max_repeats": 9}
     for run in plan["runs"]:
-        run["tokens"] = min(run["tokens"], 4096)
+        run["tokens"] = min(run["tokens"], 8192)
     (folder / "plan.json").write_text(json.dumps(plan))
     ran = CliRunner().invoke(app, command)
     assert ran.exit_code == 0, ran.output
     results = read_results(folder / "results" / "results.jsonl")
     assert len(results) == 9
     assert {r["run"]["arm"] for r in results} == set(made_folder.facts.arms)
-    assert page.read_text().startswith("# Training trial")
+    assert {name for r in results for name in r["scores"]} == {
+        *(f"{task}-{tokens}" for task in TASKS for tokens in (2048, 4096)),
+        *("natural", "short"),
+    }
+    text = page.read_text()
+    assert text.startswith("# Training trial")
+    assert "## 8,192 tokens per run, samples of 4,096" in text
+    assert "| `plain` less `no_verify` |" in text
+    figures = {name: value for name, value, _ in trial_figures(store)}
+    assert figures["trained models: tokens per run"] == 8192
+    assert "(" in figures["trained on plain less random: answers at 4K (nats)"]
+    seen = identity(store)
     again = CliRunner().invoke(app, command)
+    assert identity(store) == seen  # the report is not stale after a call that ran nothing
+    # A second trial over other samples, on the same items.
+    other = [*command, "--prepare", "--evaluation", str(folder)]
+    other[1] = str(tmp_path / "second")
+    prepared = CliRunner().invoke(app, other)
+    assert prepared.exit_code == 0, prepared.output
+    second = TrialFolder(tmp_path / "second")
+    assert second.evaluation_identity() == made_folder.evaluation_identity()
+    assert second.facts.items == made_folder.facts.items
     assert "run 1 of" not in again.output
 
 
-def test_default_arms_are_the_recipes_that_the_claim_is_compared_on() -> None:
-    assert {arm.recipe for arm in DEFAULT_ARMS.values()} >= {"random", "quest", "nextlong", None}
+def test_arms_in_deploy_hold_the_default_ones_and_are_allowed(
+    made: tuple[Path, Settings, TableStore, list[str]],
+) -> None:
+    arms = read_arms(Path(__file__).parents[2] / "deploy" / "training" / "arms.yaml")
+    assert {name: arms[name] for name in DEFAULT_ARMS} == DEFAULT_ARMS
+    for arm in arms.values():
+        settings = settings_of(arm, made[1], TOKENS)
+        assert settings.samples.recipe == arm.recipe
+        assert settings.samples.tokens == TOKENS
 
 
 def test_interrupted_preparation_is_not_taken_for_a_trial(

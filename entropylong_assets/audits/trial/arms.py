@@ -158,7 +158,7 @@ def pack_arm(
     kept = set(samples["sample_id"])
     segments = [row for row in collected.segments if row["sample_id"] in kept]
     dependencies = [row for row in collected.dependencies if row["sample_id"] in kept]
-    ids_NT = compact(np.stack(samples["input_ids"].to_numpy()))
+    ids_NT = compact(np.stack(list(samples["input_ids"].to_numpy())))
     lengths_N = (sample_tokens - samples["n_padding"].to_numpy()).astype(np.int32)
     tokens = dict.fromkeys(ROLES, 0)
     for row in segments:

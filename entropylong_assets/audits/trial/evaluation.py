@@ -38,7 +38,8 @@ def score_items(network: Network, items: Items) -> dict[str, list[float]]:
     token of the answer is the likeliest given the true ones before it, else 0.
     """
     network.hf_model.eval()
-    means, exact = [], []
+    means: list[float] = []
+    exact: list[float] = []
     for part in _passes(*items.token_ids_NT.shape):
         ids_BT = _ids(items.token_ids_NT[part], network)
         starts_B, ends_B = (_ids(array[part], network) for array in (items.start_N, items.end_N))

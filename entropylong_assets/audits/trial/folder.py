@@ -13,7 +13,9 @@ end of a row only. This module needs only numpy.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -92,6 +94,11 @@ class TrialFolder:
             raise TrialError(f"{file}: format {found}, expected {FORMAT}; prepare the folder again")
         return TrialFacts(**values)
 
+    @property
+    def identity(self) -> str:
+        """Hash of the facts: equal wherever the folder lies, another once it is prepared anew."""
+        return hashlib.sha256((self.path / "trial.json").read_bytes()).hexdigest()[:16]
+
     def write_facts(self, facts: TrialFacts) -> None:
         """Write last: a folder without the file is not complete."""
         text = json.dumps({"format": FORMAT, **asdict(facts)}, indent=1)
@@ -138,6 +145,25 @@ class TrialFolder:
             with np.load(file) as arrays:
                 found[file.stem] = Items(arrays["token_ids"], arrays["start"], arrays["end"])
         return found
+
+    def evaluation_identity(self) -> str:
+        """Hash of all items and documents: results are comparable only if it is equal."""
+        digest = hashlib.sha256()
+        arrays = [(name, items.token_ids_NT, items.start_N) for name, items in self.items().items()]
+        for name in ("natural", "short"):
+            if (rows := self.documents(name)) is not None:
+                arrays.append((name, rows.token_ids_NT, rows.lengths_N))
+        for name, *parts in arrays:
+            digest.update(name.encode())
+            for part in parts:
+                digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:16]
+
+    def copy_evaluation(self, other: TrialFolder) -> None:
+        """Take the items and documents of another trial, so that results are comparable."""
+        shutil.copytree(other.path / "items", self.path / "items", dirs_exist_ok=True)
+        for name in ("natural.npz", "short.npz"):
+            shutil.copy(other.path / name, self.path / name)
 
     def write_documents(self, name: str, rows: Rows) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

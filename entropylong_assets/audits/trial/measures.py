@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from entropylong_assets.audits.audit_tables import recipe_order
 from entropylong_assets.audits.root_sample import Mean
+from entropylong_assets.audits.trial.folder import TrialError
 
 Result = Mapping[str, Any]
 
@@ -37,15 +39,36 @@ class Setup:
     sample_tokens: int
     settings: str
     """Settings of the training and first weights, as JSON."""
+    evaluation: str
+    """Identity of the items and documents."""
 
 
 def setup_of(result: Result) -> Setup:
     own = {k: v for k, v in result["settings"].items() if k not in _WITHOUT_EFFECT}
     own["start"] = result["run"]["start"]
-    return Setup(result["run"]["tokens"], result["sample_tokens"], json.dumps(own, sort_keys=True))
+    return Setup(
+        result["run"]["tokens"],
+        result["sample_tokens"],
+        json.dumps(own, sort_keys=True),
+        result["evaluation"],
+    )
 
 
 _WITHOUT_EFFECT = ("micro_batch_tokens", "checkpoint_seconds", "log_steps")
+
+
+def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of each arm under one setup, in the order for tables. Raises TrialError if an arm has
+    two results for one seed: they are of different samples."""
+    seen = [(result["run"]["arm"], result["run"]["seed"]) for result in results]
+    for arm, seed in seen:
+        if seen.count((arm, seed)) > 1:
+            raise TrialError(
+                f"two results of arm {arm} with seed {seed}: give the arms of several folders "
+                "different names"
+            )
+    names = recipe_order({result["run"]["arm"] for result in results})
+    return {name: [r for r in results if r["run"]["arm"] == name] for name in names}
 
 
 def task_lengths(results: Iterable[Result]) -> list[int]:

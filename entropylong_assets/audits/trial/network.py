@@ -20,7 +20,7 @@ LOGITS_PER_CHUNK = 1 << 28
 """Logits of the loss in memory at once: 1 GiB in float32."""
 
 ROTARY_EXPONENT = 4 / 3
-"""The base grows with this power of the length: ProLong (Gao et al., arXiv 2410.02660, table 8)
+"""The base grows with this power of the length: ProLong (Gao et al., arXiv 2410.02660)
 takes 16 times the base for 8 times the length, more than the d/(d-2) of NTK-aware scaling. The
 paper takes 400 times the base for 16 times the length."""
 

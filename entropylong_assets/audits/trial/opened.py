@@ -52,6 +52,7 @@ class OpenedTrial:
             )
             for name, items in folder.items().items()
         }
+        self.evaluation = folder.evaluation_identity()
         self._natural, self._short = folder.documents("natural"), folder.documents("short")
         self._groups = self._group_tokens(self._natural) if self._natural else {}
         log(f"{self.reference}: rotary base {rope_theta_of(self.network):,.0f}, on {device}")

@@ -15,6 +15,7 @@ from entropylong_assets.audits.trial.measures import (
     Measure,
     Result,
     Setup,
+    by_arm,
     grid,
     measures_of,
     paired_difference,
@@ -54,9 +55,9 @@ An arm is a recipe, or a recipe with other settings. All are packed from the sam
   questions are left out, because their texts can't be shipped.
 - **Loss on long documents**: held-out documents, whole. *Key tokens* are LongPPL's: those that the
   model as it starts predicts better by more than 2 nats given the whole text than given its last
-  1,024 to 2,047 tokens, with a loss under 2 nats. *Needed from n back*: the token and the one
+  {short_window} tokens, with a loss under 2 nats. *Needed from n back*: the token and the one
   before it last stood together n or more tokens ago, and nowhere nearer.
-- **Gain of the long context**: loss given the last 1,024 to 2,047 tokens less the loss given all.
+- **Gain of the long context**: loss given the last {short_window} tokens less the loss given all.
 - **Held-out text**: {decontamination}
 
 ## Limitations
@@ -103,22 +104,22 @@ def trial_page(facts: TrialFacts, results: Sequence[Result], date: str) -> str:
     sections = []
     for setup in setups:
         own = [r for r in trained if setup_of(r) == setup]
-        same_length = [r for r in start if r["sample_tokens"] == setup.sample_tokens]
-        sections.append(_section(setup, own, same_length))
+        same_texts = [r for r in start if r["evaluation"] == setup.evaluation]
+        sections.append(_section(setup, own, same_texts))
     return _PAGE.format(
         date=date,
         model=trained[0]["model"].rpartition("/")[2],
         setups="\n".join(sections),
+        short_window="{:,} to {:,}".format(*_short_window(trained[0])),
         arms=arms_table(facts),
         tasks=", ".join(task.replace("_", " ") for task in TASKS),
         decontamination=_decontamination_words(facts),
     )
 
 
-def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of each arm, in the order for tables."""
-    names = recipe_order({result["run"]["arm"] for result in results})
-    return {name: [r for r in results if r["run"]["arm"] == name] for name in names}
+def _short_window(result: Result) -> tuple[int, int]:
+    """Fewest and most tokens of the short context."""
+    return result["short_window"], 2 * result["short_window"] - 1
 
 
 def _section(setup: Setup, results: Sequence[Result], start: Sequence[Result]) -> str:

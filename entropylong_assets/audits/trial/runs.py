@@ -44,6 +44,8 @@ class Runner:
         """Run what has no result yet; returns the number of runs. Raises TrialError before the
         first one if an arm or its tokens make no run."""
         self.out.mkdir(parents=True, exist_ok=True)
+        for folder in {self._folder(run).path for run in self.plan.runs}:
+            _ = TrialFolder(folder).facts  # raises if it is not one
         done = {row["key"] for row in read_results(self.results_file)}
         open_runs = [run for run in self.plan.runs if self._key(run) not in done]
         self._refuse_impossible(open_runs)
@@ -82,7 +84,7 @@ class Runner:
 
     def _key(self, run: Run) -> str:
         """Hash of all that determines the result of a run."""
-        own = asdict(run) | {"save": ""}
+        own = asdict(run) | {"save": "", "data": self._folder(run).identity}
         settings = asdict(self._settings(run))
         for name in ("micro_batch_tokens", "checkpoint_seconds", "log_steps"):
             settings.pop(name)
@@ -91,7 +93,6 @@ class Runner:
             self.plan.rope_theta,
             self.plan.items,
             self.plan.short_window,
-            self.plan.data,
         ]
         text = json.dumps([own, settings, shared], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -111,6 +112,8 @@ class Runner:
             "model": opened.reference,
             "rope_theta": rope_theta_of(opened.network),
             "sample_tokens": opened.facts.sample_tokens,
+            "short_window": self.plan.short_window,
+            "evaluation": opened.evaluation,
             "device": _device_name(self.device),
         }
         if run.tokens:
