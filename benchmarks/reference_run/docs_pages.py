@@ -27,7 +27,11 @@ _SKIPPED = re.compile(
 # Folders of translated pages, named by their language.
 _LANGUAGE = re.compile(r"/(?!en)(?:[a-z]{2}(?:[_-][A-Za-z]{2,4})?)/(?=.)")
 _LANGUAGES = set(
-    "ar az bn cs da de el es fa fi fr he hi hu id it ja ko nl no pl pt ro ru sv ta th tr uk ur vi zh".split()
+    re.findall(
+        r"\w+",
+        "ar az bn cs da de el es fa fi fr he hi hu id it ja ko nl no pl pt ro ru sv ta th tr uk ur "
+        "vi zh",
+    )
 )
 _ENTRY = re.compile(r"^(?:.*<(?P<target>[^>]+)>|(?P<plain>\S+))$")
 

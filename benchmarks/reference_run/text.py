@@ -100,7 +100,7 @@ def _is_other(line: str) -> bool:
 
 def is_english_prose(text: str) -> bool:
     """Say whether a page is English, and prose rather than a table, a list of names or a log."""
-    words = text.count(" ") + text.count("\n")
+    words = len(text.split())
     foreign = len(text) - len(text.encode("ascii", errors="ignore"))
     return (
         len(_ENGLISH.findall(text)) >= 0.1 * words
