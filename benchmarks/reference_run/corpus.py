@@ -159,6 +159,11 @@ def build(packages: list[Package], out: Path, workers: int) -> dict[str, object]
         archives = list(threads.map(fetch, packages))
     with ProcessPoolExecutor(workers) as processes:
         splits = list(processes.map(read_package, packages, archives))
+    return choose_and_write(splits, out)
+
+
+def choose_and_write(splits: list[Split], out: Path) -> dict[str, object]:
+    """Choose documents, write the files and return the summary. Raises PackageError."""
     train = selection.without_duplicates(d for s in splits for d in s.train)
     train = selection.within_limits(train)
     long = selection.without_duplicates(d for s in splits for d in s.long)
@@ -176,6 +181,7 @@ def build(packages: list[Package], out: Path, workers: int) -> dict[str, object]
     families = selection.shares(train, lambda d: d.family)
     groups = selection.shares(train, lambda d: f"{d.family}/{d.group}")
     result["dropped for overlap"] = _counts(overlapping)
+    result["dropped documents"] = sorted(f"{d.package} {d.title}" for d in overlapping)
     result["share of families"] = {k: round(v, 4) for k, v in families.items()}
     result["largest groups"] = {k: round(v, 4) for k, v in list(groups.items())[:10]}
     (out / "summary.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

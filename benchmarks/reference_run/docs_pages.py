@@ -19,7 +19,7 @@ PAGES = (
 
 # Lists of changes, people and names, legal texts, translations, tests and templates.
 _SKIPPED = re.compile(
-    r"(?i)(change|history|whats_?-?new|release|news\b|/news|author|contributors|acknowledg|thanks|licen[cs]e"
+    r"(?i)(change|relnotes|_sources/|history|whats_?-?new|release|news\b|/news|author|contributors|acknowledg|thanks|licen[cs]e"
     r"|copying|locale|translat|requirement|constraints|_templates|_static|(^|/)tests?/|/data/|todo|roadmap"
     r"|credits|announce|sponsor|fixtures|cmakelists|testdata|top_level|sources\.txt|robots\.txt"
     r"|wordlist|glossary\.txt|vendor|node_modules|site-packages|_build|\.egg-info|\.dist-info)"
@@ -52,9 +52,12 @@ def read_pages(archive: Path) -> list[Page]:
     for path, content in read_files(archive, PAGES):
         if not _SKIPPED.search(path) and not _is_translated(path):
             raw[path] = content.decode("utf-8", errors="replace")
-    pages = []
+    pages, seen = [], set()
     for path in contents_order(raw):
         text = clean(raw[path])
+        if (words := " ".join(text.split())) in seen:
+            continue  # some packages ship their pages twice
+        seen.add(words)
         if len(text) >= MIN_CHARS and "\ufffd" not in text and is_english_prose(text):
             pages.append(Page(text, title_of(text, path), path))
     return pages

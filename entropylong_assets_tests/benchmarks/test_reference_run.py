@@ -283,9 +283,7 @@ def test_class_comes_with_its_public_methods(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, "lib", {"lib/a.py": source, "lib/tests/b.py": source})
     (entry,) = read_docstrings(wheel, 100)
     assert (entry.name, entry.path) == ("lib.a.A", "lib/a.py")
-    assert "".join(entry.parts) == (
-        f"class lib.a.A\n\nAbout A. {long}\n\nA.run(x, y)\n\nRuns.\n"
-    )
+    assert "".join(entry.parts) == (f"class lib.a.A\n\nAbout A. {long}\n\nA.run(x, y)\n\nRuns.\n")
 
 
 def test_longest_run_counts_words_that_training_repeats_in_order() -> None:
