@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from benchmarks.reference_run import selection
 from benchmarks.reference_run.ansible_docs import read_modules
 from benchmarks.reference_run.botocore_docs import read_operations
-from benchmarks.reference_run.docs_pages import manuals, read_pages
+from benchmarks.reference_run.docs_pages import Page, manuals, read_pages
 from benchmarks.reference_run.docstrings import read_docstrings
 from benchmarks.reference_run.packages import (
     LIST,
@@ -105,7 +105,7 @@ def _read_docs(package: Package, archive: Path, common: tuple[str, str, str]) ->
     return Split([], [make(page) for page in (*long, *joined)], [make(page) for page in short])
 
 
-def _document(page, common: tuple[str, str, str], family: str, group: str) -> Document:  # type: ignore[no-untyped-def]
+def _document(page: Page, common: tuple[str, str, str], family: str, group: str) -> Document:
     return Document(page.text, page.title, *common, page.path, family, group)
 
 

@@ -165,7 +165,10 @@ def cut(text: str, parts: list[str] | None = None) -> Iterator[str]:
 
 
 def _paragraphs(part: str) -> list[str]:
-    """Cut a section longer than MAX_CHARS at empty lines, or else at line ends."""
+    """Cut a section longer than MAX_CHARS at empty lines, or else at line ends.
+
+    A line longer than MAX_CHARS loses its end: it is a listing of values, not prose.
+    """
     if len(part) <= MAX_CHARS:
         return [part]
     pieces = [""]
