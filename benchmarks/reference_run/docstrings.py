@@ -31,7 +31,7 @@ def read_docstrings(archive: Path, minimum: int) -> Iterator[Entry]:
     A class comes with the docstrings of its public methods.
     """
     for path, content in read_files(archive, r"\.py$"):
-        # Parsing takes most of the time: skip files with no text worth it.
+        # Parsing takes most of the time: skip files without text that could be used.
         if (
             _SKIPPED.search(path)
             or max(map(len, re.split(rb'"""|\'\'\'', content)[1:-1] or [b""])) < 200
