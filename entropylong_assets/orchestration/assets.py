@@ -10,7 +10,7 @@ import dagster as dg
 
 from entropylong_assets.orchestration.automation import condition_of
 from entropylong_assets.orchestration.cluster import step_tags
-from entropylong_assets.orchestration.errors import RETRIES, plain_errors
+from entropylong_assets.orchestration.errors import RETRIES, step_errors
 from entropylong_assets.orchestration.metadata import (
     materialization_metadata,
     preview,
@@ -25,6 +25,7 @@ from entropylong_assets.orchestration.naming import (
     prefixed,
     settings_key,
 )
+from entropylong_assets.orchestration.signals import stop_if_asked
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.checks import EXAMPLES, CheckResult, run_checks
@@ -40,6 +41,7 @@ line draws its bars."""
 
 
 def _notify(unit: str, done: int, total: int | None, rate: float) -> None:
+    stop_if_asked()
     for observer in observers:
         observer(unit, done, total, rate)
 
@@ -74,7 +76,7 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
         required_resource_keys={settings_key(settings)},
     )
     def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        with plain_errors():
+        with step_errors():
             made = materialize(
                 stage,
                 _partition(context, settings, stage),
@@ -122,7 +124,7 @@ def build_checks(
         selected = {key.name for key in context.selected_asset_check_keys}
         results = run_checks(stage, partition, selected)
         while True:
-            with plain_errors():
+            with step_errors():
                 result = next(results, None)
             if result is None:
                 return
