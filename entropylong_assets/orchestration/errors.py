@@ -13,8 +13,12 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from entropylong_assets.orchestration.signals import announce_stop, stop_if_asked, stop_signal
-from entropylong_assets.orchestration.signals import watch_signals
+from entropylong_assets.orchestration.signals import (
+    announce_stop,
+    stop_if_asked,
+    stop_signal,
+    watch_signals,
+)
 from entropylong_assets.settings.credentials import without_credentials
 
 RETRIES = dg.RetryPolicy(
