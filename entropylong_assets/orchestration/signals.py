@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-GRACE_SECONDS = 7.0
+GRACE_SECONDS = 6.0
 """Time that a process has to stop by itself. A stopped run must end within 10 seconds."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -64,7 +64,7 @@ def _compute(step: Step) -> Result:
 
     def on_progress(tokens: int) -> None:
         step.progress(tokens)
-        step.progress.reach("documents", choice.documents, n_documents)
+        step.progress.reach("documents", choice.reached, n_documents)
 
     step.progress.reach("documents", 0, n_documents)
     for row in score_roots(
