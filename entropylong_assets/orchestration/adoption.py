@@ -6,6 +6,8 @@ exported anywhere; the instance shows it.
 
 from __future__ import annotations
 
+import uuid
+
 import dagster as dg
 
 from entropylong_assets.orchestration.metadata import table_schema
@@ -27,7 +29,8 @@ def adopt(
     key = asset_key(settings, stage)
     manifest = partition.store.require(stage.tables, partition.shard)
     shard = None if partition.shard == WHOLE else partition.shard
-    if _known_version(instance, key, shard) == manifest.data_version:
+    known = _known_version(instance, key, shard)
+    if known == manifest.data_version:
         return False
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
@@ -45,13 +48,17 @@ def adopt(
             },
         )
     )
+    # Dagster keeps one evaluation per check, partition and run, and only one without a run.
+    run_id = str(uuid.uuid4())
     outcomes = partition.store.check_outcomes(stage.tables, partition.shard)
     for check in stage.checks:
         if check.name in outcomes:
             check_key = dg.AssetCheckKey(key, check.name)
-            instance.report_runless_asset_event(
-                _evaluation(check_key, check, outcomes[check.name], shard)
-            )
+            evaluation = _evaluation(check_key, check, outcomes[check.name], shard)
+            if known is None:
+                instance.report_runless_asset_event(evaluation)
+            else:
+                _report(evaluation, run_id, instance)
     return True
 
 
@@ -79,7 +86,7 @@ def restore_checks(
             evaluation = _evaluation(
                 info.check_key, check, outcomes[check.name], info.partition_key
             )
-            instance.report_runless_asset_event(evaluation)
+            _report(evaluation, info.latest_planned_run_id, instance)
             reported += 1
     return reported
 
@@ -95,6 +102,18 @@ def _evaluation(
         severity=dg.AssetCheckSeverity.WARN if check.warns else dg.AssetCheckSeverity.ERROR,
         blocking=check.blocking,
         partition=shard,
+    )
+
+
+def _report(evaluation: dg.AssetCheckEvaluation, run_id: str, instance: dg.DagsterInstance) -> None:
+    """Report an evaluation under the id of a run, whose planned evaluation it replaces."""
+    instance.report_dagster_event(
+        dg.DagsterEvent(
+            event_type_value=dg.DagsterEventType.ASSET_CHECK_EVALUATION.value,
+            job_name="adopted",
+            event_specific_data=evaluation,
+        ),
+        run_id=run_id,
     )
 
 
