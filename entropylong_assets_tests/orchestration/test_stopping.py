@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -35,10 +36,8 @@ def swallow(mark: Path) -> None:
     """A library that catches the exception. The next progress report raises it again."""
     mark.touch()
     for _ in range(10_000):
-        try:
+        with contextlib.suppress(BaseException):
             time.sleep(0.01)
-        except BaseException:
-            pass
         stop_if_asked()
 
 
@@ -106,8 +105,10 @@ def wait_for(path: Path, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize(
+    ("work", "number"),
+    [("loop", signal.SIGINT), *((work, signal.SIGTERM) for work in WORK)],
+)
 def test_a_signal_cancels_the_run_of_a_command(
     work: str, number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -184,13 +185,17 @@ def test_a_run_that_waits_for_a_pool_ends_too(status: str, end: str, tmp_path: P
         assert run.status.value == end
 
 
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
 def test_signals_are_watched_only_inside_the_context() -> None:
     before = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS}
     with watch_signals():
         with watch_signals():
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(5)
+                _terminate()
             assert stop_signal() == signal.SIGTERM
             os.kill(os.getpid(), signal.SIGINT)  # raises no second time
         assert stop_signal() == signal.SIGTERM
