@@ -223,7 +223,7 @@ def test_a_second_run_of_a_shard_waits_for_the_first(tmp_path: Path) -> None:
     entered: list[bool] = []
     asset = dg.asset(name="thing")(lambda: None)
     definitions = dg.Definitions([asset], jobs=[dg.define_asset_job("make")])
-    job = definitions.get_job_def("make")
+    job = definitions.resolve_job_def("make")
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
 
         def second(shard: str) -> None:
@@ -249,7 +249,7 @@ def test_a_second_run_of_a_shard_waits_for_the_first(tmp_path: Path) -> None:
 def test_a_run_waits_for_one_that_dagster_started(tmp_path: Path) -> None:
     asset = dg.asset(name="thing", partitions_def=dg.StaticPartitionsDefinition(["s-0"]))
     definitions = dg.Definitions([asset(lambda: None)], jobs=[dg.define_asset_job("make")])
-    job = definitions.get_job_def("make")
+    job = definitions.resolve_job_def("make")
     lines: list[str] = []
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         run = instance.create_run_for_job(

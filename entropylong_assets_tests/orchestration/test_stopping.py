@@ -76,7 +76,7 @@ def job_of(work: Callable[[Path], None], folder: Path) -> dg.JobDefinition:
         assets=[thing, next_thing],
         jobs=[dg.define_asset_job("make", executor_def=launcher.in_process_executor)],
     )
-    return definitions.get_job_def("make")
+    return definitions.resolve_job_def("make")
 
 
 def run_in_child(work: str, folder: str) -> None:
