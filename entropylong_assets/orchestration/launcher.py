@@ -209,7 +209,7 @@ def _stoppable(context: dg.InitExecutorContext) -> dg.Executor:
 
 in_process_executor = dg.ExecutorDefinition(
     name=dg.in_process_executor.name,
-    config_schema=dg.in_process_executor.config_schema,
+    config_schema=dg.in_process_executor.config_schema,  # type: ignore[arg-type]
     executor_creation_fn=_stoppable,
     description="Runs all steps of a run in one process, which can be stopped at any time.",
 )
