@@ -37,12 +37,12 @@ def write_sources(folder: Path, shards: int, documents: int) -> None:
 def run(folder: Path, shards: int, documents: int, models: tuple[str, str]) -> dict[str, float]:
     """Return the seconds of each job, summed over all shards."""
     from entropylong_assets.orchestration.local_run import (
-        Watcher,
         open_instance,
         register_shards,
         run_export,
         run_project,
     )
+    from entropylong_assets.orchestration.runner import Watcher
     from entropylong_assets.settings.section import Settings
     from entropylong_assets.stages.stage import Job
     from entropylong_assets_tests.tiny_world import tiny_project

@@ -26,8 +26,9 @@ import yaml
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
 from entropylong_assets.orchestration.build import build_definitions
-from entropylong_assets.orchestration.local_run import register_shards, run_job
+from entropylong_assets.orchestration.local_run import register_shards
 from entropylong_assets.orchestration.naming import asset_key, prefixed
+from entropylong_assets.orchestration.runner import run_job
 from entropylong_assets.project import load_project, make_project, open_store
 from entropylong_assets.stages.corpus.formats import python_docs
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE

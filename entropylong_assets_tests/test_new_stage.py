@@ -21,7 +21,8 @@ import pytest
 from entropylong_assets.orchestration import doctor_checks
 from entropylong_assets.orchestration.build import build_definitions
 from entropylong_assets.orchestration.cluster import resources_by_step
-from entropylong_assets.orchestration.local_run import RunError, register_shards, run_project
+from entropylong_assets.orchestration.local_run import register_shards, run_project
+from entropylong_assets.orchestration.runner import RunError
 from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.settings.section import SettingsError

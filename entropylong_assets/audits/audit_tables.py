@@ -76,7 +76,11 @@ class AuditTables:
         self.anchors = read(LONG_RANGE_AUDIT, "anchors")
         self.windows = read(LONG_RANGE_AUDIT, "windows")
         self.dependencies = read(LONG_RANGE_AUDIT, "dependencies")
-        self.second = read(CROSS_MODEL_AUDIT, "pairs")
+        # Skipped without a second model.
+        audited = [shard for shard in shards if store.manifest(CROSS_MODEL_AUDIT, shard)]
+        second = [store.read(CROSS_MODEL_AUDIT, shard, "pairs") for shard in audited]
+        empty = pl.DataFrame(schema=pl.Schema(CROSS_MODEL_AUDIT.schemas["pairs"]))
+        self.second = pl.concat([empty, *second])
         sampled = self.trials["root_id"].unique().to_list()
         pairs = read(VERIFIED_DEPENDENCIES, "pairs")
         scored = pairs.filter(pl.col("entropy_context").is_not_null())

@@ -130,6 +130,11 @@ def _with_share(value: float | None, reference: float | None) -> str:
     return f"{value:.4g} ({value / reference:.0%})" if value and reference else "–"
 
 
+def _one_line(value: str) -> str:
+    """The value as a cell of a Markdown table: line ends as in JSON, and no bars."""
+    return value.replace("\n", r"\n").replace("|", "/")
+
+
 def write_evidence(
     audited: AuditTables,
     *,
@@ -144,7 +149,7 @@ def write_evidence(
     description: name and value of what the dataset was made with. second_model: its identity; empty
     without one. seconds: time that the last call took.
     """
-    settings = [[name, str(value).replace("|", "/")] for name, value in description]
+    settings = [[name, _one_line(value)] for name, value in description]
     return _PAGE.format(
         correlation=ASSUMED_CORRELATION,
         date=date,

@@ -186,6 +186,10 @@ def _audit_second_model(step: Step) -> Result:
     return Result(summary, metadata)
 
 
+def _skips_second_model(partition: Partition) -> str | None:
+    return None if second_model(partition.settings) else _NO_MODEL
+
+
 def _second_views(partition: Partition) -> Mapping[str, View]:
     return {
         "audited": (CROSS_MODEL_AUDIT, [partition.shard], "pairs"),
@@ -205,12 +209,13 @@ CROSS_MODEL_AUDIT_STAGE = Stage(
     description="""A sample of pairs, scored again by a second model (`audit.model`).
 
 Pairs are taken in equal numbers from those that all compared rules accept, that some accept, and
-that none accepts. Shows how much of the data depends on its scoring model. Without a second model
-the tables are empty and the summary says so.""",
+that none accepts. Shows how much of the data depends on its scoring model. Skipped without a second
+model.""",
     compute=_audit_second_model,
     inputs=(ENTROPY_SCORES_STAGE, CANDIDATE_CONTEXTS_STAGE, VERIFIED_DEPENDENCIES_STAGE),
     determined_by=_second_model_determined_by,
     identify=_identify_second_model,
+    skip_reason=_skips_second_model,
     code_version=3,
     check_folder=_FOLDER,
     checks=(

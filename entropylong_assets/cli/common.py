@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +13,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from entropylong_assets.orchestration.signals import StopActions, stop_signal, watch_signals
+from entropylong_assets.stages.progress import disable_progress_bars
+
 if TYPE_CHECKING:
     from entropylong_assets.project import Project
     from entropylong_assets.settings.section import Settings
 
+disable_progress_bars()
 out = Console(highlight=False)
 
 SettingsFile = Annotated[
@@ -34,6 +40,34 @@ DatasetName = Annotated[
 ]
 
 
+RESUME = "What is finished is kept; run the same command again to go on from there."
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """`plain_errors` for a command that runs stages: SIGINT and SIGTERM stop it within seconds.
+
+    The exit code is 130 or 143 then.
+    """
+    with watch_signals(StopActions(on_overdue=_print_overdue), until_exit=True), plain_errors():
+        try:
+            yield
+        except KeyboardInterrupt:
+            number = stop_signal() or signal.SIGINT
+            _print_error(f"[yellow]stopped by {number.name}.[/] {RESUME}")
+            raise typer.Exit(128 + number) from None
+
+
+def _print_overdue() -> None:
+    """In another thread, while the main one is in a call that can't be interrupted."""
+    number = stop_signal() or signal.SIGINT
+    os.write(2, f"\nstopped by {number.name}. {RESUME}\n".encode())
+
+
+def _print_error(markup: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(markup)
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """End a user's mistake, or a store out of reach, with its one line and exit code 2."""
@@ -46,9 +80,7 @@ def plain_errors() -> Iterator[None]:
 
         if not (is_ours(error) or isinstance(error, OSError) or is_transient(error)):
             raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[red]error:[/] {escape(line(error))}"
-        )
+        _print_error(f"[red]error:[/] {escape(line(error))}")
         raise typer.Exit(2) from None
 
 

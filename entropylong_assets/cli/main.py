@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -16,7 +16,12 @@ from entropylong_assets.cli.common import (
     open_project,
     out,
     plain_errors,
+    resumable,
 )
+
+if TYPE_CHECKING:
+    from entropylong_assets.orchestration.run_selection import Selection
+    from entropylong_assets.project import Project
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -54,62 +59,120 @@ def demo(settings_file: SettingsFile = None) -> None:
 
 
 @app.command()
-def run(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
-    """Register new shards and run every stage that is not up to date, in this process.
+def run(
+    settings_file: SettingsFile = None,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", "-d", help="Only this dataset and its corpus; repeatable."),
+    ] = None,
+    shards: Annotated[
+        list[str] | None, typer.Option("--shard", help="Only this shard; repeatable.")
+    ] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", help="First stage to run, e.g. entropy_scores.")
+    ] = None,
+    last: Annotated[
+        str | None, typer.Option("--to", help="Last stage to run, e.g. verified_dependencies.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run and why, and write nothing.")
+    ] = False,
+) -> None:
+    """Register new shards and run every stage that is not up to date, here and now.
 
-    With --dataset, only that dataset and its corpus. Stops at the first shard that fails, with exit
-    code 2. Shards whose source files are missing keep their data. Needs no daemon.
+    A shard that fails is left out of what follows, the others go on, and the exit code is 2. Shards
+    whose source files are missing keep their data and stop nothing. Ctrl-C or SIGTERM stops within
+    10 seconds (exit code 130 or 143); the same command resumes. Needs no daemon.
     """
-    with plain_errors():
+    with resumable():
         project = open_project(settings_file)
-        from entropylong_assets.cli.output import (
-            RunBars,
-            print_corpus,
-            print_dataset,
-            print_missing_files,
-            print_passed_over,
-        )
-        from entropylong_assets.orchestration.local_run import (
-            open_instance,
-            register_shards,
-            run_project,
-        )
+        from entropylong_assets.orchestration.run_selection import Selection
 
-        chosen = [project.find_dataset(dataset)] if dataset else list(project.datasets.values())
-        names = {settings.corpus.name for settings in chosen} if dataset else set(project.corpora)
-        corpora = [corpus for corpus in project.corpora.values() if corpus.name in names]
-        out.print(f"[bold]EntropyLong[/] data under {escape(project.data_uri)}", soft_wrap=True)
-        for settings in chosen:
+        selection = Selection(
+            tuple(datasets) if datasets else None, tuple(shards or ()), first, last
+        )
+        for settings in project.corpora.values():
+            selection.stages(project, settings)  # an unknown stage is refused at once
+        if dry_run:
+            _print_expected(project, selection)
+        else:
+            _run(project, selection)
+
+
+def _run(project: Project, selection: Selection) -> None:
+    from entropylong_assets.cli.output import (
+        print_corpus,
+        print_dataset,
+        print_missing_files,
+        print_passed_over,
+    )
+    from entropylong_assets.cli.run_progress import RunProgress
+    from entropylong_assets.orchestration.local_run import (
+        open_instance,
+        register_shards,
+        run_project,
+    )
+    from entropylong_assets.orchestration.runner import RunFailuresError
+
+    corpora, chosen = selection.owners(project)
+    out.print(f"[bold]EntropyLong[/] data under {escape(project.data_uri)}", soft_wrap=True)
+    for settings in chosen:
+        out.print(
+            f"dataset {settings.name} over corpus {settings.corpus.name}, "
+            f"model {escape(settings.scoring.model)}",
+            soft_wrap=True,
+        )
+    failures: RunFailuresError | None = None
+    runs = 0
+    with open_instance() as instance:
+        for corpus in corpora:
+            plan = register_shards(corpus, instance, accept_changes=True)
             out.print(
-                f"dataset {settings.name} over corpus {settings.corpus.name}, "
-                f"model {escape(settings.scoring.model)}",
-                soft_wrap=True,
+                f"corpus {corpus.name}: {len(plan.shards)} shards, {len(plan.new)} of them new"
             )
-        with open_instance() as instance:
-            shards = 0
-            for corpus in corpora:
-                plan = register_shards(corpus, instance, accept_changes=True)
-                shards += len(plan.shards)
-                out.print(
-                    f"corpus {corpus.name}: {len(plan.shards)} shards, {len(plan.new)} of them new"
-                )
-                print_missing_files(out, plan)
-                print_passed_over(out, plan)
-            with RunBars(out, project) as bars:
-                runs = run_project(
-                    project,
-                    instance,
-                    datasets=[settings.name for settings in chosen] if dataset else None,
-                    watcher=bars.watcher,
-                )
-            bars.print_missing()
-            for corpus in corpora:
-                print_corpus(out, project, corpus)
-            for settings in chosen:
-                print_dataset(out, project, settings)
-        if runs == 0:
-            out.print("Everything is up to date: no run was needed.")
-        out.print("Look at it: [bold]make ui[/], then http://localhost:3000")
+            print_missing_files(out, plan)
+            print_passed_over(out, plan)
+        with RunProgress() as progress:
+            try:
+                runs = run_project(project, instance, watcher=progress.watcher, selection=selection)
+            except RunFailuresError as error:
+                failures = error
+        progress.print_missing()
+        for corpus in corpora:
+            print_corpus(out, project, corpus)
+        for settings in chosen:
+            print_dataset(out, project, settings)
+    if failures:
+        raise failures
+    if runs == 0:
+        out.print("Everything is up to date: no run was needed.")
+    out.print("Look at it: [bold]make ui[/], then http://localhost:3000")
+
+
+def _print_expected(project: Project, selection: Selection) -> None:
+    """Print what a run would do. Scans the sources, but registers nothing."""
+    from entropylong_assets.cli.output import print_expected, print_passed_over
+    from entropylong_assets.orchestration.run_selection import expected_jobs
+    from entropylong_assets.project import open_store
+    from entropylong_assets.stages.corpus.errors import one_line
+    from entropylong_assets.stages.corpus.shards import load_plan, plan_shards, require_shards
+
+    plans = {}
+    for corpus in selection.owners(project)[0]:
+        before = load_plan(open_store(corpus))
+        plan = plan_shards(corpus, before.shards, empty=before.empty)
+        require_shards(corpus, plan)
+        plans[corpus.name] = plan
+        out.print(f"corpus {corpus.name}: {len(plan.shards)} shards, {len(plan.new)} of them new")
+        for what, files in (("changed", plan.changed), ("missing", plan.missing)):
+            for file in files:
+                out.print(f"{what}: {escape(one_line(file))}", soft_wrap=True)
+        print_passed_over(out, plan)
+    runs = 0
+    for expected in expected_jobs(project, plans, selection):
+        print_expected(out, expected)
+        runs += len(expected.shards)
+    out.print(f"{runs:,} runs expected; nothing was run or written")
 
 
 @app.command()
@@ -138,14 +201,15 @@ def scan(settings_file: SettingsFile = None) -> None:
 @app.command()
 def export(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
     """Export all eligible shards for trainers, with dataset card, manifest and report."""
-    with plain_errors():
+    with resumable():
         project = open_project(settings_file)
         settings = project.find_dataset(dataset)
         from entropylong_assets.cli.output import print_export
+        from entropylong_assets.cli.run_progress import RunProgress
         from entropylong_assets.orchestration.local_run import open_instance, run_export
 
-        with open_instance() as instance:
-            run_export(project, settings, instance)
+        with open_instance() as instance, RunProgress() as progress:
+            run_export(project, settings, instance, progress.watcher)
         print_export(out, settings)
 
 

@@ -1,99 +1,22 @@
-"""Output of the command line: progress bars while stages run, and figures at the end."""
+"""Tables and lines that the command line prints before and after a run."""
 
 from __future__ import annotations
-
-from types import TracebackType
 
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from entropylong_assets.orchestration import assets
-from entropylong_assets.orchestration.local_run import Watcher
+from entropylong_assets.orchestration.run_selection import ExpectedJob
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.report.summary import gather
 from entropylong_assets.report.tables import REPORT
 from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.corpus.errors import MissingSourceError, one_line
+from entropylong_assets.stages.corpus.errors import one_line
 from entropylong_assets.stages.corpus.listing import describe_passed_over
 from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan
-from entropylong_assets.stages.stage import Job
 from entropylong_assets.stages.training_data.stage import TRAINING_DATASET
 from entropylong_assets.storage.tables import WHOLE
-
-
-class RunBars:
-    """One bar per job over its shards, with the rate of the step that runs."""
-
-    def __init__(self, console: Console, project: Project) -> None:
-        self._project = project
-        self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._current: TaskID | None = None
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description:<22}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[doing]}"),
-            console=console,
-        )
-        self._console = console
-        self._missing: dict[str, MissingSourceError] = {}
-        self.watcher = Watcher(self._start, self._end, self._missing.__setitem__)
-
-    def __enter__(self) -> RunBars:
-        self._bars.start()
-        assets.observers.append(self._observe)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assets.observers.remove(self._observe)
-        self._bars.stop()
-
-    def _start(self, settings: Settings, job: Job, shard: str) -> None:
-        key = (settings.name, job.name)
-        if key not in self._tasks:
-            total = 1 if shard == WHOLE else len(load_plan(open_store(settings)).shards)
-            name = f"{settings.name} {job.name}"
-            self._tasks[key] = self._bars.add_task(name, total=total, doing="")
-        self._current = self._tasks[key]
-        self._bars.update(self._current, doing=shard if shard != WHOLE else "")
-
-    def _end(self, settings: Settings, job: Job, shard: str, was_run: bool) -> None:  # noqa: ARG002
-        task = self._tasks[settings.name, job.name]
-        self._bars.update(task, advance=1, doing="" if was_run else "[dim]up to date[/]")
-
-    def _observe(self, unit: str, done: int, total: int | None, rate: float) -> None:
-        if self._current is not None:
-            of = f" of {total:,}" if total else ""
-            self._bars.update(self._current, doing=f"{done:,}{of} {unit}, {rate:,.0f}/s")
-
-    def print_missing(self) -> None:
-        """Print a line if shards could not be made again, since their source files are missing."""
-        if self._missing:
-            first = next(iter(self._missing.values()))
-            more = f" (and {len(self._missing) - 1:,} more)" if len(self._missing) > 1 else ""
-            self._console.print(
-                f"not made again, data kept: {escape(str(first))}{more}", soft_wrap=True
-            )
 
 
 def print_missing_files(console: Console, plan: ShardPlan) -> None:
@@ -134,6 +57,7 @@ def print_corpus(console: Console, project: Project, corpus: Settings) -> None:
         table.add_row(f"{stage.name}: {stage.tables.main}", f"{rows:,}")
     table.add_row("checks", _checks(project, corpus))
     console.print(table)
+    print_failed_checks(console, project, corpus)
 
 
 def print_dataset(console: Console, project: Project, settings: Settings) -> None:
@@ -159,6 +83,7 @@ def print_dataset(console: Console, project: Project, settings: Settings) -> Non
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
+    print_failed_checks(console, project, settings)
     console.print(_sample_table(figures.samples, settings.samples.tokens))
     if more := figures.n_samples - len(figures.samples):
         console.print(f"and {more:,} more samples; [bold]entropylong show[/] prints any of them")
@@ -225,3 +150,38 @@ def count_checks(project: Project, settings: Settings) -> tuple[int, int]:
         for outcome in store.check_outcomes(stage.tables, shard).values()
     ]
     return sum(outcome.passed for outcome in outcomes), len(outcomes)
+
+
+def print_failed_checks(console: Console, project: Project, settings: Settings) -> None:
+    """A line for each check of a corpus or dataset that failed, with its shard."""
+    store = open_store(settings)
+    for stage in project.stages_of(settings):
+        for shard in store.shards(stage.tables):
+            for name, outcome in store.check_outcomes(stage.tables, shard).items():
+                if not outcome.passed:
+                    kind = "[red]failed[/]" if outcome.blocking else "[yellow]warning[/]"
+                    console.print(
+                        f"{kind}: check {name} of {stage.name}, {escape(shard)}: "
+                        f"{outcome.faulty_rows:,} faulty rows",
+                        soft_wrap=True,
+                    )
+
+
+def print_expected(console: Console, expected: ExpectedJob) -> None:
+    """What a run would do in one job: shards by stage, and the reason of the first."""
+    name = f"{expected.settings.name} {expected.job.name}"
+    if not expected.reasons and not expected.skipped:
+        console.print(f"{name}: up to date", soft_wrap=True)
+    for stage, shards in expected.reasons.items():
+        first, reason = next(iter(shards.items()))
+        more = f" and {len(shards) - 1:,} more shards" if len(shards) > 1 else ""
+        console.print(
+            f"{name}: [bold]{stage.name}[/] runs on {escape(first)}{more} ({escape(reason)})",
+            soft_wrap=True,
+        )
+    for stage, shards in expected.skipped.items():
+        first, reason = next(iter(shards.items()))
+        more = f" and {len(shards) - 1:,} more shards" if len(shards) > 1 else ""
+        console.print(
+            f"{name}: {stage.name} skips {escape(first)}{more} ({escape(reason)})", soft_wrap=True
+        )

@@ -14,6 +14,7 @@ from entropylong_assets.cli.common import (
     open_project,
     out,
     plain_errors,
+    resumable,
 )
 
 
@@ -43,16 +44,14 @@ def ablate(settings_file: SettingsFile = None, dataset: DatasetName = None) -> N
 
 def audit(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
     """Audit a sample of every verified shard: false acceptance, a second model, all recipes."""
-    with plain_errors():
+    with resumable():
         project = open_project(settings_file)
         settings = project.find_dataset(dataset)
-        from entropylong_assets.orchestration.local_run import Watcher, open_instance, run_audits
+        from entropylong_assets.cli.run_progress import RunProgress
+        from entropylong_assets.orchestration.local_run import open_instance, run_audits
 
-        def on_end(_: object, __: object, shard: str, was_run: bool) -> None:
-            out.print(f"{shard}: {'audited' if was_run else 'up to date'}")
-
-        with open_instance() as instance:
-            runs = run_audits(project, settings, instance, Watcher(on_end=on_end))
+        with open_instance() as instance, RunProgress() as progress:
+            runs = run_audits(project, settings, instance, progress.watcher)
     out.print(f"{runs} runs" if runs else "Everything is up to date: no run was needed.")
 
 
@@ -62,7 +61,7 @@ def evidence(
     file: Annotated[str, typer.Option("--out", help="File to write.")] = "docs/evidence.md",
 ) -> None:
     """Run pipeline, audits and planted facts if they are not up to date; write the evidence."""
-    with plain_errors():
+    with resumable():
         project = open_project(settings_file)
         from entropylong_assets.orchestration.evidence_run import make_evidence
         from entropylong_assets.orchestration.local_run import open_instance

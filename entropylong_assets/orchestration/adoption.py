@@ -6,14 +6,17 @@ exported anywhere; the instance shows it.
 
 from __future__ import annotations
 
+import uuid
+
 import dagster as dg
 
 from entropylong_assets.orchestration.metadata import table_schema
 from entropylong_assets.orchestration.naming import asset_key
 from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.stage import Partition, Stage
+from entropylong_assets.stages.stage import Check, Partition, Stage
 from entropylong_assets.stages.versioning import code_version
-from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets.storage.manifest import CheckOutcome
+from entropylong_assets.storage.tables import WHOLE, TableStore
 
 
 def adopt(
@@ -26,7 +29,8 @@ def adopt(
     key = asset_key(settings, stage)
     manifest = partition.store.require(stage.tables, partition.shard)
     shard = None if partition.shard == WHOLE else partition.shard
-    if _known_version(instance, key, shard) == manifest.data_version:
+    known = _known_version(instance, key, shard)
+    if known == manifest.data_version:
         return False
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
@@ -44,23 +48,73 @@ def adopt(
             },
         )
     )
+    # Dagster keeps one evaluation per check, partition and run, and only one without a run.
+    run_id = str(uuid.uuid4())
     outcomes = partition.store.check_outcomes(stage.tables, partition.shard)
     for check in stage.checks:
         if check.name in outcomes:
-            instance.report_runless_asset_event(
-                dg.AssetCheckEvaluation(
-                    asset_key=key,
-                    check_name=check.name,
-                    passed=outcomes[check.name].passed,
-                    metadata={"faulty rows": outcomes[check.name].faulty_rows},
-                    severity=dg.AssetCheckSeverity.WARN
-                    if check.warns
-                    else dg.AssetCheckSeverity.ERROR,
-                    blocking=check.blocking,
-                    partition=shard,
-                )
-            )
+            check_key = dg.AssetCheckKey(key, check.name)
+            evaluation = _evaluation(check_key, check, outcomes[check.name], shard)
+            if known is None:
+                instance.report_runless_asset_event(evaluation)
+            else:
+                _report(evaluation, run_id, instance)
     return True
+
+
+def restore_checks(
+    settings: Settings, stage: Stage, store: TableStore, instance: dg.DagsterInstance
+) -> int:
+    """Report the outcomes of checks that an ended run had planned and never evaluated.
+
+    Dagster shows such a check as not executed, whatever its last result. The outcomes that belong
+    to the present data are stored beside it. Returns the number of checks reported.
+    """
+    if not stage.checks:
+        return 0
+    checks = {dg.AssetCheckKey(asset_key(settings, stage), c.name): c for c in stage.checks}
+    reported = 0
+    for info in instance.event_log_storage.get_asset_check_partition_info(list(checks)):
+        if info.latest_execution_status.value != "PLANNED":
+            continue
+        run = instance.get_run_by_id(info.latest_planned_run_id)
+        if run is not None and not run.is_finished:
+            continue
+        outcomes = store.check_outcomes(stage.tables, info.partition_key or WHOLE)
+        check = checks[info.check_key]
+        if check.name in outcomes:
+            evaluation = _evaluation(
+                info.check_key, check, outcomes[check.name], info.partition_key
+            )
+            _report(evaluation, info.latest_planned_run_id, instance)
+            reported += 1
+    return reported
+
+
+def _evaluation(
+    key: dg.AssetCheckKey, check: Check, outcome: CheckOutcome, shard: str | None
+) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=key.asset_key,
+        check_name=key.name,
+        passed=outcome.passed,
+        metadata={"faulty rows": outcome.faulty_rows},
+        severity=dg.AssetCheckSeverity.WARN if check.warns else dg.AssetCheckSeverity.ERROR,
+        blocking=check.blocking,
+        partition=shard,
+    )
+
+
+def _report(evaluation: dg.AssetCheckEvaluation, run_id: str, instance: dg.DagsterInstance) -> None:
+    """Report an evaluation under the id of a run, whose planned evaluation it replaces."""
+    instance.report_dagster_event(
+        dg.DagsterEvent(
+            event_type_value=dg.DagsterEventType.ASSET_CHECK_EVALUATION.value,
+            job_name="adopted",
+            event_specific_data=evaluation,
+        ),
+        run_id=run_id,
+    )
 
 
 def _known_version(instance: dg.DagsterInstance, key: dg.AssetKey, shard: str | None) -> str | None:

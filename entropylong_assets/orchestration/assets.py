@@ -3,14 +3,14 @@
 Dagster reads the annotations of the functions here, so they are not postponed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dagster as dg
 
 from entropylong_assets.orchestration.automation import condition_of
 from entropylong_assets.orchestration.cluster import step_tags
-from entropylong_assets.orchestration.errors import RETRIES, plain_errors
+from entropylong_assets.orchestration.errors import RETRIES, step_errors
 from entropylong_assets.orchestration.metadata import (
     materialization_metadata,
     preview,
@@ -25,23 +25,32 @@ from entropylong_assets.orchestration.naming import (
     prefixed,
     settings_key,
 )
+from entropylong_assets.orchestration.signals import stop_if_asked
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.checks import EXAMPLES, CheckResult, run_checks
 from entropylong_assets.stages.execution import materialize
-from entropylong_assets.stages.progress import Observer
+from entropylong_assets.stages.progress import Observer, ProgressState, disable_progress_bars
 from entropylong_assets.stages.stage import Check, Partition, Stage
 from entropylong_assets.stages.versioning import code_version
 from entropylong_assets.storage.tables import WHOLE
 
-observers: list[Observer] = []
+disable_progress_bars()
+
+observers: list[Callable[[Stage, str, ProgressState], None]] = []
 """Called with the progress of every step in this process, beside the run's log: how the command
-line draws its bars."""
+line shows it. They get the stage, the shard and the state."""
 
 
-def _notify(unit: str, done: int, total: int | None, rate: float) -> None:
-    for observer in observers:
-        observer(unit, done, total, rate)
+def _observer(stage: Stage, shard: str) -> Observer:
+    """What a step reports its progress to. It also ends the step if the run was asked to stop."""
+
+    def notify(state: ProgressState) -> None:
+        stop_if_asked()
+        for observer in observers:
+            observer(stage, shard, state)
+
+    return notify
 
 
 def _partition(context: Any, settings: Settings, stage: Stage) -> Partition:
@@ -72,17 +81,24 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
         pool=pool_of(settings, stage),
         op_tags=step_tags(project.cluster, project.resources(stage)),
         required_resource_keys={settings_key(settings)},
+        output_required=False,  # a stage may have nothing to make
     )
-    def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        with plain_errors():
+    def asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        with step_errors():
+            partition = _partition(context, settings, stage)
+            reason = stage.skip_reason(partition)
+            if reason is not None:
+                context.log.warning(f"{stage.name} is skipped: {reason}")
+                return
+            context.log.info(f"{stage.name}, {partition.shard}: started")
             made = materialize(
                 stage,
-                _partition(context, settings, stage),
-                log=context.log.info,
+                partition,
+                log=lambda line: context.log.info(f"{stage.name}, {partition.shard}: {line}"),
                 warn=context.log.warning,
-                observer=_notify,
+                observer=_observer(stage, partition.shard),
             )
-        return dg.MaterializeResult(
+        yield dg.MaterializeResult(
             metadata=materialization_metadata(stage.tables, made),
             data_version=dg.DataVersion(made.manifest.data_version),
         )
@@ -122,7 +138,7 @@ def build_checks(
         selected = {key.name for key in context.selected_asset_check_keys}
         results = run_checks(stage, partition, selected)
         while True:
-            with plain_errors():
+            with step_errors():
                 result = next(results, None)
             if result is None:
                 return

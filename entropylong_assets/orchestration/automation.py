@@ -11,7 +11,10 @@ server (`use_user_code_server`).
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
+from dataclasses import replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import dagster as dg
@@ -21,6 +24,7 @@ from entropylong_assets.orchestration.readiness import is_outdated, shards_conta
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.stage import Partition, Stage
+from entropylong_assets.stages.versioning import failed_check
 
 _C = dg.AutomationCondition
 Condition = Any
@@ -56,6 +60,42 @@ class ContainedInInputs(dg.AutomationCondition[dg.AssetKey]):
             context.asset_graph_view.get_subset_from_partition_keys(
                 context.key, context.partitions_def, contained
             ),
+        )
+
+
+class PassedChecks(dg.AutomationCondition[dg.AssetKey]):
+    """True for partitions of an input that have passed their blocking checks as they are now.
+
+    Read from the outcomes beside the data. For Dagster, checks that a killed run had planned count
+    as not executed, although the data and its outcomes have not changed.
+    """
+
+    def __init__(self, settings: Settings, inputs: Sequence[Stage]) -> None:
+        self._settings = settings
+        self._inputs = {asset_key(settings, stage): stage for stage in inputs}
+
+    @property
+    def name(self) -> str:
+        return "passed_blocking_checks"
+
+    def evaluate(self, context: Context) -> AssetResult:
+        asked, stage = context.candidate_subset, self._inputs[context.key]
+        if asked.is_empty:
+            return dg.AutomationResult(context, asked)
+        partition = Partition(self._settings, open_store(self._settings))
+        view = context.asset_graph_view
+        if context.partitions_def is None:
+            passed = failed_check(stage, partition) is None
+            none = view.get_empty_subset(key=context.key)
+            return dg.AutomationResult(context, asked if passed else none)
+        shards = {
+            shard
+            for shard in asked.expensively_compute_partition_keys()
+            if failed_check(stage, replace(partition, shard=shard)) is None
+        }
+        return dg.AutomationResult(
+            context,
+            view.get_subset_from_partition_keys(context.key, context.partitions_def, shards),
         )
 
 
@@ -137,7 +177,7 @@ def condition_of(settings: Settings, stage: Stage) -> Condition | None:
             condition = condition & ContainedInInputs(settings, stage)
         return condition.with_label("shard_follows")
     if stage.automation == "per_batch":
-        return _per_batch(Outdated(settings, stage)).with_label("once_per_batch")
+        return _per_batch(settings, stage).with_label("once_per_batch")
     return None
 
 
@@ -149,12 +189,12 @@ def _inputs_changed(settings: Settings, stage: Stage) -> Condition:
     return matches.ignore(dg.AssetSelection.assets(*whole)) if whole else matches
 
 
-def _ready() -> Condition:
+def _ready(settings: Settings, stage: Stage) -> Condition:
     """All inputs exist, have passed their blocking checks, and are not being made.
 
     Inputs that this tick requests come into the same run, where their checks hold back the rest.
     """
-    passed = _C.all_checks_match(_C.check_passed(), blocking_only=True)
+    passed = PassedChecks(settings, stage.inputs)
     return (
         ~_C.any_deps_missing()
         & ~_C.any_deps_in_progress()
@@ -170,24 +210,28 @@ def _not_tried() -> Condition:
 
 def _per_shard(settings: Settings, stage: Stage) -> Condition:
     changed = _inputs_changed(settings, stage).since_last_handled()
-    return (_not_tried() | changed) & _ready() & StillMissing()
+    return (_not_tried() | changed) & _ready(settings, stage) & StillMissing()
 
 
-def _per_batch(
-    outdated: Condition,
-) -> Condition:
+def _per_batch(settings: Settings, stage: Stage) -> Condition:
     """For a stage over all shards: it is outdated, and the shards before it have settled.
 
     Which of them are complete and healthy the stage looks up itself; a failed shard does not hold
     it back.
     """
-    next_shard = _not_tried() & _ready()
+    next_shards = [
+        _C.any_deps_match(_not_tried() & _ready(settings, source)).allow(
+            dg.AssetSelection.assets(asset_key(settings, source))
+        )
+        for source in stage.inputs
+    ]
     settled = (
         ~_C.any_deps_match(_C.in_progress()).with_label("an_input_is_being_made")
         & ~_C.any_deps_match(_C.any_checks_match(_C.in_progress())).with_label("checks_running")
         & ~_C.any_deps_match(_C.any_deps_match(_C.in_progress())).with_label("a_shard_is_coming")
-        & ~_C.any_deps_match(next_shard).with_label("a_shard_is_next")
+        & ~reduce(or_, next_shards).with_label("a_shard_is_next")
     )
+    outdated = Outdated(settings, stage)
     exists = _C.any_deps_match(~_C.missing()).with_label("an_input_exists")
     updated = _C.any_deps_match(_C.newly_updated()).since_last_handled()
     # A failed attempt waits for a user or for new input.

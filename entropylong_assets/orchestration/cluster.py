@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 
+from entropylong_assets.orchestration.launcher import in_process_executor
 from entropylong_assets.orchestration.naming import prefixed
 from entropylong_assets.project import Project
 from entropylong_assets.settings.cluster import ClusterSettings, StepResources
@@ -30,7 +31,7 @@ def executor(project: Project) -> dg.ExecutorDefinition:
     cluster = project.cluster
     if cluster.engine == "local":
         # Runs are spread over processes, a run's steps are not: they share the loaded models.
-        return dg.in_process_executor
+        return in_process_executor
     missing = [name for name in _NEEDS[cluster.engine] if importlib.util.find_spec(name) is None]
     if missing:
         raise SettingsError(

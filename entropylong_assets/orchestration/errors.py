@@ -13,6 +13,12 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from entropylong_assets.orchestration.signals import (
+    announce_stop,
+    stop_if_asked,
+    stop_signal,
+    watch_signals,
+)
 from entropylong_assets.settings.credentials import without_credentials
 
 RETRIES = dg.RetryPolicy(
@@ -97,6 +103,36 @@ def plain_errors() -> Iterator[None]:
         cause = None if is_ours(error) or shows_credentials else error
         again = not is_ours(error) and is_transient(error)
         raise dg.Failure(line(error), allow_retries=again) from cause
+
+
+class StopRequestedError(dg.DagsterError, dg.DagsterExecutionInterruptedError):
+    """A step was asked to stop.
+
+    Dagster retries a step with a retry policy even if it was interrupted (dagster#15026), but not
+    for an error of its own. It cancels the run for an interruption. So this is both.
+    """
+
+
+@contextmanager
+def step_errors() -> Iterator[None]:
+    """`plain_errors` around the work of a step; a request to stop ends the step for good.
+
+    Raises StopRequestedError if this process was asked to stop, whatever the work raised then.
+    """
+    with watch_signals():
+        try:
+            stop_if_asked()
+            with plain_errors():
+                yield
+        except (Exception, KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
+            number = stop_signal()
+            if number is None and isinstance(error, Exception):
+                raise
+            announce_stop()
+            by = f" by {number.name}" if number else ""
+            raise StopRequestedError(
+                f"Stopped{by}. Nothing of this step was published; run it again to resume."
+            ) from None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -103,7 +103,10 @@ def evidence_page(settings: Settings, seconds: float) -> str:
     )
     made = open_dataset(settings, open_store(settings))
     audited = made.store.shards(LONG_RANGE_AUDIT)
-    models = [made.store.summary(CROSS_MODEL_AUDIT, shard).second_model for shard in audited]
+    models = [
+        made.store.summary(CROSS_MODEL_AUDIT, shard).second_model
+        for shard in made.store.shards(CROSS_MODEL_AUDIT)
+    ]
     return write_evidence(
         AuditTables(made.store, audited, made.settings),
         date=datetime.now(UTC).date().isoformat(),

@@ -13,10 +13,14 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
+
+from entropylong_assets.orchestration.signals import StopActions, watch_signals
 
 PROCESS_TAG = "entropylong/process"
 
@@ -152,3 +156,60 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
             if holder is None or holder.is_finished:
                 storage.free_concurrency_slots_for_run(run_id)
     return ended
+
+
+def end_stopped_run(instance: dg.DagsterInstance, run_id: str, *, canceled: bool = False) -> None:
+    """End a run whose process is about to be ended by force, and free its slots of pools.
+
+    canceled: a user asked for it here. Otherwise the run is canceled if Dagster was asked to
+    terminate it, and failed if only its process was asked to stop.
+    """
+    run = instance.get_run_by_id(run_id)
+    if run is not None and not run.is_finished:
+        message = "Stopped while a step could not be interrupted: its process was ended."
+        if canceled or run.status == dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, message)
+        else:
+            instance.report_run_failed(run, message)
+    storage = instance.event_log_storage
+    if storage.supports_global_concurrency_limits:
+        storage.free_concurrency_slots_for_run(run_id)
+
+
+class StoppableExecutor(dg.Executor):
+    """An executor whose process ends within seconds once it was asked to stop.
+
+    The in-process executor does not look for such requests while it waits for a slot of a pool or
+    for the next attempt of a step, nor can it interrupt a long call into a library.
+    """
+
+    def __init__(self, executor: dg.Executor) -> None:
+        self._executor = executor
+
+    @property
+    def retries(self) -> Any:
+        return self._executor.retries
+
+    @property
+    def step_dependency_config(self) -> Any:
+        return self._executor.step_dependency_config
+
+    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
+        instance, run_id = plan_context.instance, plan_context.run_id
+        end = StopActions(on_overdue=lambda: end_stopped_run(instance, run_id))
+        with watch_signals(end, raises=False, until_exit=True):
+            yield from self._executor.execute(plan_context, execution_plan)
+
+
+def _stoppable(context: dg.InitExecutorContext) -> dg.Executor:
+    create = dg.in_process_executor.executor_creation_fn
+    assert create is not None
+    return StoppableExecutor(create(context))
+
+
+in_process_executor = dg.ExecutorDefinition(
+    name=dg.in_process_executor.name,
+    config_schema=dg.in_process_executor.config_schema,  # type: ignore[arg-type]
+    executor_creation_fn=_stoppable,
+    description="Runs all steps of a run in one process, which can be stopped at any time.",
+)

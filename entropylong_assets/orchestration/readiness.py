@@ -47,6 +47,8 @@ def outdated_shards(stage: Stage, partition: Partition) -> list[str]:
 
 def is_outdated(stage: Stage, partition: Partition) -> bool:
     """Whether a stage over all shards would have other content if it were made now."""
+    if stage.skip_reason(partition) is not None:
+        return False
     if outdated_shards(stage, partition):
         return True
     whole = [source for source in stage.inputs if not source.partitioned]

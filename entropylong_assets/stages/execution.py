@@ -63,6 +63,7 @@ def materialize(
         )
         result = stage.compute(step)
         assert isinstance(result.summary, stage.tables.summary)
+        progress(0)  # the observer may stop the work before anything is published
         writer.summary = result.summary.model_dump(mode="json")
     remove_checkpoints(partition.store, stage.tables, partition.shard)
     return Materialization(

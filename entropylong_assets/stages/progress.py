@@ -1,19 +1,76 @@
-"""Progress of a computation: units done, rate and time left."""
+"""Progress of a computation: units done, share, rate and time left."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-Observer = Callable[[str, int, "int | None", float], None]
-"""(unit, done so far, total or None, units per second)."""
+
+@dataclass(frozen=True)
+class ProgressState:
+    """How far a computation is."""
+
+    unit: str
+    done: int
+    """Units finished since the start of this computation."""
+    total: int | None
+    """All units, if their number is known."""
+    rate: float
+    """Units per second since the start."""
+    items: tuple[str, int, int] | None = None
+    """What the computation goes through if its units can't be counted beforehand: name, finished,
+    all. Tokens, for example, are only known root by root."""
+    seconds_left: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Finished share of the whole, from 0 to 1, or None if that is not known."""
+        if self.items:
+            _, done, total = self.items
+            return min(done / total, 1.0) if total else 1.0
+        return min(self.done / self.total, 1.0) if self.total else None
+
+    def line(self) -> str:
+        """One line for people: done of total, share, rate and time left, as far as known."""
+        parts = [f"{self.done:,}{f' of {self.total:,}' if self.total else ''} {self.unit}"]
+        if self.items:
+            name, done, total = self.items
+            parts = [f"{done:,} of {total:,} {name}"]
+        if self.share is not None:
+            parts[0] += f" ({self.share:.0%})"
+        parts.append(f"{self.rate:,.0f} {self.unit}/s")
+        if self.seconds_left is not None:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return ", ".join(parts)
+
+
+Observer = Callable[[ProgressState], None]
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: `42 s`, `3 min 5 s`, `2 h 14 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def disable_progress_bars() -> None:
+    """Keep libraries from drawing bars among our lines. Call it before they are imported."""
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
 
 
 class Progress:
     """Counts units of work, and logs rate and time left every `every` seconds.
 
     A computation sets `total` as soon as it knows it, and calls the object with the number of units
-    that it has just finished.
+    that it has just finished. If it can't know the number of units, it calls `reach` with the
+    number of items (roots, documents) that it has finished.
     """
 
     def __init__(
@@ -27,22 +84,40 @@ class Progress:
         self.total: int | None = None
         self._log, self._observer, self._every = log, observer, every
         self._start = self._last = time.monotonic()
+        self._items: tuple[str, int, int] | None = None
+        self._first: tuple[float, float] | None = None
+        """Time and share at the first report. A resumed computation begins with a share."""
         self.done = 0
 
     def __call__(self, done: int) -> None:
         """Count `done` more finished units."""
         self.done += done
-        if self._observer:
-            self._observer(self.unit, self.done, self.total, self.rate)
+        self._report()
+
+    def reach(self, items: str, done: int, total: int) -> None:
+        """Say that `done` of `total` items are finished."""
+        self._items = items, done, total
+        self._report()
+
+    def _report(self) -> None:
         now = time.monotonic()
-        if now - self._last < self._every:
-            return
-        self._last = now
-        left = ""
-        if self.total:
-            seconds = (self.total - self.done) / self.rate if self.done else 0
-            left = f" of {self.total:,}, {seconds:.0f} s left"
-        self._log(f"{self.done:,} {self.unit}{left} ({self.rate:,.0f} {self.unit}/s)")
+        state = self.state(now)
+        if self._first is None and state.share is not None:
+            self._first = now, state.share
+        if self._observer:
+            self._observer(state)
+        if now - self._last >= self._every:
+            self._last = now
+            self._log(state.line())
+
+    def state(self, now: float) -> ProgressState:
+        """State at a time of the monotonic clock (seconds)."""
+        state = ProgressState(self.unit, self.done, self.total, self.rate, self._items)
+        if self._first is None or state.share is None or state.share <= self._first[1]:
+            return state
+        began, share = self._first
+        left = (now - began) * (1 - state.share) / (state.share - share)
+        return ProgressState(self.unit, self.done, self.total, self.rate, self._items, left)
 
     @property
     def seconds(self) -> float:

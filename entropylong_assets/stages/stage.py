@@ -162,6 +162,9 @@ class Stage:
     """Values for `$name` in the SQL."""
     validate: Callable[[Settings], None] = lambda _: None
     """Raises ValueError if settings of different sections contradict each other."""
+    skip_reason: Callable[[Partition], str | None] = lambda _: None
+    """Why there is nothing to make for the partition, or None. It is then skipped with a warning,
+    and not requested by the automation. Reads settings and summaries of inputs only."""
     requires_up_to_date_inputs: bool = False
     """For a stage over all shards: leave out shards made under other settings or code."""
     job: Job

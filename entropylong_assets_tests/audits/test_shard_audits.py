@@ -345,7 +345,7 @@ def test_the_evidence_shows_every_recipe_rule_and_kind(audited: AuditedWorld) ->
     page = write_evidence(
         AuditTables(audited.store, audited.shards, audited.settings),
         date="2026-01-01",
-        description=[("data", "a|b")],
+        description=[("data", "a|b"), ("separator", "\n\n")],
         second_model="second",
         planted=PlantedFigures([], pl.DataFrame({"form": ["ship"], "facts": [3]}), 1.5, 0.25),
         seconds=90,
@@ -365,6 +365,7 @@ def test_the_evidence_shows_every_recipe_rule_and_kind(audited: AuditedWorld) ->
         line.startswith(f"| accepted by plain alone | {len(plain_alone)} |") for line in lines
     )
     assert "| data | a/b |" in lines
+    assert r"| separator | \n\n |" in lines
     assert "| ship | 3 |" in lines
     widths = [line.count("|") for line in lines if line.startswith("|")]
     assert min(widths) >= 3

@@ -113,3 +113,22 @@ def test_adopted_partitions_are_known_to_an_instance_with_newer_data(
         )
         assert run_project(moved, instance) == 0
         assert_known(instance, moved.corpus, stage, world.shards[0])
+
+
+def test_an_instance_adopts_newer_data_again_and_again(moved: Project, world: World) -> None:
+    """Dagster keeps only one evaluation of a check and partition that belongs to no run."""
+    stage = next(s for s in moved.stages if s.scope == "corpus" and s.automation == "by_scan")
+    key = asset_key(moved.corpus, stage)
+    with dg.DagsterInstance.ephemeral() as instance:
+        register_shards(moved.corpus, instance)
+        for version in ("0" * 16, "1" * 16):
+            assert run_project(moved, instance) == 0
+            assert_known(instance, moved.corpus, stage, world.shards[0])
+            # As after another instance has made it anew, and the data were reverted since.
+            instance.report_runless_asset_event(
+                dg.AssetMaterialization(
+                    key, partition=world.shards[0], tags={"dagster/data_version": version}
+                )
+            )
+        assert run_project(moved, instance) == 0
+        assert_known(instance, moved.corpus, stage, world.shards[0])

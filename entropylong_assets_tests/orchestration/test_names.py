@@ -10,8 +10,9 @@ import dagster as dg
 import pytest
 
 from entropylong_assets.orchestration.build import build_definitions
-from entropylong_assets.orchestration.local_run import register_shards, run_job, run_project
+from entropylong_assets.orchestration.local_run import register_shards, run_project
 from entropylong_assets.orchestration.naming import asset_key, partition_set
+from entropylong_assets.orchestration.runner import run_job
 from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS

@@ -14,7 +14,7 @@ import pytest
 from dagster._grpc.impl import get_external_schedule_execution, get_external_sensor_execution
 
 from entropylong_assets.orchestration.build import build_definitions
-from entropylong_assets.orchestration.local_run import run_job
+from entropylong_assets.orchestration.runner import run_job
 from entropylong_assets.project import Project, make_project
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 

@@ -18,9 +18,9 @@ from entropylong_assets.orchestration.doctor_checks import sources
 from entropylong_assets.orchestration.local_run import (
     open_instance,
     register_shards,
-    run_job,
     run_project,
 )
+from entropylong_assets.orchestration.runner import run_job
 from entropylong_assets.orchestration.scanning import scan
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.stages.corpus.errors import CorpusError, MissingSourceError

@@ -67,7 +67,14 @@ def _embed(step: Step) -> Result:
         CORPUS_DOCUMENTS, step.shard, "documents", columns, _DOCUMENTS_PER_BATCH
     )
     embedding = ShardEmbedding(step.shard, embedder, settings.min_chunk_chars)
-    table.replace_shard(step.shard, embedding.rows(documents, step.writer, step.progress))
+    n_documents = step.require(CORPUS_DOCUMENTS).tables["documents"].rows
+
+    def on_progress(chunks: int) -> None:
+        step.progress(chunks)
+        step.progress.reach("documents", embedding.documents, n_documents)
+
+    step.progress.reach("documents", 0, n_documents)
+    table.replace_shard(step.shard, embedding.rows(documents, step.writer, on_progress))
     return Result(
         ChunkEmbeddingsSummary(
             documents=embedding.documents,

@@ -47,6 +47,8 @@ class RootChoice:
         self._seed = seed
         self._max_model_tokens = max_model_tokens
         self.documents = self.drawn = 0
+        self.reached = 0
+        """Documents read when the last root was yielded, for progress."""
         self.dropped: Counter[str] = Counter()
 
     def roots(
@@ -74,9 +76,13 @@ class RootChoice:
             if dropped:
                 self.dropped.update(str(row["reason"]) for row in dropped)
                 on_dropped(dropped)
-            for doc_id, ids, reason in zip(drawn["doc_id"], token_ids, reasons, strict=True):
+            before = self.documents - len(batch)
+            rows = zip(drawn["doc_id"], token_ids, reasons, strict=True)
+            for number, (doc_id, ids, reason) in enumerate(rows, 1):
+                self.reached = before + len(batch) * number // len(drawn)
                 if reason is None:
                     yield doc_id, ids
+            self.reached = self.documents
 
     def _reason_to_drop(self, n_tokens: int) -> str | None:
         if n_tokens < self._settings.min_tokens:

@@ -60,8 +60,15 @@ def _compute(step: Step) -> Result:
     roots = choice.roots(
         documents, tokenizer.encode, lambda dropped: step.writer.append("dropped", dropped)
     )
+    n_documents = step.require(CORPUS_DOCUMENTS).tables["documents"].rows
+
+    def on_progress(tokens: int) -> None:
+        step.progress(tokens)
+        step.progress.reach("documents", choice.reached, n_documents)
+
+    step.progress.reach("documents", 0, n_documents)
     for row in score_roots(
-        roots, scorer, tokenizer.bos_ids, settings.entropy, ROOTS_PER_BATCH, step.progress
+        roots, scorer, tokenizer.bos_ids, settings.entropy, ROOTS_PER_BATCH, on_progress
     ):
         rows.append(row)
         if len(rows) == ROOTS_PER_BATCH:

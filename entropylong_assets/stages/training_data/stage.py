@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from entropylong_assets.stages.training_data.tables import (
     TrainingDatasetSummary,
 )
 from entropylong_assets.stages.verification.registry import evaluated_rules
-from entropylong_assets.stages.versioning import code_version
+from entropylong_assets.stages.versioning import code_version, shard_fault
 from entropylong_assets.storage.duck import View
 
 EXPORT = Job("export", "Export the samples of all eligible shards, and write the report.", hours=12)
@@ -141,6 +142,26 @@ def _code_version(step: Step) -> str:
     return fingerprint([code_version(s, settings[s.scope]) for s in step.stage.chain()])
 
 
+def _skip_reason(partition: Partition) -> str | None:
+    """Why nothing is exported: no shard that may be exported has a sample.
+
+    None as well if no shard may be exported, which is an error that the computation explains.
+    """
+    empty = []
+    for shard in partition.store.shards(LONG_CONTEXT_SAMPLES):
+        if shard_fault(TRAINING_DATASET_STAGE, replace(partition, shard=shard)) is None:
+            if partition.store.require(LONG_CONTEXT_SAMPLES, shard).tables["samples"].rows:
+                return None
+            empty.append(shard)
+    if not empty:
+        return None
+    more = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
+    return (
+        f"shard {empty[0]}{more}: no verified dependencies, so no samples yet; there is an export "
+        "once a shard has samples"
+    )
+
+
 def _views(partition: Partition) -> Mapping[str, View]:
     from entropylong_assets.stages.training_data.check_views import export_views
 
@@ -161,6 +182,7 @@ The same inputs give the same bytes under the same name; an export that exists a
     requires_up_to_date_inputs=True,
     sections={"export": ExportSettings},
     determined_by=_determined_by,
+    skip_reason=_skip_reason,
     code_version=4,
     check_folder=Path(__file__).parent / "checks",
     checks=(

@@ -59,6 +59,14 @@ def _compute(step: Step) -> Result:
     used = {"scoring": scorer, "screen": screener}
     engines = {name: engine for name, engine in used.items() if isinstance(engine, PackedScorer)}
     before = {name: engine.usage.snapshot() for name, engine in engines.items()}
+    finished = 0
+
+    def on_roots(roots: int) -> None:
+        nonlocal finished
+        finished += roots
+        step.progress.reach("roots", finished, candidates.roots)
+
+    step.progress.reach("roots", 0, candidates.roots)
     verified = verify_shard(
         Verifier(
             settings,
@@ -73,6 +81,7 @@ def _compute(step: Step) -> Result:
         step.writer,
         step.checkpoints(checkpoints_key(step.determinants, settings, str(scorer.device))),
         stored=_stored_scores(step),
+        on_root=on_roots,
         on_progress=step.progress,
     )
     if verified.resumed_batches:
