@@ -164,7 +164,7 @@ def index_shards(
     shards = _count_rows(store, order, versions, removal.documents, stored)
     writer.append("shards", shards)
     writer.append("duplicates", removal.duplicates)
-    writer.append("near_duplicates", removal.near_duplicates)
+    writer.append("near_copies", removal.near_copies)
     table.drop_text_index()  # optimizing would add rows to an index that is built again
     table.optimize()
     excluded = sorted(set(stored) - set(order))
@@ -192,7 +192,7 @@ def index_shards(
         n_rows=n_rows,
         n_shards=len(shards),
         duplicate_documents=len(removal.duplicates),
-        near_duplicate_documents=len(removal.near_duplicates),
+        near_duplicate_documents=len(removal.near_copies),
         restored_documents=restored,
         excluded_shards=excluded,
         search=search.search,

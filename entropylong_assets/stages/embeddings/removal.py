@@ -59,14 +59,14 @@ class Removal:
 
     duplicates: pl.DataFrame
     """doc_id, shard, owner, n_chunks: rows of the table `duplicates`."""
-    near_duplicates: pl.DataFrame
-    """doc_id, shard, representative, n_chunks: rows of the table `near_duplicates`."""
+    near_copies: pl.DataFrame
+    """doc_id, shard, representative, n_chunks: rows of the table `near_copies`."""
 
     @property
     def documents(self) -> pl.DataFrame:
         """doc_id, shard and n_chunks of all, each once: a member may have copies too."""
         columns = ["doc_id", "shard", "n_chunks"]
-        parts = [self.duplicates.select(columns), self.near_duplicates.select(columns)]
+        parts = [self.duplicates.select(columns), self.near_copies.select(columns)]
         return pl.concat(parts).unique(["doc_id", "shard"], maintain_order=True)
 
 
@@ -86,7 +86,7 @@ def find_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataF
 def find_near_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataFrame:
     """Find the members of clusters of near-duplicates in these shards.
 
-    Columns as in the table `near_duplicates`. Raises the errors of `find_duplicates`.
+    Columns as in the table `near_copies`. Raises the errors of `find_duplicates`.
     """
     members: Mapping[str, duck.View] = {"members": (NEAR_DUPLICATES, [WHOLE], "members")}
     if store.manifest(NEAR_DUPLICATES) is None:
@@ -144,7 +144,7 @@ def restore_documents(
         return 0
     key = ["doc_id", "shard"]
     before = pl.concat(
-        store.read(EMBEDDING_INDEX, WHOLE, name, key) for name in ("duplicates", "near_duplicates")
+        store.read(EMBEDDING_INDEX, WHOLE, name, key) for name in ("duplicates", "near_copies")
     ).unique()
     returning = before.filter(pl.col("shard").is_in(list(shards))).join(
         removal.documents, on=key, how="anti"

@@ -90,7 +90,7 @@ def _chunk_views(partition: Partition) -> Mapping[str, duck.View]:
             return pl.DataFrame(schema={"doc_id": pl.String})
         parts = [
             store.read(EMBEDDING_INDEX, WHOLE, name, ["doc_id", "shard"])
-            for name in ("duplicates", "near_duplicates")
+            for name in ("duplicates", "near_copies")
         ]
         return pl.concat(parts).filter(pl.col("shard") == shard).select("doc_id").unique()
 

@@ -97,7 +97,7 @@ EMBEDDING_INDEX = TableSet(
     main="shards",
     summary=EmbeddingIndexSummary,
     format_version=4,
-    optional=frozenset({"near_duplicates"}),
+    optional=frozenset({"near_copies"}),
     schemas={
         "shards": pa.schema(
             [
@@ -115,7 +115,7 @@ EMBEDDING_INDEX = TableSet(
                 column("n_chunks", INT, "rows removed from the table", "row"),
             ]
         ),
-        "near_duplicates": pa.schema(
+        "near_copies": pa.schema(
             [
                 DOC_ID,
                 SHARD,

@@ -208,7 +208,11 @@ shards has no effect.""",
     compute=_find,
     inputs=(CORPUS_DOCUMENTS_STAGE, DOCUMENT_SIGNATURES_STAGE),
     partitioned=False,
-    determined_by=lambda _: ("near_duplicates",),
+    determined_by=lambda _: (
+        "near_duplicates.threshold",
+        "near_duplicates.threshold_by_source",
+        "near_duplicates.shingle_words",
+    ),
     code_version=1,
     check_folder=_CHECKS,
     checks=(

@@ -107,7 +107,7 @@ def _removed_documents(step: Step) -> dict[str, str]:
     from entropylong_assets.stages.retrieval.candidates import NEAR_DUPLICATE_ROOT, OTHER_SHARD
 
     removed: dict[str, str] = {}
-    for table, reason in (("near_duplicates", NEAR_DUPLICATE_ROOT), ("duplicates", OTHER_SHARD)):
+    for table, reason in (("near_copies", NEAR_DUPLICATE_ROOT), ("duplicates", OTHER_SHARD)):
         rows = step.store.read(EMBEDDING_INDEX, WHOLE, table, ["doc_id", "shard"])
         removed |= dict.fromkeys(rows.filter(shard=step.shard)["doc_id"], reason)
     return removed
