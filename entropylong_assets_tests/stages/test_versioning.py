@@ -22,7 +22,7 @@ from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.settings.section import Section, Settings
 from entropylong_assets.stages.checks import run_checks
-from entropylong_assets.stages.corpus.settings import SourceSettings
+from entropylong_assets.stages.corpus.settings import EvaluationSet, FilterSettings, SourceSettings
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.stage import Partition, Stage
 from entropylong_assets.stages.versioning import (
@@ -53,6 +53,8 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "corpus.max_bad_share": (0.5, set()),  # a check
     "corpus.min_chars": (201, {D}),
     "corpus.max_chars": (2001, {D}),
+    "corpus.filters": ((FilterSettings(name="a", use="callable"),), {D}),
+    "corpus.decontaminate": ((EvaluationSet(name="a", uri="b"),), {D}),
     "embedding.model": ("m", {C, X, R, N, L}),
     "embedding.trust_remote_code": (True, set()),
     "embedding.query_prompt": ("q: ", {R, N, L}),

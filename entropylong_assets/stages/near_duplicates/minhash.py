@@ -14,13 +14,12 @@ Legend: D documents, H hashes of shingles of all documents, P permutations.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.ngrams import combine, hash_ngrams, mix
 from entropylong_assets.stages.text_units import split_units
 
 PERMUTATIONS = 128
@@ -33,34 +32,13 @@ _ODD = np.random.default_rng(_SEED).integers(0, 2**31, PERMUTATIONS, np.uint32) 
     2
 ) + np.uint32(1)
 _SHIFT = np.random.default_rng(_SEED + 1).integers(0, 2**32, PERMUTATIONS, np.uint32)
-_PRIME = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 2**18
 """Shingles hashed under all permutations at once, so that memory stays small."""
 
 
-@functools.lru_cache(2**17)
-def _hash_word(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-
-
-def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return a bijection of 64-bit values that spreads every bit (the finalizer of MurmurHash3)."""
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
-
-
 def shingles(text: str, n_words: int) -> NDArray[np.uint64]:
     """Return the distinct hashes of a text's shingles, sorted. A shorter text is one shingle."""
-    units = split_units(text)
-    if not units:
-        return np.zeros(0, np.uint64)
-    words = np.fromiter(map(_hash_word, units), np.uint64, len(units))
-    n = min(n_words, len(words))
-    combined = np.full(len(words) - n + 1, n, np.uint64)
-    for i in range(n):
-        combined = combined * _PRIME + words[i : len(words) - n + 1 + i]
-    return np.unique(mix(combined))
+    return np.unique(hash_ngrams(split_units(text), n_words))
 
 
 def signatures(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint32]:
@@ -103,6 +81,6 @@ def band_keys(signatures_DP: NDArray[np.uint32], bands: int, rows: int) -> NDArr
     for band in range(bands):
         key_D = np.full(len(signatures_DP), band, np.uint64)
         for row in range(band * rows, (band + 1) * rows):
-            key_D = mix(key_D * _PRIME + signatures_DP[:, row])
+            key_D = mix(combine(key_D, signatures_DP[:, row].astype(np.uint64)))
         keys[band] = key_D
     return keys
