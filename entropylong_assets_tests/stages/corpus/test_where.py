@@ -64,7 +64,7 @@ def test_what_is_no_condition_is_refused(text: str, message: str) -> None:
 
 
 def test_text_is_not_compared_with_numbers() -> None:
-    with pytest.raises(WhereError, match="field 'lang' is text, .* compares with a number"):
+    with pytest.raises(WhereError, match=r"field 'lang' is text, .* compares with a number"):
         parse_where("lang > 3").matches(VALUES)
 
 
