@@ -97,7 +97,7 @@ def _sample_source(
     read, texts, candidates = 0, list[str](), list[list[int]]()
     for shard in spread(shards, n_shards):
         items = list(itertools.islice(read_shard(shard, source), SAMPLED_DOCUMENTS))
-        read += sum(item.count if isinstance(item, NotSelected) else 1 for item in items)
+        read += sum(item.n_rows if isinstance(item, NotSelected) else 1 for item in items)
         canonical = canonical_texts([item.text for item in items if isinstance(item, Row)])
         kept = [text for text in canonical if corpus.min_chars <= len(text) <= corpus.max_chars]
         texts += kept

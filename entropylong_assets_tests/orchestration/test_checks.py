@@ -536,6 +536,14 @@ def test_copies_owned_by_another_shard_need_no_vector(faults: Faults) -> None:
     assert faults("embeddings", "one_vector_per_chunk", tables) == 0
 
 
+@pytest.mark.parametrize("reason", ["contaminated", "calm.shouting", "too_long"])
+def test_documents_that_were_cleaned_away_are_no_bad_rows(faults: Faults, reason: str) -> None:
+    tables = valid("corpus")
+    tables["dropped"][0]["reason"] = reason
+    for check in ("few_bad_rows", "bad_rows"):
+        assert faults("corpus", check, tables) == 0
+
+
 def test_rows_of_a_shard_outside_the_index_are_no_fault_of_it(faults: Faults) -> None:
     """A shard killed between the vectors and its manifest leaves rows that no search reads."""
     tables = valid("index")

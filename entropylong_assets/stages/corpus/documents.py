@@ -178,7 +178,7 @@ def ingest_shard(
         writer.append("dropped", sorted(dropped, key=lambda drop: (drop["file"], drop["row"])))
         drops.update(drop["reason"] for drop in dropped)
         skipped = [item for item in batch if isinstance(item, NotSelected)]
-        n_skipped = sum(item.count for item in skipped)
+        n_skipped = sum(item.n_rows for item in skipped)
         counts["rows_read"] += len(batch) - len(skipped)
         counts["not_selected"] += n_skipped
         without_rows.difference_update(item.file for item in batch)

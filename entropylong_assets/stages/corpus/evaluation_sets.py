@@ -26,7 +26,7 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import CorpusError, one_line
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
-from entropylong_assets.stages.corpus.rows import BadRow
+from entropylong_assets.stages.corpus.rows import BadRow, Row
 from entropylong_assets.stages.corpus.settings import EvaluationSet, SourceSettings
 from entropylong_assets.stages.ngrams import hash_ngrams
 from entropylong_assets.stages.text_units import split_units
@@ -162,6 +162,7 @@ def _texts(evaluation: EvaluationSet, data_uri: str) -> Iterator[str]:
                         f"corpus.decontaminate, set '{evaluation.name}': {one_line(item.file)}, "
                         f"row {item.row}: {item.detail}; correct the row, or the set's fields"
                     )
+                assert isinstance(item, Row), "a set has no condition"
                 yield item.text
 
 

@@ -34,7 +34,7 @@ def read_rows(
         if stop is not None and item.row >= stop:
             break
         if isinstance(item, NotSelected) and stop is not None:
-            item = item._replace(count=min(item.count, stop - item.row))
+            item = item._replace(n_rows=min(item.n_rows, stop - item.row))
         yield item
 
 

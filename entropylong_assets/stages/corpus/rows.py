@@ -48,7 +48,7 @@ class NotSelected(NamedTuple):
     file: str
     row: int
     """The first."""
-    count: int
+    n_rows: int
 
 
 class BadRow(NamedTuple):

@@ -152,8 +152,8 @@ def test_row_groups_that_cannot_match_are_not_decoded(
     items = list(read_rows(str(fineweb), "parquet", source))
     assert read == [2, 3, 4], "20 rows are two groups of 8 and half of the third"
     skipped = [item for item in items if isinstance(item, NotSelected)]
-    assert sum(item.count for item in skipped) == 20
-    assert [(item.row, item.count) for item in skipped[:2]] == [(0, 8), (8, 8)]
+    assert sum(item.n_rows for item in skipped) == 20
+    assert [(item.row, item.n_rows) for item in skipped[:2]] == [(0, 8), (8, 8)]
     assert [item.row for item in items if isinstance(item, Row)] == list(range(20, 40))
 
 
@@ -161,7 +161,7 @@ def test_a_shard_within_a_skipped_group_counts_its_own_rows(fineweb: Path) -> No
     source = SourceSettings(name="s", uri=str(fineweb), where="score > 100")
     items = list(read_rows(str(fineweb), "parquet", source, 5, 12))
     assert all(isinstance(item, NotSelected) for item in items)
-    assert sum(item.count for item in items) == 7  # type: ignore[union-attr]
+    assert sum(item.n_rows for item in items) == 7  # type: ignore[union-attr]
 
 
 def test_cosmopedia_is_read_as_it_is(tmp_path: Path) -> None:
