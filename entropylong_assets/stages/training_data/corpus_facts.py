@@ -32,8 +32,8 @@ def cleaning(store: TableStore) -> dict[str, Any]:
     sets: dict[tuple[Any, ...], dict[str, Any]] = {}
     shards = store.shards(CORPUS_DOCUMENTS)
     for shard in shards:
-        for found in store.summary(CORPUS_DOCUMENTS, shard).evaluation_sets:
-            values = found.model_dump()
+        for found in store.require(CORPUS_DOCUMENTS, shard).summary.get("evaluation_sets", ()):
+            values = dict(found)
             documents = values.pop("documents")
             entry = sets.setdefault(tuple(values.values()), {**values, "documents": 0, "shards": 0})
             entry["documents"] += documents
@@ -45,7 +45,7 @@ def cleaning(store: TableStore) -> dict[str, Any]:
     if store.manifest(NEAR_DUPLICATES) is not None:
         summary = store.summary(NEAR_DUPLICATES)
         if summary.bands:
-            result["near_duplicates"] = {
+            result["repeated"] = {
                 "documents": summary.documents,
                 "clusters": summary.clusters,
                 "members": summary.members,
@@ -80,7 +80,7 @@ def cleaning_section(content: Mapping[str, Any]) -> str:
     """The card's section about cleaning, from the manifest; empty if nothing was cleaned."""
     found = content.get("cleaning", {})
     lines = []
-    if near := found.get("near_duplicates"):
+    if near := found.get("repeated"):
         lines.append(
             f"Near-duplicates: of {near['documents']:,} documents of the corpus, "
             f"{near['members']:,} in {near['clusters']:,} clusters repeat another one. They are "
