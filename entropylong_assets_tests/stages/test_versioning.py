@@ -291,9 +291,13 @@ _SAMPLE_STAGES = (D, C, X, E, R, V, S)
 _OF_QUERIES = {"embedding.query_prompt", "embedding.query_task"}
 _OF_CHUNKS = {"embedding.chunk_tokens", "embedding.document_prompt", "embedding.document_task"}
 READ_WITHOUT_EFFECT: dict[str, set[str]] = {
-    D: {"corpus.sources"},  # the shard's own source is identified with the shard
+    # The shard's own source is identified with the shard; the others are declared if there are any.
+    D: {"corpus.sources", "corpus.filters", "corpus.decontaminate"},
     # Recorded settings are validated again.
-    P: {"corpus.sources", "near_duplicates.threshold_by_source"},
+    P: {
+        "corpus.sources", "corpus.filters", "corpus.decontaminate",
+        "near_duplicates.threshold_by_source",
+    },
     G: {"near_duplicates.threshold"},  # identified: whether there is one
     # Opening the embedder tries it on a query and on a chunk, of which one is used.
     C: _OF_QUERIES,
