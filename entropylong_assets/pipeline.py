@@ -17,6 +17,10 @@ from entropylong_assets.stages.embeddings.stages import (
     EMBEDDING_INDEX_STAGE,
 )
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
+from entropylong_assets.stages.near_duplicates.stages import (
+    DOCUMENT_SIGNATURES_STAGE,
+    NEAR_DUPLICATES_STAGE,
+)
 from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.stage import Stage
@@ -26,6 +30,8 @@ from entropylong_assets.stages.verification.stage import VERIFIED_DEPENDENCIES_S
 STAGES: tuple[Stage, ...] = (
     CORPUS_DOCUMENTS_STAGE,
     CHUNK_EMBEDDINGS_STAGE,
+    DOCUMENT_SIGNATURES_STAGE,
+    NEAR_DUPLICATES_STAGE,
     EMBEDDING_INDEX_STAGE,
     ENTROPY_SCORES_STAGE,
     CANDIDATE_CONTEXTS_STAGE,

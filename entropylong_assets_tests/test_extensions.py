@@ -28,6 +28,7 @@ import dagster as dg
 
 from entropylong_assets.orchestration.local_run import register_shards, run_project
 from entropylong_assets.project import load_project, open_store
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
@@ -42,6 +43,7 @@ samples = store.read_all(LONG_CONTEXT_SAMPLES, shards, "samples")
 drop = pairs["surprisal"].cast(float) - pairs["surprisal_context"].cast(float)
 print(json.dumps({
     "documents": sum(store.summary(CANDIDATE_CONTEXTS, s).anchors > 0 for s in shards),
+    "filtered": store.read_all(CORPUS_DOCUMENTS, shards, "dropped")["reason"].to_list(),
     "verdicts": sorted(pairs["verdict"].unique().to_list()),
     "accepted": int(pairs["accepted"].sum()),
     "accepted_drops": drop.filter(pairs["accepted"]).to_list(),
@@ -89,6 +91,7 @@ def result(
     notes.mkdir()
     for name, first in (("a", 100), ("b", 200)):
         texts = [document(first + i) for i in range(10)]
+        texts.append(document(first + 50).upper())
         (notes / f"{name}.paragraphs").write_text("\n----\n".join(texts), encoding="utf-8")
     values = tiny_values(notes, folder / "data", tiny_models)
     for section, changes in yaml.safe_load(examples["settings.yaml"]).items():
@@ -124,7 +127,11 @@ def test_rule_of_another_package_decides(result: dict[str, object]) -> None:
     assert max(rejected) < 0.694  # type: ignore[call-overload]
 
 
-def test_all_six_are_used_and_every_blocking_check_passes(result: dict[str, object]) -> None:
+def test_filter_of_another_package_drops_with_its_reason(result: dict[str, object]) -> None:
+    assert result["filtered"] == ["calm.shouting"] * 2
+
+
+def test_all_are_used_and_every_blocking_check_passes(result: dict[str, object]) -> None:
     assert result["documents"] == 2
     checks = dict(result["checks"])  # type: ignore[call-overload]
     warnings = {"verified_dependencies/false_acceptance_low"}

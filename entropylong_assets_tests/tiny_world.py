@@ -120,6 +120,8 @@ def tiny_values(corpus: Path, data: Path, models: tuple[str, str], **over: Any) 
             "min_chars": 20,
         },
         "embedding": {"model": embedder, "chunk_tokens": 40, "recall_queries": 10, "recall_k": 4},
+        # The corpus has one near-copy, for the leak check to find.
+        "near_duplicates": {"threshold": None},
         "roots": {"fraction": 0.5, "min_tokens": 20, "max_tokens": 400},
         "scoring": {"model": scoring, "bos": "always", "separator": "\n\n", "dtype": "float32"},
         "entropy": {"alpha": 1.5, "min_anchor_position": 4},

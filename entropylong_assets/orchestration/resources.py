@@ -52,7 +52,7 @@ def _launchpad_fields(settings: BaseModel) -> dict[str, Any]:
         if isinstance(value, BaseModel):
             value = kind()
         elif isinstance(value, tuple):
-            value = [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
+            value = [i.model_dump(mode="json") if isinstance(i, BaseModel) else i for i in value]
         elif isinstance(value, Mapping):
             value = dict(value)
         fields[name] = (kind, Field(value, description=description))

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from entropylong_assets.orchestration.jobs import jobs_by_stage
 from entropylong_assets.orchestration.naming import (
     asset_key,
     partition_set,
@@ -15,7 +16,7 @@ from entropylong_assets.orchestration.readiness import find_gaps, outdated_shard
 from entropylong_assets.orchestration.scanning import busy_shards, register, scan
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.stage import Partition, Stage, is_corpus
+from entropylong_assets.stages.stage import Job, Partition, Stage, is_corpus
 
 FILES_PER_TICK = 5
 """New files that the sensor looks into per tick; the others follow with its next ticks. The daemon
@@ -42,7 +43,8 @@ def build_schedules(project: Project, settings: Settings) -> list[dg.ScheduleDef
     schedules = [_fill_gaps(settings, stages)]
     if is_corpus(settings):
         schedules.append(_daily_scan(settings, stages))
-        schedules += [_refresh(settings, s) for s in stages if s.automation == "per_batch"]
+        whole = [stage for stage in stages if stage.automation == "per_batch"]
+        schedules += [_refresh(settings, job, of) for job, of in jobs_by_stage(whole).items()]
     return schedules
 
 
@@ -122,25 +124,27 @@ def _daily_scan(settings: Settings, stages: list[Stage]) -> Any:
     return daily_scan
 
 
-def _refresh(settings: Settings, stage: Stage) -> Any:
-    """A schedule for a stage over all shards of a corpus."""
+def _refresh(settings: Settings, job: Job, stages: list[Stage]) -> Any:
+    """A schedule for the stages of a job that are over all shards of a corpus."""
+    names = " and ".join(stage.name for stage in stages)
 
     @dg.schedule(
-        name=prefixed(settings, f"refresh_{stage.job.name}"),
-        job_name=prefixed(settings, stage.job.name),
+        name=prefixed(settings, f"refresh_{job.name}"),
+        job_name=prefixed(settings, job.name),
         cron_schedule="15 * * * *",
         required_resource_keys={settings_key(settings)},
         description=(
-            f"Every hour: starts `{stage.job.name}` if eligible shards are not yet contained in "
-            f"{stage.name}, or others are no longer eligible. Also takes in new shards while more "
-            "keep coming, for which `carry_new_shards` would wait."
+            f"Every hour: starts `{job.name}` if eligible shards are not yet contained in {names}, "
+            "or others are no longer eligible. Also takes in new shards while more keep coming, "
+            "for which `carry_new_shards` would wait."
         ),
     )
     def refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         chosen: Settings = getattr(context.resources, settings_key(settings))
-        outdated = outdated_shards(stage, Partition(chosen, open_store(chosen)))
+        partition = Partition(chosen, open_store(chosen))
+        outdated = sorted({s for stage in stages for s in outdated_shards(stage, partition)})
         if not outdated:
-            return dg.SkipReason(f"{stage.name} contains all eligible shards")
+            return dg.SkipReason(f"all eligible shards are contained in {names}")
         context.log.info(f"not contained as they are now: {', '.join(outdated[:20])}")
         return dg.RunRequest()
 

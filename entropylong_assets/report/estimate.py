@@ -12,7 +12,7 @@ from typing import TypeVar
 from entropylong_assets.report.capacity import DISTINCT, verification_tokens
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.documents import canonical_texts
-from entropylong_assets.stages.corpus.rows import Row
+from entropylong_assets.stages.corpus.rows import NotSelected, Row
 from entropylong_assets.stages.corpus.shards import Shard, ShardPlan, read_shard, source_of
 from entropylong_assets.stages.embeddings.chunking import chunk_document
 from entropylong_assets.stages.embeddings.embedder import Embedder, load_embedder
@@ -97,7 +97,7 @@ def _sample_source(
     read, texts, candidates = 0, list[str](), list[list[int]]()
     for shard in spread(shards, n_shards):
         items = list(itertools.islice(read_shard(shard, source), SAMPLED_DOCUMENTS))
-        read += len(items)
+        read += sum(item.n_rows if isinstance(item, NotSelected) else 1 for item in items)
         canonical = canonical_texts([item.text for item in items if isinstance(item, Row)])
         kept = [text for text in canonical if corpus.min_chars <= len(text) <= corpus.max_chars]
         texts += kept

@@ -22,11 +22,13 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
                     "name": "fineweb-edu",
                     "uri": "hf://datasets/HuggingFaceFW/fineweb-edu/data/**/*.parquet",
                     "id_field": "id",
+                    "metadata_fields": ["url", "dump", "score"],
                     "license": "odc-by",
                 },
                 {
                     "name": "cosmopedia",
                     "uri": "hf://datasets/HuggingFaceTB/cosmopedia/data/**/*.parquet",
+                    "metadata_fields": ["seed_data", "format", "audience"],
                     "license": "apache-2.0",
                 },
             ],

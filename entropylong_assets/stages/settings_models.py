@@ -18,7 +18,18 @@ Stages = tuple[Stage, ...]
 @functools.cache
 def corpus_model(stages: Stages) -> type[CorpusSettings]:
     """Class of a corpus' settings: its own fields and the sections of the corpus stages."""
-    return create_model("Corpus", __base__=CorpusSettings, **_fields(stages, "corpus"))
+
+    class Corpus(CorpusSettings):
+        """Settings of one corpus: its sources, and what is made of them once for all datasets."""
+
+        @model_validator(mode="after")
+        def _sections_agree(self) -> Corpus:
+            for stage in stages:
+                if stage.scope == "corpus":
+                    stage.validate(self)
+            return self
+
+    return create_model("Corpus", __base__=Corpus, **_fields(stages, "corpus"))
 
 
 @functools.cache

@@ -134,15 +134,41 @@ def eligible_shards(stage: Stage, partition: Partition) -> Eligibility:
 
     A shard is eligible if every stage that its input is made from, shard by shard, is materialized,
     made from what the others are now, and has passed its blocking checks; with
-    `requires_up_to_date_inputs` also under the present settings and code.
+    `requires_up_to_date_inputs` also under the present settings and code. Inputs over all shards
+    must contain it as it is now.
     """
     shards = sorted({s for i in stage.inputs if i.partitioned for s in _shards(i, partition)})
     with ThreadPoolExecutor(THREADS) as pool:
-        faults = list(pool.map(lambda s: shard_fault(stage, replace(partition, shard=s)), shards))
+        faults = list(pool.map(lambda s: _fault(stage, replace(partition, shard=s)), shards))
     return Eligibility(
         shards=tuple(s for s, fault in zip(shards, faults, strict=True) if fault is None),
         left_out={s: fault for s, fault in zip(shards, faults, strict=True) if fault is not None},
     )
+
+
+def _fault(stage: Stage, partition: Partition) -> str | None:
+    found = shard_fault(stage, partition)
+    for source in stage.inputs if found is None else ():
+        if not source.partitioned:
+            found = found or _containment_fault(source, partition)
+    return found
+
+
+def _containment_fault(whole: Stage, partition: Partition) -> str | None:
+    """Why a stage over all shards does not contain a shard as it is now, or None."""
+    partitioned = [source for source in whole.inputs if source.partitioned]
+    if not partitioned:
+        return None
+    found = shard_fault(whole, partition)
+    if found is not None:
+        return found
+    manifest = partition.store.manifest(whole.tables, WHOLE)
+    recorded = manifest.determinants.get("inputs", {}) if manifest else {}
+    for source in partitioned:
+        version = partition.store.require(source.tables, partition.shard).data_version
+        if recorded.get(source.name, {}).get(partition.shard) != version:
+            return f"{whole.name} does not contain it as it is now; materialize {whole.name} again"
+    return None
 
 
 def _shards(stage: Stage, partition: Partition) -> list[str]:

@@ -24,6 +24,7 @@ from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.near_duplicates.tables import DOCUMENT_SIGNATURES, NEAR_DUPLICATES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.stage import Check, Partition, Stage
@@ -100,6 +101,30 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "of no document": doubles("chunks", 0, doc_id="Q", chunk_id="Q-00000"),
             "number left out": sets("chunks", 1, chunk_number=2, chunk_id="A-00002"),
             "chunk twice": doubles("chunks", 2),
+        },
+    },
+    "signatures": {
+        "one_signature_per_document": {
+            "signature lost": loses("signatures", 0),
+            "signature twice": doubles("signatures", 0),
+            "signature of no document": doubles("signatures", 0, doc_id="Q"),
+            "too short": sets("signatures", 0, signature=[7, 1, 5]),
+            "of no shingle": sets("signatures", 0, n_shingles=0),
+        },
+    },
+    "near": {
+        "representatives_are_kept": {
+            "a member": sets("members", 1, representative="B"),
+            "itself": sets("members", 0, representative="B"),
+            "not the smallest": sets("members", 2, representative="F"),
+        },
+        "members_reconcile": {
+            "member lost": loses("members", 0),
+            "member twice": doubles("members", 0),
+            "another size": sets("members", 1, cluster_size=2),
+            "another source": sets("members", 0, source="t"),
+            "source lost": loses("sources", 1),
+            "more members than documents": sets("sources", 0, documents=1),
         },
     },
     "index": {
@@ -423,6 +448,8 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
 TABLES = {
     "corpus": CORPUS_DOCUMENTS,
     "embeddings": CHUNK_EMBEDDINGS,
+    "signatures": DOCUMENT_SIGNATURES,
+    "near": NEAR_DUPLICATES,
     "index": EMBEDDING_INDEX,
     "entropy": ENTROPY_SCORES,
     "retrieval": CANDIDATE_CONTEXTS,
@@ -507,6 +534,14 @@ def test_copies_owned_by_another_shard_need_no_vector(faults: Faults) -> None:
     assert faults("embeddings", "one_vector_per_chunk", tables) == 1
     tables["duplicates"].append({"doc_id": "B"})
     assert faults("embeddings", "one_vector_per_chunk", tables) == 0
+
+
+@pytest.mark.parametrize("reason", ["contaminated", "calm.shouting", "too_long"])
+def test_documents_that_were_cleaned_away_are_no_bad_rows(faults: Faults, reason: str) -> None:
+    tables = valid("corpus")
+    tables["dropped"][0]["reason"] = reason
+    for check in ("few_bad_rows", "bad_rows"):
+        assert faults("corpus", check, tables) == 0
 
 
 def test_rows_of_a_shard_outside_the_index_are_no_fault_of_it(faults: Faults) -> None:

@@ -17,6 +17,7 @@ from entropylong_assets.report.tables import REPORT
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.near_duplicates.tables import DOCUMENT_SIGNATURES, NEAR_DUPLICATES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
@@ -226,6 +227,27 @@ _TABLES: dict[str, Tables] = {
         ],
         "summary": [{"window_tokens": 16}],
     },
+    "signatures": {
+        "documents": _documents()[:2],
+        "signatures": [
+            {"doc_id": "A", "source": "s", "n_shingles": 4, "signature": [7, 1, 5, 3]},
+        ],
+        "summary": [{"not_compared": 1}],
+    },
+    "near": {
+        "members": [
+            {"doc_id": doc_id, "source": "s", "representative": "A", "similarity": 0.75,
+             "cluster_size": 3}
+            for doc_id in "BC"
+        ] + [
+            {"doc_id": "E", "source": "t", "representative": "D", "similarity": 0.9,
+             "cluster_size": 2}
+        ],
+        "sources": [
+            {"source": "s", "threshold": 0.7, "documents": 4, "members": 2},
+            {"source": "t", "threshold": 0.7, "documents": 1, "members": 1},
+        ],
+    },
     "index": {
         "shards": [{"shard": "s-0", "n_chunks": 2}, {"shard": "s-1", "n_chunks": 1}],
         "indexed": [
@@ -359,6 +381,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "max_bad_share": 0.05,
     },
     "embeddings": {},
+    "signatures": {"permutations": 4},
+    "near": {},
     "index": {"target_recall": 0.95},
     "entropy": {
         "alpha": 1.0,
@@ -402,6 +426,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 TABLES: dict[str, tuple[TableSet, ...]] = {
     "corpus": (CORPUS_DOCUMENTS,),
     "embeddings": (CHUNK_EMBEDDINGS, CORPUS_DOCUMENTS),
+    "signatures": (DOCUMENT_SIGNATURES, CORPUS_DOCUMENTS),
+    "near": (NEAR_DUPLICATES,),
     "index": (EMBEDDING_INDEX,),
     "entropy": (ENTROPY_SCORES, CORPUS_DOCUMENTS),
     "retrieval": (CANDIDATE_CONTEXTS, ENTROPY_SCORES),

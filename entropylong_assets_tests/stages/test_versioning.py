@@ -22,7 +22,7 @@ from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.settings.section import Section, Settings
 from entropylong_assets.stages.checks import run_checks
-from entropylong_assets.stages.corpus.settings import SourceSettings
+from entropylong_assets.stages.corpus.settings import EvaluationSet, FilterSettings, SourceSettings
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.stage import Partition, Stage
 from entropylong_assets.stages.versioning import (
@@ -42,6 +42,7 @@ D, C, X, E = "corpus_documents", "chunk_embeddings", "embedding_index", "entropy
 R, V, S = "candidate_contexts", "verified_dependencies", "long_context_samples"
 T, N, M, L = "training_dataset", "null_calibration", "cross_model_audit", "long_range_audit"
 P = "report"
+G, Q = "document_signatures", "near_duplicates"
 
 KNOBS: dict[str, tuple[Any, set[str]]] = {
     "data_uri": ("elsewhere", set()),
@@ -52,6 +53,8 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "corpus.max_bad_share": (0.5, set()),  # a check
     "corpus.min_chars": (201, {D}),
     "corpus.max_chars": (2001, {D}),
+    "corpus.filters": ((FilterSettings(name="a", use="callable"),), {D}),
+    "corpus.decontaminate": ((EvaluationSet(name="a", uri="b"),), {D}),
     "embedding.model": ("m", {C, X, R, N, L}),
     "embedding.trust_remote_code": (True, set()),
     "embedding.query_prompt": ("q: ", {R, N, L}),
@@ -71,6 +74,9 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "embedding.phrase_documents": (10, {X}),
     "embedding.text_index": (True, {X}),
     "embedding.recall_k": (9, {X}),
+    "near_duplicates.threshold": (0.8, {Q}),
+    "near_duplicates.threshold_by_source": ({"tiny": 0.8}, {Q}),
+    "near_duplicates.shingle_words": (5, {G, Q}),
     "roots.fraction": (0.5, {E}),
     "roots.fraction_by_source": ({"web": 0.5}, {E}),
     "roots.min_tokens": (255, {E}),
@@ -285,11 +291,18 @@ _SAMPLE_STAGES = (D, C, X, E, R, V, S)
 _OF_QUERIES = {"embedding.query_prompt", "embedding.query_task"}
 _OF_CHUNKS = {"embedding.chunk_tokens", "embedding.document_prompt", "embedding.document_task"}
 READ_WITHOUT_EFFECT: dict[str, set[str]] = {
-    D: {"corpus.sources"},  # the shard's own source is identified with the shard
-    P: {"corpus.sources"},  # recorded settings are validated again
+    # The shard's own source is identified with the shard; the others are declared if there are any.
+    D: {"corpus.sources", "corpus.filters", "corpus.decontaminate"},
+    # Recorded settings are validated again.
+    P: {
+        "corpus.sources", "corpus.filters", "corpus.decontaminate",
+        "near_duplicates.threshold_by_source",
+    },
+    G: {"near_duplicates.threshold"},  # identified: whether there is one
     # Opening the embedder tries it on a query and on a chunk, of which one is used.
     C: _OF_QUERIES,
-    X: {"embedding.chunk_tokens", *_OF_QUERIES},
+    # Documents that come back are cut as the others were, or refused.
+    X: {"embedding.chunk_tokens", "embedding.min_chunk_chars", *_OF_QUERIES},
     # Opening the tokenizer reads its framing, which a query or an entropy does not contain.
     E: {"scoring.separator"},
     R: {*_OF_CHUNKS, "scoring.separator", "scoring.bos"},

@@ -1,20 +1,22 @@
 """Canonical documents of one shard: clean text with an id from its hash.
 
 Every row that is read becomes a document or is dropped with a reason, so that
-`rows_read = documents + the sum of dropped` in the summary of a shard.
+`rows_read = documents + the sum of dropped` in the summary of a shard. Rows that do not meet the
+`where` of their source are not read; they are counted beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import polars as pl
 
 from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.corpus.rows import BadRow, Item, Row
+from entropylong_assets.stages.corpus.cleaning import Cleaning, Fault
+from entropylong_assets.stages.corpus.rows import BadRow, Item, NotSelected, Row
 from entropylong_assets.stages.corpus.shards import Shard, read_shard, source_of
 from entropylong_assets.stages.corpus.tables import CorpusDocumentsSummary
 from entropylong_assets.storage.partition_writer import PartitionWriter
@@ -83,7 +85,11 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
-def _dropped(item: Item, reason: str, detail: str) -> dict[str, Any]:
+def _place(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: document[name] for name in ("file", "row", "external_id")}
+
+
+def _dropped(item: Row | BadRow, reason: str, detail: str) -> dict[str, Any]:
     return {
         "file": item.file,
         "row": item.row,
@@ -93,21 +99,14 @@ def _dropped(item: Item, reason: str, detail: str) -> dict[str, Any]:
     }
 
 
-class _Fault(NamedTuple):
-    """Why a row is dropped."""
-
-    reason: str
-    detail: str
-
-
-def _length_fault(text: str, settings: Settings) -> _Fault | None:
+def _length_fault(text: str, settings: Settings) -> Fault | None:
     low, high = settings.min_chars, settings.max_chars
     if not text:
-        return _Fault("empty", "no text is left once it is in canonical form")
+        return Fault("empty", "no text is left once it is in canonical form")
     if len(text) < low:
-        return _Fault("too_short", f"{len(text)} characters, under corpus.min_chars {low}")
+        return Fault("too_short", f"{len(text)} characters, under corpus.min_chars {low}")
     if len(text) > high:
-        return _Fault("too_long", f"{len(text)} characters, over corpus.max_chars {high}")
+        return Fault("too_long", f"{len(text)} characters, over corpus.max_chars {high}")
     return None
 
 
@@ -120,7 +119,7 @@ def _documents(
         fault = _length_fault(text, settings)
         doc_id = document_id(text)
         if fault is None and (key := bytes.fromhex(doc_id)) in seen:
-            fault = _Fault("duplicate_in_shard", f"same text as document {doc_id}")
+            fault = Fault("duplicate_in_shard", f"same text as document {doc_id}")
         if fault:
             dropped.append(_dropped(row, *fault))
             continue
@@ -133,6 +132,7 @@ def _documents(
                 "row": row.row,
                 "external_id": row.external_id,
                 "n_chars": len(text),
+                "metadata": row.metadata,
             }
         )
     return documents, dropped
@@ -150,7 +150,8 @@ def ingest_shard(
     one batch, and 16 bytes per document to recognize duplicates within the shard, of which the
     first is kept.
 
-    Raises CorpusError at the first bad row unless `on_bad_row` is `skip`.
+    Raises CorpusError at the first bad row unless `on_bad_row` is `skip`, and if a filter or an
+    evaluation set can't be used.
     """
     source = source_of(shard, settings)
     counts: Counter[str] = Counter()
@@ -158,6 +159,7 @@ def ingest_shard(
     seen: set[bytes] = set()
     # A shard that begins within a file says nothing about the rows before it.
     without_rows = set(shard.files) if shard.first_row == 0 else set()
+    cleaning = Cleaning(settings)
 
     for batch in _batches(read_shard(shard, source)):
         bad = [item for item in batch if isinstance(item, BadRow)]
@@ -168,14 +170,21 @@ def ingest_shard(
         dropped += [_dropped(item, item.reason, item.detail) for item in bad]
         for document in documents:
             document.update(source=shard.source, license=source.license)
+        documents, faulty, contaminated = cleaning.clean(documents)
+        dropped += [_place(document) | fault._asdict() for document, fault in faulty]
         writer.append("documents", documents)
+        writer.append("contaminated", contaminated)
+        writer.append("metadata", [d for d in documents if d["metadata"] is not None])
         writer.append("dropped", sorted(dropped, key=lambda drop: (drop["file"], drop["row"])))
         drops.update(drop["reason"] for drop in dropped)
-        counts["rows_read"] += len(batch)
+        skipped = [item for item in batch if isinstance(item, NotSelected)]
+        n_skipped = sum(item.n_rows for item in skipped)
+        counts["rows_read"] += len(batch) - len(skipped)
+        counts["not_selected"] += n_skipped
         without_rows.difference_update(item.file for item in batch)
         counts["documents"] += len(documents)
         counts["chars"] += sum(document["n_chars"] for document in documents)
-        on_progress(len(batch))
+        on_progress(len(batch) - len(skipped) + n_skipped)
 
     if counts["rows_read"] != counts["documents"] + drops.total():
         raise AssertionError(f"shard {shard.key}: rows don't reconcile: {counts}, {drops}")
@@ -185,4 +194,6 @@ def ingest_shard(
         chars=counts["chars"],
         dropped=dict(sorted(drops.items())),
         files_without_rows=len(without_rows),
+        not_selected=counts["not_selected"],
+        evaluation_sets=cleaning.figures(),
     )

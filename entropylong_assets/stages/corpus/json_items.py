@@ -9,7 +9,14 @@ from typing import Any
 from entropylong_assets.stages.corpus.encodings import decode_text
 from entropylong_assets.stages.corpus.errors import Problem, one_line
 from entropylong_assets.stages.corpus.fields import DoubledKeys, value_of
-from entropylong_assets.stages.corpus.rows import BadRow, Item, external_id_of, make_item
+from entropylong_assets.stages.corpus.rows import (
+    BadRow,
+    Item,
+    external_id_of,
+    make_record_item,
+    other_fields,
+    where_fields,
+)
 from entropylong_assets.stages.corpus.settings import SourceSettings
 
 
@@ -34,7 +41,13 @@ def make_json_item(file: str, row: int, content: bytes, source: SourceSettings) 
     value = value_of(record, source.text_field)
     if isinstance(value, Problem):
         return BadRow(file, row, external_id_of(external_id), *value)
-    return make_item(file, row, value, external_id)
+    others = {name: value_of(record, name) for name in other_fields(source)}
+    for name, other in others.items():
+        if isinstance(other, Problem):
+            if name in where_fields(source):
+                return BadRow(file, row, external_id_of(external_id), *other)
+            others[name] = None
+    return make_record_item((file, row), value, external_id, others, source)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

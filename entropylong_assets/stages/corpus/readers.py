@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.registry import source_format
-from entropylong_assets.stages.corpus.rows import Item
+from entropylong_assets.stages.corpus.rows import Item, NotSelected
 from entropylong_assets.stages.corpus.settings import SourceSettings
 
 
@@ -23,9 +24,17 @@ def read_rows(
     only a header, yields nothing. Raises CorpusError if the file is missing or must not be read;
     faults of a network pass as they are.
     """
-    for item in source_format(kind).read_rows(file, source, start):
+    found = source_format(kind)
+    if not found.has_fields and (source.where is not None or source.metadata_fields):
+        raise CorpusError(
+            f"source '{source.name}': where and metadata_fields need a format with fields, which "
+            f"'{kind}' is not; remove them"
+        )
+    for item in found.read_rows(file, source, start):
         if stop is not None and item.row >= stop:
             break
+        if isinstance(item, NotSelected) and stop is not None:
+            item = item._replace(n_rows=min(item.n_rows, stop - item.row))
         yield item
 
 

@@ -48,6 +48,9 @@ class SourceFormat(ABC):
     """Further ends of file names that a source of this `kind` reads, though `auto` does not."""
     compressions: ClassVar[tuple[str, ...]] = COMPRESSIONS
     """What may follow a suffix, e.g. `.jsonl.gz`."""
+    has_fields: ClassVar[bool] = False
+    """Rows have fields beside the text, and `read_rows` heeds the source's `where` and
+    `metadata_fields`, by `rows.make_record_item`."""
     one_row_per_file: ClassVar[bool] = False
     """A file is one row; several files then share a shard."""
     edition: ClassVar[int] = 1

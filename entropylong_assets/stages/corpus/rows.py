@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from entropylong_assets.stages.corpus.encodings import decode_text
 from entropylong_assets.stages.corpus.errors import CorpusError, Problem, one_line
 from entropylong_assets.stages.corpus.settings import SourceSettings
+from entropylong_assets.stages.corpus.where import WhereError, parse_where
 
 REMEDIES: Mapping[str, str] = {
     "broken_json": "correct or delete the line",
@@ -22,6 +23,7 @@ REMEDIES: Mapping[str, str] = {
     "invalid_utf8": "save the file as UTF-8",
     "row_too_large": "split the document",
     "unreadable": "download or write the file again",
+    "not_comparable": "correct the value, or the source's where",
     "misnamed": "rename the file by its content, or convert it",
 }
 """What a user can do about a bad row, by reason."""
@@ -36,6 +38,17 @@ class Row(NamedTuple):
     row: int
     external_id: str | None
     text: str
+    metadata: str | None = None
+    """The source's `metadata_fields`, as JSON."""
+
+
+class NotSelected(NamedTuple):
+    """Adjacent rows that do not meet the source's `where`."""
+
+    file: str
+    row: int
+    """The first."""
+    n_rows: int
 
 
 class BadRow(NamedTuple):
@@ -59,7 +72,7 @@ class BadRow(NamedTuple):
         )
 
 
-Item = Row | BadRow
+Item = Row | BadRow | NotSelected
 
 
 def external_id_of(value: Any) -> str | None:
@@ -92,6 +105,38 @@ def make_item(file: str, row: int, value: Any, external_id: Any) -> Item:
     kinds |= dict.fromkeys((int, float, decimal.Decimal), "a number")
     found = kinds.get(type(value), type(value).__name__)
     return BadRow(file, row, name, "not_text", f"the text is {found}, not a string")
+
+
+def make_record_item(
+    place: tuple[str, int],
+    value: Any,
+    external_id: Any,
+    others: Mapping[str, Any],
+    source: SourceSettings,
+) -> Item:
+    """Make a row with further fields. place: file and row. others: values of `other_fields`."""
+    file, row = place
+    if source.where is not None:
+        try:
+            if not parse_where(source.where).matches(others):
+                return NotSelected(file, row, 1)
+        except WhereError as error:
+            return BadRow(file, row, external_id_of(external_id), "not_comparable", str(error))
+    item = make_item(file, row, value, external_id)
+    if not source.metadata_fields or not isinstance(item, Row):
+        return item
+    kept = {name: others.get(name) for name in source.metadata_fields}
+    return item._replace(metadata=json.dumps(kept, ensure_ascii=False, default=str))
+
+
+def where_fields(source: SourceSettings) -> tuple[str, ...]:
+    """Names of the fields that the source's `where` reads."""
+    return () if source.where is None else parse_where(source.where).fields
+
+
+def other_fields(source: SourceSettings) -> list[str]:
+    """Names of the fields to read beside those of `fields_of`."""
+    return list(dict.fromkeys((*where_fields(source), *source.metadata_fields)))
 
 
 def fields_of(source: SourceSettings) -> list[str]:

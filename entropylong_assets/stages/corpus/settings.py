@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from entropylong_assets.settings.section import Section, Settings, refuse_credentials
+from entropylong_assets.stages.corpus.filter_registry import DOCUMENT_FILTERS
 from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS
+from entropylong_assets.stages.corpus.where import parse_where
 
 AUTO = "auto"
 
@@ -52,6 +55,12 @@ class SourceSettings(Section):
     is the id."""
     license: str = "unknown"
     """Licence of the texts, as the source gives it. Written to the data card."""
+    metadata_fields: tuple[str, ...] = ()
+    """Further columns or keys that are kept with each document, e.g. `[url, dump, score]`, and
+    written to the provenance of the samples."""
+    where: str | None = None
+    """Condition on columns or keys, e.g. `score >= 3 and language == "en"`: only rows that meet it
+    are read. Of Parquet files, row groups that cannot contain such a row are skipped."""
 
     delimiter: Character = None
     """CSV: character between two fields. `null`: a comma, or a tab in files named `.tsv`."""
@@ -74,6 +83,13 @@ class SourceSettings(Section):
             raise ValueError(f"source '{self.name}' needs a uri")
         return self
 
+    @field_validator("where")
+    @classmethod
+    def _is_condition(cls, where: str | None) -> str | None:
+        if where is not None:
+            parse_where(where)
+        return where
+
     @model_validator(mode="after")
     def _has_distinct_characters(self) -> SourceSettings:
         names = ("delimiter", "quote", "escape")
@@ -84,6 +100,39 @@ class SourceSettings(Section):
                 "leave escape out if quotes are written twice"
             )
         return self
+
+
+class FilterSettings(Section):
+    """A filter of documents."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    """Its name in the reasons of what it drops, `<name>.<reason>`."""
+    use: Annotated[str, AfterValidator(DOCUMENT_FILTERS.check)]
+    """`callable`, `datatrove`, `datasets`, or a filter of another package."""
+    arguments: Mapping[str, Any] = {}
+    """Arguments of the filter, as JSON values."""
+
+
+class EvaluationSet(Section):
+    """Texts of an evaluation that documents must not quote."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
+    """Name in tables and on the data card."""
+    uri: str
+    """A file, folder or pattern, as of a source."""
+    kind: Annotated[str, AfterValidator(_known_kind)] = AUTO
+    """Format of the files, as of a source."""
+    fields: tuple[str, ...] = Field(("text",), min_length=1)
+    """Columns or keys that hold texts. Each value is a text of its own."""
+    ngram: int = Field(8, ge=3, le=50)
+    """Adjacent words that are compared; of scripts without spaces, letters or syllables."""
+    overlap: float = Field(0.5, gt=0, le=1)
+    """Share of the n-grams of a text from which a document quotes it. 40 n-grams of a longer text
+    count as all of it."""
+    action: Literal["drop", "tag"] = "drop"
+    """`drop`: such documents are dropped; `tag`: they are kept, and listed in `contaminated`."""
+
+    _uri_without_credentials = field_validator("uri")(refuse_credentials)
 
 
 class CorpusSettings(Settings):
@@ -103,6 +152,10 @@ class CorpusSettings(Settings):
     """Minimum length of a document (characters). Shorter ones are dropped."""
     max_chars: int = Field(2_000_000, ge=1)
     """Maximum length of a document (characters). Longer ones are dropped."""
+    filters: tuple[FilterSettings, ...] = ()
+    """Filters that documents must pass, in this order."""
+    decontaminate: tuple[EvaluationSet, ...] = ()
+    """Evaluation sets with whose texts all documents are compared."""
 
     @model_validator(mode="after")
     def _ranges(self) -> CorpusSettings:
@@ -111,4 +164,8 @@ class CorpusSettings(Settings):
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError("two sources have the same name")
+        for place in ("filters", "decontaminate"):
+            own = [entry.name for entry in getattr(self, place)]
+            if len(set(own)) != len(own):
+                raise ValueError(f"{place}: two entries have the same name")
         return self

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import MissingSourceError, one_line
+from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.stage import Check, Job, Partition, Result, Stage, Step
 from entropylong_assets.stages.versioning import determining_settings
@@ -38,6 +40,8 @@ def _compute(step: Step) -> Result:
         summary,
         {
             "share of duplicates": duplicates / max(summary.rows_read, 1),
+            "rows not selected": summary.not_selected,
+            "evaluation sets": [figures.model_dump() for figures in summary.evaluation_sets],
             "files": list(shard.files),
             "preview": step.writer.preview("documents").select(_PREVIEW),
         },
@@ -45,6 +49,25 @@ def _compute(step: Step) -> Result:
 
 
 def _identify(partition: Partition) -> Mapping[str, Any]:
+    """The shard, its source, and the versions of what the documents are cleaned with."""
+    from entropylong_assets.stages.corpus.evaluation_sets import identify_sets
+    from entropylong_assets.stages.corpus.filters import identify_filters
+
+    settings = partition.settings
+    return {
+        **_identify_shard(partition),
+        **identify_filters(settings),
+        **identify_sets(settings),
+    }
+
+
+def _described(source: SourceSettings) -> dict[str, Any]:
+    """Settings of a source; without those that it does not use, which old manifests lack."""
+    unused = {name for name in ("metadata_fields", "where") if not getattr(source, name)}
+    return source.model_dump(mode="json", exclude=unused)
+
+
+def _identify_shard(partition: Partition) -> Mapping[str, Any]:
     """The shard's files as they are now, and the settings of its source.
 
     Other sources are left out: a new one makes no old shard stale. Nor does a file or a source that
@@ -59,14 +82,14 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
         manifest = None
     made = manifest.determinants if manifest else {}
     try:
-        source = source_of(plan.shard(partition.shard), partition.settings).model_dump(mode="json")
+        source = _described(source_of(plan.shard(partition.shard), partition.settings))
         shard = current_shard(partition.settings, plan, partition.shard)
     except MissingSourceError:
         if not {"shard", "source"} <= made.keys():
             raise
         sources = {source.name: source for source in partition.settings.sources}
         known = sources.get(made["source"]["name"])
-        source = known.model_dump(mode="json") if known else made["source"]
+        source = _described(known) if known else made["source"]
         return {"shard": made["shard"], "source": source}
     now = shard.model_dump(mode="json", exclude={"position", "revision"})
     if made.get("source") == source and _lacks_files_only(made["shard"], now):
@@ -101,16 +124,24 @@ def _check_parameters(partition: Partition) -> Mapping[str, Any]:
     return partition.settings.model_dump(include=names)
 
 
+def _determined_by(settings: Settings) -> Sequence[str]:
+    """What is not used is left out, so that a new kind of cleaning makes no old corpus stale."""
+    cleaning = [name for name in ("filters", "decontaminate") if getattr(settings, name)]
+    return ("min_chars", "max_chars", *cleaning)
+
+
 CORPUS_DOCUMENTS_STAGE = Stage(
     tables=CORPUS_DOCUMENTS,
     description="""Documents of one shard, in a canonical form.
 
 Texts are Unicode NFC without control characters. The id of a document is the hash of its text.
-Every row that does not become a document is listed in the table `dropped`, with the reason.""",
+Every row that does not become a document is listed in the table `dropped`, with the reason, also
+documents that a filter (`corpus.filters`) drops or that quote an evaluation set
+(`corpus.decontaminate`).""",
     compute=_compute,
     # Bad rows either end the shard or are dropped: no choice of `on_bad_row` and `max_bad_share`
     # yields other documents.
-    determined_by=lambda _: ("min_chars", "max_chars"),
+    determined_by=_determined_by,
     identify=_identify,
     code_version=3,
     check_folder=Path(__file__).parent / "checks",

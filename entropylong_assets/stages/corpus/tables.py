@@ -6,14 +6,33 @@ import pyarrow as pa
 
 from entropylong_assets.storage.schemas import (
     DOC_ID,
+    END,
+    FLOAT,
     INT,
     REASON,
     SOURCE,
+    START,
     TEXT,
     Summary,
     TableSet,
     column,
 )
+
+
+class EvaluationSetFigures(Summary):
+    """One evaluation set, and how many documents of the shard quote it."""
+
+    name: str
+    content: str
+    """Hash of all texts, in their order."""
+    texts: int
+    too_short: int
+    """Texts that are too short to be compared."""
+    ngram: int
+    overlap: float
+    action: str
+    documents: int
+    """Documents that quote a text of the set."""
 
 
 class CorpusDocumentsSummary(Summary):
@@ -28,6 +47,10 @@ class CorpusDocumentsSummary(Summary):
     """Number of rows by reason."""
     files_without_rows: int = 0
     """Files that are empty now. They are no fault."""
+    not_selected: int = 0
+    """Rows that do not meet the source's `where`. They are no rows read."""
+    evaluation_sets: tuple[EvaluationSetFigures, ...] = ()
+    """Evaluation sets that the documents were compared with."""
 
 
 _PLACE = [
@@ -42,6 +65,7 @@ CORPUS_DOCUMENTS = TableSet(
     main="documents",
     summary=CorpusDocumentsSummary,
     format_version=2,
+    optional=frozenset({"contaminated", "metadata"}),
     schemas={
         "documents": pa.schema(
             [
@@ -51,6 +75,24 @@ CORPUS_DOCUMENTS = TableSet(
                 *_PLACE,
                 column("license", TEXT, "licence as the source gives it"),
                 column("n_chars", INT, "length of the text", "character"),
+            ]
+        ),
+        "metadata": pa.schema(
+            [
+                DOC_ID,
+                column("metadata", TEXT, "the source's metadata_fields, as JSON"),
+            ]
+        ),
+        "contaminated": pa.schema(
+            [
+                DOC_ID,
+                *_PLACE,
+                column("evaluation_set", TEXT, "name of the evaluation set in the settings"),
+                column("text", INT, "number of the quoted text in its set, from 0"),
+                START,
+                END,
+                column("overlap", FLOAT, "share of the text's n-grams that the document has"),
+                column("action", TEXT, "`drop` or `tag`"),
             ]
         ),
         "dropped": pa.schema([*_PLACE, REASON, column("detail", TEXT, "what is wrong with it")]),

@@ -20,17 +20,18 @@ class ShardEmbedding:
     def __init__(self, shard: str, embedder: Embedder, min_chars: int) -> None:
         """min_chars: a shorter last chunk of a document joins the chunk before it, if it fits."""
         self._shard, self._embedder, self._min_chars = shard, embedder, min_chars
-        self._schema = chunk_schema(embedder.dimension, embedder.identity)
+        self.schema = chunk_schema(embedder.dimension, embedder.identity)
         self.documents = self.chunks = self.tokens = 0
 
     def rows(
         self,
         document_batches: Iterable[pl.DataFrame],
-        writer: PartitionWriter,
+        writer: PartitionWriter | None = None,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows of the vector table; write the places of the chunks to the table `chunks`.
 
+        writer: None if the places are known, as those of documents that are embedded again.
         document_batches: doc_id, source, text. on_progress: called with numbers of finished chunks.
         """
         for documents in document_batches:
@@ -43,7 +44,8 @@ class ShardEmbedding:
             if not rows:
                 continue
             frame = pl.DataFrame(rows, schema_overrides={"text": pl.String})
-            writer.append("chunks", frame)
+            if writer is not None:
+                writer.append("chunks", frame)
             yield from self._with_vectors(frame).to_batches()
             on_progress(len(rows))
 
@@ -80,6 +82,6 @@ class ShardEmbedding:
         values = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors_BE.reshape(-1)), vectors_BE.shape[1]
         )
-        names = [name for name in self._schema.names if name != "vector"]
+        names = [name for name in self.schema.names if name != "vector"]
         columns = frame.select(names).to_arrow()
-        return columns.append_column("vector", values).cast(self._schema)
+        return columns.append_column("vector", values).cast(self.schema)

@@ -1,4 +1,4 @@
-"""One owner for each document, an index over all chunks, and its measured recall.
+"""An index over all chunks, each document once, and its measured recall.
 
 Legend: Q queries, E dimensions, K neighbours.
 """
@@ -9,7 +9,7 @@ import hashlib
 import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.embeddings.exact import device_of, nearest
+from entropylong_assets.stages.embeddings.removal import (
+    delete_documents,
+    find_removal,
+    restore_documents,
+)
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 from entropylong_assets.stages.embeddings.table import partitions
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EmbeddingIndexSummary
@@ -26,57 +31,12 @@ from entropylong_assets.stages.embeddings.vector_table import (
     VectorTable,
     WritableVectorTable,
 )
-from entropylong_assets.storage import duck
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.partition_writer import PartitionWriter
 from entropylong_assets.storage.tables import TableStore
 
-# Of every document in several shards, the copies that are not indexed. DuckDB groups on disk what
-# does not fit into its memory.
-_DUPLICATES = """
-WITH copies AS (
-    SELECT doc_id, shard, position, count(*)::INTEGER AS n_chunks
-    FROM {chunks} AS chunks JOIN plan ON plan.file = chunks.filename
-    GROUP BY doc_id, shard, position
-),
-several AS (SELECT doc_id FROM copies GROUP BY doc_id HAVING count(*) > 1)
-SELECT doc_id, shard, first_value(shard) OVER (PARTITION BY doc_id ORDER BY position) AS owner,
-       n_chunks
-FROM copies SEMI JOIN several USING (doc_id)
-QUALIFY shard <> owner
-ORDER BY doc_id, shard
-"""
-
-
-def find_duplicates(store: TableStore, positions: Mapping[str, int]) -> pl.DataFrame:
-    """Find documents that occur in several shards, and the shard whose copy is indexed.
-
-    positions: place in the plan of each shard that is indexed. The owner is the shard that was
-    registered first, so it depends on the plan alone. Columns as in the table `duplicates`: doc_id,
-    shard, owner, n_chunks.
-
-    Raises TableError if a table is missing or damaged, ConnectionError if the store does not
-    answer.
-    """
-    if not positions:
-        return pl.DataFrame(schema=["doc_id", "shard", "owner", "n_chunks"])
-    files = [duck.file_name(store, CHUNK_EMBEDDINGS, shard, "chunks") for shard in positions]
-    plan = {"file": files, "shard": list(positions), "position": list(positions.values())}
-    read: dict[str, duck.View] = {"chunks": (CHUNK_EMBEDDINGS, list(positions), "chunks")}
-    with (
-        duck.reporting_damage(store, read),
-        duck.connect(store, {"plan": pl.DataFrame(plan)}) as session,
-    ):
-        query = _DUPLICATES.format(chunks=duck.parquet(files))
-        found = pl.from_arrow(session.sql(query).to_arrow_table())
-    assert isinstance(found, pl.DataFrame)
-    return found
-
-
-def drop_duplicates(table: WritableVectorTable, duplicates: pl.DataFrame) -> None:
-    """Delete the copies that are not indexed from the table."""
-    for (shard,), copies in duplicates.group_by("shard", maintain_order=True):
-        table.delete_documents(str(shard), copies["doc_id"].to_list())
+if TYPE_CHECKING:
+    from entropylong_assets.stages.embeddings.embedder import Embedder
 
 
 def sample_queries(
@@ -184,21 +144,27 @@ def index_shards(
     versions: Mapping[str, str],
     tag: str,
     writer: PartitionWriter,
+    embedder: Embedder | None = None,
 ) -> EmbeddingIndexSummary:
-    """Remove duplicates from the table, index and tag it, and measure its recall.
+    """Remove copies and near-duplicates from the table, index and tag it, and measure its recall.
 
     settings: of the corpus. positions: place in the plan of each shard. versions: data version of
-    each shard to be indexed. Raises TableError if the table does not hold the rows that a shard's
-    manifest counts.
+    each shard to be indexed. embedder: for documents that come back; without it none does. Raises
+    TableError if the table does not hold the rows that a shard's manifest counts.
     """
     embedding = settings.embedding
     order = {shard: positions[shard] for shard in sorted(versions, key=positions.__getitem__)}
-    duplicates = find_duplicates(store, order)
-    drop_duplicates(table, duplicates)
+    removal = find_removal(store, order)
+    restored = 0
+    if embedder is not None:
+        min_chars = embedding.min_chunk_chars
+        restored = restore_documents(store, table, removal, [*order], embedder, min_chars)
+    delete_documents(table, removal)
     stored = table.rows_by_shard()
-    shards = _count_rows(store, order, versions, duplicates, stored)
+    shards = _count_rows(store, order, versions, removal.documents, stored)
     writer.append("shards", shards)
-    writer.append("duplicates", duplicates)
+    writer.append("duplicates", removal.duplicates)
+    writer.append("near_copies", removal.near_copies)
     table.drop_text_index()  # optimizing would add rows to an index that is built again
     table.optimize()
     excluded = sorted(set(stored) - set(order))
@@ -225,7 +191,9 @@ def index_shards(
         table_version=table.tag(tag),
         n_rows=n_rows,
         n_shards=len(shards),
-        duplicate_documents=len(duplicates),
+        duplicate_documents=len(removal.duplicates),
+        near_duplicate_documents=len(removal.near_copies),
+        restored_documents=restored,
         excluded_shards=excluded,
         search=search.search,
         nprobes=search.nprobes,
@@ -241,18 +209,18 @@ def _count_rows(
     store: TableStore,
     positions: Mapping[str, int],
     versions: Mapping[str, str],
-    duplicates: pl.DataFrame,
+    removed: pl.DataFrame,
     stored: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """Rows of the table `shards`. stored: rows of each shard in the vector table.
 
-    Raises TableError if a shard has other rows there than were written, apart from duplicates.
+    Raises TableError if a shard has other rows there than were written, apart from removed ones.
     """
-    removed = dict(duplicates.group_by("shard").agg(pl.col("n_chunks").sum()).iter_rows())
+    rows_removed = dict(removed.group_by("shard").agg(pl.col("n_chunks").sum()).iter_rows())
     shards = []
     for shard, position in positions.items():
         written = store.require(CHUNK_EMBEDDINGS, shard).tables["chunks"].rows
-        rows = written - removed.get(shard, 0)
+        rows = written - rows_removed.get(shard, 0)
         if stored.get(shard, 0) != rows:
             raise TableError(
                 f"LanceDB table: it holds {stored.get(shard, 0)} rows of shard {shard}, but "

@@ -20,15 +20,14 @@ from entropylong_assets.stages.embeddings.tables import (
     EMBEDDING_INDEX,
     ChunkEmbeddingsSummary,
 )
-from entropylong_assets.stages.stage import Check, Job, Partition, Result, Stage, Step
+from entropylong_assets.stages.near_duplicates.stages import INDEX, NEAR_DUPLICATES_STAGE
+from entropylong_assets.stages.stage import Check, Partition, Result, Stage, Step
 from entropylong_assets.storage import duck
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
 
 if TYPE_CHECKING:
     from entropylong_assets.stages.embeddings.table import ChunkTable
-
-INDEX = Job("index", "Tag and index all chunks embedded so far, and measure the recall.", hours=12)
 
 _CHECKS = Path(__file__).parent / "checks"
 _WRITERS = "lancedb_writer_{corpus}"
@@ -96,8 +95,11 @@ def _chunk_views(partition: Partition) -> Mapping[str, duck.View]:
         """Documents of this shard that the present index removed from the table."""
         if store.manifest(EMBEDDING_INDEX) is None:
             return pl.DataFrame(schema={"doc_id": pl.String})
-        rows = store.read(EMBEDDING_INDEX, WHOLE, "duplicates", ["doc_id", "shard"])
-        return rows.filter(pl.col("shard") == shard).select("doc_id")
+        parts = [
+            store.read(EMBEDDING_INDEX, WHOLE, name, ["doc_id", "shard"])
+            for name in ("duplicates", "near_copies")
+        ]
+        return pl.concat(parts).filter(pl.col("shard") == shard).select("doc_id").unique()
 
     return {
         "documents": (CORPUS_DOCUMENTS, [shard], "documents"),
@@ -213,7 +215,11 @@ def _index(step: Step) -> Result:
         step.store, list(versions), step.settings.embedding.phrase_documents
     )
     step.writer.append("phrases", phrases)
-    indexed = index_shards(step.store, step.settings, table, positions, versions, tag, step.writer)
+    indexed = index_shards(
+        step.store, step.settings, table, positions, versions, tag, step.writer, embedder
+    )
+    if indexed.restored_documents:
+        step.log(f"embedded {indexed.restored_documents} documents again that are indexed now")
     summary = indexed.model_copy(update={"phrase_documents": n_documents})
     step.progress(summary.n_shards)
     step.log(f"indexed {summary.n_shards} shards as {tag}")
@@ -238,11 +244,12 @@ EMBEDDING_INDEX_STAGE = Stage(
 
 Shards that have not passed a blocking check of their documents or chunks, or that were embedded
 with another document prompt, are left out and listed in the metadata with the reason. A document in
-several shards is indexed once, in the shard that was registered first. Small tables are searched
-exactly. Larger ones get an index, whose probes and refine factor are raised until the measured
-recall@K reaches its target. With `embedding.text_index` the words are indexed too.""",
+several shards is indexed once, in the shard that was registered first, and a cluster of
+near-duplicates is indexed as its representative. Small tables are searched exactly. Larger ones get
+an index, whose probes and refine factor are raised until the measured recall@K reaches its target.
+With `embedding.text_index` the words are indexed too.""",
     compute=_index,
-    inputs=(CHUNK_EMBEDDINGS_STAGE,),
+    inputs=(CHUNK_EMBEDDINGS_STAGE, NEAR_DUPLICATES_STAGE),
     partitioned=False,
     determined_by=lambda _: (
         *_VECTOR_SETTINGS,
@@ -257,7 +264,7 @@ recall@K reaches its target. With `embedding.text_index` the words are indexed t
         "seed",  # of the rows used as queries
     ),
     identify=_identify_index,
-    code_version=7,
+    code_version=8,
     check_folder=_CHECKS,
     checks=(
         Check("no_document_indexed_twice", "Every document is indexed in one shard."),

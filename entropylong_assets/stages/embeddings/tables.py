@@ -67,6 +67,10 @@ class EmbeddingIndexSummary(Summary):
     n_shards: int
     duplicate_documents: int
     """Copies of documents in other shards than their owner's; removed from the table."""
+    near_duplicate_documents: int = 0
+    """Members of clusters of near-duplicates, counted per shard; removed from the table."""
+    restored_documents: int = 0
+    """Documents that an earlier index had removed, embedded again."""
     excluded_shards: list[str]
     """Shards with rows in the table that are not indexed; every search leaves them out."""
     search: str
@@ -93,6 +97,7 @@ EMBEDDING_INDEX = TableSet(
     main="shards",
     summary=EmbeddingIndexSummary,
     format_version=4,
+    optional=frozenset({"near_copies"}),
     schemas={
         "shards": pa.schema(
             [
@@ -107,6 +112,14 @@ EMBEDDING_INDEX = TableSet(
                 DOC_ID,
                 SHARD,
                 column("owner", TEXT, "shard whose copy is indexed"),
+                column("n_chunks", INT, "rows removed from the table", "row"),
+            ]
+        ),
+        "near_copies": pa.schema(
+            [
+                DOC_ID,
+                SHARD,
+                column("representative", TEXT, "doc_id of the document that is indexed instead"),
                 column("n_chunks", INT, "rows removed from the table", "row"),
             ]
         ),

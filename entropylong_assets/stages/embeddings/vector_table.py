@@ -121,6 +121,9 @@ class VectorTable(Protocol):
 class WritableVectorTable(VectorTable, Protocol):
     """What the stages that fill and index the table ask of it besides."""
 
+    def reader(self, columns: list[str], shard: str | None = None) -> pa.RecordBatchReader:
+        """The rows of `scan` as a stream of Arrow batches."""
+
     def replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
         """Replace all rows of a shard in one commit."""
 

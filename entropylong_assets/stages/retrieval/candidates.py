@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -40,6 +40,8 @@ from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.storage.partition_writer import PartitionWriter
 
 OTHER_SHARD, NO_CANDIDATES = "owned_by_another_shard", "no_candidates"
+NEAR_DUPLICATE_ROOT = "near_duplicate_of_document"
+"""Reasons to drop anchors."""
 
 ROOTS_PER_BATCH = 16
 """Roots whose chunks are in memory at once."""
@@ -193,7 +195,7 @@ class WrittenCandidates:
 
 def find_candidates(
     root_batches: Iterable[pl.DataFrame],
-    foreign_roots: frozenset[str],
+    removed_roots: Mapping[str, str],
     retriever: Retriever,
     writer: PartitionWriter,
     on_progress: Callable[[int], None] = lambda _: None,
@@ -201,14 +203,14 @@ def find_candidates(
     """Write queries, candidates, their chunks and dropped anchors; return their counts.
 
     root_batches: frames with root_id, token_ids and anchors; the anchors of a frame are searched
-    for together. foreign_roots: roots whose document belongs to another shard; their anchors are
+    for together. removed_roots: roots that the index does not hold, and why; their anchors are
     dropped. on_progress: called with the number of anchors just finished.
     """
     output = _Output(retriever, writer)
     for roots in root_batches:
-        is_foreign = pl.col("root_id").is_in(list(foreign_roots))
-        output.drop_foreign(roots.filter(is_foreign))
-        own = roots.filter(~is_foreign)
+        is_removed = pl.col("root_id").is_in(list(removed_roots))
+        output.drop_roots(roots.filter(is_removed), removed_roots)
+        own = roots.filter(~is_removed)
         queries, shortened = retriever.queries(own)
         output.written.shortened_queries += shortened
         nominated = retriever.nominate(queries)
@@ -243,10 +245,10 @@ class _Output:
         self._writer = writer
         self._chunk_ids = pl.Series("chunk_id", [], pl.String)
 
-    def drop_foreign(self, roots: pl.DataFrame) -> None:
+    def drop_roots(self, roots: pl.DataFrame, reasons: Mapping[str, str]) -> None:
         rows = [
-            {"root_id": root_id, "anchor": None, "reason": OTHER_SHARD, "n_anchors": len(anchors)}
-            for root_id, anchors in roots.select("root_id", "anchors").iter_rows()
+            {"root_id": root, "anchor": None, "reason": reasons[root], "n_anchors": len(anchors)}
+            for root, anchors in roots.select("root_id", "anchors").iter_rows()
         ]
         self._drop(rows)
 

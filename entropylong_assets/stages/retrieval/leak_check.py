@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from entropylong_assets.stages.retrieval.registry import LEAK_CHECKS
-from entropylong_assets.stages.retrieval.text_units import split_units
+from entropylong_assets.stages.text_units import split_units
 
 if TYPE_CHECKING:
     from entropylong_assets.stages.retrieval.settings import RetrievalSettings

@@ -64,7 +64,7 @@ def _compute(step: Step) -> Result:
 
     written = find_candidates(
         gather_roots(roots, ANCHORS_PER_EXACT_SEARCH if is_exact else ANCHORS_PER_INDEX_SEARCH),
-        _foreign_documents(step),
+        _removed_documents(step),
         Retriever(
             load_tokenizer(settings.scoring),
             embedder,
@@ -102,12 +102,15 @@ def _compute(step: Step) -> Result:
     )
 
 
-def _foreign_documents(step: Step) -> frozenset[str]:
-    """Documents of this shard that the index counts under another shard."""
-    batches = step.store.batches(EMBEDDING_INDEX, WHOLE, "duplicates", ["doc_id", "shard"])
-    return frozenset(
-        doc_id for batch in batches for doc_id in batch.filter(shard=step.shard)["doc_id"]
-    )
+def _removed_documents(step: Step) -> dict[str, str]:
+    """Documents of this shard that the index does not hold, and why."""
+    from entropylong_assets.stages.retrieval.candidates import NEAR_DUPLICATE_ROOT, OTHER_SHARD
+
+    removed: dict[str, str] = {}
+    for table, reason in (("near_copies", NEAR_DUPLICATE_ROOT), ("duplicates", OTHER_SHARD)):
+        rows = step.store.read(EMBEDDING_INDEX, WHOLE, table, ["doc_id", "shard"])
+        removed |= dict.fromkeys(rows.filter(shard=step.shard)["doc_id"], reason)
+    return removed
 
 
 def _identify(partition: Partition) -> Mapping[str, Any]:
@@ -145,13 +148,14 @@ CANDIDATE_CONTEXTS_STAGE = Stage(
 With `retrieval.text_candidates`, a full-text search (BM25) with the words around the anchor
 nominates further chunks. Verification decides later which candidates are accepted. Chunks of the
 root itself are left out. The leak check rejects near-duplicates of its text; they are stored with
-its result.""",
+its result. A root that the index does not hold, as a copy or a near-duplicate, is dropped with the
+reason.""",
     compute=_compute,
     inputs=(ENTROPY_SCORES_STAGE, EMBEDDING_INDEX_STAGE),
     sections={"retrieval": RetrievalSettings},
     determined_by=lambda _: ("retrieval", "scoring.model", *QUERY_SETTINGS),
     identify=_identify,
-    code_version=7,
+    code_version=8,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("anchors_reconcile", "Anchors = anchors with candidates + dropped anchors."),

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from entropylong_assets.stages.diversity import spread_lines
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
+from entropylong_assets.stages.training_data.corpus_facts import cleaning_section
 from entropylong_assets.stages.training_data.front_matter import front_matter
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, ExportFacts
 from entropylong_assets.stages.verification.false_acceptance import ROUGH
@@ -171,6 +172,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         + _table(["figure", "value"], _figure_rows(figures, rule))
         + "\n## Sources\n\n"
         + _sources(figures)
+        + cleaning_section(content)
         + "\n## Tokenizer\n\n"
         + _table(["", ""], _tokenizer_rows(content))
         + "\nOnly padding has the padding's id if it is a special token other than EOS and BOS.\n"

@@ -26,6 +26,11 @@ from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.card import dataset_card, facts_of, license_file
+from entropylong_assets.stages.training_data.corpus_facts import (
+    DOCUMENTS,
+    cleaning,
+    document_lines,
+)
 from entropylong_assets.stages.training_data.destination import destination_of
 from entropylong_assets.stages.training_data.figures import dataset_figures
 from entropylong_assets.stages.training_data.front_matter import LICENSES
@@ -233,6 +238,7 @@ def export_training_data(
         "tokenizer": _tokenizer(store, order),
         "components": {"count": split.components, "largest": split.largest_component},
         "figures": figures,
+        "cleaning": cleaning(store),
         "settings": chosen,
         "made_from": made_from,
     }
@@ -248,6 +254,7 @@ def export_training_data(
         if any(each.needs_texts for each in formats):
             samples = add_texts(store, load_tokenizer(settings.scoring), samples)
         _write_samples(samples, formats, split, on_progress)
+        _write_documents(store, order, publication)
         with publication.file("README.md") as file:
             file.write(dataset_card(content).encode())
         with publication.file(LICENSES) as file:
@@ -256,6 +263,17 @@ def export_training_data(
         content["files"] = [asdict(file) for file in files]
         publication.publish(encode_manifest(content))
     return Export(publication.uri, name, content, reused=False)
+
+
+def _write_documents(store: TableStore, shards: Sequence[str], publication: Publication) -> None:
+    """Write the metadata of the documents, if they have any."""
+    lines = document_lines(store, shards)
+    first = next(lines, None)
+    if first is not None:
+        with publication.file(DOCUMENTS) as file:
+            file.write(first)
+            for more in lines:
+                file.write(more)
 
 
 def require_masks(settings: Settings, figures: Mapping[str, Any]) -> None:

@@ -61,6 +61,15 @@ def settings_for(uri: object, data: object = "data", **corpus: Any) -> Settings:
     return make_project({"data_uri": str(data), "corpus": values}).corpus
 
 
+def ingest_one(settings: Settings) -> tuple[TableStore, str]:
+    """Ingest the only shard of a corpus into the store of its settings; return its key too."""
+    store = TableStore(settings.data_uri, settings.name)
+    (shard,) = plan_shards(settings).shards
+    with store.write(CORPUS_DOCUMENTS, shard.key, fingerprint="-") as writer:
+        writer.summary = ingest_shard(shard, settings, writer).model_dump(mode="json")
+    return store, shard.key
+
+
 def ingest(
     settings: Settings, store: TableStore
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[CorpusDocumentsSummary]]:

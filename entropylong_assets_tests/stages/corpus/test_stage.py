@@ -64,6 +64,8 @@ def test_a_shard_is_published_with_its_summary(values: dict[str, Any]) -> None:
         "chars": 11,
         "dropped": {"duplicate_in_shard": 1, "too_short": 1},
         "files_without_rows": 0,
+        "not_selected": 0,
+        "evaluation_sets": (),
     }
     assert progress == [("rows", 4, 4)]
     assert made.metadata["share of duplicates"] == 0.25

@@ -30,6 +30,10 @@ from entropylong_assets.stages.embeddings.stages import (
 from entropylong_assets.stages.embeddings.table import load_table, open_table
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.execution import Materialization, materialize
+from entropylong_assets.stages.near_duplicates.stages import (
+    DOCUMENT_SIGNATURES_STAGE,
+    NEAR_DUPLICATES_STAGE,
+)
 from entropylong_assets.stages.stage import Partition, Stage
 from entropylong_assets.stages.versioning import is_up_to_date, stale_reason
 from entropylong_assets.storage.manifest import TableError
@@ -54,6 +58,8 @@ class Corpus:
         save_plan(self.store, plan_shards(self.settings, load_plan(self.store).shards))
 
     def run(self, stage: Stage, shard: str = WHOLE, checked: bool = True) -> Materialization:
+        if stage is EMBEDDING_INDEX_STAGE:
+            self.find_near_duplicates()
         made = materialize(stage, self.partition(shard))
         if checked:
             assert all(result.passed for result in run_checks(stage, self.partition(shard)))
@@ -62,6 +68,14 @@ class Corpus:
     def embed(self, shard: str) -> None:
         self.run(CORPUS_DOCUMENTS_STAGE, shard)
         self.run(CHUNK_EMBEDDINGS_STAGE, shard)
+        self.run(DOCUMENT_SIGNATURES_STAGE, shard)
+
+    def find_near_duplicates(self) -> None:
+        for shard in self.store.shards(CORPUS_DOCUMENTS):
+            if not is_up_to_date(DOCUMENT_SIGNATURES_STAGE, self.partition(shard)):
+                self.run(DOCUMENT_SIGNATURES_STAGE, shard)
+        if not is_up_to_date(NEAR_DUPLICATES_STAGE, self.partition()):
+            self.run(NEAR_DUPLICATES_STAGE)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +87,7 @@ def embedded_data(
     corpus.plan()
     for shard in SHARDS:
         corpus.embed(shard)
+    corpus.find_near_duplicates()
     return data
 
 
@@ -146,6 +161,54 @@ def test_the_index_covers_every_document_once(corpus: Corpus) -> None:
     again = corpus.run(EMBEDDING_INDEX_STAGE)
     assert again.manifest.fingerprint == made.manifest.fingerprint
     assert again.manifest.data_version == made.manifest.data_version
+
+
+def near_copies(corpus: Corpus) -> dict[str, str]:
+    """Shard by member."""
+    members = corpus.store.read(EMBEDDING_INDEX, WHOLE, "near_copies")
+    return dict(members.select("doc_id", "shard").iter_rows())
+
+
+def indexed(corpus: Corpus) -> set[str]:
+    table = open_table(corpus.store, corpus.store.summary(EMBEDDING_INDEX).tag)
+    return {doc for batch in table.scan(["doc_id"]) for doc in batch["doc_id"]}
+
+
+def test_near_duplicates_are_not_indexed_and_come_back(
+    corpus: Corpus, tiny_corpus: Path, tiny_models: tuple[str, str]
+) -> None:
+    """`write_corpus` has one near-copy. The failure: a higher threshold asks for a new corpus."""
+    corpus.run(EMBEDDING_INDEX_STAGE)
+    before = indexed(corpus)
+    rows = open_table(corpus.store, corpus.store.summary(EMBEDDING_INDEX).tag).rows_by_shard()
+    assert near_copies(corpus) == {}
+    for threshold, members in ((0.7, 1), (1.0, 0)):
+        over = {"near_duplicates": {"threshold": threshold}}
+        compared = Corpus(tiny_corpus, Path(corpus.store.uri), tiny_models, **over)
+        compared.run(EMBEDDING_INDEX_STAGE)
+        removed = near_copies(compared)
+        assert len(removed) == members
+        assert indexed(compared) == before - removed.keys()
+        for shard in SHARDS:
+            results = run_checks(CHUNK_EMBEDDINGS_STAGE, compared.partition(shard))
+            assert all(result.passed for result in results)
+    summary = corpus.store.summary(EMBEDDING_INDEX)
+    assert summary.restored_documents == 1
+    assert open_table(corpus.store, summary.tag).rows_by_shard() == rows
+
+
+def test_a_shard_is_indexed_only_after_it_was_compared(corpus: Corpus) -> None:
+    """The failure: its near-duplicates are indexed, and nothing tells."""
+    corpus.run(CORPUS_DOCUMENTS_STAGE, SHARDS[1])  # its checks pass
+    path = Path(corpus.store.folder(NEAR_DUPLICATES_STAGE.tables)) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["determinants"]["inputs"]["document_signatures"][SHARDS[1]] = "older"
+    path.write_text(json.dumps(manifest))
+    made = materialize(EMBEDDING_INDEX_STAGE, corpus.partition())
+    assert made.left_out == {
+        SHARDS[1]: "near_duplicates does not contain it as it is now; materialize near_duplicates "
+        "again"
+    }
 
 
 def test_a_shard_without_the_outcome_of_a_check_is_left_out(corpus: Corpus) -> None:

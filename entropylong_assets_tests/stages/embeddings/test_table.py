@@ -17,7 +17,6 @@ from entropylong_assets.orchestration.errors import is_transient
 from entropylong_assets.project import make_project
 from entropylong_assets.stages.embeddings.connection import chunk_schema
 from entropylong_assets.stages.embeddings.index import (
-    find_duplicates,
     index_shards,
     measure_recall,
     sample_queries,
@@ -25,6 +24,7 @@ from entropylong_assets.stages.embeddings.index import (
     steer,
     true_worst,
 )
+from entropylong_assets.stages.embeddings.removal import find_duplicates
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 from entropylong_assets.stages.embeddings.table import ChunkTable, load_table, open_table
 from entropylong_assets.stages.embeddings.tables import (

@@ -35,7 +35,7 @@ from entropylong_assets_tests.stages.embeddings.tiny_embedders import write_prom
 from entropylong_assets_tests.tiny_world import document
 
 SETTINGS = RetrievalSettings(top_k=3, half_window=4)
-FOREIGN = frozenset({"r07", "r20"})
+FOREIGN = {"r07": "owned_by_another_shard", "r20": "near_duplicate_of_document"}
 PHRASES = pl.DataFrame(
     {"phrase": ["river stone", "no such phrase"], "documents": [7, 9]},
     schema_overrides={"documents": pl.Int32},
@@ -122,7 +122,9 @@ def test_find_candidates_writes_the_same_rows_in_fewer_searches(
     assert written.roots == 30 - len(FOREIGN)
     assert written.anchors == n_anchors - dropped == len(rows["queries"]) > 30
     assert written.candidates == len(rows["candidates"]) == 3 * written.anchors
-    assert written.dropped["owned_by_another_shard"] == dropped > 0
+    assert set(written.dropped) == set(FOREIGN.values())
+    assert sum(written.dropped.values()) == dropped > 0
+    assert dict(rows["dropped"].select("root_id", "reason").iter_rows()) == FOREIGN
     assert rows["dropped"]["root_id"].to_list() == sorted(FOREIGN)
     assert written.chunks == rows["chunks"]["chunk_id"].n_unique() == len(rows["chunks"])
     word_of = {

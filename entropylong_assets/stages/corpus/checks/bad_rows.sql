@@ -1,4 +1,5 @@
 -- Rows that could not be read; the others were read all the same, as on_bad_row is 'skip'.
 SELECT file, "row", reason, detail
 FROM dropped
-WHERE reason NOT IN ('too_short', 'too_long', 'empty', 'duplicate_in_shard')
+WHERE reason NOT IN ('too_short', 'too_long', 'empty', 'duplicate_in_shard', 'contaminated')
+  AND NOT contains(reason, '.')  -- of a filter

@@ -9,7 +9,13 @@ from entropylong_assets.stages.corpus.csv_records import Dialect, LostLine, Reco
 from entropylong_assets.stages.corpus.fields import missing_field
 from entropylong_assets.stages.corpus.files import plain_name, without_compression
 from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS, SourceFormat
-from entropylong_assets.stages.corpus.rows import BadRow, Item, fields_of, make_item
+from entropylong_assets.stages.corpus.rows import (
+    BadRow,
+    Item,
+    fields_of,
+    make_record_item,
+    other_fields,
+)
 from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.streams import count_lines, read_lines
 
@@ -24,6 +30,7 @@ class Csv(SourceFormat):
 
     suffixes = (".csv", ".tsv")
     edition = 2
+    has_fields = True
 
     def count_rows(self, file: str, /) -> int:
         lines = count_lines(file, old_mac=True)
@@ -43,11 +50,12 @@ class Csv(SourceFormat):
         first = next(records, None)
         if header is None or first is None:
             return
-        for name in fields_of(source):
+        for name in (*fields_of(source), *other_fields(source)):
             if header.values.count(name) != 1:
                 yield BadRow(file, start, None, *missing_field(header.values, name))
                 return
         column, *id_columns = map(header.values.index, fields_of(source))
+        others = {name: header.values.index(name) for name in other_fields(source)}
         for record in itertools.chain([first], records):
             row = record.line - 1
             if row < start:
@@ -55,7 +63,8 @@ class Csv(SourceFormat):
             if isinstance(record, Record):
                 text = record.values[column].encode("utf-8", "surrogateescape")
                 external_id = record.values[id_columns[0]] if id_columns else None
-                yield make_item(file, row, text, external_id)
+                values = {name: record.values[at] for name, at in others.items()}
+                yield make_record_item((file, row), text, external_id, values, source)
             else:
                 yield BadRow(file, row, None, *record.problem)
 

@@ -28,6 +28,7 @@ class Json(SourceFormat):
     """Row numbers are those of the list or of the objects, from 0; line numbers in JSON Lines."""
 
     suffixes = (".json",)
+    has_fields = True
 
     def count_rows(self, file: str, /) -> int:
         if _is_lines(file):

@@ -19,6 +19,7 @@ class JsonLines(SourceFormat):
 
     suffixes = (".jsonl", ".ndjson")
     accepted_suffixes = (".json",)
+    has_fields = True
 
     def count_rows(self, file: str, /) -> int:
         return count_lines(file)

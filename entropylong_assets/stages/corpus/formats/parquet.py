@@ -14,8 +14,16 @@ from entropylong_assets.stages.corpus.errors import Problem, one_line
 from entropylong_assets.stages.corpus.fields import path_of
 from entropylong_assets.stages.corpus.files import open_file
 from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS, SourceFormat
-from entropylong_assets.stages.corpus.rows import BadRow, Item, fields_of, make_item
+from entropylong_assets.stages.corpus.rows import (
+    BadRow,
+    Item,
+    NotSelected,
+    fields_of,
+    make_record_item,
+    other_fields,
+)
 from entropylong_assets.stages.corpus.settings import SourceSettings
+from entropylong_assets.stages.corpus.where import Bounds, parse_where
 
 # Rows decoded at once: few, as a row may be large.
 _BATCH_ROWS = 128
@@ -27,6 +35,7 @@ class Parquet(SourceFormat):
 
     suffixes = (".parquet", ".pq")
     compressions = ()
+    has_fields = True
 
     def count_rows(self, file: str, /) -> int:
         with open_file(file) as stream:
@@ -50,7 +59,7 @@ class Parquet(SourceFormat):
             if start >= parquet.metadata.num_rows:
                 return
             paths = []
-            for name in fields_of(source):
+            for name in (*fields_of(source), *other_fields(source)):
                 path = path_of(schema, name)
                 if isinstance(path, Problem):
                     yield BadRow(file, start, None, *path)
@@ -64,7 +73,12 @@ class Parquet(SourceFormat):
             for group in range(parquet.num_row_groups):
                 n_rows = parquet.metadata.row_group(group).num_rows
                 if first + n_rows > start:
-                    yield from _row_group(parquet, group, first, start, file, paths)
+                    if _may_match(parquet.metadata.row_group(group), source):
+                        rows = _row_group(parquet, group, first, start, file, paths)
+                        yield from _items(rows, file, source)
+                    else:
+                        begin = max(first, start)
+                        yield NotSelected(file, begin, first + n_rows - begin)
                 first += n_rows
 
 
@@ -141,9 +155,45 @@ def _may_be_text(kind: pa.DataType) -> bool:
     return _is_text(kind) or pa.types.is_null(kind)
 
 
+def _native(column: pa.Array) -> list[Any]:
+    """Values of a column as JSON has them: numbers stay numbers."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    is_number = _is_one_of(column.type, "integer", "floating", "boolean")
+    return column.to_pylist() if is_number else _values(column)
+
+
+def _may_match(group: Any, source: SourceSettings) -> bool:
+    """Whether a row group can contain a row that meets the source's `where`, by its statistics."""
+    if source.where is None:
+        return True
+    bounds: dict[str, Bounds] = {}
+    for i in range(group.num_columns):
+        column = group.column(i)
+        statistics = column.statistics if column.is_stats_set else None
+        if statistics is not None and statistics.has_min_max:
+            bounds[column.path_in_schema] = (statistics.min, statistics.max)
+    return parse_where(source.where).may_match(bounds)
+
+
+def _items(
+    rows: Iterator[tuple[int, list[Any]] | BadRow], file: str, source: SourceSettings
+) -> Iterator[Item]:
+    has_id, names = source.id_field is not None, other_fields(source)
+    for found in rows:
+        if isinstance(found, BadRow):
+            yield found
+            continue
+        row, (text, *rest) = found
+        external_id = rest[0] if has_id else None
+        others = dict(zip(names, rest[has_id:], strict=True))
+        yield make_record_item((file, row), text, external_id, others, source)
+
+
 def _row_group(
     parquet: Any, group: int, first: int, start: int, file: str, paths: list[list[str]]
-) -> Iterator[Item]:
+) -> Iterator[tuple[int, list[Any]] | BadRow]:
+    """Yield the number of each row, and its values at the paths: the text, then the others."""
     columns = [".".join(path) for path in paths]
     row, end = first, first + parquet.metadata.row_group(group).num_rows
     try:
@@ -152,10 +202,9 @@ def _row_group(
         ):
             skipped = min(max(0, start - row), len(batch))
             kept, row = batch.slice(skipped), row + skipped
-            texts = _values(_column(kept, paths[0]))
-            ids = _values(_column(kept, paths[1])) if len(paths) > 1 else [None] * len(kept)
-            for text, external_id in zip(texts, ids, strict=True):
-                yield make_item(file, row, text, external_id)
+            text, *others = (_column(kept, path) for path in paths)
+            for values in zip(_values(text), *map(_native, others), strict=True):
+                yield row, [*values]
                 row += 1
     except Exception as error:
         if not _is_damage(error):

@@ -1,4 +1,4 @@
-"""Words of any script, as the leak check compares them.
+"""Words of any script, as the leak check, near-duplicates and decontamination compare them.
 
 Only letters and digits count. White space, punctuation, case, diacritics, invisible characters and
 Unicode's several ways to write one letter make no difference. Where a script is written without

@@ -1,0 +1,246 @@
+"""Decontamination: documents that quote the texts of evaluation sets.
+
+Texts are compared as n-grams of words, in the platform's own segmentation of any script
+(`text_units`), after markup is removed: white space, case, punctuation, diacritics, HTML tags and
+Markdown links make no difference.
+
+The overlap of a document with an evaluation text is the share of the text's n-grams that occur in
+the document. A long text is not quoted as a whole, so of one with more than `PASSAGE` n-grams, that
+many are enough for an overlap of 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.errors import CorpusError, one_line
+from entropylong_assets.stages.corpus.listing import list_files
+from entropylong_assets.stages.corpus.readers import read_rows
+from entropylong_assets.stages.corpus.rows import BadRow, Row
+from entropylong_assets.stages.corpus.settings import EvaluationSet, SourceSettings
+from entropylong_assets.stages.ngrams import hash_ngrams
+from entropylong_assets.stages.text_units import split_units
+
+PASSAGE = 40
+"""n-grams of a long evaluation text that count as all of it."""
+
+FEWEST = 5
+"""Minimum number of n-grams of a text that is compared: a shorter one may be a common phrase."""
+
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,2000}?-->", re.DOTALL)
+_LINK = re.compile(r"\]\([^()\s]{1,500}\)")
+_UNFINISHED = re.compile(r"(<[^<>]{0,500}|\]\([^()\s]{0,500}|&\w{0,30})\Z")
+
+
+def compared_words(text: str) -> list[str]:
+    """Return the words of a text without its markup."""
+    if "<" in text:
+        text = _TAG.sub(" ", text)
+    if "&" in text:
+        text = html.unescape(text)
+    if "](" in text:
+        text = _LINK.sub("] ", text)
+    return split_units(text)
+
+
+class Overlap(NamedTuple):
+    """A quotation of an evaluation text in a document."""
+
+    evaluation_set: str
+    text: int
+    """Number of the text in its set, from 0."""
+    start: int
+    """First character of the quotation in the document."""
+    end: int
+    overlap: float
+    """Share of the text's n-grams that occur, from 0 to 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationIndex:
+    """The n-grams of one evaluation set.
+
+    Legend: N distinct pairs of n-gram and text, T texts.
+    """
+
+    settings: EvaluationSet
+    ngrams_N: NDArray[np.uint64]
+    """Sorted."""
+    texts_N: NDArray[np.int32]
+    needed_T: NDArray[np.int32]
+    """n-grams for an overlap of 1; 0: too short to be compared."""
+    content: str
+    """Hash of all texts."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What was compared with, as JSON values."""
+        return {
+            "name": self.settings.name,
+            "content": self.content,
+            "texts": len(self.needed_T),
+            "too_short": int((self.needed_T == 0).sum()),
+            "ngram": self.settings.ngram,
+            "overlap": self.settings.overlap,
+            "action": self.settings.action,
+        }
+
+    def find(self, text: str, words: Sequence[str]) -> Overlap | None:
+        """Return the largest overlap that reaches the threshold, or None.
+
+        words: `compared_words` of the text.
+        """
+        hashes = hash_ngrams(words, self.settings.ngram)
+        first = np.searchsorted(self.ngrams_N, hashes)
+        inside = first < len(self.ngrams_N)
+        hits = np.flatnonzero(inside)[self.ngrams_N[first[inside]] == hashes[inside]]
+        if not len(hits):
+            return None
+        distinct = np.unique(hashes[hits])
+        low = np.searchsorted(self.ngrams_N, distinct)
+        high = np.searchsorted(self.ngrams_N, distinct, side="right")
+        texts = np.concatenate([self.texts_N[a:b] for a, b in zip(low, high, strict=True)])
+        candidates, counts = np.unique(texts, return_counts=True)
+        shares = np.minimum(1, counts / self.needed_T[candidates])
+        best = int(np.argmax(shares))
+        if shares[best] < self.settings.overlap:
+            return None
+        own = self.ngrams_N[self.texts_N == candidates[best]]
+        places = np.flatnonzero(np.isin(hashes, own))
+        last_word = min(int(places[-1]) + self.settings.ngram, len(words))
+        return Overlap(
+            self.settings.name,
+            int(candidates[best]),
+            *_characters(text, int(places[0]), last_word),
+            float(shares[best]),
+        )
+
+
+def _characters(text: str, first_word: int, last_word: int) -> tuple[int, int]:
+    """Return where words `first_word` to `last_word` (not included) are in a text.
+
+    The segmentation gives no places, so they are found by halving: how many words a prefix has
+    grows with its length.
+    """
+
+    def end_of(n_words: int) -> int:
+        low, high = 0, len(text)
+        while low < high:
+            middle = (low + high) // 2
+            if len(compared_words(_UNFINISHED.sub("", text[:middle]))) >= n_words:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    start = max(0, end_of(first_word + 1) - 1)
+    end = end_of(last_word)
+    while end < len(text) and text[end].isalnum() and text[end - 1].isalnum():
+        end += 1  # a prefix that ends within the last word has it already
+    return start, max(start, end)
+
+
+def _texts(evaluation: EvaluationSet, data_uri: str) -> Iterator[str]:
+    for field in evaluation.fields:
+        source = _source(evaluation, field)
+        for file in list_files(source, data_uri):
+            for item in read_rows(file.uri, file.kind, source):
+                if isinstance(item, BadRow):
+                    if item.reason == "null_text":
+                        continue
+                    raise CorpusError(
+                        f"corpus.decontaminate, set '{evaluation.name}': {one_line(item.file)}, "
+                        f"row {item.row}: {item.detail}; correct the row, or the set's fields"
+                    )
+                assert isinstance(item, Row), "a set has no condition"
+                yield item.text
+
+
+def _source(evaluation: EvaluationSet, field: str) -> SourceSettings:
+    return SourceSettings(
+        name=evaluation.name, uri=evaluation.uri, kind=evaluation.kind, text_field=field
+    )
+
+
+def versions(evaluation: EvaluationSet, data_uri: str) -> dict[str, str]:
+    """Version of each file of a set, without reading it. Raises CorpusError if there is none."""
+    source = _source(evaluation, evaluation.fields[0])
+    return {file.uri: file.version for file in list_files(source, data_uri)}
+
+
+def identify_sets(settings: Settings) -> dict[str, Any]:
+    """What determines the content of the sets of a corpus; nothing if it has none."""
+    if not settings.decontaminate:
+        return {}
+    found = {e.name: versions(e, settings.data_uri) for e in settings.decontaminate}
+    return {"evaluation_sets": found}
+
+
+def build_index(evaluation: EvaluationSet, texts: Iterator[str]) -> EvaluationIndex:
+    """Index the texts of a set. Raises CorpusError if there is none."""
+    parts: list[NDArray[np.uint64]] = []
+    needed: list[int] = []
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        digest.update(hashlib.blake2b(text.encode("utf-8", "surrogatepass")).digest())
+        hashes = np.unique(hash_ngrams(compared_words(text), evaluation.ngram))
+        enough = len(hashes) >= FEWEST
+        needed.append(min(len(hashes), PASSAGE) if enough else 0)
+        parts.append(hashes if enough else hashes[:0])
+    if not parts:
+        raise CorpusError(
+            f"corpus.decontaminate, set '{evaluation.name}': {evaluation.uri} has no text; correct "
+            "its uri or fields"
+        )
+    ngrams = np.concatenate(parts)
+    texts_N = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+    order = np.lexsort((texts_N, ngrams))
+    return EvaluationIndex(
+        evaluation, ngrams[order], texts_N[order], np.array(needed, np.int32), digest.hexdigest()
+    )
+
+
+@functools.lru_cache(8)
+def _load(evaluation: EvaluationSet, data_uri: str, _: tuple[Any, ...]) -> EvaluationIndex:
+    return build_index(evaluation, _texts(evaluation, data_uri))
+
+
+def load_sets(settings: Settings) -> tuple[EvaluationIndex, ...]:
+    """Index all evaluation sets of a corpus; kept in memory for the next shard.
+
+    Raises CorpusError if a set can't be read.
+    """
+    data_uri = settings.data_uri
+    return tuple(
+        _load(e, data_uri, tuple(versions(e, data_uri).items())) for e in settings.decontaminate
+    )
+
+
+def find_overlaps(sets: Sequence[EvaluationIndex], text: str) -> list[Overlap]:
+    """Return the largest overlap of a document with each set that it quotes."""
+    words = compared_words(text)
+    found = [index.find(text, words) for index in sets]
+    return [overlap for overlap in found if overlap is not None]
+
+
+def describe(overlap: Overlap) -> str:
+    """One line for the table `dropped`."""
+    return (
+        f"characters {overlap.start} to {overlap.end} quote text {overlap.text} of evaluation set "
+        f"{overlap.evaluation_set} (overlap {overlap.overlap:.2f})"
+    )
+
+
+def row_of(overlap: Overlap, place: Mapping[str, Any], action: str) -> dict[str, Any]:
+    """Row of the table `contaminated`. place: doc_id, file, row and external_id."""
+    return {**place, **overlap._asdict(), "action": action}

@@ -1,0 +1,41 @@
+"""Hashes of n-grams of words that depend on the text alone, in any process and version."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PRIME = np.uint64(0x9E3779B97F4A7C15)
+
+
+@functools.lru_cache(2**17)
+def _hash_word(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return a bijection of 64-bit values that spreads every bit (the finalizer of MurmurHash3)."""
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return values ^ (values >> np.uint64(33))
+
+
+def combine(values: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return hashes of pairs of values."""
+    return values * _PRIME + other
+
+
+def hash_ngrams(words: Sequence[str], n: int) -> NDArray[np.uint64]:
+    """Return the hash of each n-gram, in order. Fewer than n words are one shorter n-gram."""
+    if not words:
+        return np.zeros(0, np.uint64)
+    hashes = np.fromiter(map(_hash_word, words), np.uint64, len(words))
+    n = min(n, len(words))
+    combined = np.full(len(words) - n + 1, n, np.uint64)
+    for i in range(n):
+        combined = combine(combined, hashes[i : len(words) - n + 1 + i])
+    return mix(combined)
