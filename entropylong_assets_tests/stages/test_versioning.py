@@ -71,6 +71,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "embedding.phrase_documents": (10, {X}),
     "embedding.text_index": (True, {X}),
     "embedding.recall_k": (9, {X}),
+    "roots.number": (5000, {E}),
     "roots.fraction": (0.5, {E}),
     "roots.fraction_by_source": ({"web": 0.5}, {E}),
     "roots.min_tokens": (255, {E}),

@@ -27,6 +27,7 @@ from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.card import dataset_card, facts_of, license_file
 from entropylong_assets.stages.training_data.destination import destination_of
+from entropylong_assets.stages.training_data.empty_stage import first_empty_stage
 from entropylong_assets.stages.training_data.figures import dataset_figures
 from entropylong_assets.stages.training_data.front_matter import LICENSES
 from entropylong_assets.stages.training_data.manifest import (
@@ -211,8 +212,8 @@ def export_training_data(
     figures = dataset_figures(store, order, settings)
     if not figures["samples"]:
         raise ExportError(
-            f"no sample in {len(order)} shards ({order[0]} ...): no root has a verified context; "
-            "export other shards, or lower verification.epsilon"
+            f"no sample in {len(order)} shards ({order[0]} ...): "
+            f"{first_empty_stage(figures, settings)}"
         )
     split = split_samples(
         _documents(store, order),
