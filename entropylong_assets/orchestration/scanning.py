@@ -79,7 +79,8 @@ def _few(names: Sequence[str]) -> str:
 def run_key(shard: Shard) -> str:
     """Changes whenever a scan finds the files of a shard changed, so that each change is requested
     once, also if a file has become again what it was before."""
-    return f"{shard.key}@{fingerprint(shard.model_dump(mode='json', exclude={'position', 'corpus_rows'}))}"
+    content = shard.model_dump(mode="json", exclude={"position", "corpus_rows"})
+    return f"{shard.key}@{fingerprint(content)}"
 
 
 def shards_without_files(plan: ShardPlan, store: TableStore) -> set[str]:

@@ -1,202 +1,372 @@
-"""What a run over the sources costs, estimated from a sample of documents and timings here."""
+"""What a run over the sources takes, estimated from a sample of documents, with intervals.
+
+Documents are sampled from the whole range of the shards, and a trial runs every stage on them as
+far as the candidates (`trial.py`). Passes are planned as a run plans them, a few are scored, and
+all of it is extrapolated to the corpus (`replicates.py`).
+"""
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from entropylong_assets.report.capacity import DISTINCT, verification_tokens
-from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.corpus.documents import canonical_texts
-from entropylong_assets.stages.corpus.rows import Row
-from entropylong_assets.stages.corpus.shards import Shard, ShardPlan, read_shard, source_of
-from entropylong_assets.stages.embeddings.chunking import chunk_document
-from entropylong_assets.stages.embeddings.embedder import Embedder, load_embedder
-from entropylong_assets.stages.entropy.anchors import score_roots
-from entropylong_assets.stages.entropy.engine import load_scorer
-from entropylong_assets.stages.entropy.model import (
-    ScoringModel,
-    Tokenizer,
-    load_scoring_model,
+import numpy as np
+
+from entropylong_assets.report.document_sample import (
+    SampledDocument,
+    SourceSample,
+    hash_of,
+    sample_documents,
 )
-
-SAMPLED_SHARDS, SAMPLED_DOCUMENTS, SAMPLED_ROOTS = 8, 64, 6
-"""Shards per corpus, but at least one per source; documents per shard; roots that are scored."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Expected counts of a run, and the rates measured on this machine."""
-
-    rows: int
-    documents: int
-    chunks: int
-    roots: int
-    anchors: int
-    pairs: int
-    forward_passes: int
-    forward_tokens: int
-    chunks_per_second: float
-    tokens_per_second: float
-    sampled_documents: int
-    sampled_roots: int
-
-    @property
-    def embedding_hours(self) -> float:
-        return self.chunks / max(self.chunks_per_second, 1e-9) / 3600
-
-    @property
-    def scoring_hours(self) -> float:
-        return self.forward_tokens / max(self.tokens_per_second, 1e-9) / 3600
+from entropylong_assets.report.replicates import (
+    QUANTITIES,
+    Accepted,
+    Measured,
+    Rows,
+    Totals,
+    point,
+    replicates,
+)
+from entropylong_assets.report.root_costs import (
+    Passes,
+    RootCost,
+    candidates_per_anchor,
+    read_trial,
+    root_costs,
+    sharing_trend,
+)
+from entropylong_assets.report.trial import open_trial
+from entropylong_assets.report.verified_sample import VerifiedSample, verify_sample
+from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.shards import ShardPlan
+from entropylong_assets.stages.embeddings.stages import CHUNK_EMBEDDINGS_STAGE
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
+from entropylong_assets.stages.entropy.model import load_scoring_model
+from entropylong_assets.stages.entropy.roots import drawn_share, is_drawn, root_hash
+from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
+from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
 
 
 @dataclass(frozen=True)
-class _SourceSample:
-    """Documents sampled from one source. rows: of the whole source."""
+class Effort:
+    """How much an estimate reads and scores."""
 
-    rows: int
-    read: int
-    texts: list[str]
-    candidates: list[list[int]]
-    """Token ids of sampled documents that are long and short enough to be roots."""
-    fraction: float
-    """Share of them that are drawn as roots."""
+    rows: int = 1024
+    """Rows chosen from the sources; their texts are tokenized."""
+    pool_chars: int = 1_000_000
+    """Characters of the documents that are embedded and searched."""
+    roots: int = 24
+    """Roots measured, at most."""
+    root_tokens: int = 24_000
+    """Tokens of the measured roots, at most, but at least 6 roots."""
+    verified_tokens: int = 40_000
+    """Tokens of the passes that are scored to see how many candidates are accepted."""
+    replicates: int = 400
+    seed: int = 0
+    """Of the choice of rows."""
+
+
+MIN_ROOTS = 6
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was sampled, and what a trial measured on it."""
+
+    sources: tuple[SourceSample, ...]
+    settings: Settings
+    corpus_shards: int
+    rows: tuple[Rows, ...]
+    measured: Measured
+    accepted: Accepted
+    verified: VerifiedSample
+    pool_documents: int
+    pool_share: float
+    """Share of the corpus' chunks that the trial searched."""
+    chunks_per_char: float
+    dimension: int
+    rates: dict[str, float]
+    """Units per second here: `chunks`, `anchors`, `tokens`."""
+    model: str
 
     @property
-    def scale(self) -> float:
-        """Rows of the source per sampled row."""
-        return self.rows / max(self.read, 1)
+    def n_roots(self) -> int:
+        return len(self.measured.tokens)
 
     @property
-    def documents(self) -> float:
-        return len(self.texts) * self.scale
+    def drawn_in_sample(self) -> int:
+        return int(sum(rows.is_drawn.sum() for rows in self.rows))
 
-    @property
-    def roots(self) -> float:
-        return len(self.candidates) * self.fraction * self.scale
+    def point(self) -> Totals:
+        return point(self.rows, self.measured, self.accepted)
 
-
-def spread(items: Sequence[T], limit: int) -> list[T]:
-    """Return all items, or `limit` of them at even distances, in their order."""
-    n = len(items)
-    return [items[i * n // limit] for i in range(limit)] if n > limit else list(items)
-
-
-def _sample_source(
-    settings: Settings, shards: Sequence[Shard], n_shards: int, tokenizer: Tokenizer
-) -> _SourceSample:
-    """Sample the documents of one source. shards: all of its shards."""
-    corpus, roots = settings.corpus, settings.roots
-    source = source_of(shards[0], corpus)
-    read, texts, candidates = 0, list[str](), list[list[int]]()
-    for shard in spread(shards, n_shards):
-        items = list(itertools.islice(read_shard(shard, source), SAMPLED_DOCUMENTS))
-        read += len(items)
-        canonical = canonical_texts([item.text for item in items if isinstance(item, Row)])
-        kept = [text for text in canonical if corpus.min_chars <= len(text) <= corpus.max_chars]
-        texts += kept
-        candidates += [
-            ids
-            for ids in tokenizer.encode(kept)
-            if roots.min_tokens <= len(ids) <= roots.max_tokens
-        ]
-    return _SourceSample(
-        rows=sum(shard.n_rows for shard in shards),
-        read=read,
-        texts=texts,
-        candidates=candidates,
-        fraction=roots.fraction_by_source.get(source.name, roots.fraction),
-    )
-
-
-def _sample_sources(
-    settings: Settings, plan: ShardPlan, tokenizer: Tokenizer
-) -> list[_SourceSample]:
-    by_source: dict[str, list[Shard]] = {}
-    for shard in plan.shards:
-        by_source.setdefault(shard.source, []).append(shard)
-    return [
-        _sample_source(
-            settings,
-            shards,
-            max(1, round(SAMPLED_SHARDS * len(shards) / len(plan.shards))),
-            tokenizer,
+    def replicates(self, effort: Effort) -> list[Totals]:
+        return replicates(
+            self.rows, self.measured, self.accepted, effort.replicates, effort.seed + 1
         )
-        for shards in by_source.values()
-    ]
+
+    @property
+    def evidence_tokens_per_dependency(self) -> float:
+        """Tokens of further passes per accepted pair, to find its evidence span."""
+        accepted = self.verified.total("accepted")
+        if accepted:
+            return self.verified.evidence_tokens / accepted
+        # Nothing was accepted, so nothing was measured: a few passes of mean length are assumed.
+        length = self.measured.context_tokens + float(np.mean(self.measured.tokens or [0]))
+        return 4 * length if self.settings.verification.evidence else 0.0
 
 
-def _measure_anchors(
-    settings: Settings, model: ScoringModel, roots: Sequence[list[int]]
-) -> tuple[float, float]:
-    """Score roots. Returns the mean number of anchors per root, and tokens per second."""
-    scorer = load_scorer(model, settings.scoring.pack_tokens)
-    start = time.monotonic()
-    named = [(str(number), ids) for number, ids in enumerate(roots)]
-    scored = list(score_roots(named, scorer, model.tokenizer.bos_ids, settings.entropy))
-    seconds = time.monotonic() - start
-    anchors = statistics.fmean(len(row["anchors"]) for row in scored) if scored else 0.0
-    return anchors, sum(len(ids) for ids in roots) / max(seconds, 1e-9)
+def take_sample(
+    settings: Settings,
+    plan: ShardPlan,
+    effort: Effort = Effort(),
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Sample:
+    """Sample the sources of a dataset's corpus and run a trial on the sample.
 
-
-def _cut(settings: Settings, embedder: Embedder, texts: Sequence[str]) -> list[str]:
-    """Chunks of these texts."""
-    shortest = settings.corpus.embedding.min_chunk_chars
-    return [
-        chunk.text
-        for text in texts
-        for chunk in chunk_document(text, embedder.window_tokens, shortest, embedder.count_tokens)
-    ]
-
-
-def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
-    """Sample documents of every source, score a few roots, and scale both up.
-
-    plan: shards of the dataset's corpus. Raises what loading the models and reading sources raise.
+    plan: shards of the corpus, registered or not. on_stage: gets a line for people before each
+    part. Raises CorpusError if a source lacks its text field, TrialError if no document can be a
+    root, and what loading the models raises.
     """
-    model, embedder = load_scoring_model(settings.scoring), load_embedder(settings.corpus.embedding)
-    samples = _sample_sources(settings, plan, model.tokenizer)
-    candidates = [ids for sample in samples if sample.fraction for ids in sample.candidates]
-    roots = spread(candidates, SAMPLED_ROOTS)
-    anchors, tokens_per_second = _measure_anchors(settings, model, roots)
-    root_tokens = statistics.fmean(len(ids) for ids in roots) if roots else 0.0
+    on_stage("reading a sample of the sources")
+    sources = sample_documents(settings.corpus, plan, effort.rows, effort.seed)
+    model = load_scoring_model(settings.scoring)
+    max_tokens = model.max_positions - len(model.tokenizer.bos_ids)
+    rows_of_plan = {shard.key: plan.corpus_rows(shard.key) for shard in plan.shards}
+    tokens: dict[str, int] = {}
+    for source in sources:
+        documents = list(source.all_documents())
+        counts = model.tokenizer.count([d.text for d in documents])
+        tokens |= {d.doc_id: n for d, n in zip(documents, counts, strict=True)}
+    longest = min(settings.roots.max_tokens, max_tokens)
+    eligible = {d for d, n in tokens.items() if settings.roots.min_tokens <= n <= longest}
 
-    n_chunks, chunks = 0.0, list[str]()
-    for sample in samples:
-        cut = spread(sample.texts, SAMPLED_DOCUMENTS)
-        of_source = _cut(settings, embedder, cut)
-        n_chunks += sample.documents * len(of_source) / max(len(cut), 1)
-        chunks += of_source
-    timed = spread(chunks, SAMPLED_DOCUMENTS)
-    start = time.monotonic()
-    embedder.embed_documents(timed)
-    chunks_per_second = len(timed) / max(time.monotonic() - start, 1e-9)
-    context_tokens = statistics.fmean(model.tokenizer.count(chunks)) if chunks else 0.0
+    chosen = _choose_roots(settings, sources, tokens, eligible, rows_of_plan, effort)
+    pool = _choose_pool(sources, {d.doc_id for d in chosen}, effort)
+    if not pool:
+        return _without_trial(settings, plan, sources, tokens, eligible, model.identity)
+    with open_trial(settings, pool, [d.doc_id for d in chosen], on_stage) as trial:
+        made = [trial.store.summary(CHUNK_EMBEDDINGS, shard) for shard in trial.shards]
+        pool_chars = sum(len(d.text) for d in pool)
+        chunks_per_char = sum(s.chunks for s in made) / max(pool_chars, 1)
+        chars = sum(s.weight * sum(len(d.text) for d in s.all_documents()) for s in sources)
+        pool_share = min(1.0, pool_chars / max(chars, 1))
+        on_stage("planning the passes")
+        roots = read_trial(trial, model.tokenizer)
+        bos, positions = model.tokenizer.bos_ids, model.max_positions
+        costs = root_costs(roots, settings, bos, positions, pool_share)
+        trend = sharing_trend(roots, settings, bos, positions, pool_share)
+        on_stage("verifying a few candidates")
+        wanted = candidates_per_anchor(settings)
+        rank = int(np.ceil(wanted * pool_share))
+        verified = verify_sample(trial, roots, model, rank, effort.verified_tokens)
+        lengths = [len(ids) for ids in roots.context_ids.values()]
+        rates = _rates(trial.rates, verified)
+        dimension = made[0].dimension
+    order = {cost.root_id: number for number, cost in enumerate(costs)}
+    measured = _measured(
+        settings,
+        costs,
+        float(np.mean(lengths)) if lengths else 0.0,
+        trend,
+        wanted * pool_share >= 1 or pool_share >= 1,
+    )
+    return Sample(
+        sources=tuple(sources),
+        settings=settings,
+        corpus_shards=len(plan.shards),
+        rows=_rows(settings, sources, tokens, eligible, rows_of_plan, order),
+        measured=measured,
+        accepted=_accepted(verified),
+        verified=verified,
+        pool_documents=len(pool),
+        pool_share=pool_share,
+        chunks_per_char=chunks_per_char,
+        dimension=dimension,
+        rates=rates,
+        model=model.identity,
+    )
 
-    n_roots = sum(sample.roots for sample in samples)
-    per_anchor = settings.retrieval.top_k + settings.retrieval.text_candidates
-    pairs = n_roots * anchors * per_anchor
-    controls = settings.verification.controls
-    of_candidates, rest = verification_tokens(
-        n_roots, pairs, DISTINCT.value, context_tokens, root_tokens, controls
+
+def _without_trial(
+    settings: Settings,
+    plan: ShardPlan,
+    sources: Sequence[SourceSample],
+    tokens: dict[str, int],
+    eligible: set[str],
+    model: str,
+) -> Sample:
+    """A sample without any document: everything is zero."""
+    nothing = VerifiedSample([], 0, 0, 0.0)
+    rows_of_plan = {shard.key: plan.corpus_rows(shard.key) for shard in plan.shards}
+    return Sample(
+        sources=tuple(sources),
+        settings=settings,
+        corpus_shards=len(plan.shards),
+        rows=_rows(settings, sources, tokens, eligible, rows_of_plan, {}),
+        measured=_measured(settings, [], 0.0, 0.0, True),
+        accepted=_accepted(nothing),
+        verified=nothing,
+        pool_documents=0,
+        pool_share=1.0,
+        chunks_per_char=0.0,
+        dimension=0,
+        rates={},
+        model=model,
     )
-    return Estimate(
-        rows=sum(sample.rows for sample in samples),
-        documents=round(sum(sample.documents for sample in samples)),
-        chunks=round(n_chunks),
-        roots=round(n_roots),
-        anchors=round(n_roots * anchors),
-        pairs=round(pairs),
-        forward_passes=round(pairs * DISTINCT.value + n_roots * (controls + 1)),
-        forward_tokens=round(of_candidates + rest),
-        chunks_per_second=chunks_per_second,
-        tokens_per_second=tokens_per_second,
-        sampled_documents=sum(sample.read for sample in samples),
-        sampled_roots=len(roots),
+
+
+def _share(settings: Settings, source: SourceSample, rows_of_plan: dict[str, int]) -> float:
+    """Share of a source's documents that are drawn; shards of later scans have a lower one."""
+    shares = [
+        n * drawn_share(settings.roots, source.source, rows_of_plan[shard])
+        for shard, n in source.chosen.items()
+    ]
+    return sum(shares) / max(source.chosen_rows, 1)
+
+
+def _choose_roots(
+    settings: Settings,
+    sources: Sequence[SourceSample],
+    tokens: dict[str, int],
+    eligible: set[str],
+    rows_of_plan: dict[str, int],
+    effort: Effort,
+) -> list[SampledDocument]:
+    """Return the roots to measure: of each source in proportion to its roots, by their hash, so
+    that those are among them that a run draws."""
+    ordered: list[tuple[float, SampledDocument]] = []
+    for source in sources:
+        share = _share(settings, source, rows_of_plan) * source.weight
+        if share:
+            ordered += [
+                (root_hash(d.doc_id, settings.seed) / share, d)
+                for d in source.all_documents()
+                if d.doc_id in eligible
+            ]
+    ordered.sort(key=lambda pair: (pair[0], pair[1].doc_id))
+    chosen: list[SampledDocument] = []
+    total = 0
+    for _, document in ordered[: effort.roots]:
+        total += tokens[document.doc_id]
+        if total > effort.root_tokens and len(chosen) >= MIN_ROOTS:
+            break
+        chosen.append(document)
+    return chosen
+
+
+def _choose_pool(
+    sources: Sequence[SourceSample], root_ids: set[str], effort: Effort
+) -> list[SampledDocument]:
+    """Return the documents of the trial: the roots, and others by hash as far as they fit."""
+    documents = [(source.weight, d) for source in sources for d in source.all_documents()]
+    roots = [d for _, d in documents if d.doc_id in root_ids]
+    room = effort.pool_chars - sum(len(d.text) for d in roots)
+    others = sorted(
+        (
+            (hash_of("pool", d.doc_id) / weight, d)
+            for weight, d in documents
+            if d.doc_id not in root_ids
+        ),
+        key=lambda pair: (pair[0], pair[1].doc_id),
     )
+    pool = roots
+    for _, document in others:
+        room -= len(document.text)
+        if room < 0:
+            break
+        pool.append(document)
+    return pool
+
+
+def _rows(
+    settings: Settings,
+    sources: Sequence[SourceSample],
+    tokens: dict[str, int],
+    eligible: set[str],
+    rows_of_plan: dict[str, int],
+    measured: dict[str, int],
+) -> tuple[Rows, ...]:
+    """The chosen rows as arrays. measured: place of each measured root."""
+    result = []
+    for source in sources:
+        share = _share(settings, source, rows_of_plan)
+        shards, documents = [], list[SampledDocument | None]()
+        for number, (shard, n) in enumerate(source.chosen.items()):
+            of_shard = source.documents.get(shard, [])
+            documents += [*of_shard, *[None] * (n - len(of_shard))]
+            shards += [number] * max(n, len(of_shard))
+        result.append(
+            Rows(
+                source_rows=source.rows,
+                source_shards=source.shards,
+                is_complete=source.is_complete,
+                share=share,
+                shard=np.array(shards, np.int64),
+                is_document=np.array([float(d is not None) for d in documents]),
+                chars=np.array([float(len(d.text)) if d else 0.0 for d in documents]),
+                tokens=np.array(
+                    [
+                        float(tokens[d.doc_id]) if d and d.doc_id in eligible and share else 0.0
+                        for d in documents
+                    ]
+                ),
+                is_drawn=np.array(
+                    [
+                        d is not None
+                        and is_drawn(
+                            d.doc_id,
+                            settings.seed,
+                            drawn_share(settings.roots, source.source, rows_of_plan[d.shard]),
+                        )
+                        for d in documents
+                    ],
+                    np.bool_,
+                ),
+                measured=np.array(
+                    [measured.get(d.doc_id, -1) if d else -1 for d in documents], np.int64
+                ),
+            )
+        )
+    return tuple(result)
+
+
+def _measured(
+    settings: Settings,
+    costs: Sequence[RootCost],
+    context_tokens: float,
+    trend: float,
+    is_certain: bool,
+) -> Measured:
+    def values(cost: RootCost, passes: Passes) -> list[float]:
+        return [cost.anchors, passes.passes, passes.tokens, passes.pairs, cost.control_tokens]
+
+    shape = (len(costs), len(QUANTITIES))
+    return Measured(
+        tokens=np.array([float(cost.tokens) for cost in costs]),
+        shared=np.array([values(c, c.shared) for c in costs], np.float64).reshape(shape),
+        unshared=np.array([values(c, c.unshared) for c in costs], np.float64).reshape(shape),
+        trend=trend,
+        is_certain=is_certain,
+        context_tokens=context_tokens,
+        max_contexts=settings.verification.max_contexts_per_root,
+        max_tokens=settings.verification.max_forward_tokens_per_root,
+    )
+
+
+def _accepted(verified: VerifiedSample) -> Accepted:
+    def column(name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return np.array([float(getattr(root, name)) for root in verified.roots])
+
+    return Accepted(column("contexts"), column("contexts_accepted"), column("accepted"))
+
+
+def _rates(of_stages: dict[str, float], verified: VerifiedSample) -> dict[str, float]:
+    """Units per second: the rate of scoring is that of the passes given contexts, if there are."""
+    tokens = verified.forward_tokens + verified.evidence_tokens
+    scoring = tokens / verified.seconds if tokens else of_stages[ENTROPY_SCORES_STAGE.name]
+    return {
+        "chunks": of_stages[CHUNK_EMBEDDINGS_STAGE.name],
+        "anchors": of_stages[CANDIDATE_CONTEXTS_STAGE.name],
+        "tokens": scoring,
+    }

@@ -18,10 +18,15 @@ COLUMNS = ["doc_id", "text", "source"]
 """Columns of the documents that the choice reads."""
 
 
+def root_hash(doc_id: str, seed: int) -> int:
+    """Return the 64-bit number that decides whether a document is drawn: the lowest are."""
+    digest = hashlib.blake2b(f"root:{seed}:{doc_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest)
+
+
 def is_drawn(doc_id: str, seed: int, fraction: float) -> bool:
     """Return whether a document is drawn: by seed and id alone, `fraction` of all documents."""
-    digest = hashlib.blake2b(f"root:{seed}:{doc_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) < fraction * 2**64
+    return root_hash(doc_id, seed) < fraction * 2**64
 
 
 def drawn_share(settings: RootSettings, source: str, corpus_rows: int) -> float:

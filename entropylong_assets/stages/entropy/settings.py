@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from entropylong_assets.settings.section import Section
 
-
 DEFAULT_NUMBER = 100
 """Documents drawn as roots if the settings give neither a number nor a share: enough to look at."""
 

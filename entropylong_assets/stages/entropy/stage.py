@@ -162,10 +162,10 @@ ENTROPY_SCORES_STAGE = Stage(
     tables=ENTROPY_SCORES,
     description="""Entropy and surprisal of every token of the shard's roots, and their anchors.
 
-Roots are documents drawn by hash (`roots.number` or `roots.fraction`) whose length in tokens of the scoring model is
-within `roots.min_tokens` and `roots.max_tokens`; other drawn documents are listed in `dropped` with
-the reason. Anchors are the positions with H_t > μ + α·σ of their own root (paper, section 3.1).
-With `entropy.anchors: both`, positions with a surprising token are anchors too.""",
+Roots are documents drawn by hash (`roots.number` or `roots.fraction`) whose length in tokens of the
+scoring model is within `roots.min_tokens` and `roots.max_tokens`; other drawn documents are listed
+in `dropped` with the reason. Anchors are the positions with H_t > μ + α·σ of their own root (paper,
+section 3.1). With `entropy.anchors: both`, positions with a surprising token are anchors too.""",
     compute=_compute,
     inputs=(CORPUS_DOCUMENTS_STAGE,),
     sections={
