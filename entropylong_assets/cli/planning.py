@@ -13,12 +13,15 @@ from rich.table import Table
 from entropylong_assets.cli.common import DatasetName, SettingsFile, open_dataset, out, plain_errors
 
 if TYPE_CHECKING:
-    from entropylong_assets.report.corpus_sample import Sample
+    from entropylong_assets.report.corpus_sample import Effort, Sample
     from entropylong_assets.report.estimate import Estimate, Figure, Size
+    from entropylong_assets.report.pilot import Pilot, ShownPair
+    from entropylong_assets.settings.section import Settings
 
 
 def add_commands(app: typer.Typer) -> None:
     app.command()(estimate)
+    app.command()(pilot)
 
 
 def estimate(
@@ -53,23 +56,101 @@ def estimate(
             return
         size = parse_size(" ".join(wanted)) if wanted else None
         settings = open_dataset(settings_file, dataset)
-        from entropylong_assets.orchestration.scanning import plan_without_saving
-        from entropylong_assets.report.corpus_sample import Effort, take_sample
-        from entropylong_assets.stages.corpus.shards import require_shards
+        from entropylong_assets.report.corpus_sample import Effort
 
-        plan = plan_without_saving(settings.corpus)
-        require_shards(settings.corpus, plan)
-        effort = Effort(rows=rows, roots=roots, root_tokens=1000 * roots)
-        notes = Console(stderr=True, highlight=False, soft_wrap=True)
-        sample = take_sample(
+        sample = _sample(
             settings,
-            plan,
-            effort,
-            lambda stage: notes.print(f"{stage} …"),
+            Effort(rows=rows, roots=roots, root_tokens=1000 * roots),
             size.value if size and size.unit == "documents" else None,
         )
         estimated = make_estimate(sample, size, hour_price)
     _print_estimate(settings.name, sample, estimated, size)
+
+
+def _sample(settings: Settings, effort: Effort, documents: float | None = None) -> Sample:
+    """Take a sample and name each part on standard error as it begins."""
+    from entropylong_assets.orchestration.scanning import plan_without_saving
+    from entropylong_assets.report.corpus_sample import take_sample
+    from entropylong_assets.stages.corpus.shards import require_shards
+
+    plan = plan_without_saving(settings.corpus)
+    require_shards(settings.corpus, plan)
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    return take_sample(settings, plan, effort, lambda stage: notes.print(f"{stage} …"), documents)
+
+
+def pilot(
+    settings_file: SettingsFile = None,
+    dataset: DatasetName = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Wished number of samples: suggests roots.number.")
+    ] = None,
+    roots: Annotated[int, typer.Option(min=2, help="Roots verified.")] = 8,
+    tokens: Annotated[
+        int, typer.Option(min=1000, help="Tokens of all forward passes, at most.")
+    ] = 200_000,
+    show: Annotated[
+        int, typer.Option(min=0, help="Accepted and rejected dependencies shown, of each.")
+    ] = 3,
+) -> None:
+    """Verify a few roots, show accepted and rejected dependencies, and suggest settings.
+
+    Runs every stage as far as the verification on a sample of the sources, in a temporary folder.
+    Writes nothing to the corpus or the dataset.
+    """
+    with plain_errors():
+        settings = open_dataset(settings_file, dataset)
+        from entropylong_assets.report.corpus_sample import Effort
+        from entropylong_assets.report.pilot import make_pilot
+        from entropylong_assets.report.verified_sample import Budget
+        from entropylong_assets.stages.entropy.model import load_tokenizer
+
+        effort = Effort(roots=roots, root_tokens=10**9, verified=Budget(tokens, None))
+        sample = _sample(settings, effort)
+        made = make_pilot(sample, load_tokenizer(settings.scoring), show, samples)
+    _print_pilot(made)
+
+
+def _print_pilot(made: Pilot) -> None:
+    """Plain lines, which a pipe takes as well as a terminal."""
+    for title, pairs in (("Accepted", made.accepted), ("Rejected", made.rejected)):
+        for number, pair in enumerate(pairs, 1):
+            out.print(f"{title} {number}", style="bold")
+            for line in _pair_lines(pair):
+                out.print(line, soft_wrap=True)
+            out.print()
+    out.print("Funnel", style="bold")
+    for name, count, note in made.funnel:
+        out.print(f"  {name:<24} {count:>10,}  {escape(note)}".rstrip(), soft_wrap=True)
+    if made.empty:
+        out.print(f"[yellow]Nothing accepted:[/] {escape(made.empty)}.", soft_wrap=True)
+    if made.suggestions:
+        out.print()
+        out.print("Suggested settings", style="bold")
+    for suggestion in made.suggestions:
+        out.print(f"  {suggestion.setting}: [bold]{escape(suggestion.value)}[/]", soft_wrap=True)
+        out.print(f"    {escape(suggestion.basis)}", soft_wrap=True)
+
+
+def _pair_lines(pair: ShownPair) -> list[str]:
+    calibrated = "" if pair.calibrated_gain is None else f", ΔI* {pair.calibrated_gain:.2f}"
+    kind = "" if pair.kind is None else f", {pair.kind.replace('_', ' ')}"
+    marked = f"[[{pair.evidence}]]" if pair.evidence else ""
+    context = f"{pair.context_before}{marked}{pair.context_after}".strip()
+    return [
+        escape(line)
+        for line in (
+            f"  entropy {pair.entropy:.2f} → {pair.entropy_context:.2f} nats, ΔI "
+            f"{pair.gain:.2f}{calibrated}; {pair.verdict.replace('_', ' ')}{kind}",
+            f"  root {pair.root_id[:8]}: …{_one_line(pair.before)}"
+            f"»{_one_line(pair.token)}«{_one_line(pair.after)}…",
+            f"  context {pair.chunk_id}: {_one_line(context)}",
+        )
+    ]
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ⏎ ")
 
 
 def _print_plan(figures: list[str], hour_price: float | None) -> None:

@@ -33,7 +33,7 @@ from entropylong_assets.report.root_costs import (
 )
 from entropylong_assets.report.sample_arrays import Lengths, choose_pool, choose_roots, make_rows
 from entropylong_assets.report.trial import TrialError, open_trial
-from entropylong_assets.report.verified_sample import VerifiedSample, verify_sample
+from entropylong_assets.report.verified_sample import FEW, Budget, VerifiedSample, verify_sample
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.shards import ShardPlan
 from entropylong_assets.stages.embeddings.stages import CHUNK_EMBEDDINGS_STAGE
@@ -56,8 +56,8 @@ class Effort:
     """Roots measured, at most."""
     root_tokens: int = 24_000
     """Tokens of the measured roots, at most, but at least 6 roots."""
-    verified_tokens: int = 40_000
-    """Tokens of the passes that are scored to see how many candidates are accepted."""
+    verified: Budget = FEW
+    """Candidates that are verified."""
     seed: int = 0
     """Of the choice of rows."""
 
@@ -72,6 +72,7 @@ class Sample:
     """Rows of every shard of the corpus."""
     rows: tuple[Rows, ...]
     measured: Measured
+    trial: TrialRoots
     verified: VerifiedSample
     lengths: Lengths
     pool_documents: int
@@ -97,8 +98,7 @@ class Sample:
     @property
     def evidence_tokens_per_dependency(self) -> float:
         """Tokens of further passes per accepted pair, to find its evidence span."""
-        accepted = self.verified.total("accepted")
-        if accepted:
+        if accepted := self.verified.accepted:
             return self.verified.evidence_tokens / accepted
         # Nothing was accepted, so nothing was measured: a few passes of mean length are assumed.
         length = self.measured.context_tokens + float(
@@ -145,13 +145,14 @@ def take_sample(
         measured, order = _measure(settings, roots, model, pool_share)
         on_stage("verification of a few candidates")
         rank = int(np.ceil(candidates_per_anchor(settings) * pool_share))
-        verified = verify_sample(trial, roots, model, rank, effort.verified_tokens)
+        verified = verify_sample(trial, roots, model, rank, effort.verified)
         return Sample(
             sources=tuple(sources),
             settings=settings,
             shard_rows=tuple(shard.n_rows for shard in plan.shards),
             rows=make_rows(settings, sources, lengths, order),
             measured=replace(measured, context_tokens=float(np.mean(tokens)) if tokens else 0.0),
+            trial=roots,
             verified=verified,
             lengths=lengths,
             pool_documents=len(pool),

@@ -71,6 +71,12 @@ class TrialRoots:
     """Id, tokens and anchors of roots without any candidate."""
     context_ids: dict[str, list[int]]
     """Token ids of each candidate, the separator's included, by chunk."""
+    table: pl.DataFrame
+    """Rows of the table `roots` of `entropy_scores`."""
+    candidate_rows: int
+    """(anchor, chunk) pairs retrieved."""
+    near_duplicates: int
+    """Those of them that the leak check refused."""
 
 
 def read_trial(trial: Trial, tokenizer: Tokenizer) -> TrialRoots:
@@ -96,7 +102,15 @@ def read_trial(trial: Trial, tokenizer: Tokenizer) -> TrialRoots:
         encoded = tokenizer.encode(new["text"].to_list())
         for chunk_id, ids in zip(new["chunk_id"], encoded, strict=True):
             context_ids[chunk_id] = [*ids, *tokenizer.separator_ids]
-    return TrialRoots(roots, without, context_ids)
+    found = [trial.store.summary(CANDIDATE_CONTEXTS, shard) for shard in trial.shards]
+    return TrialRoots(
+        roots,
+        without,
+        context_ids,
+        trial.store.read_all(ENTROPY_SCORES, trial.shards, "roots"),
+        sum(summary.candidates for summary in found),
+        sum(summary.near_duplicate for summary in found),
+    )
 
 
 def candidates_per_anchor(settings: Settings) -> int:

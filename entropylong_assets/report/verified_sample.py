@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
 
 from entropylong_assets.report.document_sample import hash_of
@@ -20,13 +21,24 @@ from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.verification.root_verification import RootCandidates
 from entropylong_assets.stages.verification.shard_verification import Verifier
 
-CONTEXTS_PER_ROOT = 4
-"""Contexts verified per root: roots differ more than the contexts of a root."""
+
+@dataclass(frozen=True)
+class Budget:
+    """How many candidates are verified."""
+
+    tokens: int = 40_000
+    """Tokens of all passes; at least two roots are verified."""
+    contexts_per_root: int | None = 4
+    """Roots differ more than the contexts of a root, so a few of each suffice; None: as many as the
+    root's part of `tokens` allows."""
+
+
+FEW = Budget()
 
 
 @dataclass(frozen=True)
 class VerifiedRoot:
-    """Counts of one root whose candidates were verified in part."""
+    """Counts of one root whose candidates were verified in part, up to the rank that counts."""
 
     contexts: int
     """Distinct contexts scored."""
@@ -43,36 +55,49 @@ class VerifiedSample:
     """A sample of the candidates, verified under the rule in force."""
 
     roots: list[VerifiedRoot]
-    forward_tokens: int
-    evidence_tokens: int
-    seconds: float
+    tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    """Rows as in the tables `pairs`, `evidence` and `controls` of `verified_dependencies`."""
+    forward_tokens: int = 0
+    evidence_tokens: int = 0
+    seconds: float = 0.0
 
     def total(self, name: str) -> int:
         return sum(getattr(root, name) for root in self.roots)
 
+    @property
+    def accepted(self) -> int:
+        """All accepted pairs, of any rank."""
+        return int(self.tables["pairs"]["accepted"].sum()) if self.tables else 0
+
 
 def verify_sample(
-    trial: Trial, roots: TrialRoots, model: ScoringModel, rank: int, max_tokens: int
+    trial: Trial, roots: TrialRoots, model: ScoringModel, rank: int, budget: Budget
 ) -> VerifiedSample:
-    """Verify a few candidates of as many roots as `max_tokens` tokens of passes allow.
+    """Verify candidates of a trial, chosen by hash.
 
-    rank: candidates up to this rank are chosen from. At least two roots are verified.
+    rank: candidates up to this rank are counted. Without a limit per root, others are verified too.
     """
     chosen: list[RootCandidates] = []
     tokens = 0
     controls = trial.settings.verification.controls
+    of_root = budget.tokens // max(len(roots.candidates), 1)
     for root in roots.candidates:
-        part = _choose(up_to_rank(root, max(1, rank)), trial.settings.seed)
+        is_limited = budget.contexts_per_root is not None
+        part = _choose(
+            up_to_rank(root, max(1, rank)) if is_limited else root,
+            trial.settings.seed,
+            budget.contexts_per_root,
+            None if is_limited else (of_root, controls, roots.context_ids),
+        )
         if not len(part.candidates):
             continue
         tokens += _tokens(part, roots.context_ids, controls)
-        if tokens > max_tokens and len(chosen) >= 2:
+        if is_limited and tokens > budget.tokens and len(chosen) >= 2:
             break
         chosen.append(part)
     if not chosen:
-        return VerifiedSample([], 0, 0, 0.0)
-    shard = trial.shards[0]
-    candidates = trial.store.summary(CANDIDATE_CONTEXTS, shard)
+        return VerifiedSample([])
+    candidates = trial.store.summary(CANDIDATE_CONTEXTS, trial.shards[0])
     table = open_table(trial.store, candidates.index)
     verifier = Verifier(
         trial.settings,
@@ -85,21 +110,38 @@ def verify_sample(
     start = time.monotonic()
     batch = verifier.verify(chosen, roots.context_ids, lambda _: None)
     seconds = time.monotonic() - start
+    counted = batch.tables["pairs"].filter(pl.col("rank") <= max(1, rank))
     return VerifiedSample(
-        [_counts(rows, roots.context_ids) for _, rows in batch.tables["pairs"].group_by("root_id")],
+        [_counts(rows, roots.context_ids) for _, rows in counted.group_by("root_id")],
+        batch.tables,
         batch.figures["forward_tokens"],
         batch.figures["evidence_tokens"],
         seconds,
     )
 
 
-def _choose(root: RootCandidates, seed: int) -> RootCandidates:
-    """Return the root with a few of its candidates, chosen by hash."""
+def _choose(
+    root: RootCandidates,
+    seed: int,
+    contexts: int | None,
+    room: tuple[int, int, Mapping[str, Sequence[int]]] | None,
+) -> RootCandidates:
+    """Return the root with some of its candidates, chosen by hash.
+
+    contexts: maximum number of them. room: tokens of their passes, the number of controls, and the
+    token ids of each chunk.
+    """
     passed = root.candidates.filter(leak_check=PASSED)
     ids = sorted(
         passed["chunk_id"].unique(), key=lambda chunk_id: hash_of(seed, root.root_id, chunk_id)
-    )
-    candidates = passed.filter(pl.col("chunk_id").is_in(ids[:CONTEXTS_PER_ROOT]))
+    )[:contexts]
+    if room is not None and ids:
+        tokens, controls, context_ids = room
+        last = dict(passed.group_by("chunk_id").agg(pl.col("anchor").max()).iter_rows())
+        sizes = [len(context_ids[chunk_id]) + last[chunk_id] for chunk_id in ids]
+        spent = np.cumsum(sizes) + controls * np.maximum.accumulate(sizes)
+        ids = ids[: max(1, int((spent <= tokens).sum()))]
+    candidates = passed.filter(pl.col("chunk_id").is_in(ids))
     return RootCandidates(root.root_id, root.token_ids, root.entropies, root.surprisals, candidates)
 
 
