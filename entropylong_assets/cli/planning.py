@@ -87,8 +87,13 @@ def pilot(
     ] = None,
     roots: Annotated[int, typer.Option(min=2, help="Roots verified.")] = 8,
     tokens: Annotated[
-        int, typer.Option(min=1000, help="Tokens of all forward passes, at most.")
-    ] = 200_000,
+        int,
+        typer.Option(
+            min=1000,
+            help="Tokens of the passes of candidates and controls, at most; evidence "
+            "spans take more.",
+        ),
+    ] = 60_000,
     show: Annotated[
         int, typer.Option(min=0, help="Accepted and rejected dependencies shown, of each.")
     ] = 3,

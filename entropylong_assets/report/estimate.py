@@ -103,18 +103,28 @@ def _factors(sample: Sample, point: Totals, size: Size | None) -> tuple[float, f
         documents = size.value / max(point.documents, 1)
         wished = sample.settings.roots.wished_number is not None
         return documents, (1 / documents if wished else 1.0)
-    have = {
-        "roots": point.drawn,
-        "dependencies": point.dependencies,
-        "samples": _samples(sample, point, 1.0, 1.0),
-    }
-    have["tokens"] = have["samples"] * sample.settings.samples.tokens
-    if not have[size.unit]:
+    per_root = {"roots": point.drawn, "dependencies": point.dependencies}
+    if not (point.drawn if size.unit == "roots" else point.dependencies):
         raise SizeError(
             f"--at {size.value:g} {size.unit}: these settings yield none on the sample, so that "
             "it can't be scaled; raise roots.number"
         )
-    return 1.0, size.value / have[size.unit]
+    if size.unit in per_root:
+        return 1.0, size.value / per_root[size.unit]
+    tokens = sample.settings.samples.tokens if size.unit == "tokens" else 1
+    return 1.0, _roots_for(sample, point, size.value / tokens)
+
+
+def _roots_for(sample: Sample, point: Totals, samples: float) -> float:
+    """How many times as many roots make so many samples. More roots never make fewer samples."""
+    low, high = 1e-12, 1e12
+    for _ in range(100):
+        middle = (low * high) ** 0.5
+        if _samples(sample, point, 1.0, middle) < samples:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def _samples(sample: Sample, t: Totals, documents: float, roots: float) -> float:

@@ -80,44 +80,50 @@ def suggest_alpha(table: pl.DataFrame, present: float) -> Suggestion:
 def suggest_epsilon(
     table: pl.DataFrame, rule: str, present: float, max_false_acceptance: float
 ) -> Suggestion:
-    """Suggest the lowest ε at which the rule accepts few control contexts.
+    """Suggest an ε at which the rule accepts few control contexts.
 
-    table: rows of an ablation under the rule in force.
+    A lower ε than the present one is suggested only if the upper end of its interval is within
+    `max_false_acceptance`; a higher one if the present one accepts more than that. table: rows of
+    an ablation under the rule in force.
     """
     rows = _rows(table, "epsilon")
-    if len({row["dependencies_per_root"] for row in rows}) <= 1 and rows:
-        if rows[0]["dependencies_per_root"]:
-            basis = f"rule {rule} accepts the same pairs at any ε looked at"
-        else:
-            basis = "no pair was accepted at any ε looked at"
-        return Suggestion("verification.epsilon", f"{present:g}", basis)
+    setting = "verification.epsilon"
+    if len({row["dependencies_per_root"] for row in rows}) <= 1:
+        accepts = bool(rows) and rows[0]["dependencies_per_root"]
+        what = f"rule {rule} accepts the same pairs" if accepts else "no pair was accepted"
+        return Suggestion(setting, f"{present:g}", f"{what} at any ε looked at")
+    basis = "; ".join(f"ε {row['value']}: {_share(row)}{_of_controls(row)}" for row in rows)
     judged = [row for row in rows if row["false_acceptance"] is not None]
-    fit = [row for row in judged if row["false_acceptance"] <= max_false_acceptance]
-    basis = "; ".join(
-        f"ε {row['value']}: {_share(row)}"
-        + (
-            ""
-            if row["false_acceptance"] is None
-            else f", {row['false_acceptance']:.1%} of control contexts"
-        )
-        for row in rows
-    )
     if not judged:
+        return Suggestion(setting, f"{present:g}", f"without controls none can be judged. {basis}")
+    limit = f"{max_false_acceptance:.1%} of control contexts (verification.max_false_acceptance)"
+    sure = [row for row in judged if row["false_acceptance_high"] <= max_false_acceptance]
+    if sure and float(sure[0]["value"]) < present:
         return Suggestion(
-            "verification.epsilon", f"{present:g}", f"without controls none can be judged. {basis}"
+            setting, sure[0]["value"], f"the lowest that surely accepts at most {limit}. {basis}"
         )
+    fit = [
+        row
+        for row in judged
+        if row["false_acceptance"] <= max_false_acceptance and float(row["value"]) >= present
+    ]
     if not fit:
+        why = f"the highest looked at, though it accepts more than {limit}"
+        return Suggestion(setting, judged[-1]["value"], f"{why}. {basis}")
+    if float(fit[0]["value"]) > present:
         return Suggestion(
-            "verification.epsilon",
-            judged[-1]["value"],
-            f"the highest looked at, though more than {max_false_acceptance:.1%} of control "
-            f"contexts are accepted. {basis}",
+            setting, fit[0]["value"], f"the lowest that accepts at most {limit}. {basis}"
         )
-    return Suggestion(
-        "verification.epsilon",
-        fit[0]["value"],
-        f"the lowest that accepts at most {max_false_acceptance:.1%} of control contexts "
-        f"(verification.max_false_acceptance). {basis}",
+    why = f"it accepts at most {limit}, and too few were scored to be sure of a lower one"
+    return Suggestion(setting, f"{present:g}", f"{why}. {basis}")
+
+
+def _of_controls(row: dict[str, Any]) -> str:
+    if row["false_acceptance"] is None:
+        return ""
+    return (
+        f", {row['false_acceptance']:.1%} of control contexts (at most "
+        f"{row['false_acceptance_high']:.1%})"
     )
 
 
@@ -151,15 +157,12 @@ def suggest_roots(sample: Sample, samples: int) -> Suggestion:
         return Suggestion(
             "roots.number", "–", "the sample yields no root, so that none can be suggested"
         )
-    roots = estimate.figure("roots").value
+    roots, made = estimate.figure("roots"), estimate.figure("samples")
     suited = len(sample.lengths.eligible) / max(sample.chosen_rows, 1)
-    number = round(roots / max(suited, 1e-9))
-    made = make_estimate(sample).figure("samples")
-    present = max(sample.point().drawn, 1e-9)
+    number = round(roots.value / max(suited, 1e-9))
     basis = (
-        f"{roots:,.0f} roots, as {suited:.0%} of rows have a length for roots; "
-        f"{made.value / present:.3g} samples per root (95%: {made.low / present:.3g} to "
-        f"{made.high / present:.3g}); {number / max(rows, 1):.2g} of all rows"
+        f"{number / max(rows, 1):.2g} of all rows, of which {suited:.0%} have a length for roots: "
+        f"{roots.value:,.0f} roots, {made.low:,.0f} to {made.high:,.0f} samples (95%)"
     )
     if number > rows:
         basis += (
