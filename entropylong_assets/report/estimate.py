@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ def make_estimate(
             columns[name].append(value)
     figures = []
     for name, (value, unit) in of_point.items():
-        low, high = np.nanquantile([*columns[name], value], [0.025, 0.975])
+        known = [v for v in (*columns[name], value) if not math.isnan(v)]
+        low, high = np.quantile(known, [0.025, 0.975]) if known else (math.nan, math.nan)
         figures.append(Figure(name, value, min(low, value), max(high, value), unit))
     return Estimate(figures, warnings_of(sample, point, documents, roots))
 
@@ -180,16 +182,17 @@ def _figures(
         "samples": (samples, ""),
         "storage": (storage, "bytes"),
         **{name: (value, "hours") for name, value in hours.items()},
-        "all three": (total, "hours"),
-        "per sample": (total / samples if samples else np.nan, "hours"),
-        "per million dependencies": (
+        "total time": (total, "hours"),
+        "time per sample": (total / samples if samples else np.nan, "hours"),
+        "time per million dependencies": (
             1e6 * total / dependencies if dependencies else np.nan,
             "hours",
         ),
     }
     if hour_price is not None:
-        for name in ("all three", "per sample", "per million dependencies"):
-            figures[f"cost, {name}"] = (figures[name][0] * hour_price, "money")
+        for name in ("total time", "time per sample", "time per million dependencies"):
+            cost = figures[name][0] * hour_price
+            figures[name.replace("total time", "cost").replace("time", "cost")] = (cost, "money")
     return figures
 
 
