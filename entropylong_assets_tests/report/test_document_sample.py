@@ -36,7 +36,8 @@ def test_chosen_rows_are_spread_over_the_shard(
         assert len({item.row for item in items}) == 16
         assert all(isinstance(item, Row) for item in items)
         places += [item.row for item in items]
-    assert min(places) >= 500 and max(places) < 1000
+    assert min(places) >= 500
+    assert max(places) < 1000
     counts, _ = np.histogram(places, bins=4, range=(500, 1000))
     assert counts.min() > 0.15 * len(places)
 

@@ -40,14 +40,16 @@ def tokenizer(settings: Settings) -> Tokenizer:
 
 def test_shown_pairs_are_what_the_rule_decided(sample: Sample, tokenizer: Tokenizer) -> None:
     made = make_pilot(sample, tokenizer, 3, None)
-    assert made.accepted and made.rejected
+    assert made.accepted
+    assert made.rejected
     assert {pair.verdict for pair in made.accepted} == {"accepted"}
     assert "accepted" not in {pair.verdict for pair in made.rejected}
     assert len({pair.chunk_id for pair in made.accepted}) == len(made.accepted)
     epsilon = sample.settings.verification.epsilon
     for pair in made.accepted:
         assert pair.gain == pytest.approx((pair.entropy - pair.entropy_context) / pair.entropy)
-        assert pair.calibrated_gain is not None and pair.calibrated_gain > epsilon
+        assert pair.calibrated_gain is not None
+        assert pair.calibrated_gain > epsilon
         text = pair.context_before + pair.evidence + pair.context_after
         assert set(re.findall(r"[a-z]{4,}", text.lower())) & set(WORDS)
 
@@ -61,7 +63,8 @@ def test_funnel_counts_each_step(sample: Sample, tokenizer: Tokenizer) -> None:
     assert counts["roots of the pilot"] == 4
     assert counts["pairs verified"] == len(pairs.filter(pairs["entropy_context"].is_not_null()))
     assert counts["accepted by calibrated"] == pairs["accepted"].sum() > 0
-    assert not made.accepted and made.empty is None
+    assert not made.accepted
+    assert made.empty is None
 
 
 def test_wished_samples_lead_to_a_number_of_roots(sample: Sample, tokenizer: Tokenizer) -> None:
@@ -84,8 +87,9 @@ def test_nothing_accepted_names_the_first_empty_stage(
     entropy = settings.entropy.model_copy(update={"alpha": 50.0})
     calm = settings.model_copy(update={"entropy": entropy})
     made = make_pilot(take_sample(calm, plan_of(calm), FEW), tokenizer, 3, 5)
-    assert made.empty is not None and "entropy.alpha" in made.empty
-    assert not made.accepted and not made.rejected
+    assert made.empty is not None
+    assert "entropy.alpha" in made.empty
+    assert made.accepted == made.rejected == []
 
 
 def test_command_prints_plain_lines_and_publishes_nothing(
