@@ -151,8 +151,9 @@ def _replicate(
         each = np.maximum(each + noise * (roots[2] < 0)[:, None], 0)
     k = len(accepted.contexts)
     chosen = draw.integers(0, k, k) if k else np.zeros(0, np.int64)
-    n, ok = accepted.contexts[chosen].sum(), accepted.contexts_accepted[chosen].sum()
-    share = min(1.0, draw.gamma(ok + 0.5) / n) if n else 0.0
+    n = float(accepted.contexts[chosen].sum())
+    ok = float(accepted.contexts_accepted[chosen].sum())
+    share = min(1.0, float(draw.gamma(ok + 0.5)) / n) if n else 0.0
     each = _limited(measured, each, share)
     return _totals(rows, weights, roots[:2], each, (share, _per_context(accepted)))
 

@@ -46,9 +46,9 @@ def require_fields(corpus: Settings, plan: ShardPlan) -> None:
         if shard.key not in plan.missing_shards:
             first.setdefault(shard.source, shard)
     for source in corpus.sources:
-        shard = first.get(source.name)
-        if shard is None or is_virtual(shard.kind):
+        if source.name not in first or is_virtual(first[source.name].kind):
             continue
+        shard = first[source.name]
         items: list[Item] = []
         with suppress(CorpusError, OSError):
             items = list(itertools.islice(read_shard(shard, source), ROWS))
