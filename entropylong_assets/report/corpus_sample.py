@@ -199,6 +199,7 @@ def _measure(
         trend=sharing_trend(roots, settings, bos, positions, pool_share),
         is_certain=candidates_per_anchor(settings) * pool_share >= 1,
         context_tokens=0.0,
+        pool_share=pool_share,
         max_contexts=settings.verification.max_contexts_per_root,
         max_tokens=settings.verification.max_forward_tokens_per_root,
     )

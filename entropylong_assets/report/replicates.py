@@ -59,12 +59,16 @@ class Measured:
     """Whether `shared` is exact, as the trial's chunks are enough."""
     context_tokens: float
     """Mean length of a context (tokens)."""
+    pool_share: float = 1.0
+    """Share of the corpus' chunks that were searched."""
     max_contexts: int | None = None
     """`verification.max_contexts_per_root`."""
     max_tokens: int | None = None
     """`verification.max_forward_tokens_per_root`."""
 
 
+SEARCHED = ("passes", "pass_tokens", "pairs")
+"""Quantities that depend on what was searched."""
 QUANTITIES = ("anchors", "passes", "pass_tokens", "pairs", "control_tokens")
 LINEAR = np.array([True, True, False, True, True])
 """Whether a quantity is proportional to the length of a root; else to the work of its passes."""
@@ -149,6 +153,7 @@ def _replicate(
             roots[0], measured.context_tokens
         )
         each = np.maximum(each + noise * (roots[2] < 0)[:, None], 0)
+    each = _blurred(draw, measured, each, roots[2] >= 0)
     k = len(accepted.contexts)
     chosen = draw.integers(0, k, k) if k else np.zeros(0, np.int64)
     n = float(accepted.contexts[chosen].sum())
@@ -156,6 +161,24 @@ def _replicate(
     share = min(1.0, float(draw.gamma(ok + 0.5)) / n) if n else 0.0
     each = _limited(measured, each, share)
     return _totals(rows, weights, roots[:2], each, (share, _per_context(accepted)))
+
+
+def _blurred(
+    draw: np.random.Generator, measured: Measured, each: Array, is_known: NDArray[np.bool_]
+) -> Array:
+    """Add to roots that were measured what another sample of the chunks would have shown.
+
+    Of n contexts a search in the share f of the chunks sees about n·f: a binomial count.
+    """
+    f = measured.pool_share
+    if f >= 1 or not is_known.any():
+        return each
+    passes = each[:, QUANTITIES.index("passes")]
+    spread = np.minimum(1, np.sqrt((1 - f) / np.maximum(f * passes, 1e-9))) * is_known
+    factors = np.maximum(0, 1 + spread * draw.standard_normal(len(each)))
+    is_searched = [name in SEARCHED for name in QUANTITIES]
+    result: Array = each * np.where(is_searched, factors[:, None], 1.0)
+    return result
 
 
 def _between(draw: np.random.Generator, mode: float) -> float:
@@ -254,7 +277,7 @@ def _limited(measured: Measured, each: Array, share: float) -> Array:
     if measured.max_tokens is not None:
         room = measured.max_tokens - each[:, QUANTITIES.index("control_tokens")]
         part = np.minimum(part, np.maximum(room, 0) / np.maximum(tokens, 1e-9))
-    limited = [name in ("passes", "pass_tokens", "pairs") for name in QUANTITIES]
+    limited = [name in SEARCHED for name in QUANTITIES]
     result: Array = each * np.where(limited, part[:, None], 1.0)
     return result
 

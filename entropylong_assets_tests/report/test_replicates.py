@@ -92,6 +92,15 @@ def test_a_source_that_was_read_as_a_whole_leaves_nothing_open() -> None:
         assert (totals.documents, totals.drawn, totals.passes) == (3, 3, pytest.approx(60))
 
 
+def test_a_search_in_a_part_of_the_chunks_leaves_the_contexts_open() -> None:
+    """60 contexts of which a fifth was searched: 12 were seen, with a deviation of √(12·0.8)."""
+    rows = replace(rows_of([100, 200, 300], 3, 0.5), measured=np.arange(3))
+    measured = measured_of([100, 200, 300], pool_share=0.2)
+    found = replicates([rows], measured, NOTHING, 2000, 1)
+    assert np.std([t.passes for t in found]) == pytest.approx(np.sqrt(12 * 0.8) / 0.2, rel=0.1)
+    assert np.ptp([t.anchors for t in found]) < 1e-9
+
+
 def test_intervals_cover_what_repeated_samples_show() -> None:
     """The oracle is the population: 1,500 lengths of a heavy tail, sampled again and again."""
     draw = np.random.default_rng(7)
