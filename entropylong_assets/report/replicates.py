@@ -108,9 +108,9 @@ def point(rows: Sequence[Rows], measured: Measured, accepted: Accepted) -> Total
     weights = [np.full(len(r.shard), _weight(r)) for r in rows]
     lengths, counts, known = [], [], []
     for r, weight in zip(rows, weights, strict=True):
-        at, n = _expected(r, weight)
+        at, times = _expected(r, weight)
         lengths.append(r.tokens[at])
-        counts.append(n)
+        counts.append(times)
         known.append(r.measured[at])
     ratios = _ratios(measured, np.arange(len(measured.tokens)), measured.trend)
     n_roots = (np.concatenate(lengths), np.concatenate(counts), np.concatenate(known))
@@ -136,9 +136,9 @@ def _replicate(
     weights = [_resample(draw, r) for r in rows]
     lengths, counts, known = [], [], []
     for r, weight in zip(rows, weights, strict=True):
-        at, n = _draw_roots(draw, r, weight)
+        at, times = _draw_roots(draw, r, weight)
         lengths.append(r.tokens[at])
-        counts.append(n)
+        counts.append(times)
         known.append(r.measured[at] if r.is_complete else np.full(len(at), -1))
     roots = (np.concatenate(lengths), np.concatenate(counts), np.concatenate(known))
     m = len(measured.tokens)
