@@ -3,7 +3,7 @@
 Every total is computed many times: from documents drawn again (from all sampled shards, or from
 shards drawn again if there are others), from roots drawn again as a run draws them, and with what
 measured roots and verified candidates, drawn again, say of each root. The spread of these
-replicates is the interval: it covers what the sample leaves open and the randomness of the draw itself.
+replicates is the interval: it covers what the sample leaves open and the randomness of the draw.
 
 What a root takes depends on its length more than on anything else: contexts grow with the length,
 and each pass contains the root. So a measured root counts relative to `length · (context + length /
