@@ -117,7 +117,7 @@ def _figures(sample: Sample, scored: pl.DataFrame) -> dict[str, Any]:
         "roots_scored": len(roots),
         "anchors": int(roots["anchors"].list.len().sum()),
         "candidates": sample.trial.candidate_rows,
-        "near_duplicates_refused": sample.trial.near_duplicates,
+        "near_duplicates_refused": sample.trial.refused_candidates,
         "pairs_scored": len(scored),
         "pairs_accepted": int(scored["accepted"].sum()),
     }

@@ -75,7 +75,7 @@ class TrialRoots:
     """Rows of the table `roots` of `entropy_scores`."""
     candidate_rows: int
     """(anchor, chunk) pairs retrieved."""
-    near_duplicates: int
+    refused_candidates: int
     """Those of them that the leak check refused."""
 
 

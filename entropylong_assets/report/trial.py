@@ -18,14 +18,8 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.shards import plan_shards, save_plan
-from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
-from entropylong_assets.stages.embeddings.stages import (
-    CHUNK_EMBEDDINGS_STAGE,
-    EMBEDDING_INDEX_STAGE,
-)
 from entropylong_assets.stages.entropy.roots import root_hash
 from entropylong_assets.stages.entropy.settings import RootSettings
-from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
 from entropylong_assets.stages.stage import Partition, Stage
@@ -95,9 +89,7 @@ def open_trial(
     """
     with tempfile.TemporaryDirectory(prefix="entropylong-trial-") as folder:
         trial = _make(settings, documents, root_ids, Path(folder), on_stage)
-        for stage in (CORPUS_DOCUMENTS_STAGE, CHUNK_EMBEDDINGS_STAGE, EMBEDDING_INDEX_STAGE):
-            trial.run(stage)
-        for stage in (ENTROPY_SCORES_STAGE, CANDIDATE_CONTEXTS_STAGE):
+        for stage in (*CANDIDATE_CONTEXTS_STAGE.upstream(), CANDIDATE_CONTEXTS_STAGE):
             trial.run(stage)
         yield trial
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.checks import run_checks
@@ -17,6 +16,7 @@ from entropylong_assets.stages.corpus.shards import ShardPlan, plan_shards, save
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.verification.stage import VERIFIED_DEPENDENCIES_STAGE
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import WHOLE
 from entropylong_assets_tests.tiny_world import document
@@ -56,7 +56,7 @@ def plan_of(settings: Settings) -> ShardPlan:
 def run_whole(settings: Settings, plan: ShardPlan) -> Actual:
     """Run every stage as far as the verification, and count."""
     store = open_store(settings)
-    for stage in STAGES[:6]:
+    for stage in (*VERIFIED_DEPENDENCIES_STAGE.upstream(), VERIFIED_DEPENDENCIES_STAGE):
         of = settings.corpus if stage.scope == "corpus" else settings
         for shard in [s.key for s in plan.shards] if stage.partitioned else [WHOLE]:
             partition = replace(Partition(of, store), shard=shard)
