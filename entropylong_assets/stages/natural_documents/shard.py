@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import batched
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,8 @@ def score_all(
 
     on_progress: called with the tokens of each forward pass.
     """
-    for some in batched(windows, WINDOWS_PER_BATCH):
+    remaining = iter(windows)
+    while some := list(islice(remaining, WINDOWS_PER_BATCH)):
         scores = score_windows(
             some, scorer, lengths.bos_ids, (lengths.long, lengths.short), on_progress
         )

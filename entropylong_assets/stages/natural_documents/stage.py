@@ -166,9 +166,9 @@ NATURAL_DOCUMENTS_STAGE = Stage(
 
 Documents of at least `natural.min_tokens` tokens that are no roots are cut into windows of the
 length of a sample. Each is scored in a long and in a short window. Of those within the bounds of
-the gzip ratio, the share `natural.keep` with the highest information gain is kept, as samples with evidence: the tokens
-that need more than the short window, and where the text that they need probably stands. Empty if
-`natural.keep` is 0.""",
+the gzip ratio, the share `natural.keep` with the highest information gain is kept, as samples with
+evidence: the tokens that need more than the short window, and where the text that they need
+probably stands. Empty if `natural.keep` is 0.""",
     compute=_compute,
     inputs=(CORPUS_DOCUMENTS_STAGE, ENTROPY_SCORES_STAGE, EMBEDDING_INDEX_STAGE),
     sections={"natural": NaturalSettings},
