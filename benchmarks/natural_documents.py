@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.natural_documents --windows 6
 
 Real windows are documentation of installed packages, cut as the stage `natural_documents` cuts.
-For each there is a shuffled one of the same length, made of paragraphs of all other documents in a
-random order. Both are scored in a long and in a short window; AUC is the share of (real, shuffled)
+For each there is a shuffled one of the same length, made of paragraphs of other documents, one of
+each. Both are scored in a long and in a short window; AUC is the share of (real, shuffled)
 pairs in which the real one has the higher gain.
 """
 
@@ -41,6 +41,8 @@ def real_windows(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> list[
     """The first window of every document that has one."""
     windows = []
     for number, text in enumerate(texts):
+        if len(text.encode()) < size:
+            continue
         encoded = tokenizer.encode_with_spans([text])
         assert encoded is not None
         ((ids, spans),) = encoded
@@ -52,20 +54,22 @@ def real_windows(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> list[
 
 
 def shuffled_window(
-    number: int, windows: Sequence[Window], tokenizer: Tokenizer, draw: np.random.Generator
+    real: Window, texts: Sequence[str], tokenizer: Tokenizer, draw: np.random.Generator
 ) -> Window:
-    """A window of the same length, of paragraphs of all windows but this one, each used once."""
-    others = [w for i, w in enumerate(windows) if i != number]
-    paragraphs = [p for w in others for p in w.text.split("\n\n") if p.strip()]
-    size = len(windows[number].token_ids_T)
+    """A window of the same length, of paragraphs of other documents, one of each."""
+    size = len(real.token_ids_T)
     ids: list[int] = []
-    for at in draw.permutation(len(paragraphs)):
-        ids += tokenizer.encode([paragraphs[at] + "\n\n"])[0]
+    for at in draw.permutation(len(texts)):
+        paragraphs = [p for p in texts[at].split("\n\n") if p.strip()]
+        if len(paragraphs) > 2 and f"{at:05d}" != real.doc_id:
+            chosen = paragraphs[int(draw.integers(len(paragraphs)))]
+            ids += tokenizer.encode([chosen + "\n\n"])[0]
         if len(ids) >= size:
             break
-    assert len(ids) >= size, "too few paragraphs"
+    assert len(ids) >= size, "too few documents"
     part_T = np.array(ids[:size], np.int64)
-    return Window(f"s{number:05d}", "shuffled", 0, 0, part_T, tokenizer.decode(part_T.tolist()))
+    inside = tokenizer.decode(part_T.tolist())
+    return Window(f"s{real.doc_id}", "shuffled", 0, 0, part_T, inside)
 
 
 def main() -> None:
@@ -81,10 +85,9 @@ def main() -> None:
     size = chosen.tokens - len(bos)
     draw = np.random.default_rng(0)
     texts = sorted({doc.text for name in PACKAGES for doc in python_docs.read(name)})
-    long = [text for text in texts if len(text) > 5 * size]
-    found = real_windows(long, model.tokenizer, size)
+    found = real_windows(texts, model.tokenizer, size)
     real = [found[i] for i in draw.permutation(len(found))[: chosen.windows]]
-    shuffled = [shuffled_window(i, real, model.tokenizer, draw) for i in range(len(real))]
+    shuffled = [shuffled_window(window, texts, model.tokenizer, draw) for window in real]
     scorer = ChunkedScorer(load_scorer(model))
     scores = score_windows([*real, *shuffled], scorer, bos, (chosen.tokens, chosen.short))
     gains = [information_gain(s) for s in scores]
