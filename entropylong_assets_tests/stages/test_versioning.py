@@ -131,6 +131,8 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "export.max_left_out": (0.1, {T}),
     "export.file_bytes": (4096, {T}),
     "export.loss_weights": ("anchors", {T}),
+    "export.mixture": ({"constructed": 1.0}, {T}),
+    "export.mixture_repeat": (2, {T}),
     "export.learn_fillers": (False, {T}),
     "export.anchor_weight": (3.0, {T}),
     # Without a share of windows nothing is read.
