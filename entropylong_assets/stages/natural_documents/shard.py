@@ -101,7 +101,8 @@ class DocumentChoice:
                     continue
                 self.documents += 1
                 # A token stands for at least one byte, so that short texts need no tokenizer.
-                ids, paragraphs = [], np.zeros(0, np.int64)
+                ids: list[int] = []
+                paragraphs = np.zeros(0, np.int64)
                 if len(text.encode()) >= self.min_tokens:
                     ids, paragraphs = self._encode(text)
                 if len(ids) < self.min_tokens:

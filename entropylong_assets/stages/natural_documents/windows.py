@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.entropy.scoring import Scorer, ScoringRequest
+from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, ScoringRequest
 
 _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
 MAX_SKIP = 1 / 8
@@ -122,15 +122,21 @@ def score_windows(
     requests = [slide.request for plan in plans for part in plan for slide in part]
     scores = iter(scorer.score(requests, on_progress))
     results = []
-    for window, plan in zip(windows, plans, strict=True):
-        surprisals, starts = [], []
-        for part in plan:
-            values_T = np.full(len(window.token_ids_T), np.nan, np.float32)
-            starts_T = np.zeros(len(window.token_ids_T), np.int64)
-            for slide in part:
-                values_T[slide.scored] = next(scores).surprisal_N
-                starts_T[slide.scored] = slide.start
-            surprisals.append(values_T)
-            starts.append(starts_T)
-        results.append(WindowScores(*surprisals, *starts))
+    for window, (long, short) in zip(windows, plans, strict=True):
+        length = len(window.token_ids_T)
+        long_T, long_start_T = _join(long, scores, length)
+        short_T, short_start_T = _join(short, scores, length)
+        results.append(WindowScores(long_T, short_T, long_start_T, short_start_T))
     return results
+
+
+def _join(
+    part: Sequence[_Slide], scores: Iterator[PositionScores], length: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Surprisals of a window, and the start of the sequence that each was scored in."""
+    values_T = np.full(length, np.nan, np.float32)
+    starts_T = np.zeros(length, np.int64)
+    for slide in part:
+        values_T[slide.scored] = next(scores).surprisal_N
+        starts_T[slide.scored] = slide.start
+    return values_T, starts_T

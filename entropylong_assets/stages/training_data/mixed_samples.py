@@ -117,7 +117,7 @@ class Mixture:
 
     @property
     def counts(self) -> dict[str, int]:
-        counted = Counter(entry.part for entry in self.entries)
+        counted = Counter[str](entry.part for entry in self.entries)
         return {part: counted[part] for part in self.shares}
 
     def names(self, *parts: str) -> pl.DataFrame:
@@ -228,8 +228,7 @@ def plan_mixture(store: TableStore, shards: Sequence[str], settings: Settings) -
                 entries[part] += [Entry("constructed", shard, n) for n in rows["sample_id"]]
                 continue
             for sample in _plain_samples(store, shard, part, settings, tokenizer, limit):
-                kind = "natural" if part == "natural" else "short"
-                entries[part].append(Entry(kind, shard, sample.sample_id))
+                entries[part].append(Entry(part, shard, sample.sample_id))
                 plain[sample.sample_id] = sample.segments
     available = {part: len(found) for part, found in entries.items()}
     for part, share in shares.items():

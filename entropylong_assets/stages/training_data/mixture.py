@@ -10,11 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from entropylong_assets.stages.samples.ordering import hash_key
-
-Part = Literal["constructed", "natural", "short"]
 
 
 def count_samples(
@@ -48,7 +45,8 @@ def count_samples(
 class Entry:
     """A sample of the mixture."""
 
-    part: Part
+    part: str
+    """`constructed`, `natural` or `short`."""
     shard: str
     sample_id: str
     """Of the sample that it is made of."""
