@@ -17,6 +17,7 @@ from entropylong_assets.stages.embeddings.stages import (
     EMBEDDING_INDEX_STAGE,
 )
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
+from entropylong_assets.stages.natural_documents.stage import NATURAL_DOCUMENTS_STAGE
 from entropylong_assets.stages.near_duplicates.stages import (
     DOCUMENT_SIGNATURES_STAGE,
     NEAR_DUPLICATES_STAGE,
@@ -37,6 +38,7 @@ STAGES: tuple[Stage, ...] = (
     CANDIDATE_CONTEXTS_STAGE,
     VERIFIED_DEPENDENCIES_STAGE,
     LONG_CONTEXT_SAMPLES_STAGE,
+    NATURAL_DOCUMENTS_STAGE,
     TRAINING_DATASET_STAGE,
     NULL_CALIBRATION_STAGE,
     CROSS_MODEL_AUDIT_STAGE,

@@ -24,6 +24,7 @@ from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
 from entropylong_assets.stages.near_duplicates.tables import DOCUMENT_SIGNATURES, NEAR_DUPLICATES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -401,6 +402,40 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "another page": sets("stored", 0, path="reports/b.html"),
         },
     },
+    "natural": {
+        "natural_reconcile": {
+            "a document vanished": sets("summary", 0, documents=6),
+            "a drop was not recorded": loses("dropped", 0),
+            "a window lost": loses("windows", 1),
+            "kept one more": sets("windows", 1, reason=None),
+            "tokens lost": sets("summary", 0, tokens_dropped=2),
+            "a root": sets("windows", 2, doc_id="F"),
+            "overlap": sets("windows", 1, start=4, end=9),
+        },
+        "natural_samples_whole": {
+            "too short": shortens("samples", 0, "input_ids"),
+            "sample lost": loses("samples", 0),
+            "sample twice": doubles("samples", 0),
+            "of no window": doubles("samples", 0, window_id="Q-0"),
+            "another place": sets("samples", 0, start=1),
+        },
+        "top_windows_kept": {
+            "the lower gain": sets("windows", 1, gain=0.625),
+            "outside the bounds": sets("windows", 2, reason=None),
+            "one too many": sets("windows", 1, reason=None),
+            "none": sets("windows", 0, reason="low_gain"),
+            "dropped for no reason": sets("windows", 1, reason="too_dense"),
+        },
+        "natural_evidence_sound": {
+            "too small a fall": sets("evidence", 0, surprisal_short=2.75),
+            "still surprising": sets("evidence", 1, surprisal_long=2.0),
+            "within the short window": sets("evidence", 0, found_at=4, short_start=4),
+            "another token": sets("evidence", 0, found_at=2),
+            "before the sample": sets("evidence", 0, ngram_tokens=3),
+            "of no sample": sets("evidence", 1, window_id="C-0"),
+            "row lost": loses("evidence", 1),
+        },
+    },
     "null": {
         "null_gains_recomputed": {
             "another gain": sets("trials", 0, gain=0.7500001),
@@ -456,6 +491,7 @@ TABLES = {
     "retrieval": CANDIDATE_CONTEXTS,
     "verification": VERIFIED_DEPENDENCIES,
     "samples": LONG_CONTEXT_SAMPLES,
+    "natural": NATURAL_DOCUMENTS,
     "training_data": TRAINING_DATASET,
     "report": REPORT,
     "null": NULL_CALIBRATION,

@@ -17,6 +17,7 @@ from entropylong_assets.report.tables import REPORT
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
 from entropylong_assets.stages.near_duplicates.tables import DOCUMENT_SIGNATURES, NEAR_DUPLICATES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -303,6 +304,32 @@ _TABLES: dict[str, Tables] = {
                      "false_acceptance_high": 0.05, "interval_note": None}],
     },
     "samples": _sample_tables(),
+    "natural": {
+        "windows": [
+            {"window_id": f"{doc}-{number}", "doc_id": doc, "source": "s", "start": start,
+             "end": start + 5, "gain": gain, "surprisal_long": 1.0, "surprisal_short": 1.5,
+             "gzip_ratio": ratio, "key_tokens": key_tokens, "reason": reason}
+            for doc, number, start, gain, ratio, key_tokens, reason in [
+                ("B", 0, 0, 0.5, 0.25, 2, None),
+                ("B", 1, 6, 0.25, 0.25, 0, "low_gain"),
+                ("C", 0, 0, 0.75, 0.75, 1, "too_dense"),
+            ]
+        ],
+        "samples": [
+            {"window_id": "B-0", "doc_id": "B", "source": "s", "start": 0,
+             "input_ids": [1, 5, 6, 7, 5, 9]},
+        ],
+        "evidence": [
+            {"window_id": "B-0", "position": 4, "surprisal_long": 1.0, "surprisal_short": 4.0,
+             "short_start": 3, "found_at": 1, "ngram_tokens": 1},
+            {"window_id": "B-0", "position": 5, "surprisal_long": 0.5, "surprisal_short": 4.0,
+             "short_start": 3, "found_at": None, "ngram_tokens": None},
+        ],
+        "dropped": [{"doc_id": "A", "reason": "is_root", "n_tokens": 8}],
+        "roots": _roots(),
+        "summary": [{"documents": 5, "short": 2, "dropped": 1, "cut": 2, "tokens": 18,
+                     "tokens_dropped": 3, "windows": 3, "not_kept": 2, "kept": 1}],
+    },
     "training_data": {
         "formats": [{"format": "mds"}, {"format": "parquet"}],
         "splits": [{"split": "train", "samples": 1}, {"split": "validation", "samples": 1}],
@@ -416,6 +443,15 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "rule": "in force",
         "in_force": "in force",
     },
+    "natural": {
+        "sample_tokens": 6,
+        "keep": 0.5,
+        "min_gzip_ratio": 0.125,
+        "max_gzip_ratio": 0.5,
+        "key_gain": 2.0,
+        "key_loss": 2.0,
+        "low_gain": "low_gain",
+    },
     "training_data": {},
     "report": {},
     "null": {"rule": "calibrated", "evaluated_rules": ["plain", "calibrated"], "epsilon": 0.4},
@@ -433,6 +469,7 @@ TABLES: dict[str, tuple[TableSet, ...]] = {
     "retrieval": (CANDIDATE_CONTEXTS, ENTROPY_SCORES),
     "verification": (VERIFIED_DEPENDENCIES, CANDIDATE_CONTEXTS, ENTROPY_SCORES),
     "samples": (LONG_CONTEXT_SAMPLES, VERIFIED_DEPENDENCIES, ENTROPY_SCORES),
+    "natural": (NATURAL_DOCUMENTS, ENTROPY_SCORES),
     "training_data": (TRAINING_DATASET,),
     "report": (REPORT,),
     "null": (NULL_CALIBRATION,),

@@ -42,6 +42,7 @@ D, C, X, E = "corpus_documents", "chunk_embeddings", "embedding_index", "entropy
 R, V, S = "candidate_contexts", "verified_dependencies", "long_context_samples"
 T, N, M, L = "training_dataset", "null_calibration", "cross_model_audit", "long_range_audit"
 P = "report"
+Z = "natural_documents"
 G, Q = "document_signatures", "near_duplicates"
 
 KNOBS: dict[str, tuple[Any, set[str]]] = {
@@ -131,8 +132,16 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "export.max_left_out": (0.1, {T}),
     "export.file_bytes": (4096, {T}),
     "export.loss_weights": ("anchors", {T}),
+    "export.mixture": ({"constructed": 1.0}, {T}),
+    "export.mixture_repeat": (2, {T}),
     "export.learn_fillers": (False, {T}),
     "export.anchor_weight": (3.0, {T}),
+    # Without a share of windows nothing is read.
+    "natural.keep": (0.2, {Z}),
+    "natural.min_tokens": (1000, set()),
+    "natural.short_tokens": (1000, set()),
+    "natural.min_gzip_ratio": (0.2, set()),
+    "natural.max_gzip_ratio": (0.5, set()),
     "audit.roots": (3, {N, L}),
     "audit.controls": (3, {N}),
     "audit.wished_false_acceptance": (0.1, {N, P}),
@@ -163,6 +172,22 @@ OTHER_BASES: list[tuple[dict[str, Any], str, Any, set[str]]] = [
         )
     ),
     ({"audit.model": "m2"}, "verification.rule", "plain", {V, S, T, N, L}),
+    # Natural documents.
+    *(
+        ({"natural.keep": 0.2}, path, value, KNOBS[path][1] | {Z})
+        for path, value in [
+            ("natural.keep", 0.3),
+            ("natural.min_tokens", 1000),
+            ("natural.short_tokens", 1000),
+            ("natural.min_gzip_ratio", 0.2),
+            ("natural.max_gzip_ratio", 0.5),
+            ("samples.tokens", 8192),
+            ("scoring.model", "m"),
+            ("scoring.bos", "never"),
+            ("scoring.dtype", "bfloat16"),
+            ("scoring.max_forward_tokens", 4000),
+        ]
+    ),
     # Recipes.
     ({"samples.recipe": "nextlong"}, "samples.meta_chunk_tokens", 128, {S, L}),
     ({"samples.recipe": "nextlong"}, "samples.layout", "interleaved", set()),
@@ -297,7 +322,7 @@ READ_WITHOUT_EFFECT: dict[str, set[str]] = {
     # Recorded settings are validated again.
     P: {
         "corpus.sources", "corpus.filters", "corpus.decontaminate",
-        "near_duplicates.threshold_by_source",
+        "near_duplicates.threshold_by_source", "natural.min_gzip_ratio", "natural.max_gzip_ratio",
     },
     G: {"near_duplicates.threshold"},  # identified: whether there is one
     # Opening the embedder tries it on a query and on a chunk, of which one is used.

@@ -64,7 +64,7 @@ def _compute(step: Step) -> Result:
 
     written = find_candidates(
         gather_roots(roots, ANCHORS_PER_EXACT_SEARCH if is_exact else ANCHORS_PER_INDEX_SEARCH),
-        _removed_documents(step),
+        removed_documents(step),
         Retriever(
             load_tokenizer(settings.scoring),
             embedder,
@@ -102,7 +102,7 @@ def _compute(step: Step) -> Result:
     )
 
 
-def _removed_documents(step: Step) -> dict[str, str]:
+def removed_documents(step: Step) -> dict[str, str]:
     """Documents of this shard that the index does not hold, and why."""
     from entropylong_assets.stages.retrieval.candidates import NEAR_DUPLICATE_ROOT, OTHER_SHARD
 

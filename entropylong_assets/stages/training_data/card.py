@@ -116,6 +116,22 @@ def _sources(figures: Mapping[str, Any]) -> str:
     return _table(["source", "tokens", "licence, as the source gives it"], rows)
 
 
+def _mixture(content: Mapping[str, Any]) -> str:
+    """The parts of a mixture; empty without one."""
+    if "mixture" not in content:
+        return ""
+    head = ["part", "share of tokens wanted", "realised", "samples", "samples available"]
+    names = ("share", "realised", "samples", "available")
+    rows = [[part, *(row[n] for n in names)] for part, row in content["mixture"].items()]
+    return (
+        "\n## Mixture\n\n"
+        + _table(head, rows)
+        + "\nNatural samples are windows of long documents, short ones are short documents one "
+        "after the other; neither has verified dependencies. The shares are in the number of "
+        "samples: a trainer that draws samples uniformly needs no weights.\n"
+    )
+
+
 def _masked_fillers(content: Mapping[str, Any]) -> str:
     """What to say if fillers are not learnt."""
     if content["settings"]["export"]["learn_fillers"]:
@@ -170,6 +186,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         front_matter(content, facts) + _INTRODUCTION + " Token ids are those that were scored.\n\n"
         "## Figures\n\n"
         + _table(["figure", "value"], _figure_rows(figures, rule))
+        + _mixture(content)
         + "\n## Sources\n\n"
         + _sources(figures)
         + cleaning_section(content)

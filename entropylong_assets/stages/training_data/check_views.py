@@ -43,9 +43,17 @@ def export_views(partition: Partition) -> Mapping[str, View]:
         "unsplit": lambda: pl.DataFrame({"n_unsplit": [manifest()["left_out"]]}),
         "counted": lambda: count_samples(uri, manifest()),
         "exported_ids": lambda: documents_by_split(uri, manifest()),
-        "samples": (LONG_CONTEXT_SAMPLES, shards, "samples"),
+        "samples": functools.partial(_mixed_samples, manifest())
+        if partition.settings.export.mixture is not None
+        else (LONG_CONTEXT_SAMPLES, shards, "samples"),
         "left_out": (TRAINING_DATASET, [shard], "left_out"),
     }
+
+
+def _mixed_samples(manifest: Mapping[str, Any]) -> pl.DataFrame:
+    """A row per sample of the mixture."""
+    parts = {name: part["samples"] for name, part in manifest["mixture"].items()}
+    return pl.DataFrame({"sample_id": [f"{n}-{i}" for n, k in parts.items() for i in range(k)]})
 
 
 def _files(uri: str, manifest: Mapping[str, Any], name: str) -> FormatFiles:

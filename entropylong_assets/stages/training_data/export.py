@@ -20,8 +20,10 @@ import polars as pl
 
 from entropylong_assets.settings.section import Settings, fingerprint
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
 from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -40,6 +42,10 @@ from entropylong_assets.stages.training_data.manifest import (
     ExportError,
     encode_manifest,
     without_secrets,
+)
+from entropylong_assets.stages.training_data.mixed_samples import (
+    plan_mixture,
+    samples_by_source,
 )
 from entropylong_assets.stages.training_data.publication import Publication
 from entropylong_assets.stages.training_data.registry import (
@@ -73,6 +79,7 @@ _INPUTS = (
     CANDIDATE_CONTEXTS,
     VERIFIED_DEPENDENCIES,
     LONG_CONTEXT_SAMPLES,
+    NATURAL_DOCUMENTS,
 )
 """Tables that figures and samples are read from."""
 
@@ -207,6 +214,8 @@ def export_training_data(
     if not order:
         raise ExportError(f"no shard to export; materialize {LONG_CONTEXT_SAMPLES.name} first")
     made_from = _made_from(store, order, code_version)
+    if settings.export.mixture is not None:  # its short documents are those that the index holds
+        made_from["embedding_index"] = store.require(EMBEDDING_INDEX).data_version
     chosen = _recorded_settings(settings)
     name = fingerprint({"format": FORMAT_VERSION, "made_from": made_from, "settings": chosen})
     publication = Publication(destination_of(settings), name)
@@ -214,21 +223,26 @@ def export_training_data(
     if existing is not None:
         return Export(publication.uri, name, existing, reused=True)
 
-    figures = dataset_figures(store, order, settings)
+    mixture = plan_mixture(store, order, settings)
+    figures = dataset_figures(store, order, settings, mixture)
     if not figures["samples"]:
         raise ExportError(
             f"no sample in {len(order)} shards ({order[0]} ...): "
             f"{first_empty_stage(figures, settings)}"
         )
     split = split_samples(
-        _documents(store, order),
+        _documents(store, order) if mixture is None else mixture.documents,
         settings.export.validation_fraction,
         settings.seed,
         settings.export.max_left_out,
     )
     require_masks(settings, figures)
     assert split.samples == figures["samples"], "a sample without documents"
-    sources = _samples_by_source(store, order, split)
+    sources = (
+        _samples_by_source(store, order, split)
+        if mixture is None
+        else samples_by_source(mixture, split, order)
+    )
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "version": name,
@@ -243,13 +257,19 @@ def export_training_data(
         "settings": chosen,
         "made_from": made_from,
     }
+    if mixture is not None:
+        content["mixture"] = mixture.block()
     with publication:
         formats = [
             EXPORT_FORMATS[kind](FormatFolder(publication, kind), settings, facts_of(content))
             for kind in settings.export.formats
         ]
         provenance = any(each.needs_provenance for each in formats)
-        samples = iterate_samples(store, order, provenance=provenance)
+        samples = (
+            iterate_samples(store, order, provenance=provenance)
+            if mixture is None
+            else mixture.iterate(store, order, provenance)
+        )
         if not settings.export.learn_fillers:
             samples = map(mask_fillers, samples)
         if any(each.needs_texts for each in formats):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from entropylong_assets.stages.diversity import spreads, use_keys
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.mixed_samples import Mixture
 from entropylong_assets.stages.verification.false_acceptance import pooled_false_acceptance
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
@@ -27,6 +29,8 @@ _TABLES: Mapping[str, tuple[TableSet[Any], str]] = {
     "segments": (LONG_CONTEXT_SAMPLES, "segments"),
     "dependencies": (LONG_CONTEXT_SAMPLES, "dependencies"),
 }
+
+_OF_SAMPLES = ("samples", "segments", "dependencies")
 
 _COUNTS = """
 SELECT
@@ -146,15 +150,39 @@ def _with_source_licenses(
     return dict(sorted(licenses.items()))
 
 
-def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """All figures, as JSON values.
+def _with_mixture(
+    mixture: Mixture, roles: Mapping[str, int], sources: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Tokens by role and by source, with those of natural and short samples."""
+    by_role, by_source = Counter(roles), Counter(sources)
+    for (role, source), tokens in mixture.tokens.items():
+        by_role[role] += tokens
+        if source:
+            by_source[source] += tokens
+    return dict(sorted(by_role.items())), dict(sorted(by_source.items()))
+
+
+def dataset_figures(
+    store: TableStore,
+    shards: Sequence[str],
+    settings: Settings,
+    mixture: Mixture | None = None,
+) -> dict[str, Any]:
+    """All figures, as JSON values. Those of samples are of the mixture, if there is one.
 
     Shares are from 0 to 1, gains and distances as in the tables, entropies and surprisals in nats,
     distances in tokens. Raises TableError if a table of a shard is missing or damaged,
     ConnectionError if the store does not answer.
     """
     views: dict[str, View] = {name: (t, shards, table) for name, (t, table) in _TABLES.items()}
+    if mixture is not None:
+        views |= {f"all_{name}": views.pop(name) for name in _OF_SAMPLES}
+        views["chosen"] = mixture.names("constructed")
     with querying(store, views) as session:
+        for name in _OF_SAMPLES if mixture is not None else ():
+            session.execute(
+                f"CREATE VIEW {name} AS SELECT * FROM all_{name} JOIN chosen USING (sample_id)"
+            )
         session.execute("SET threads = 1")  # a fixed order of float sums: the same figures again
 
         def rows(query: str) -> list[dict[str, Any]]:
@@ -172,6 +200,9 @@ def dataset_figures(store: TableStore, shards: Sequence[str], settings: Settings
         figures["distance_tokens"] = rows(_DISTANCES)[0]
         tokens = {row["role"]: row["tokens"] for row in rows(_ROLES)}
         sources = {row["source"]: row["tokens"] for row in rows(_SOURCES)}
+        if mixture is not None:
+            figures["samples"] = len(mixture.entries)
+            tokens, sources = _with_mixture(mixture, tokens, sources)
         licenses = _with_source_licenses(rows(_LICENSES), sources, settings)
     total = sum(tokens.values())
     drawn = sum(store.summary(ENTROPY_SCORES, shard).drawn for shard in shards)

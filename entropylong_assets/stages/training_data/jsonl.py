@@ -69,6 +69,7 @@ def sample_as_text(sample: Sample) -> dict[str, Any]:
         "sample_id": sample.sample_id,
         "shard": sample.shard,
         "domain": sample.domain,
+        **({} if sample.kind is None else {"kind": sample.kind}),
         "segments": [
             {name: row[name] for name in _ORIGIN}
             | {

@@ -77,9 +77,11 @@ _SCHEMA = pa.schema(
 )
 
 
-def schema(*, weights: bool) -> pa.Schema:
-    """The columns of a file. weights: whether loss weights are written."""
-    return _SCHEMA.insert(len(TRAINED), _WEIGHTS) if weights else _SCHEMA
+def schema(*, weights: bool, kinds: bool = False) -> pa.Schema:
+    """The columns of a file. weights: whether loss weights are written. kinds: whether the part of
+    a mixture is."""
+    columns = _SCHEMA.append(pa.field("kind", pa.string())) if kinds else _SCHEMA
+    return columns.insert(len(TRAINED), _WEIGHTS) if weights else columns
 
 
 def _rows(kind: pa.ListType, columns: pl.Series) -> pa.ListArray:
@@ -113,6 +115,8 @@ def _columns(samples: Sequence[Sample], export: ExportSettings) -> dict[str, Any
         "segments": _rows(_SCHEMA.field("segments").type, details["segments"]),
         "dependencies": _rows(_SCHEMA.field("dependencies").type, details["dependencies"]),
     }
+    if export.mixture is not None:
+        columns["kind"] = [s.kind for s in samples]
     if export.loss_weights != "uniform":
         columns["loss_weights"] = _lists([s.weights(export) for s in samples])
     return columns
@@ -126,7 +130,9 @@ class ParquetWriter:
 
     def __init__(self, folder: FormatFolder, prefix: str, export: ExportSettings) -> None:
         self._folder, self._prefix, self._export = folder, prefix, export
-        self._schema = schema(weights=export.loss_weights != "uniform")
+        self._schema = schema(
+            weights=export.loss_weights != "uniform", kinds=export.mixture is not None
+        )
         self._stack = ExitStack()
         self._writer: pq.ParquetWriter | None = None
         self._files = 0

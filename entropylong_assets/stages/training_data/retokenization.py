@@ -107,6 +107,11 @@ def _read(uri: str) -> dict[str, Any]:
         raise ExportError(
             f"{uri}: it has no text; export it again with `{JSONL}` among export.formats"
         )
+    if "mixture" in source:
+        raise ExportError(
+            f"{uri}: it is a mixture, whose natural and short samples have no roots to pack again; "
+            "export without export.mixture"
+        )
     return source
 
 

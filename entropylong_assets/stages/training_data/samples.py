@@ -54,6 +54,8 @@ class Sample:
     """Tokens from the end of each dependency's context to its anchor."""
     masked: Sequence[tuple[int, int]] = ()
     """Spans of other tokens that are not learnt."""
+    kind: str | None = None
+    """Its part in a mixture: `constructed`, `natural` or `short`; None without a mixture."""
     texts: Sequence[SegmentText] | None = None
     """Text of each segment except BOS and padding; None if no format needs it."""
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _SAMPLES_PER_QUERY = 16
 _WITHOUT_TEXT = ("bos", "padding")
 
+_OF_DOCUMENTS = ("natural", "short")
+"""Roles of segments that belong to no root: parts of a mixture."""
+
 _TEXTS = """
 SELECT chunk_id AS key, text FROM chunks SEMI JOIN wanted ON chunk_id = key
 UNION ALL SELECT chunk_id, text FROM passages SEMI JOIN wanted ON chunk_id = key
@@ -96,7 +99,8 @@ def segment_rows(sample: Sample) -> list[dict[str, Any]]:
 
 def _key(segment: Mapping[str, Any]) -> str:
     """Id of the passage or document that a segment's text comes from; empty if it has none."""
-    return segment["chunk_id"] or segment["root_id"] or ""
+    of_document = segment["doc_id"] if segment["role"] in _OF_DOCUMENTS else None
+    return segment["chunk_id"] or segment["root_id"] or of_document or ""
 
 
 def _read_texts(session: duckdb.DuckDBPyConnection, samples: Sequence[Sample]) -> dict[str, str]:
@@ -120,6 +124,8 @@ def _segment_texts(
         skipped = done.get(key, 0) if segment["role"] == "root" else 0
         done[key] = skipped + len(ids)
         whole = encoded.get(key)
+        if whole and segment["role"] in _OF_DOCUMENTS:
+            skipped = _find(whole.ids, ids)
         text = whole and _piece(whole, ids, skipped, tokenizer.separator_ids, segment["segment"])
         found.append(text or _decoded(ids, tokenizer, segment["segment"]))
     return found
@@ -132,6 +138,14 @@ def _encode(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, _Encode
         key: _Encoded(texts[key], np.asarray(ids, np.int64), spans)
         for key, (ids, spans) in zip(texts, encoded or [], strict=False)
     }
+
+
+def _find(whole_T: NDArray[np.int64], ids: NDArray[np.int64]) -> int:
+    """Where these tokens begin in a document; 0 if they are not in it as a whole."""
+    for start in np.flatnonzero(whole_T == ids[0]).tolist():
+        if np.array_equal(whole_T[start : start + len(ids)], ids):
+            return start
+    return 0
 
 
 def _piece(

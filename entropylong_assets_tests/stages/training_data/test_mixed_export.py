@@ -1,0 +1,229 @@
+"""An export of a mixture, through all stages of a tiny corpus.
+
+The failures guarded against: shares that are not those of the files, tokens that are not those of
+their documents, a document in both splits, and other bytes in a second run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from entropylong_assets.pipeline import STAGES
+from entropylong_assets.project import make_project, open_store
+from entropylong_assets.settings.section import Settings, SettingsError
+from entropylong_assets.stages.checks import run_checks
+from entropylong_assets.stages.corpus.shards import plan_shards, save_plan
+from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.entropy.model import load_tokenizer
+from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.execution import materialize
+from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.training_data.destination import export_uri
+from entropylong_assets.stages.training_data.export import export_training_data
+from entropylong_assets.stages.training_data.stage import TRAINING_DATASET_STAGE
+from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
+from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets_tests.tiny_world import document, tiny_values
+
+TOKENS = 512
+MIXTURE = {"constructed": 0.5, "natural": 0.3, "short": 0.2}
+SHARDS = ("a-00000", "b-00000")
+
+
+def long_document(seed: int) -> str:
+    return "\n\n".join(document(1000 * seed + part) for part in range(9))
+
+
+def settings_of(folder: Path, models: tuple[str, str], **export: Any) -> Settings:
+    sources = [{"name": n, "uri": f"{folder}/corpus/{n}.jsonl", "license": "cc0-1.0"} for n in "ab"]
+    values = tiny_values(
+        folder / "corpus",
+        folder / "data",
+        models,
+        roots={"fraction": 0.5, "min_tokens": 20, "max_tokens": 300},
+        samples={"tokens": TOKENS},
+        natural={"keep": 0.8, "short_tokens": 128, "max_gzip_ratio": 0.9},
+        export={"validation_fraction": 0.2, "mixture": MIXTURE} | export,
+    )
+    values["corpus"]["sources"] = sources
+    return make_project(values).dataset
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = tmp_path_factory.mktemp("mixed")
+    (made / "corpus").mkdir()
+    for number, name in enumerate("ab"):
+        short = [document(100 * number + seed, sentences=6) for seed in range(30, 80)]
+        texts = [*short, *(long_document(10 * number + seed) for seed in range(1, 5))]
+        lines = [json.dumps({"text": text}) for text in texts]
+        (made / "corpus" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="module")
+def settings(folder: Path, tiny_models: tuple[str, str]) -> Settings:
+    """The settings, of which every stage is materialized."""
+    made = settings_of(folder, tiny_models)
+    save_plan(open_store(made.corpus), plan_shards(made.corpus))
+    wanted = [stage.name for stage in TRAINING_DATASET_STAGE.upstream()]
+    for stage in (s for s in STAGES if s.name in wanted or s is TRAINING_DATASET_STAGE):
+        owner = made.corpus if stage.scope == "corpus" else made
+        for shard in SHARDS if stage.partitioned else (WHOLE,):
+            partition = Partition(owner, open_store(owner), shard)
+            materialize(stage, partition)
+            faults = [r.check.name for r in run_checks(stage, partition) if not r.passed]
+            assert [f for f in faults if f in stage.blocking_checks] == []
+    return made
+
+
+def exported(settings: Settings, store_of: Settings | None = None) -> tuple[pl.DataFrame, dict]:
+    """Rows of the Parquet files, and the manifest."""
+    summary = open_store(store_of or settings).summary(TRAINING_DATASET)
+    uri = Path(export_uri(settings, summary.version))
+    parts = [
+        pl.read_parquet(path).with_columns(split=pl.lit(path.name.partition("-")[0]))
+        for path in sorted(uri.glob("parquet/**/*.parquet"))
+    ]
+    return pl.concat(parts), json.loads((uri / "manifest.json").read_text())
+
+
+def test_shares_of_the_files_are_the_stated_ones(settings: Settings) -> None:
+    rows, manifest = exported(settings)
+    counts = dict(rows.group_by("kind").len().iter_rows())
+    assert set(rows["input_ids"].list.len()) == {TOKENS}
+    store = open_store(settings)
+    available = {
+        "constructed": sum(
+            len(store.read(LONG_CONTEXT_SAMPLES, s, "samples", ["sample_id"])) for s in SHARDS
+        ),
+        "natural": sum(
+            len(store.read(NATURAL_DOCUMENTS, s, "samples", ["window_id"])) for s in SHARDS
+        ),
+    }
+    assert manifest["left_out"] == 0
+    assert len(rows) == sum(counts.values()) == manifest["figures"]["samples"] >= 10
+    for part, share in MIXTURE.items():
+        assert abs(counts[part] - share * len(rows)) <= 1
+        assert manifest["mixture"][part]["samples"] == counts[part]
+    assert any(counts[p] + 1 > available[p] - 1 for p in available), "no part limits the total"
+    tokens = manifest["figures"]["tokens_by_role"]
+    assert sum(tokens.values()) == len(rows) * TOKENS
+    segments = rows.select(pl.col("segments").explode().struct.unnest())
+    by_role = segments.group_by("role").agg((pl.col("end") - pl.col("start")).sum())
+    assert dict(by_role.iter_rows()) == tokens
+    by_source = segments.drop_nulls("source").group_by("source")
+    sums = dict(by_source.agg((pl.col("end") - pl.col("start")).sum()).iter_rows())
+    assert sums == manifest["figures"]["tokens_by_source"]
+
+
+def test_samples_are_the_tokens_of_their_documents(settings: Settings) -> None:
+    rows, _ = exported(settings)
+    store, tokenizer = open_store(settings), load_tokenizer(settings.scoring)
+    texts, roots = {}, set()
+    for shard in SHARDS:
+        documents = store.read(CORPUS_DOCUMENTS, shard, "documents", ["doc_id", "text"])
+        texts |= dict(documents.iter_rows())
+        roots |= set(store.read(ENTROPY_SCORES, shard, "roots", ["root_id"])["root_id"])
+    seen = set()
+    for row in rows.filter(pl.col("kind") != "constructed").iter_rows(named=True):
+        joined: list[int] = list(tokenizer.bos_ids)
+        for segment in row["segments"]:
+            if segment["role"] == "bos":
+                continue
+            assert segment["doc_id"] not in roots
+            (ids,) = tokenizer.encode([texts[segment["doc_id"]]])
+            part = row["input_ids"][segment["start"] : segment["end"]]
+            if segment["role"] == "short":
+                assert segment["doc_id"] not in seen
+                seen.add(segment["doc_id"])
+                assert part == [*ids, *tokenizer.separator_ids][: len(part)]
+            else:
+                assert any(ids[i : i + len(part)] == part for i in range(len(ids)))
+            joined += part
+        assert joined == row["input_ids"]
+        assert row["labels"] == row["input_ids"]
+    assert len(seen) > 4
+
+
+def test_no_document_is_in_both_splits(settings: Settings) -> None:
+    rows, manifest = exported(settings)
+    documents = rows.select("split", pl.col("segments").list.eval(pl.element().struct["doc_id"]))
+    pairs = documents.explode("segments").drop_nulls().unique()
+    of = {split: set(pairs.filter(split=split)["segments"]) for split in ("train", "validation")}
+    assert of["train"], manifest["splits"]
+    assert of["validation"], manifest["splits"]
+    assert not of["train"] & of["validation"]
+
+
+def test_a_second_run_writes_the_same_bytes(settings: Settings, tmp_path: Path) -> None:
+    _, manifest = exported(settings)
+    export = settings.export.model_copy(update={"destination": str(tmp_path)})
+    code = manifest["made_from"]["code_version"]
+    again = export_training_data(
+        open_store(settings),
+        SHARDS[::-1],
+        settings.model_copy(update={"export": export}),
+        code_version=code,
+    )
+    assert again.manifest["files"] == manifest["files"]
+    assert again.version == manifest["version"]
+
+
+def test_every_format_writes_the_mixture_and_the_card_its_shares(
+    settings: Settings, tmp_path: Path
+) -> None:
+    formats = ("mds", "parquet", "megatron", "olmo", "nanotron", "jsonl")
+    changes = {"destination": str(tmp_path), "formats": formats, "validation_fraction": 0.0}
+    export = settings.export.model_copy(update=changes)
+    made = export_training_data(
+        open_store(settings),
+        SHARDS,
+        settings.model_copy(update={"export": export}),
+        code_version="c",
+    )
+    folder = Path(made.uri)
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == set(formats)
+    lines = [
+        json.loads(line)
+        for path in folder.glob("jsonl/*.jsonl")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    kinds = [line["kind"] for line in lines]
+    for part in MIXTURE:
+        assert kinds.count(part) == made.manifest["mixture"][part]["samples"]
+    natural = [line for line in lines if line["kind"] == "natural"]
+    assert all(s["original"] for line in natural for s in line["segments"])
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "## Mixture" in card
+    assert "| natural | 0.3 |" in card
+
+
+def test_repetition_lets_a_small_part_limit_less(settings: Settings, tmp_path: Path) -> None:
+    export = settings.export.model_copy(
+        update={"destination": str(tmp_path), "mixture_repeat": 3, "formats": ("parquet",)}
+    )
+    made = export_training_data(
+        open_store(settings),
+        SHARDS,
+        settings.model_copy(update={"export": export}),
+        code_version="c",
+    )
+    _, once = exported(settings)
+    assert made.manifest["figures"]["samples"] > once["figures"]["samples"]
+    rows = pl.concat([pl.read_parquet(p) for p in Path(made.uri).glob("parquet/**/*.parquet")])
+    assert rows["sample_id"].n_unique() == len(rows) == made.manifest["figures"]["samples"]
+    originals = rows["sample_id"].str.split("~").list.first()
+    assert originals.value_counts()["count"].max() in (2, 3)
+
+
+def test_shares_must_add_up(folder: Path, tiny_models: tuple[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"export\.mixture: .*must add up to 1, not 0\.9"):
+        settings_of(folder, tiny_models, mixture={"constructed": 0.5, "natural": 0.4})
