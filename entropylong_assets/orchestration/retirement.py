@@ -1,12 +1,12 @@
 """Retiring shards and sources, taking documents down, and the partitions in Dagster.
 
-What these do to the data follows from their records: see `stages/corpus/removals.py`. Here is what
-Dagster has to know besides, in an order in which a killed command is completed by the same command or
-by the next scan: the record is written before a partition is deleted, and a partition is registered
-before its record ends.
+What these do to the data follows from their records: see `stages/corpus/removals.py`. This module
+also updates the partitions in Dagster, in an order in which the same command or the next scan
+completes a killed command: the record is written before a partition is deleted, and a partition is
+registered before its record is deleted.
 
-A partition that a user deletes in the UI is retired at the next scan. A new instance has no partitions
-either, so each instance remembers in its own storage which ones it had at the last scan.
+A shard whose partition a user deletes in the UI is retired at the next scan. A new instance has no
+partitions either, so each instance stores which ones it had at the last scan.
 """
 
 from __future__ import annotations
@@ -185,5 +185,3 @@ def knows(corpus: Settings, name: str) -> bool:
     except CorpusError:
         return False
     return True
-
-

@@ -79,7 +79,9 @@ def find_document(store: TableStore, datasets: Sequence[Settings], doc_id: str) 
     return Holdings(shards, tuple(dict.fromkeys(samples)), exports, doubtful)
 
 
-def find_exports(store: TableStore, datasets: Sequence[Settings], shards: Sequence[str]) -> Holdings:
+def find_exports(
+    store: TableStore, datasets: Sequence[Settings], shards: Sequence[str]
+) -> Holdings:
     """Find exports with samples of these shards, or with any document of them."""
     exports, doubtful = _exports(store, datasets, shards, None)
     return Holdings(tuple(shards), (), exports, doubtful)

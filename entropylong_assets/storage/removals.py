@@ -5,18 +5,18 @@ A removal is in force while its record exists:
     <corpus>/removed/shards/<shard>.json
     <corpus>/removed/sources/<source>.json
     <corpus>/removed/documents/<doc_id>/record.json
-    <corpus>/removed/documents/<doc_id>/in-<shard>.json     shards that held it when it was taken down
+    <corpus>/removed/documents/<doc_id>/in-<shard>.json     a shard that held it at that time
 
-One small file per removal makes it a single atomic step: nothing is left half done if the process is
-killed, and two removals at once can't overwrite each other. The names alone say what is removed, so
-one listing answers every question.
+One small file per removal makes it a single atomic step: a killed process leaves nothing half done,
+and two removals at once can't overwrite each other. The names alone say what is removed, so one
+listing answers every question.
 """
 
 from __future__ import annotations
 
 import getpass
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -94,7 +94,7 @@ def record_removal(
     known = read_removal(store, kind, name)
     if known is not None:
         return known
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     removal = Removal(kind=kind, name=name, reason=reason, by=by or _user(), at=now)
     store.put(_path(store, kind, name), removal.model_dump_json(indent=2).encode())
     return removal

@@ -150,8 +150,8 @@ def ingest_shard(
     """Read a shard and write its tables `documents` and `dropped`, batch by batch.
 
     settings: of the corpus. on_progress: called with numbers of rows just finished.
-    taken_down: ids of documents that are refused. Memory holds one batch, and 16 bytes per document to recognize duplicates within the shard, of which the
-    first is kept.
+    taken_down: ids of documents that are refused. Memory holds one batch, and 16 bytes per document
+    to recognize duplicates within the shard, of which the first is kept.
 
     Raises CorpusError at the first bad row unless `on_bad_row` is `skip`, and if a filter or an
     evaluation set can't be used.

@@ -4,18 +4,18 @@ A removal is a record in the corpus' folder (`storage/removals.py`) and nothing 
 effects follow from two rules, so that no stage has code for removals of its own, a removal can't be
 left half done, and datasets that other settings files define over the corpus follow as well:
 
-- A retired shard is out of sight: `TableStore.shards` and `ShardPlan.shards` do not name it. What is
-  made over all shards has other inputs then and is stale.
-- `Stage.removals` names the removals that a partition was made without. It is part of what determines
-  the partition, so the partition is stale after a removal; and a partition that was made before one
-  is used by no stage over all shards, so that nothing removed is indexed or exported again.
+- A retired shard is hidden: `TableStore.shards` and `ShardPlan.shards` do not name it. What is made
+  over all shards then has other inputs and is stale.
+- `Stage.removals` names the removals that a partition was made after. It is part of what determines
+  the partition, so the partition is stale after a removal. A partition that was made before one is
+  used by no stage over all shards, so that nothing removed is indexed or exported again.
 
-Three stages declare removals. `corpus_documents`: the taken-down documents that the shard held.
-`embedding_index`, and what draws texts from it: everything removed that it may have held. The stages
-between them follow through the data versions of their inputs.
+Which stages declare removals? `corpus_documents`: the taken-down documents that the shard held.
+`embedding_index` and the stages that draw texts from it: everything removed that it may have held.
+The other stages follow through the data versions of their inputs.
 
-Data is deleted last: `embedding_index` takes the rows of retired shards out of the vector table. The
-tables of a retired shard are kept, so that it can be brought back.
+`embedding_index` deletes the rows of retired shards from the vector table. The other tables of a
+retired shard are kept, so that it can be brought back.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ class ShardPlan(BaseModel):
                 f"shard {key}: it is retired; bring it back with `entropylong retire {key} --undo`"
             )
         raise CorpusError(
-            f"shard {key}: no shard of the corpus has this name; delete the partition, and register "
-            "new files with `entropylong scan` or the job `scan` of the corpus"
+            f"shard {key}: no shard of the corpus has this name; delete the partition, and "
+            "register new files with `entropylong scan` or the job `scan` of the corpus"
         )
 
     def stale(self) -> tuple[str, ...]:

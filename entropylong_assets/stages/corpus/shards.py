@@ -66,8 +66,8 @@ def plan_shards(
     whole files only if another of its files has changed. empty: `ShardPlan.empty` of the plan so
     far; these files are not opened again. max_new_files: maximum number of new files per call; the
     next calls continue in the same order. retired: shards whose files are not planned again.
-    retired_sources: names of sources that are not listed. Damaged files are planned too: their shard reports the
-    damage.
+    retired_sources: names of sources that are not listed. Damaged files are planned too: their
+    shard reports the damage.
 
     Raises CorpusError if a source has no file at all or can't be listed.
     """

@@ -147,7 +147,7 @@ def index_shards(
     writer: PartitionWriter,
     embedder: Embedder | None = None,
 ) -> EmbeddingIndexSummary:
-    """Remove retired shards, copies and near-duplicates from the table, index and tag it, and measure its recall.
+    """Index and tag the table without retired shards, copies and near-duplicates; measure recall.
 
     settings: of the corpus. positions: place in the plan of each shard. versions: data version of
     each shard to be indexed. embedder: for documents that come back; without it none does. Raises
