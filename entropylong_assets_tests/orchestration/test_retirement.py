@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from entropylong_assets.cli.main import app
 from entropylong_assets.orchestration.build import build_definitions
 from entropylong_assets.orchestration.doctor_checks import sources
 from entropylong_assets.orchestration.local_run import register_shards, run_export, run_project
-from entropylong_assets.orchestration.readiness import is_outdated
+from entropylong_assets.orchestration.readiness import find_gaps, is_outdated
 from entropylong_assets.orchestration.retirement import (
     DELETED,
     bring_back,
     retire,
     take_down,
 )
+from entropylong_assets.orchestration.run_selection import Selection
 from entropylong_assets.orchestration.runner import RunError, RunFailuresError, run_job
 from entropylong_assets.orchestration.scanning import scan
 from entropylong_assets.project import Project, make_project, open_store
@@ -31,6 +35,8 @@ from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE as D
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.table import open_table
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
+from entropylong_assets.stages.execution import materialize
+from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE as R
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.stage import Partition
@@ -107,6 +113,8 @@ def place(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> Iterator[Pla
     data = tmp_path / "copy/data/corpus"
     for file in (data / "shards.json", *data.glob("corpus_documents/*/manifest.json")):
         file.write_text(file.read_text().replace(str(folder), str(tmp_path / "copy")))
+    # The files have moved, so the export is another one.
+    shutil.rmtree(tmp_path / "copy/data/dataset/exports")
     with dg.DagsterInstance.ephemeral() as instance:
         yield Place(make_project(json.loads(text)), instance, tmp_path / "copy/in")
 
@@ -237,6 +245,7 @@ def test_a_document_taken_down_leaves_every_shard_sample_and_export(place: Place
 
 
 def test_an_unknown_id_is_refused_and_an_unknown_hash_is_kept_for_later(place: Place) -> None:
+    place.run()
     with pytest.raises(CorpusError, match="no document has the id 'nobody'; give the doc_id"):
         take_down(place.project.corpus, [], "nobody", "x")
     (taken,) = take_down(place.project.corpus, [], "0" * 32, "x")
@@ -283,6 +292,33 @@ def run_job_of(place: Place, name: str, config: dict[str, Any] | None = None) ->
     )
 
 
+def test_the_hourly_schedule_asks_for_what_holds_removed_documents(place: Place) -> None:
+    """Automation does not start runs for changed settings; for removals it does."""
+    place.run()
+    corpus = Partition(place.project.corpus, place.store)
+    dataset = Partition(place.project.dataset, place.store)
+    of_corpus, of_dataset = (
+        place.project.stages_of(settings)
+        for settings in (place.project.corpus, place.project.dataset)
+    )
+
+    def gaps() -> list[tuple[str, str]]:
+        known = {(s.name, shard): 1 for s in (*of_corpus, *of_dataset) for shard in (A, B, C)}
+        found = [
+            *find_gaps(of_corpus, corpus, [A, B, C], known),
+            *find_gaps(of_dataset, dataset, [A, B, C], known),
+        ]
+        return [(gap.shard, gap.stage.name) for gap in found]
+
+    assert gaps() == []
+    take_down(place.project.corpus, [], "a3", "asked for")
+    # The candidates wait for an index without the document.
+    assert gaps() == [(A, D.name)]
+    materialize(D, replace(corpus, shard=A))
+    run_project(place.project, place.instance, selection=Selection(last="embedding_index"))
+    assert gaps() == [(A, "entropy_scores"), (B, R.name), (C, R.name)]
+
+
 def test_jobs_scan_retire_and_take_down(place: Place) -> None:
     assert run_job_of(place, "scan").success
     assert place.instance.get_dynamic_partitions("corpus_shards") == [A, B, C]
@@ -325,3 +361,41 @@ def test_files_without_a_shard_are_a_finding(place: Place) -> None:
     retire(place.project.corpus, A, place.instance, "x")  # its file is not new again
     new.unlink()
     assert sources(place.project.corpus).verdict == "ok"
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+def test_commands_retire_list_undo_and_take_down(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    settings = tmp_path / "settings.yaml"
+    corpus = place.project.corpus
+    values = {
+        "data_uri": corpus.data_uri,
+        "corpora": {"corpus": {"sources": [corpus.sources[0].model_dump(mode="json")]}},
+    }
+    settings.write_text(yaml.safe_dump(values))
+
+    def call(*command: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [*command, "--settings", str(settings)])
+        assert "Traceback" not in result.output
+        return result.exit_code, " ".join(result.output.split())
+
+    assert call("retire", "--list") == (0, "corpus: nothing is retired or taken down")
+    code, output = call("retire", B, "--reason", "licence")
+    assert (code, output.partition(". ")[0]) == (0, f"corpus: shard {B} is retired, 1 shards")
+    code, output = call("retire", "--list")
+    assert code == 0
+    assert f"corpus: shard {B}, 20" in output
+    assert output.endswith(": licence")
+    assert call("scan")[1].startswith("corpus: 2 shards, new: none")
+    code, output = call("retire", B, "--undo")
+    assert (code, output.partition(". ")[0]) == (0, f"corpus: back: {B}")
+    assert call("scan")[1].startswith("corpus: 3 shards, new: none")
+    code, output = call("takedown", "a3", "--reason", "asked for")
+    assert code == 0
+    assert f"shard {A}: stale; materialize it again" in output
+    assert call("retire", "other")[0] == 2
+    assert call("retire", A, "--undo")[0] == 2
