@@ -93,8 +93,7 @@ def finished(
     """Settings and source folder of a corpus of which everything was made. Read only."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(world.corpus, folder / "in")
-    # Its documents are like those of the first file, so that they are contexts there.
-    texts = [document(seed)[:-200] for seed in range(100, 108)]
+    texts = [document(seed) for seed in range(500, 512)]
     lines = [json.dumps({"text": text, "id": f"c{i}"}) for i, text in enumerate(texts)]
     (folder / "in/c.jsonl").write_text("\n".join(lines) + "\n")
     values = tiny_values(folder / "in", folder / "data", tiny_models, export={"formats": ["jsonl"]})
@@ -132,8 +131,8 @@ def test_a_retired_shard_leaves_index_candidates_samples_and_exports(place: Plac
     project, instance = place.project, place.instance
     place.run()
     first, texts = place.store.summary(TRAINING_DATASET).version, place.exported()
-    (some,) = place.store.read(CORPUS_DOCUMENTS, C, "documents", ["text"])["text"].head(1)
-    assert json.dumps(some[40:140])[1:-1] in texts
+    parts = [document(seed)[40:100].replace("\n", "\\n") for seed in range(500, 512)]
+    assert any(part in texts for part in parts)
     retire(project.corpus, C, instance, "licence withdrawn", "ana")
     assert instance.get_dynamic_partitions("corpus_shards") == [A, B]
     found = find_exports(place.store, [project.dataset], [C])
@@ -150,7 +149,7 @@ def test_a_retired_shard_leaves_index_candidates_samples_and_exports(place: Plac
         assert not gone & place.contexts(shard)
         assert not gone & place.in_samples(shard)
     assert set(open_table(place.store).rows_by_shard()) == {A, B}
-    assert json.dumps(some[40:140])[1:-1] not in place.exported()
+    assert not any(part in place.exported() for part in parts)
     assert place.run() == 0  # and stays out
     # Brought back it is embedded again, and everything is as it was.
     assert bring_back(project.corpus, C, instance) == [C]
