@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from entropylong_assets.cli import inspection, planning, proof, trial
+from entropylong_assets.cli import inspection, planning, proof, removals, trial
 from entropylong_assets.cli import settings as settings_commands
 from entropylong_assets.cli.common import (
     DatasetName,
@@ -155,12 +155,12 @@ def _print_expected(project: Project, selection: Selection) -> None:
     from entropylong_assets.orchestration.run_selection import expected_jobs
     from entropylong_assets.project import open_store
     from entropylong_assets.stages.corpus.errors import one_line
-    from entropylong_assets.stages.corpus.shards import load_plan, plan_shards, require_shards
+    from entropylong_assets.stages.corpus.shards import load_plan, replan, require_shards
 
     plans = {}
     for corpus in selection.owners(project)[0]:
         before = load_plan(open_store(corpus))
-        plan = plan_shards(corpus, before.shards, empty=before.empty)
+        plan = replan(corpus, before)
         require_shards(corpus, plan)
         plans[corpus.name] = plan
         out.print(f"corpus {corpus.name}: {len(plan.shards)} shards, {len(plan.new)} of them new")
@@ -291,6 +291,7 @@ def doctor(settings_file: SettingsFile = None) -> None:
 planning.add_commands(app)
 settings_commands.add_commands(app)
 inspection.add_commands(app)
+removals.add_commands(app)
 proof.add_commands(app)
 trial.add_commands(app)
 

@@ -30,7 +30,16 @@ def print_missing_files(console: Console, plan: ShardPlan) -> None:
 
 
 def print_passed_over(console: Console, plan: ShardPlan) -> None:
-    """Print a line per reason for which files are not read, and one on files read twice."""
+    """Print a line per reason for which files are not read, and one on files read twice.
+
+    Retired shards are counted as well.
+    """
+    if plan.retired or plan.retired_sources:
+        sources = f", sources {', '.join(plan.retired_sources)}" if plan.retired_sources else ""
+        console.print(
+            f"retired: {len(plan.retired):,} shards{sources}; see `entropylong retire --list`",
+            soft_wrap=True,
+        )
     for reason, uris in plan.passed_over.items():
         line = describe_passed_over({reason: uris})
         console.print(f"passed over, {escape(line)}", soft_wrap=True)

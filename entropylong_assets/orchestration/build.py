@@ -8,6 +8,7 @@ import dagster as dg
 
 from entropylong_assets.orchestration.assets import build_asset, build_checks
 from entropylong_assets.orchestration.cluster import executor
+from entropylong_assets.orchestration.corpus_jobs import build_corpus_jobs
 from entropylong_assets.orchestration.jobs import build_jobs
 from entropylong_assets.orchestration.naming import settings_key
 from entropylong_assets.orchestration.resources import settings_resource
@@ -30,7 +31,10 @@ def build_definitions(project: Project, *, with_executor: bool = True) -> dg.Def
     return dg.Definitions(
         assets=[build_asset(project, settings, stage) for settings, stage in pairs],
         asset_checks=[check for check in checks if check is not None],
-        jobs=[job for settings in owners for job in build_jobs(project, settings)],
+        jobs=[
+            *(job for settings in owners for job in build_jobs(project, settings)),
+            *(job for c in project.corpora.values() for job in build_corpus_jobs(project, c)),
+        ],
         sensors=[sensor for settings in owners for sensor in build_sensors(project, settings)],
         schedules=[s for settings in owners for s in build_schedules(project, settings)],
         resources={settings_key(settings): settings_resource(settings) for settings in owners},

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from entropylong_assets.orchestration.errors import line
+from entropylong_assets.orchestration.naming import prefixed
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings, printable
 from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow
-from entropylong_assets.stages.corpus.shards import load_plan, plan_shards
+from entropylong_assets.stages.corpus.shards import load_plan, replan
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.stage import Stage
 from entropylong_assets.storage.manifest import TableError
@@ -172,8 +173,12 @@ def sources(corpus: Settings) -> Finding:
         return Finding(
             "sources", "fault", "corpus.sources names none; name one in the settings file"
         )
-    files = 0
+    known = load_plan(open_store(corpus))
+    planned = {file for shard in known.known for file in shard.files}
+    files, new = 0, set[str]()
     for source in corpus.sources:
+        if source.name in known.retired_sources:
+            continue
         found = list_files(source)
         if not found:  # a run would go on with the shards so far, but this is hardly meant
             raise CorpusError(
@@ -181,19 +186,27 @@ def sources(corpus: Settings) -> Finding:
                 "the source's uri"
             )
         files += len(found)
+        new |= {f.uri for f in found if known.empty.get(f.uri) != f.version} - planned
         for row in islice(read_rows(found[0].uri, found[0].kind, source), ROWS_READ):
             if isinstance(row, BadRow):
                 where = f"{row.file}, row {row.row}: {row.detail}; {REMEDIES[row.reason]}"
                 skips = corpus.on_bad_row == "skip"
                 return Finding("sources", "warning" if skips else "fault", where)
-    known = load_plan(open_store(corpus))
-    planned = {file for shard in known.shards for file in shard.files}
     # Only the files that are known are compared: rows of new ones would have to be counted.
-    plan = plan_shards(corpus, known.shards, empty=known.empty, max_new_files=0)
+    plan = replan(corpus, known, max_new_files=0)
     message = f"{len(corpus.sources)} sources, {files:,} files, {len(planned):,} planned"
     for what, names, remedy in (
         ("changed", plan.changed, "switch on the sensor `new_files`, or run `ingest` for them"),
-        ("missing", plan.missing, "put them back, or leave their shards as they are"),
+        (
+            "missing",
+            plan.missing,
+            "put them back, or take their shards out with `entropylong retire`",
+        ),
+        (
+            "in no shard yet",
+            sorted(new),
+            f"register them with `entropylong scan` or the job `{prefixed(corpus, 'scan')}`",
+        ),
     ):
         if names:
             return Finding("sources", "warning", f"{message}; {what}: {few(names)}; {remedy}")

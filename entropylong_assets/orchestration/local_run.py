@@ -13,6 +13,10 @@ import dagster as dg
 from entropylong_assets.orchestration.adoption import restore_checks
 from entropylong_assets.orchestration.launcher import end_dead_runs
 from entropylong_assets.orchestration.naming import corpus_of, partition_set
+from entropylong_assets.orchestration.retirement import (
+    remember_partitions,
+    retire_deleted_partitions,
+)
 from entropylong_assets.orchestration.run_selection import Selection
 from entropylong_assets.orchestration.runner import SILENT, Runner, Watcher
 from entropylong_assets.orchestration.scanning import shards_without_files
@@ -22,7 +26,7 @@ from entropylong_assets.stages.corpus.fields_check import require_fields
 from entropylong_assets.stages.corpus.shards import (
     ShardPlan,
     load_plan,
-    plan_shards,
+    replan,
     require_shards,
     save_plan,
 )
@@ -55,18 +59,21 @@ def register_shards(
 ) -> ShardPlan:
     """Scan the sources, add shards for new files to the plan, and register their partitions.
 
+    A shard whose partition was deleted in Dagster is retired instead of registered again.
+
     accept_changes: as `plan_shards` does, for a caller that runs the shards. Otherwise changed
     files are only named, and the next tick of a sensor starts their runs. Raises CorpusError, and
     registers nothing, if a source lacks the fields that its settings name.
     """
     store = open_store(corpus)
-    before = load_plan(store)
-    plan = plan_shards(corpus, before.shards, empty=before.empty, accept_changes=accept_changes)
+    retire_deleted_partitions(corpus, instance)
+    plan = replan(corpus, load_plan(store), accept_changes=accept_changes)
     require_fields(corpus, plan)
     save_plan(store, plan)
     unmade = shards_without_files(plan, store)
     keys = [shard.key for shard in plan.shards if shard.key not in unmade]
     instance.add_dynamic_partitions(partition_set(corpus), keys)
+    remember_partitions(corpus, instance)
     return plan
 
 

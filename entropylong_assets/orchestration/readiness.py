@@ -18,6 +18,7 @@ from entropylong_assets.stages.versioning import (
     THREADS,
     eligible_shards,
     failed_check,
+    removal_fault,
     shard_versions,
 )
 from entropylong_assets.storage.tables import WHOLE
@@ -40,8 +41,10 @@ def outdated_shards(stage: Stage, partition: Partition) -> list[str]:
         wanted = shard_versions(source, whole, eligible)
         contained = recorded.get(source.name, {})
         outdated |= {s for s in wanted if contained.get(s) != wanted[s]}
-        if not stage.requires_up_to_date_inputs:
-            outdated |= contained.keys() - wanted.keys()
+        gone = contained.keys() - wanted.keys()
+        if stage.requires_up_to_date_inputs:
+            gone -= set(partition.store.shards(source.tables))  # all but retired ones
+        outdated |= gone
     return sorted(outdated)
 
 
@@ -49,7 +52,7 @@ def is_outdated(stage: Stage, partition: Partition) -> bool:
     """Whether a stage over all shards would have other content if it were made now."""
     if stage.skip_reason(partition) is not None:
         return False
-    if outdated_shards(stage, partition):
+    if outdated_shards(stage, partition) or removal_fault(stage, partition):
         return True
     whole = [source for source in stage.inputs if not source.partitioned]
     manifest = partition.store.manifest(stage.tables, WHOLE)
@@ -64,6 +67,8 @@ def shards_contained(stage: Stage, partition: Partition, shards: Iterable[str]) 
     for source in stage.inputs:
         if source.partitioned or not found:
             continue
+        if removal_fault(source, partition):
+            return set()
         manifest = partition.store.manifest(source.tables, WHOLE)
         recorded = manifest.determinants.get("inputs", {}) if manifest else {}
         for contained in source.inputs:
@@ -126,6 +131,7 @@ def find_gaps(
             manifest = here.store.manifest(stage.tables, shard)
             try:
                 files = stage.identify(here) if stage.automation == "by_scan" else {}
+                files = {**files, **stage.removals(here)}
             except ValueError:  # it can't be read, e.g. for lack of permission
                 continue
             if manifest is not None and (stage.name, shard) in known:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import dagster as dg
 
 from entropylong_assets.orchestration.naming import partition_set
+from entropylong_assets.orchestration.retirement import (
+    remember_partitions,
+    retire_deleted_partitions,
+)
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings, fingerprint
 from entropylong_assets.stages.corpus.listing import describe_passed_over
@@ -15,7 +19,7 @@ from entropylong_assets.stages.corpus.shards import (
     Shard,
     ShardPlan,
     load_plan,
-    plan_shards,
+    replan,
     save_plan,
 )
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
@@ -40,6 +44,8 @@ class Scan:
     """Shards that are no partitions yet."""
     renewed: tuple[str, ...]
     """Known shards whose files have changed."""
+    retired: tuple[str, ...] = ()
+    """Shards whose partitions were deleted in Dagster, which retires them."""
 
     @property
     def requests(self) -> list[dg.RunRequest]:
@@ -60,6 +66,7 @@ class Scan:
                 ("new shards", self.unregistered),
                 ("changed files", self.plan.changed),
                 ("shards to be read again", self.renewed),
+                ("retired, as their partitions were deleted", self.retired),
                 ("missing files (their shards keep their data)", self.plan.missing),
                 ("files that several sources have", self.plan.shared),
             )
@@ -92,24 +99,21 @@ def shards_without_files(plan: ShardPlan, store: TableStore) -> set[str]:
 def scan(corpus: Settings, instance: dg.DagsterInstance, max_new_files: int | None = None) -> Scan:
     """Look at all sources and save the plan with what is new and changed.
 
+    A shard whose partition was deleted in Dagster is retired.
     A shard counts as new until the instance knows its partition, so that none is lost if a scan
     dies after saving. Raises CorpusError, as `plan_shards` and `save_plan` do.
     """
     store = open_store(corpus)
+    retired = retire_deleted_partitions(corpus, instance)
     before = load_plan(store)
-    plan = plan_shards(
-        corpus,
-        before.shards,
-        empty=before.empty,
-        accept_changes=True,
-        max_new_files=max_new_files,
-    )
+    plan = replan(corpus, before, accept_changes=True, max_new_files=max_new_files)
     if (plan.shards, plan.empty) != (before.shards, before.empty):
         save_plan(store, plan)
     registered = set(instance.get_dynamic_partitions(partition_set(corpus)))
     not_yet = registered | shards_without_files(plan, store)
     return Scan(
         plan=plan,
+        retired=retired,
         unregistered=tuple(s.key for s in plan.shards if s.key not in not_yet),
         renewed=tuple(
             new.key
@@ -132,6 +136,7 @@ def register(corpus: Settings, found: Scan, instance: dg.DagsterInstance) -> Non
     """Add the partitions of new shards."""
     if found.unregistered:
         instance.add_dynamic_partitions(partition_set(corpus), list(found.unregistered))
+        remember_partitions(corpus, instance)
 
 
 def busy_shards(settings: Settings, instance: dg.DagsterInstance) -> set[str]:

@@ -83,7 +83,9 @@ def _new_files(settings: Settings, stages: list[Stage]) -> dg.SensorDefinition:
             f"Scans the sources of `{settings.name}` every {SECONDS_BETWEEN_TICKS} seconds "
             "(ENTROPYLONG_TICK_SECONDS). Registers a partition for each new shard and starts "
             "`ingest` for it; starts `ingest` again for shards whose files have changed. Reports "
-            "files that have changed or are missing. Starts nothing for unchanged shards."
+            "files that have changed or are missing. Starts nothing for unchanged shards. While it "
+            "is off, new files become partitions by the job `scan`, the schedule `daily_scan`, "
+            "`entropylong scan` or `entropylong run` only."
         ),
     )
     def new_files(context: dg.SensorEvaluationContext) -> dg.SensorResult:

@@ -150,6 +150,9 @@ class Stage:
     identify: Callable[[Partition], Mapping[str, Any]] = lambda _: {}
     """What else determines the content: identities of models, versions of source files, the tag of
     the index. JSON values; computed without loading a model."""
+    removals: Callable[[Partition], Mapping[str, Any]] = lambda _: {}
+    """Determinants that name what was removed from the corpus and must not be in the content. A
+    partition that was made before is stale, and no stage over all shards uses it."""
     permanent: tuple[str, ...] = ()
     """Dotted paths of settings that can't change while the corpus or dataset keeps its name."""
     code_version: int

@@ -48,7 +48,7 @@ def code_version(stage: Stage, settings: Settings) -> str:
 def determinants(stage: Stage, partition: Partition) -> dict[str, Any]:
     """All that determines a partition, as JSON values: code, settings, inputs, models, files.
 
-    Raises TableError if an input is missing.
+    Raises TableError if an input is missing, or over all shards and made before a removal.
     """
     return _as_json(
         {
@@ -56,6 +56,7 @@ def determinants(stage: Stage, partition: Partition) -> dict[str, Any]:
             "settings": determining_settings(stage, partition.settings),
             "inputs": _input_versions(stage, partition),
             **stage.identify(partition),
+            **stage.removals(partition),
         }
     )
 
@@ -76,6 +77,9 @@ def _input_versions(stage: Stage, partition: Partition) -> dict[str, Any]:
         else:
             shard = partition.shard if source.partitioned else WHOLE
             versions[source.name] = partition.store.require(source.tables, shard).data_version
+            fault = None if source.partitioned else removal_fault(source, partition)
+            if fault:
+                raise TableError(fault)
     return versions
 
 
@@ -101,6 +105,24 @@ def stale_reason(stage: Stage, partition: Partition) -> str | None:
     except TableError as error:  # an input has been removed, or is new
         return f"an input can't be read: {error}"
     return _difference(manifest.determinants, wanted)
+
+
+def removal_fault(stage: Stage, partition: Partition) -> str | None:
+    """Why a partition may hold what was removed from the corpus, or None.
+
+    Of a stage over all shards its only partition counts. None as well if it is not materialized.
+    """
+    shard = partition.shard if stage.partitioned else WHOLE
+    here = Partition(_settings_of(stage, partition), partition.store, shard)
+    wanted = _as_json(dict(stage.removals(here)))
+    manifest = partition.store.manifest(stage.tables, shard) if wanted else None
+    if manifest is None or all(manifest.determinants.get(n) == v for n, v in wanted.items()):
+        return None
+    what = "documents were taken down" if "taken_down" in wanted else "something was removed"
+    return (
+        f"{stage.name} was made before {what} from the corpus; materialize it again "
+        "(`entropylong retire --list` shows what)"
+    )
 
 
 def is_up_to_date(stage: Stage, partition: Partition) -> bool:
@@ -194,6 +216,9 @@ def shard_fault(stage: Stage, partition: Partition) -> str | None:
             if made.get("code") != source.code_version or made.get("settings") != wanted:
                 what = _difference(made, {**made, "code": source.code_version, "settings": wanted})
                 return f"{source.name} is stale ({what}); materialize it again"
+        removed = removal_fault(source, partition)
+        if removed:
+            return removed
         versions[source.name] = manifest.data_version
         fault = failed_check(source, partition)
         if fault:

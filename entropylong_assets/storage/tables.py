@@ -35,6 +35,7 @@ from entropylong_assets.storage.known_files import KnownFiles
 from entropylong_assets.storage.manifest import CheckOutcome, CheckRecord, Manifest, TableError
 from entropylong_assets.storage.object_storage import open_uri
 from entropylong_assets.storage.partition_writer import PartitionWriter
+from entropylong_assets.storage.removals import find_removed
 from entropylong_assets.storage.schemas import S, TableSet
 
 WHOLE = "all"
@@ -242,7 +243,9 @@ class TableStore:
             self._put(f"{folder}/{CHECKS}", record.model_dump_json(indent=2).encode())
 
     def shards(self, tables: TableSet[Any]) -> list[str]:
-        """Return the sorted names of the published partitions. Raises the error of a listing.
+        """Return the sorted names of the published partitions of shards that are not retired.
+
+        Raises the error of a listing.
 
         On object storage all files of the stage are listed, with one request per 1,000 files (about
         200 shards). Listing folder by folder would take one request per shard.
@@ -251,11 +254,10 @@ class TableStore:
         folder = f"{self.home(tables)}/{tables.name}"
         files = self.fs.find(folder, maxdepth=2 if self.is_local else None)
         depth = folder.count("/") + 2
-        return sorted(
-            path.split("/")[-2]
-            for path in files
-            if path.endswith(f"/{MANIFEST}") and path.count("/") == depth
-        )
+        published = [path for path in files if path.endswith(f"/{MANIFEST}")]
+        names = {path.split("/")[-2] for path in published if path.count("/") == depth}
+        removed = find_removed(self) if names else None
+        return sorted(name for name in names if not (removed and removed.hides(name)))
 
     @contextmanager
     def reporting_damage(self, tables: TableSet[Any], shard: str, table: str) -> Iterator[None]:

@@ -573,7 +573,7 @@ def test_copies_owned_by_another_shard_need_no_vector(faults: Faults) -> None:
     assert faults("embeddings", "one_vector_per_chunk", tables) == 0
 
 
-@pytest.mark.parametrize("reason", ["contaminated", "calm.shouting", "too_long"])
+@pytest.mark.parametrize("reason", ["contaminated", "taken_down", "calm.shouting"])
 def test_documents_that_were_cleaned_away_are_no_bad_rows(faults: Faults, reason: str) -> None:
     tables = valid("corpus")
     tables["dropped"][0]["reason"] = reason

@@ -239,7 +239,7 @@ def test_doctor_warns_of_missing_files_and_goes_on(
     file.unlink()
     finding = sources(project.corpus)
     assert finding.verdict == "warning"
-    assert f"missing: {file}; put them back, or leave" in finding.message
+    assert f"missing: {file}; put them back, or take" in finding.message
     (tmp_path / "in/b.jsonl").unlink()
     with pytest.raises(CorpusError, match="no file at"):
         sources(project.corpus)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import polars as pl
@@ -111,13 +111,15 @@ def _length_fault(text: str, settings: Settings) -> Fault | None:
 
 
 def _documents(
-    rows: list[Row], settings: Settings, seen: set[bytes]
+    rows: list[Row], settings: Settings, seen: set[bytes], taken_down: Collection[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Documents of these rows, and those that are dropped. seen: ids of the shard, added to."""
     documents, dropped = [], []
     for row, text in zip(rows, canonical_texts([row.text for row in rows]), strict=True):
         fault = _length_fault(text, settings)
         doc_id = document_id(text)
+        if fault is None and doc_id in taken_down:
+            fault = Fault("taken_down", f"document {doc_id} was taken down")
         if fault is None and (key := bytes.fromhex(doc_id)) in seen:
             fault = Fault("duplicate_in_shard", f"same text as document {doc_id}")
         if fault:
@@ -143,12 +145,13 @@ def ingest_shard(
     settings: Settings,
     writer: PartitionWriter,
     on_progress: Callable[[int], None] = lambda _: None,
+    taken_down: Collection[str] = (),
 ) -> CorpusDocumentsSummary:
     """Read a shard and write its tables `documents` and `dropped`, batch by batch.
 
-    settings: of the corpus. on_progress: called with numbers of rows just finished. Memory holds
-    one batch, and 16 bytes per document to recognize duplicates within the shard, of which the
-    first is kept.
+    settings: of the corpus. on_progress: called with numbers of rows just finished.
+    taken_down: ids of documents that are refused. Memory holds one batch, and 16 bytes per document
+    to recognize duplicates within the shard, of which the first is kept.
 
     Raises CorpusError at the first bad row unless `on_bad_row` is `skip`, and if a filter or an
     evaluation set can't be used.
@@ -166,7 +169,7 @@ def ingest_shard(
         if bad and settings.on_bad_row == "fail":
             raise bad[0].error()
         rows = [item for item in batch if isinstance(item, Row)]
-        documents, dropped = _documents(rows, settings, seen)
+        documents, dropped = _documents(rows, settings, seen, taken_down)
         dropped += [_dropped(item, item.reason, item.detail) for item in bad]
         for document in documents:
             document.update(source=shard.source, license=source.license)

@@ -52,7 +52,11 @@ class ShardPlan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     shards: tuple[Shard, ...] = ()
-    """The known shards in their old order, then the new ones."""
+    """The known shards in their old order, then the new ones; without retired ones."""
+    retired: tuple[Shard, ...] = ()
+    """Shards that are retired, or whose source is. Their keys and files are not planned anew."""
+    retired_sources: tuple[str, ...] = ()
+    """Names of sources that are not scanned."""
     new: tuple[str, ...] = ()
     """Keys of shards that this scan added."""
     changed: tuple[str, ...] = ()
@@ -68,12 +72,24 @@ class ShardPlan(BaseModel):
     passed_over: PassedOver = {}
     """URIs of what is not read, by reason, a key of `listing.REASONS`."""
 
+    @property
+    def known(self) -> tuple[Shard, ...]:
+        """All shards, also retired ones, in the order of registration."""
+        return tuple(sorted((*self.shards, *self.retired), key=lambda shard: shard.position))
+
     def shard(self, key: str) -> Shard:
-        """Return the shard of a key. Raises CorpusError if there is none."""
+        """Return the shard of a key. Raises CorpusError if there is none or it is retired."""
         for shard in self.shards:
             if shard.key == key:
                 return shard
-        raise CorpusError(f"shard {key}: not in the plan; scan the sources to register it")
+        if any(shard.key == key for shard in self.retired):
+            raise CorpusError(
+                f"shard {key}: it is retired; bring it back with `entropylong retire {key} --undo`"
+            )
+        raise CorpusError(
+            f"shard {key}: no shard of the corpus has this name; delete the partition, and "
+            "register new files with `entropylong scan` or the job `scan` of the corpus"
+        )
 
     def corpus_rows(self, key: str) -> int:
         """Return the rows of the corpus when this shard was registered.
@@ -98,5 +114,5 @@ def source_of(shard: Shard, settings: Settings) -> SourceSettings:
             return source
     raise MissingSourceError(
         f"shard {shard.key}: the settings have no source '{shard.source}'; put it back under "
-        "corpus.sources, or leave the shard as it is"
+        f"corpus.sources, or take it out with `entropylong retire {shard.source}`"
     )

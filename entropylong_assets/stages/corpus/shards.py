@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -32,6 +32,7 @@ from entropylong_assets.stages.corpus.source_plans import (
     recut,
     with_present_files,
 )
+from entropylong_assets.storage.removals import find_removed
 from entropylong_assets.storage.tables import TableStore
 
 PLAN_FILE, PLAN_FORMAT = "shards.json", 1
@@ -54,6 +55,8 @@ def plan_shards(
     empty: Mapping[str, str] | None = None,
     accept_changes: bool = False,
     max_new_files: int | None = None,
+    retired: Sequence[Shard] = (),
+    retired_sources: Collection[str] = (),
 ) -> ShardPlan:
     """List all sources and add shards for the files that `known` does not contain.
 
@@ -62,8 +65,9 @@ def plan_shards(
     keys (rows for which they have no room get new shards); files that are missing leave a shard of
     whole files only if another of its files has changed. empty: `ShardPlan.empty` of the plan so
     far; these files are not opened again. max_new_files: maximum number of new files per call; the
-    next calls continue in the same order. Damaged files are planned too: their shard reports the
-    damage.
+    next calls continue in the same order. retired: shards whose files are not planned again.
+    retired_sources: names of sources that are not listed. Damaged files are planned too: their
+    shard reports the damage.
 
     Raises CorpusError if a source has no file at all or can't be listed.
     """
@@ -71,13 +75,16 @@ def plan_shards(
     by_source: dict[str, list[Shard]] = defaultdict(list)
     for shard in known:
         by_source[shard.source].append(shard)
-    position = max((shard.position for shard in known), default=-1) + 1
+    position = max((shard.position for shard in (*known, *retired)), default=-1) + 1
     left = max_new_files
     new, plans = list[str](), list[SourcePlan]()
 
     for source in settings.sources:
+        if source.name in retired_sources:
+            continue
         old = by_source.pop(source.name, [])
-        plan = SourcePlan(source, old, empty or {}, settings)
+        out = [shard for shard in retired if shard.source == source.name]
+        plan = SourcePlan(source, old, empty or {}, settings, out)
         plans.append(plan)
         ranges = list[Range]()
         if accept_changes:
@@ -87,7 +94,8 @@ def plan_shards(
         ranges += plan.add(left)
         if left is not None:
             left -= min(left, n_waiting - len(plan.waiting))
-        number = max((int(shard.key.rpartition("-")[2]) for shard in old), default=-1) + 1
+        numbers = [int(shard.key.rpartition("-")[2]) for shard in (*old, *out)]
+        number = max(numbers, default=-1) + 1
         for files, first_row, n_rows in ranges:
             shard = Shard(
                 key=f"{source.name}-{number:05d}",
@@ -109,6 +117,8 @@ def plan_shards(
     without_source = [shard.key for old in by_source.values() for shard in old]
     return ShardPlan(
         shards=tuple(shards.values()),
+        retired=tuple(retired),
+        retired_sources=tuple(retired_sources),
         new=tuple(new),
         changed=tuple(file.uri for plan in plans for file in plan.changed),
         missing=tuple(dict.fromkeys([uri for plan in plans for uri in plan.missing] + left_over)),
@@ -141,8 +151,32 @@ def _shared(sources: Sequence[Iterable[str]]) -> tuple[str, ...]:
     return tuple(sorted(uri for uri, n in times.items() if n > 1))
 
 
+def replan(
+    settings: Settings,
+    plan: ShardPlan,
+    *,
+    accept_changes: bool = False,
+    max_new_files: int | None = None,
+) -> ShardPlan:
+    """Scan the sources again, as `plan_shards` does, on top of a plan so far."""
+    return plan_shards(
+        settings,
+        plan.shards,
+        empty=plan.empty,
+        accept_changes=accept_changes,
+        max_new_files=max_new_files,
+        retired=plan.retired,
+        retired_sources=plan.retired_sources,
+    )
+
+
 def require_shards(settings: Settings, plan: ShardPlan) -> None:
-    """Raise CorpusError if a plan has no shard, as all files of the sources are empty."""
+    """Raise CorpusError if a plan has no shard, as all are retired or all files are empty."""
+    if not plan.shards and (plan.retired or plan.retired_sources):
+        raise CorpusError(
+            f"corpus {settings.name}: all of its {len(plan.retired):,} shards are retired; bring "
+            "some back with `entropylong retire NAME --undo`, or add a source"
+        )
     if not plan.shards:
         raise CorpusError(
             f"corpus {settings.name}: its sources have no file with rows; put documents there, or "
@@ -165,13 +199,13 @@ def current_shard(settings: Settings, plan: ShardPlan, key: str) -> Shard:
     version = file_version(shard.files[0], shard.kind)
     if version is None:
         raise MissingSourceError(
-            f"shard {key}: {one_line(shard.files[0])} does not exist; put it back, or leave the "
-            "shard as it is"
+            f"shard {key}: {one_line(shard.files[0])} does not exist; put it back, or take the "
+            f"shard out with `entropylong retire {key}`"
         )
     if (version,) == shard.versions:
         return shard
     file = SourceFile(shard.files[0], shard.kind, version)
-    siblings = [other for other in plan.shards if other.files == shard.files]
+    siblings = [other for other in plan.known if other.files == shard.files]
     rows = count_rows(file.uri, file.kind)
     renewed_all = recut(siblings, file, rows, settings.shard_rows)
     return next(other for other in renewed_all if other.key == key)
@@ -182,7 +216,7 @@ def _plan_path(store: TableStore) -> str:
 
 
 def load_plan(store: TableStore) -> ShardPlan:
-    """Load the plan of the store's corpus; it is empty if none was saved.
+    """Load the plan of the store's corpus; it is empty if none was saved. Retired shards are apart.
 
     Raises CorpusError if the file is damaged.
     """
@@ -195,7 +229,7 @@ def load_plan(store: TableStore) -> ShardPlan:
     try:
         if content.get("format") != PLAN_FORMAT:
             raise ValueError
-        return ShardPlan.model_validate(
+        saved = ShardPlan.model_validate(
             {"shards": content["shards"], "empty": content.get("empty", {})}
         )
     except (ValidationError, ValueError, KeyError, AttributeError, TypeError):
@@ -203,14 +237,22 @@ def load_plan(store: TableStore) -> ShardPlan:
             f"{store.corpus_uri}/{PLAN_FILE}: not a plan of shards in format {PLAN_FORMAT}; "
             "restore it from a backup, or choose another name for the corpus"
         ) from None
+    removed = find_removed(store)
+    return saved.model_copy(
+        update={
+            "shards": tuple(s for s in saved.shards if not removed.hides(s.key)),
+            "retired": tuple(s for s in saved.shards if removed.hides(s.key)),
+            "retired_sources": tuple(sorted(removed.sources)),
+        }
+    )
 
 
 def save_plan(store: TableStore, plan: ShardPlan) -> None:
-    """Save the shards and empty files of a plan. Raises CorpusError if other shards are saved.
+    """Save all shards and empty files of a plan. Raises CorpusError if other shards are saved.
 
     Otherwise two scans at once could give one key to two shards; the second has to start again.
     """
-    saved, planned = load_plan(store).shards, plan.shards
+    saved, planned = load_plan(store).known, plan.known
     grows = len(saved) <= len(planned) and all(
         (old.key, old.position) == (new.key, new.position) and set(new.files) <= set(old.files)
         for old, new in zip(saved, planned, strict=False)

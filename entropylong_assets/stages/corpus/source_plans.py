@@ -65,7 +65,7 @@ def with_present_files(shard: Shard, versions: Mapping[str, str]) -> Shard:
     if not files:
         raise MissingSourceError(
             f"shard {shard.key}: {one_line(shard.files[0])}: the file does not exist; put it "
-            "back, or leave the shard as it is"
+            f"back, or take the shard out with `entropylong retire {shard.key}`"
         )
     return shard.model_copy(
         update={
@@ -80,7 +80,7 @@ class SourcePlan:
     """Plans the shards of one source.
 
     known: its shards so far. empty: versions of files that had no rows, by URI. settings: of the
-    corpus.
+    corpus. retired: its retired shards, whose files stay out.
     """
 
     def __init__(
@@ -89,15 +89,17 @@ class SourcePlan:
         known: Sequence[Shard],
         empty: Mapping[str, str],
         settings: Settings,
+        retired: Sequence[Shard] = (),
     ) -> None:
-        self._known, self._shard_rows = known, settings.shard_rows
+        self._known, self._retired, self._shard_rows = known, retired, settings.shard_rows
+        out = {file for shard in retired for file in shard.files}
         planned = {
             file: version
             for shard in known
             for file, version in zip(shard.files, shard.versions, strict=True)
         }
         files, passed_over = list_source(source, settings.data_uri)
-        if not files and not known:
+        if not files and not known and not retired:
             shown = f" (passed over: {describe_passed_over(passed_over)})" if passed_over else ""
             raise CorpusError(
                 f"source '{source.name}': no file at {source.uri}; put files there or correct the "
@@ -110,7 +112,8 @@ class SourcePlan:
         self.missing_shards = [s.key for s in known if self.found.keys().isdisjoint(s.files)]
         self.forbidden = list[str]()
         """Files that could not be opened to count their rows."""
-        self.waiting = [f for f in files if f.uri not in planned and f.uri not in self.empty]
+        taken = {*planned, *out, *self.empty}
+        self.waiting = [f for f in files if f.uri not in taken]
         """New files whose rows have not been counted."""
         self._passed_over = passed_over
 
@@ -143,9 +146,12 @@ class SourcePlan:
         renewed, ranges = dict[str, Shard](), list[Range]()
         tables = [f for f in self.changed if not source_format(f.kind).one_row_per_file]
         for file, rows in self._count(tables):
-            old = [shard for shard in self._known if shard.files == (file.uri,)]
+            known = [*self._known, *self._retired]
+            old = [shard for shard in known if shard.files == (file.uri,)]
             new = recut(old, file, rows, self._shard_rows)
-            renewed.update({shard.key: shard for shard in new})
+            # A retired shard keeps its place, so that no other one takes its rows.
+            retired = {shard.key for shard in self._retired}
+            renewed.update({shard.key: shard for shard in new if shard.key not in retired})
             end = new[-1].first_row + new[-1].n_rows
             ranges += [Range([file], *cut) for cut in _cut(rows, end, self._shard_rows)]
         changed = {file.uri for file in self.changed}

@@ -8,12 +8,14 @@ from typing import Any
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import MissingSourceError, one_line
+from entropylong_assets.stages.corpus.removals import documents_taken_down
 from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.stage import Check, Job, Partition, Result, Stage, Step
 from entropylong_assets.stages.versioning import determining_settings
 from entropylong_assets.storage import duck
 from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.removals import find_removed
 
 INGEST = Job(
     "ingest", "Read new shards of the sources, cut documents into chunks and embed them.", hours=12
@@ -30,11 +32,12 @@ def _compute(step: Step) -> Result:
     missing = set(step.determinants["shard"]["files"]).difference(shard.files)
     if missing:
         raise MissingSourceError(
-            f"shard {shard.key}: {one_line(min(missing))} does not exist; put it back, or leave "
-            "the shard as it is: it is up to date but for that"
+            f"shard {shard.key}: {one_line(min(missing))} does not exist; put it back, or take "
+            f"the shard out with `entropylong retire {shard.key}`; it is up to date but for that"
         )
     step.progress.total = shard.n_rows
-    summary = ingest_shard(shard, step.settings, step.writer, step.progress)
+    taken_down = find_removed(step.store).documents
+    summary = ingest_shard(shard, step.settings, step.writer, step.progress, taken_down)
     duplicates = summary.dropped.get("duplicate_in_shard", 0)
     return Result(
         summary,
@@ -143,6 +146,7 @@ documents that a filter (`corpus.filters`) drops or that quote an evaluation set
     # yields other documents.
     determined_by=_determined_by,
     identify=_identify,
+    removals=documents_taken_down,
     code_version=3,
     check_folder=Path(__file__).parent / "checks",
     checks=(

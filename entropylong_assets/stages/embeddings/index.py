@@ -20,6 +20,7 @@ from entropylong_assets.stages.embeddings.exact import device_of, nearest
 from entropylong_assets.stages.embeddings.removal import (
     delete_documents,
     find_removal,
+    remove_retired_shards,
     restore_documents,
 )
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
@@ -146,7 +147,7 @@ def index_shards(
     writer: PartitionWriter,
     embedder: Embedder | None = None,
 ) -> EmbeddingIndexSummary:
-    """Remove copies and near-duplicates from the table, index and tag it, and measure its recall.
+    """Index and tag the table without retired shards, copies and near-duplicates; measure recall.
 
     settings: of the corpus. positions: place in the plan of each shard. versions: data version of
     each shard to be indexed. embedder: for documents that come back; without it none does. Raises
@@ -160,7 +161,7 @@ def index_shards(
         min_chars = embedding.min_chunk_chars
         restored = restore_documents(store, table, removal, [*order], embedder, min_chars)
     delete_documents(table, removal)
-    stored = table.rows_by_shard()
+    stored = remove_retired_shards(store, table, table.rows_by_shard())
     shards = _count_rows(store, order, versions, removal.documents, stored)
     writer.append("shards", shards)
     writer.append("duplicates", removal.duplicates)

@@ -22,7 +22,8 @@ from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDD
 from entropylong_assets.stages.embeddings.vector_table import WritableVectorTable
 from entropylong_assets.stages.near_duplicates.tables import NEAR_DUPLICATES
 from entropylong_assets.storage import duck
-from entropylong_assets.storage.tables import WHOLE, TableStore
+from entropylong_assets.storage.removals import find_removed
+from entropylong_assets.storage.tables import MANIFEST, WHOLE, TableStore
 
 if TYPE_CHECKING:
     from entropylong_assets.stages.embeddings.embedder import Embedder
@@ -126,6 +127,23 @@ def delete_documents(table: WritableVectorTable, removal: Removal) -> None:
     """Delete what is not indexed from the table."""
     for (shard,), documents in removal.documents.group_by("shard", maintain_order=True):
         table.delete_documents(str(shard), documents["doc_id"].to_list())
+
+
+def remove_retired_shards(
+    store: TableStore, table: WritableVectorTable, stored: Mapping[str, int]
+) -> dict[str, int]:
+    """Delete the rows of retired shards; return the rows of each remaining shard.
+
+    stored: rows by shard. The manifest of the shard's embeddings is deleted first, so that a shard
+    that is brought back is embedded again.
+    """
+    removed = find_removed(store)
+    for shard in sorted(shard for shard in stored if removed.hides(shard)):
+        manifest = f"{store.folder(CHUNK_EMBEDDINGS, shard)}/{MANIFEST}"
+        if store.fs.exists(manifest):
+            store.fs.rm(manifest)
+        table.replace_shard(shard, ())
+    return {shard: rows for shard, rows in stored.items() if not removed.hides(shard)}
 
 
 def restore_documents(

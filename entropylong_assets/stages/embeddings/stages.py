@@ -11,6 +11,7 @@ import polars as pl
 
 from entropylong_assets.settings.cluster import GPU_STEP
 from entropylong_assets.settings.section import fingerprint
+from entropylong_assets.stages.corpus.removals import removed_from_corpus
 from entropylong_assets.stages.corpus.shards import load_plan
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE, INGEST
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
@@ -264,6 +265,7 @@ With `embedding.text_index` the words are indexed too.""",
         "seed",  # of the rows used as queries
     ),
     identify=_identify_index,
+    removals=removed_from_corpus,
     code_version=8,
     check_folder=_CHECKS,
     checks=(

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.removals import removed_from_corpus
 from entropylong_assets.stages.embeddings.settings import QUERY_SETTINGS
 from entropylong_assets.stages.embeddings.stages import EMBEDDING_INDEX_STAGE
 from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
@@ -155,6 +156,7 @@ reason.""",
     sections={"retrieval": RetrievalSettings},
     determined_by=lambda _: ("retrieval", "scoring.model", *QUERY_SETTINGS),
     identify=_identify,
+    removals=removed_from_corpus,
     code_version=8,
     check_folder=Path(__file__).parent / "checks",
     checks=(

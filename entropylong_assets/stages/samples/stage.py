@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.removals import removed_from_corpus
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.settings import QUERY_SETTINGS
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
@@ -117,6 +118,11 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
     }
 
 
+def _removals(partition: Partition) -> Mapping[str, Any]:
+    """What passages must not be drawn from; contexts follow from the candidates."""
+    return removed_from_corpus(partition) if needs_pool(partition.settings) else {}
+
+
 def _validate(settings: Settings) -> None:
     """Reject samples that can't hold a root, and a recipe whose rule is not evaluated."""
     if settings.roots.max_tokens >= settings.samples.tokens:
@@ -163,6 +169,7 @@ span of its context and the distance between them (paper, section 3.4).""",
     sections={"samples": SampleSettings},
     determined_by=_determined_by,
     identify=_identify,
+    removals=_removals,
     code_version=5,
     check_folder=Path(__file__).parent / "checks",
     checks=(

@@ -89,7 +89,7 @@ def test_sources_number_their_shards_apart_and_share_the_positions(tmp_path: Pat
     assert left.missing == (str(tmp_path / "a/1.jsonl"),)
     with pytest.raises(CorpusError, match="the settings have no source 'a'"):
         source_of(plan.shard("a-00000"), only)
-    with pytest.raises(CorpusError, match="shard x-1: not in the plan"):
+    with pytest.raises(CorpusError, match="shard x-1: no shard of the corpus has this"):
         plan.shard("x-1")
 
 

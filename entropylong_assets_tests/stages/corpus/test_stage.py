@@ -126,7 +126,7 @@ def test_a_changed_source_or_file_makes_its_shard_stale_and_no_other(
 
 
 def test_a_shard_outside_the_plan_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(CorpusError, match="shard s-00009: not in the plan"):
+    with pytest.raises(CorpusError, match="shard s-00009: no shard of the corpus has this name"):
         materialize(STAGE, partition_of(values, "s-00009"))
 
 

@@ -3,7 +3,8 @@
 WITH bad AS (
     SELECT file, "row", reason, detail
     FROM dropped
-    WHERE reason NOT IN ('too_short', 'too_long', 'empty', 'duplicate_in_shard', 'contaminated')
+    WHERE reason NOT IN ('too_short', 'too_long', 'empty', 'duplicate_in_shard', 'contaminated',
+                         'taken_down')
       AND NOT contains(reason, '.')  -- of a filter
 )
 SELECT bad.*

@@ -1,0 +1,115 @@
+"""Jobs of a corpus that make no asset: scan its sources, retire shards, take documents down.
+
+Dagster reads the annotations of the functions here, so they are not postponed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from entropylong_assets.orchestration.errors import step_errors
+from entropylong_assets.orchestration.naming import prefixed, settings_key
+from entropylong_assets.orchestration.retirement import (
+    bring_back,
+    retire,
+    retired_shards,
+    take_down,
+)
+from entropylong_assets.orchestration.scanning import register, scan
+from entropylong_assets.project import Project, open_store
+from entropylong_assets.report.holdings import find_exports
+from entropylong_assets.settings.section import Settings
+
+Work = Callable[[Any, Settings], None]
+
+
+def build_corpus_jobs(project: Project, corpus: Settings) -> list[dg.JobDefinition]:
+    """The jobs `scan`, `retire` and `takedown` of a corpus."""
+    datasets = project.datasets_over(corpus.name)
+
+    def scan_sources(context: Any, chosen: Settings) -> None:
+        found = scan(chosen, context.instance)
+        register(chosen, found, context.instance)
+        context.log.info(found.message)
+
+    def retire_name(context: Any, chosen: Settings) -> None:
+        given = context.op_config
+        if given["undo"]:
+            back = bring_back(chosen, given["name"], context.instance)
+            context.log.info(f"back: {', '.join(back) or 'no shard'}; materialize them")
+            return
+        by = f"run {context.run_id}"
+        removal = retire(chosen, given["name"], context.instance, given["reason"], by)
+        context.log.info(f"{removal.kind} {removal.name} is retired: {removal.reason}")
+        store = open_store(chosen)
+        for uri in find_exports(store, datasets, retired_shards(chosen, removal.name)).exports:
+            context.log.warning(f"an export made before holds documents of it: {uri}")
+
+    def take_document_down(context: Any, chosen: Settings) -> None:
+        given = context.op_config
+        by = f"run {context.run_id}"
+        for taken in take_down(chosen, datasets, given["document"], given["reason"], by):
+            for line in taken.lines():
+                context.log.info(line)
+
+    return [
+        _job(
+            corpus,
+            "scan",
+            "Scans the sources and registers a partition for each new shard. Starts no other run: "
+            "backfill `ingest` for the new partitions, or switch on the sensor `new_files`.",
+            scan_sources,
+        ),
+        _job(
+            corpus,
+            "retire",
+            "Takes a shard or a source out of the corpus and its datasets, until asked back with "
+            "`undo`. Then run `index`, and `build_samples` and `export` of each dataset.",
+            retire_name,
+            {
+                "name": dg.Field(str, description="Key of a shard, or name of a source."),
+                "reason": dg.Field(str, default_value="not given", description="For the record."),
+                "undo": dg.Field(bool, default_value=False, description="Bring it back."),
+            },
+        ),
+        _job(
+            corpus,
+            "takedown",
+            "Takes a document out of the corpus for good: lists where it is held, refuses it when "
+            "it is read again, and makes its shards stale. Then run `ingest` for these, `index`, "
+            "and `build_samples` and `export` of each dataset.",
+            take_document_down,
+            {
+                "document": dg.Field(
+                    str, description="doc_id (the hash of its text), or the source's own id."
+                ),
+                "reason": dg.Field(str, description="For the record."),
+            },
+        ),
+    ]
+
+
+def _job(
+    corpus: Settings, name: str, description: str, work: Work, config: Any = None
+) -> dg.JobDefinition:
+    key = settings_key(corpus)
+
+    @dg.op(
+        name=prefixed(corpus, f"{name}_step"),
+        required_resource_keys={key},
+        config_schema=config or {},
+    )
+    def step(context: dg.OpExecutionContext) -> None:
+        with step_errors():
+            work(context, getattr(context.resources, key))
+
+    @dg.job(
+        name=prefixed(corpus, name),
+        description=description,
+        executor_def=dg.in_process_executor,
+    )
+    def job() -> None:
+        step()
+
+    return job
