@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from entropylong_assets.cli import inspection, planning, proof, trial
 from entropylong_assets.cli import settings as settings_commands
+from entropylong_assets.cli import status as status_commands
 from entropylong_assets.cli.common import (
     DatasetName,
     SettingsFile,
@@ -290,6 +291,7 @@ def doctor(settings_file: SettingsFile = None) -> None:
 
 planning.add_commands(app)
 settings_commands.add_commands(app)
+status_commands.add_commands(app)
 inspection.add_commands(app)
 proof.add_commands(app)
 trial.add_commands(app)

@@ -4,6 +4,7 @@ Dagster reads the annotations of the functions here, so they are not postponed.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -25,6 +26,10 @@ from entropylong_assets.orchestration.naming import (
     prefixed,
     settings_key,
 )
+from entropylong_assets.orchestration.settings_check import (
+    settings_check_result,
+    settings_check_spec,
+)
 from entropylong_assets.orchestration.signals import stop_if_asked
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
@@ -32,6 +37,7 @@ from entropylong_assets.stages.checks import EXAMPLES, CheckResult, run_checks
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.progress import Observer, ProgressState, disable_progress_bars
 from entropylong_assets.stages.stage import Check, Partition, Stage
+from entropylong_assets.stages.status import SETTINGS_CHECK, settings_fault
 from entropylong_assets.stages.versioning import code_version
 from entropylong_assets.storage.tables import WHOLE
 
@@ -106,12 +112,8 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
     return asset
 
 
-def build_checks(
-    project: Project, settings: Settings, stage: Stage
-) -> dg.AssetChecksDefinition | None:
-    """All checks of one stage, as one step that can run any of them alone; None without checks."""
-    if not stage.checks:
-        return None
+def build_checks(project: Project, settings: Settings, stage: Stage) -> dg.AssetChecksDefinition:
+    """All checks of one stage, as one step that can run any of them alone."""
     key = asset_key(settings, stage)
 
     @dg.multi_asset_check(
@@ -125,7 +127,8 @@ def build_checks(
                 partitions_def=partitions_of(settings, stage),
             )
             for check in stage.checks
-        ],
+        ]
+        + [settings_check_spec(settings, stage)],
         can_subset=True,
         compute_kind="duckdb",
         # Without a policy, a cluster node that dies during a check fails the run.
@@ -136,6 +139,11 @@ def build_checks(
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         partition = _partition(context, settings, stage)
         selected = {key.name for key in context.selected_asset_check_keys}
+        if SETTINGS_CHECK in selected:
+            # Compared with the settings of the file: a launchpad may have had others.
+            with step_errors():
+                fault = settings_fault(stage, replace(partition, settings=settings))
+            yield settings_check_result(settings, stage, fault)
         results = run_checks(stage, partition, selected)
         while True:
             with step_errors():

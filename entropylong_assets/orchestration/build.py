@@ -26,10 +26,9 @@ def build_definitions(project: Project, *, with_executor: bool = True) -> dg.Def
     owners = [*project.corpora.values(), *project.datasets.values()]
     _refuse_contradictions(project, owners)
     pairs = [(settings, stage) for settings in owners for stage in project.stages_of(settings)]
-    checks = [build_checks(project, settings, stage) for settings, stage in pairs]
     return dg.Definitions(
         assets=[build_asset(project, settings, stage) for settings, stage in pairs],
-        asset_checks=[check for check in checks if check is not None],
+        asset_checks=[build_checks(project, settings, stage) for settings, stage in pairs],
         jobs=[job for settings in owners for job in build_jobs(project, settings)],
         sensors=[sensor for settings in owners for sensor in build_sensors(project, settings)],
         schedules=[s for settings in owners for s in build_schedules(project, settings)],

@@ -70,6 +70,9 @@ def _of_the_machine(project: Project) -> Iterator[Question]:
     for settings in (*project.corpora.values(), *project.datasets.values()):
         check = partial(doctor_checks.tables, settings, project.stages_of(settings))
         yield f"{settings.name} tables", check
+    for settings in (*project.corpora.values(), *project.datasets.values()):
+        check = partial(doctor_checks.staleness, settings, project.stages_of(settings))
+        yield f"{settings.name} up to date", check
 
 
 def _answers(questions: Iterator[Question]) -> Iterator[Finding]:

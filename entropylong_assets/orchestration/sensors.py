@@ -1,4 +1,7 @@
-"""Sensors and schedules of each corpus and dataset. All are off until a user switches them on."""
+"""Sensors and schedules of each corpus and dataset.
+
+All that start runs are off until a user switches them on.
+"""
 
 import os
 from typing import Any
@@ -14,6 +17,7 @@ from entropylong_assets.orchestration.naming import (
 )
 from entropylong_assets.orchestration.readiness import find_gaps, outdated_shards
 from entropylong_assets.orchestration.scanning import busy_shards, register, scan
+from entropylong_assets.orchestration.settings_check import build_settings_sensor
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.stage import Job, Partition, Stage, is_corpus
@@ -32,7 +36,10 @@ SECONDS_BETWEEN_TICKS = int(os.environ.get("ENTROPYLONG_TICK_SECONDS", "30"))
 def build_sensors(project: Project, settings: Settings) -> list[dg.SensorDefinition]:
     stages = project.stages_of(settings)
     keys = [asset_key(settings, stage) for stage in stages]
-    sensors: list[dg.SensorDefinition] = [_carrier(settings, keys)]
+    sensors: list[dg.SensorDefinition] = [
+        _carrier(settings, keys),
+        build_settings_sensor(settings, stages),
+    ]
     if is_corpus(settings):
         sensors.append(_new_files(settings, stages))
     return sensors

@@ -49,6 +49,8 @@ SUBJECTS = [
     "dataset scoring model",
     "corpus tables",
     "dataset tables",
+    "corpus up to date",
+    "dataset up to date",
 ]
 
 
