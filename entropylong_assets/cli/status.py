@@ -43,7 +43,7 @@ def status(
         from entropylong_assets.orchestration import status as project_status
         from entropylong_assets.orchestration.local_run import open_instance
 
-        with open_instance() as instance:
+        with open_instance(project) as instance:
             found = project_status.project_status(project, instance, dataset)
         if as_json:
             print(json.dumps(project_status.as_json(found), indent=2, ensure_ascii=False))

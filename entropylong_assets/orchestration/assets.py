@@ -12,6 +12,7 @@ import dagster as dg
 from entropylong_assets.orchestration.automation import condition_of
 from entropylong_assets.orchestration.cluster import step_tags
 from entropylong_assets.orchestration.errors import RETRIES, step_errors
+from entropylong_assets.orchestration.instance_data import bind_data
 from entropylong_assets.orchestration.metadata import (
     materialization_metadata,
     preview,
@@ -92,6 +93,7 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
     def asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         with step_errors():
             partition = _partition(context, settings, stage)
+            bind_data([partition.settings], context.instance)
             reason = stage.skip_reason(partition)
             if reason is not None:
                 context.log.warning(f"{stage.name} is skipped: {reason}")
