@@ -27,6 +27,7 @@ from entropylong_assets.orchestration.naming import (
     prefixed,
     settings_key,
 )
+from entropylong_assets.orchestration.resources import chosen_settings
 from entropylong_assets.orchestration.settings_check import (
     settings_check_result,
     settings_check_spec,
@@ -61,8 +62,8 @@ def _observer(stage: Stage, shard: str) -> Observer:
 
 
 def _partition(context: Any, settings: Settings, stage: Stage) -> Partition:
-    """The partition of this run, under the settings of the launchpad."""
-    chosen: Settings = getattr(context.resources, settings_key(settings))
+    """The partition of this run, under the settings of the launchpad. Raises SettingsError."""
+    chosen = chosen_settings(getattr(context.resources, settings_key(settings)))
     shard = context.partition_key if stage.partitioned else WHOLE
     return Partition(chosen, open_store(chosen), shard)
 
@@ -139,7 +140,8 @@ def build_checks(project: Project, settings: Settings, stage: Stage) -> dg.Asset
         required_resource_keys={settings_key(settings)},
     )
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        partition = _partition(context, settings, stage)
+        with step_errors():
+            partition = _partition(context, settings, stage)
         selected = {key.name for key in context.selected_asset_check_keys}
         if SETTINGS_CHECK in selected:
             # Compared with the settings of the file: a launchpad may have had others.

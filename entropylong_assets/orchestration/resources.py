@@ -1,9 +1,15 @@
-"""The settings of a corpus or dataset as a Dagster resource: the launchpad shows every one."""
+"""The settings of a corpus or dataset as a Dagster resource: the launchpad shows every one.
+
+Dagster itself checks names, types and words (`order: shufle`) while one types. It has no numbers
+with bounds: a number out of bounds, or settings that contradict each other, end the first step with
+one line. It sorts settings by name, whatever their order here is.
+"""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import dagster as dg
@@ -33,7 +39,7 @@ def _launchpad_type(annotation: Any, value: Any) -> Any:
         inner = next(a for a in get_args(annotation) if a is not type(None))
         return Optional[_launchpad_type(inner, None)]  # noqa: UP045  # the form Dagster knows
     if get_origin(annotation) is Literal:
-        return str  # the settings themselves check the value
+        return str  # inside a list or an optional value, where Dagster does not know it
     return annotation
 
 
@@ -45,9 +51,10 @@ def _launchpad_fields(settings: BaseModel) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, info in type(settings).model_fields.items():
         value = getattr(settings, name, ...)
-        kind = _launchpad_type(info.annotation, value)
-        description = " ".join((info.description or "").split())
-        if get_origin(info.annotation) is Literal:
+        is_literal = get_origin(info.annotation) is Literal
+        kind = info.annotation if is_literal else _launchpad_type(info.annotation, value)
+        description = f"{' '.join((info.description or '').split())}{_limits(info.metadata)}"
+        if is_literal:
             description += f" One of: {', '.join(get_args(info.annotation))}."
         if isinstance(value, BaseModel):
             value = kind()
@@ -59,21 +66,50 @@ def _launchpad_fields(settings: BaseModel) -> dict[str, Any]:
     return fields
 
 
-def settings_resource(settings: Settings) -> dg.ConfigurableResource:
-    """A resource that gives these settings; what a launchpad changes applies to that run alone."""
+_WORDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
-    class _SettingsResource(dg.ConfigurableResource):
-        def create_resource(self, context: dg.InitResourceContext) -> Settings:  # noqa: ARG002
-            """Raises SettingsError if a value is not allowed."""
-            values = self.model_dump(warnings=False)  # sources are plain dicts here
-            fixed = {name: getattr(settings, name) for name in _FIXED if hasattr(settings, name)}
-            try:
-                return type(settings).model_validate({**values, **fixed})
-            except ValidationError as error:
-                raise SettingsError(printable(one_line(error, settings.name))) from None
 
+def _limits(metadata: Sequence[Any]) -> str:
+    """The bounds of a number as a sentence, for its description."""
+    bounds = [
+        f"{word} {getattr(item, name)}"
+        for item in metadata
+        for name, word in _WORDS.items()
+        if hasattr(item, name)
+    ]
+    return f" Allowed: {', '.join(bounds)}." if bounds else ""
+
+
+@dataclass(frozen=True)
+class RefusedSettings:
+    """What a launchpad's entry gives that the settings do not allow."""
+
+    message: str
+    """One line: the setting, what is wrong, the value."""
+
+
+def chosen_settings(resource: Settings | RefusedSettings) -> Settings:
+    """The settings that the resource gives. Raises SettingsError if they were refused."""
+    if isinstance(resource, RefusedSettings):
+        raise SettingsError(resource.message)
+    return resource
+
+
+def settings_resource(settings: Settings) -> dg.ResourceDefinition:
+    """A resource that gives these settings; what a launchpad changes applies to that run alone.
+
+    Values that are not allowed give RefusedSettings: Dagster would wrap an error that is raised
+    here into several stack traces. `chosen_settings` raises it within the step.
+    """
+    fixed = {name: getattr(settings, name) for name in _FIXED if hasattr(settings, name)}
     fields = {k: v for k, v in _launchpad_fields(settings).items() if k not in _FIXED}
-    made: type[_SettingsResource] = create_model(
-        "SettingsResource", __base__=_SettingsResource, **fields
-    )
-    return made()
+    entry = create_model("Launchpad", __base__=dg.Config, **fields)
+
+    def give(context: dg.InitResourceContext) -> Settings | RefusedSettings:
+        values = {**context.resource_config, **fixed}
+        try:
+            return type(settings).model_validate(values)
+        except ValidationError as error:
+            return RefusedSettings(printable(one_line(error, settings.name)))
+
+    return dg.ResourceDefinition(give, config_schema=entry.to_config_schema().as_field())

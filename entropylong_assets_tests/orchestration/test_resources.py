@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from entropylong_assets.orchestration.resources import settings_resource
+from entropylong_assets.orchestration.build import build_definitions
+from entropylong_assets.orchestration.resources import chosen_settings, settings_resource
 from entropylong_assets.project import make_project
 from entropylong_assets.settings.profiles import PROFILES
 from entropylong_assets.settings.section import Settings, SettingsError
@@ -18,8 +20,8 @@ def through_dagster(settings: Settings, override: dict[str, Any] | None = None) 
     seen: list[Settings] = []
 
     @dg.asset
-    def look(its_settings: dg.ResourceParam[Settings]) -> None:
-        seen.append(its_settings)
+    def look(its_settings: dg.ResourceParam[Any]) -> None:
+        seen.append(chosen_settings(its_settings))
 
     config = {"resources": {"its_settings": {"config": override}}} if override else {}
     result = dg.materialize(
@@ -78,7 +80,6 @@ def test_fractions_by_source_can_be_set() -> None:
         ({"verification": {"epsilon": 1.5}}, "verification.epsilon: Input should be less than 1"),
         ({"verification": {"rule": "best"}}, "verification.rule: no rule 'best'"),
         ({"samples": {"tokens": 100}}, "samples.tokens"),
-        ({"samples": {"order": "random"}}, "samples.order: Input should be 'shuffle'"),
         ({"roots": {"fraction_by_source": {"no": 0.5}}}, "no source 'no'"),
         ({"sources": [{"name": "No", "uri": "x"}]}, "sources.0.name"),
         ({"min_chars": 9, "max_chars": 8}, "min_chars must not exceed max_chars"),
@@ -101,6 +102,7 @@ def test_bad_value_ends_the_run_with_one_line(override: dict[str, Any], words: s
     "override",
     [
         {"verification": {"epsilon": "much"}},
+        {"samples": {"order": "shufle"}},
         {"sed": 1},
         {"profile": "paper"},
         # Where the data is, and what a name stands for, is not for one run to change.
@@ -112,3 +114,32 @@ def test_bad_value_ends_the_run_with_one_line(override: dict[str, Any], words: s
 def test_value_of_another_type_or_an_unknown_name_never_starts(override: dict[str, Any]) -> None:
     with pytest.raises(dg.DagsterInvalidConfigError):
         through_dagster(make_project().dataset, override)
+
+
+def test_bounds_are_in_the_descriptions() -> None:
+    """Dagster's config has no numbers with bounds, so they are at least where one types."""
+    field = settings_resource(make_project().dataset).config_schema.as_field()
+    verification = field.config_type.fields["verification"].config_type
+    assert "Allowed: less than 1." in verification.fields["epsilon"].description
+    assert "Allowed: at least 0, at most 32." in verification.fields["controls"].description
+
+
+def test_a_value_out_of_bounds_fails_the_run_without_a_stack_trace(tmp_path: Path) -> None:
+    """The failure: Dagster wraps what a resource raises into several stack traces."""
+    project = make_project({"data_uri": str(tmp_path)})
+    job = build_definitions(project).get_repository_def().get_job("dataset__verify")
+    config = {"dataset_settings": {"config": {"verification": {"epsilon": 1.4}}}}
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("corpus_shards", ["a"])
+        result = job.execute_in_process(
+            instance=instance,
+            partition_key="a",
+            run_config={"resources": config},
+            raise_on_error=False,
+        )
+    (failure,) = (e for e in result.all_events if e.is_step_failure)
+    data = failure.step_failure_data
+    assert data.user_failure_data.description == (
+        "dataset.verification.epsilon: Input should be less than 1 (got 1.4)"
+    )
+    assert data.error.cause is None
