@@ -25,9 +25,8 @@ from entropylong_assets.orchestration.naming import (
     partitions_of,
     pool_of,
     prefixed,
-    settings_key,
 )
-from entropylong_assets.orchestration.resources import chosen_settings
+from entropylong_assets.orchestration.resources import chosen_settings, resource_keys
 from entropylong_assets.orchestration.settings_check import (
     settings_check_result,
     settings_check_spec,
@@ -63,7 +62,7 @@ def _observer(stage: Stage, shard: str) -> Observer:
 
 def _partition(context: Any, settings: Settings, stage: Stage) -> Partition:
     """The partition of this run, under the settings of the launchpad. Raises SettingsError."""
-    chosen = chosen_settings(getattr(context.resources, settings_key(settings)))
+    chosen = chosen_settings(settings, stage, context.resources)
     shard = context.partition_key if stage.partitioned else WHOLE
     return Partition(chosen, open_store(chosen), shard)
 
@@ -88,7 +87,7 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
         retry_policy=RETRIES,
         pool=pool_of(settings, stage),
         op_tags=step_tags(project.cluster, project.resources(stage)),
-        required_resource_keys={settings_key(settings)},
+        required_resource_keys=resource_keys(settings, stage),
         output_required=False,  # a stage may have nothing to make
     )
     def asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
@@ -137,7 +136,7 @@ def build_checks(project: Project, settings: Settings, stage: Stage) -> dg.Asset
         # Without a policy, a cluster node that dies during a check fails the run.
         retry_policy=RETRIES,
         op_tags=step_tags(project.cluster, project.cluster.resources.checks),  # type: ignore[attr-defined]
-        required_resource_keys={settings_key(settings)},
+        required_resource_keys=resource_keys(settings, stage),
     )
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         with step_errors():

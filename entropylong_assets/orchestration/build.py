@@ -9,8 +9,7 @@ import dagster as dg
 from entropylong_assets.orchestration.assets import build_asset, build_checks
 from entropylong_assets.orchestration.cluster import executor
 from entropylong_assets.orchestration.jobs import build_jobs
-from entropylong_assets.orchestration.naming import settings_key
-from entropylong_assets.orchestration.resources import settings_resource
+from entropylong_assets.orchestration.resources import settings_resources
 from entropylong_assets.orchestration.sensors import build_schedules, build_sensors
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings, SettingsError
@@ -32,7 +31,7 @@ def build_definitions(project: Project, *, with_executor: bool = True) -> dg.Def
         jobs=[job for settings in owners for job in build_jobs(project, settings)],
         sensors=[sensor for settings in owners for sensor in build_sensors(project, settings)],
         schedules=[s for settings in owners for s in build_schedules(project, settings)],
-        resources={settings_key(settings): settings_resource(settings) for settings in owners},
+        resources={k: r for settings in owners for k, r in settings_resources(settings).items()},
         executor=executor(project) if with_executor else None,
     )
 

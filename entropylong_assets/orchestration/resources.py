@@ -1,21 +1,23 @@
-"""The settings of a corpus or dataset as a Dagster resource: the launchpad shows every one.
+"""The settings of a corpus or dataset as Dagster resources, one per section.
 
-Dagster itself checks names, types and words (`order: shufle`) while one types. It has no numbers
-with bounds: a number out of bounds, or settings that contradict each other, end the first step with
-one line. It sorts settings by name, whatever their order here is.
+The launchpad of a job shows the sections that its stages read. Dagster itself checks names, types
+and words (`order: shufle`) while one types. It has no numbers with bounds: a number out of bounds,
+or settings that contradict each other, end the step that reads them with one line. It sorts
+sections and settings by name, whatever their order here is.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import dagster as dg
 from pydantic import BaseModel, Field, ValidationError, create_model
 
+from entropylong_assets.orchestration.naming import settings_key
 from entropylong_assets.settings.section import Settings, SettingsError, one_line, printable
+from entropylong_assets.stages.stage import Stage
 
 _FIXED = ("name", "data_uri", "corpus")
 """Not for a single run to change: they say where the data is."""
@@ -52,7 +54,7 @@ def _launchpad_fields(settings: BaseModel) -> dict[str, Any]:
     for name, info in type(settings).model_fields.items():
         value = getattr(settings, name, ...)
         is_literal = get_origin(info.annotation) is Literal
-        kind = info.annotation if is_literal else _launchpad_type(info.annotation, value)
+        kind: Any = info.annotation if is_literal else _launchpad_type(info.annotation, value)
         description = f"{' '.join((info.description or '').split())}{_limits(info.metadata)}"
         if is_literal:
             description += f" One of: {', '.join(get_args(info.annotation))}."
@@ -80,36 +82,51 @@ def _limits(metadata: Sequence[Any]) -> str:
     return f" Allowed: {', '.join(bounds)}." if bounds else ""
 
 
-@dataclass(frozen=True)
-class RefusedSettings:
-    """What a launchpad's entry gives that the settings do not allow."""
+def settings_resources(settings: Settings) -> dict[str, dg.ResourceDefinition]:
+    """The resources of a corpus or dataset by key: one per section, one for the other settings.
 
-    message: str
-    """One line: the setting, what is wrong, the value."""
-
-
-def chosen_settings(resource: Settings | RefusedSettings) -> Settings:
-    """The settings that the resource gives. Raises SettingsError if they were refused."""
-    if isinstance(resource, RefusedSettings):
-        raise SettingsError(resource.message)
-    return resource
-
-
-def settings_resource(settings: Settings) -> dg.ResourceDefinition:
-    """A resource that gives these settings; what a launchpad changes applies to that run alone.
-
-    Values that are not allowed give RefusedSettings: Dagster would wrap an error that is raised
-    here into several stack traces. `chosen_settings` raises it within the step.
+    Each gives the values of its settings as a mapping. What a launchpad changes applies to that
+    run alone.
     """
-    fixed = {name: getattr(settings, name) for name in _FIXED if hasattr(settings, name)}
     fields = {k: v for k, v in _launchpad_fields(settings).items() if k not in _FIXED}
-    entry = create_model("Launchpad", __base__=dg.Config, **fields)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, field in fields.items():
+        groups.setdefault(_key_of(settings, name), {})[name] = field
+    return {key: _resource(settings, group) for key, group in groups.items()}
 
-    def give(context: dg.InitResourceContext) -> Settings | RefusedSettings:
-        values = {**context.resource_config, **fixed}
-        try:
-            return type(settings).model_validate(values)
-        except ValidationError as error:
-            return RefusedSettings(printable(one_line(error, settings.name)))
+
+def _resource(settings: Settings, fields: Mapping[str, Any]) -> dg.ResourceDefinition:
+    section = next(iter(fields))
+    is_section = isinstance(getattr(settings, section), BaseModel)
+    entry = (
+        fields[section][0] if is_section else create_model("Settings", __base__=dg.Config, **fields)
+    )
+
+    def give(context: dg.InitResourceContext) -> dict[str, Any]:
+        values: dict[str, Any] = dict(context.resource_config)
+        return {section: values} if is_section else values
 
     return dg.ResourceDefinition(give, config_schema=entry.to_config_schema().as_field())
+
+
+def _key_of(settings: Settings, field: str) -> str:
+    """Key of the resource that has a setting or section."""
+    is_section = isinstance(getattr(settings, field), BaseModel)
+    return settings_key(settings, field) if is_section else settings_key(settings)
+
+
+def resource_keys(settings: Settings, stage: Stage) -> set[str]:
+    """Keys of the resources with the settings that a stage reads: a job shows no others."""
+    read = {path.partition(".")[0] for path in stage.determined_by(settings)} | set(stage.sections)
+    return {_key_of(settings, field) for field in read - set(_FIXED)}
+
+
+def chosen_settings(settings: Settings, stage: Stage, resources: Any) -> Settings:
+    """These settings, with those of a run's resources. Raises SettingsError for a wrong value."""
+    values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    for key in sorted(resource_keys(settings, stage)):
+        values |= getattr(resources, key)
+    try:
+        return type(settings).model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(printable(one_line(error, settings.name))) from None

@@ -101,7 +101,7 @@ def status_of(
         with ThreadPoolExecutor(THREADS) as pool:
             states = list(
                 pool.map(
-                    lambda shard, stage=stage: partition_state(  # type: ignore[misc]
+                    lambda shard, stage=stage: partition_state(
                         stage, replace(partition, shard=shard)
                     ),
                     keys,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +11,50 @@ import dagster as dg
 import pytest
 
 from entropylong_assets.orchestration.build import build_definitions
-from entropylong_assets.orchestration.resources import chosen_settings, settings_resource
+from entropylong_assets.orchestration.resources import (
+    chosen_settings,
+    resource_keys,
+    settings_resources,
+)
 from entropylong_assets.project import make_project
 from entropylong_assets.settings.profiles import PROFILES
-from entropylong_assets.settings.section import Settings, SettingsError
+from entropylong_assets.settings.section import Section, Settings, SettingsError
+from entropylong_assets_tests.stage_names import BY_NAME
 
 
-def through_dagster(settings: Settings, override: dict[str, Any] | None = None) -> Settings:
-    """The settings that an asset sees in a run with this launchpad entry."""
+def through_dagster(settings: Settings, override: Mapping[str, Any] | None = None) -> Settings:
+    """The settings that a stage which reads all of them sees, with these changed in a launchpad."""
     seen: list[Settings] = []
+    everything = replace(BY_NAME["corpus_documents"], determined_by=lambda s: fields_of(s))
 
-    @dg.asset
-    def look(its_settings: dg.ResourceParam[Any]) -> None:
-        seen.append(chosen_settings(its_settings))
+    @dg.asset(required_resource_keys=resource_keys(settings, everything))
+    def look(context) -> None:  # type: ignore[no-untyped-def]  # Dagster reads annotations
+        seen.append(chosen_settings(settings, everything, context.resources))
 
-    config = {"resources": {"its_settings": {"config": override}}} if override else {}
     result = dg.materialize(
         [look],
-        resources={"its_settings": settings_resource(settings)},
-        run_config=config,
+        resources=settings_resources(settings),
+        run_config={"resources": entries(settings, override or {})},
         raise_on_error=True,
     )
     assert result.success
     return seen[0]
+
+
+def fields_of(settings: Settings) -> list[str]:
+    return list(type(settings).model_fields)
+
+
+def entries(settings: Settings, override: Mapping[str, Any]) -> dict[str, Any]:
+    """The launchpad's entry for settings that are written as in a settings file."""
+    written: dict[str, Any] = {}
+    for name, value in override.items():
+        if isinstance(getattr(settings, name, None), Section):
+            written[f"{settings.name}_settings__{name}"] = {"config": value}
+        else:
+            top = written.setdefault(f"{settings.name}_settings", {"config": {}})
+            top["config"][name] = value
+    return written
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -118,22 +141,44 @@ def test_value_of_another_type_or_an_unknown_name_never_starts(override: dict[st
 
 def test_bounds_are_in_the_descriptions() -> None:
     """Dagster's config has no numbers with bounds, so they are at least where one types."""
-    field = settings_resource(make_project().dataset).config_schema.as_field()
-    verification = field.config_type.fields["verification"].config_type
+    resource = settings_resources(make_project().dataset)["dataset_settings__verification"]
+    verification = resource.config_schema.as_field().config_type
     assert "Allowed: less than 1." in verification.fields["epsilon"].description
     assert "Allowed: at least 0, at most 32." in verification.fields["controls"].description
+
+
+@pytest.mark.parametrize(
+    ("job", "sections"),
+    [
+        ("corpus__ingest", {"corpus": {"", "embedding", "near_duplicates"}}),
+        ("dataset__score", {"dataset": {"", "roots", "scoring", "entropy"}}),
+    ],
+)
+def test_a_job_shows_the_sections_that_its_stages_read(
+    job: str, sections: dict[str, set[str]]
+) -> None:
+    """The failure: 101 lines for every job, with `audit` and `export` in `ingest`."""
+    repository = build_definitions(make_project()).get_repository_def()
+    shown = repository.get_job(job).resource_defs.keys() - {"io_manager"}
+    required = repository.get_job(job).get_required_resource_defs().keys() & shown
+    assert required == {
+        f"{owner}_settings" + (f"__{name}" if name else "")
+        for owner, names in sections.items()
+        for name in names
+    }
 
 
 def test_a_value_out_of_bounds_fails_the_run_without_a_stack_trace(tmp_path: Path) -> None:
     """The failure: Dagster wraps what a resource raises into several stack traces."""
     project = make_project({"data_uri": str(tmp_path)})
     job = build_definitions(project).get_repository_def().get_job("dataset__verify")
-    config = {"dataset_settings": {"config": {"verification": {"epsilon": 1.4}}}}
+    config = {"dataset_settings__verification": {"config": {"epsilon": 1.4}}}
     with dg.DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus_shards", ["a"])
         result = job.execute_in_process(
             instance=instance,
             partition_key="a",
+            asset_selection=[dg.AssetKey(["dataset", "verified_dependencies"])],
             run_config={"resources": config},
             raise_on_error=False,
         )

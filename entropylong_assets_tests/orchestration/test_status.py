@@ -100,7 +100,7 @@ def test_a_launchpad_with_another_epsilon_is_stale_and_warned_of(
         register_shards(project.corpus, instance)
         run_project(project, instance)
         assert set(check_state(instance, project).values()) == {"SUCCEEDED"}
-        config = {"dataset_settings": {"config": {"verification": {"epsilon": 0.2}}}}
+        config = {"dataset_settings__verification": {"config": {"epsilon": 0.2}}}
         result = job.execute_in_process(
             instance=instance,
             partition_key=shard,
