@@ -52,17 +52,25 @@ def status(
 
 
 def print_status(statuses: Sequence[StageStatus]) -> None:
-    """Print a table of counts per corpus and dataset, and a line per reason."""
+    """Print a table of counts per corpus and dataset, and a line per reason.
+
+    States that no partition is in have no column.
+    """
     from entropylong_assets.stages.status import STATES
 
     for name in dict.fromkeys(status.owner.name for status in statuses):
         of_owner = [status for status in statuses if status.owner.name == name]
+        shown = [
+            state
+            for state in STATES
+            if state == "up_to_date" or any(status.count(state) for status in of_owner)
+        ]
         table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("stage", no_wrap=True)
-        for state in STATES:
+        for state in shown:
             table.add_column(state.replace("_", " "), justify="right", no_wrap=True)
         for status in of_owner:
-            counts = [status.count(state) for state in STATES]
+            counts = [status.count(state) for state in shown]
             table.add_row(status.stage.name, *(f"{n:,}" if n else "" for n in counts))
         out.print(table)
         for status in of_owner:
