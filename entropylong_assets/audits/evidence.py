@@ -98,7 +98,6 @@ Facts by form, at α = {forms_alpha}: how many there are, how many have an ancho
 how many of these the stating document was retrieved, and how many of those each rule accepts.
 
 {forms}
-
 ## Settings
 
 {settings}"""
@@ -130,6 +129,11 @@ def _with_share(value: float | None, reference: float | None) -> str:
     return f"{value:.4g} ({value / reference:.0%})" if value and reference else "–"
 
 
+def _minutes(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return "1 minute" if minutes == 1 else f"{minutes} minutes"
+
+
 def _one_line(value: str) -> str:
     """The value as a cell of a Markdown table: line ends as in JSON, and no bars."""
     return value.replace("\n", r"\n").replace("|", "/")
@@ -153,7 +157,7 @@ def write_evidence(
     return _PAGE.format(
         correlation=ASSUMED_CORRELATION,
         date=date,
-        minutes=f"{seconds / 60:.0f} minutes",
+        minutes=_minutes(seconds),
         recipes=recipe_table(audited),
         verdicts="\n".join(verdict_lines(audited)),
         selection=selection_words(audited),

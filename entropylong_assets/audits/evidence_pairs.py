@@ -16,6 +16,9 @@ from entropylong_assets.audits.root_sample import clustered_mean
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 from entropylong_assets.stages.verification.gain import accepted_by
 
+MAX_LIFT = 1000
+"""A lift above this rests on one or two random contexts that passed: its value says nothing."""
+
 
 def null_table(audited: AuditTables) -> str:
     """Acceptance by kind of context, one column per rule."""
@@ -42,11 +45,12 @@ def null_words(audited: AuditTables) -> list[str]:
         least, low, high = (
             "any" if epsilon is None else f"{epsilon:.2f}" for epsilon in held.values()
         )
+        interval = "" if least == low == high == "any" else f" ({low} to {high})"
         up = lift(audited.trials, audited.pairs, rule)
         unbounded = "not bounded above: no random context passed"
         lines.append(
-            f"- {rule}: least ε at which at most {wished:.0%} of random contexts pass: {least} "
-            f"({low} to {high}); lift of retrieved over random contexts: "
+            f"- {rule}: least ε at which at most {wished:.0%} of random contexts pass: "
+            f"{least}{interval}; lift of retrieved over random contexts: "
             f"{_figure(up['lift'], unbounded)} (95% interval {_figure(up['lift_low'], '–')} to "
             f"{_figure(up['lift_high'], 'no bound')})."
         )
@@ -66,7 +70,9 @@ def null_words(audited: AuditTables) -> list[str]:
 
 
 def _figure(value: float | None, otherwise: str) -> str:
-    return otherwise if value is None else f"{value:.1f}"
+    if value is None:
+        return otherwise
+    return f"{value:.1f}" if value < MAX_LIFT else f"over {MAX_LIFT:,}"
 
 
 def equal_epsilon(pairs: pl.DataFrame, rule: str) -> float | None:

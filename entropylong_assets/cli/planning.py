@@ -1,76 +1,218 @@
-"""Commands that estimate the cost of a run: `plan` and `estimate`."""
+"""The commands that look ahead: `estimate` and `pilot`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from entropylong_assets.cli.common import DatasetName, SettingsFile, open_dataset, out, plain_errors
 
+if TYPE_CHECKING:
+    from entropylong_assets.report.corpus_sample import Effort, Sample
+    from entropylong_assets.report.estimate import Estimate, Figure, Size
+    from entropylong_assets.report.pilot import Pilot, ShownPair
+    from entropylong_assets.settings.section import Settings
+
 
 def add_commands(app: typer.Typer) -> None:
-    app.command()(plan)
     app.command()(estimate)
+    app.command()(pilot)
 
 
-def plan(
-    figures: Annotated[
+def estimate(
+    settings_file: SettingsFile = None,
+    dataset: DatasetName = None,
+    at: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Figures of your workload, e.g. chunks=50000000 roots=20000 "
-            "sample_tokens=800000000 embedder=minilm."
+        typer.Option(
+            help="Another size: '1e9 documents', '20000 roots', 'samples', 'tokens' or "
+            "'dependencies'. Or the capacity plan, which needs no sources: 'paper', or its figures "
+            "such as roots=20000; repeatable."
         ),
     ] = None,
-    gpu_hour_price: Annotated[
-        float | None, typer.Option(min=0, help="Price of one GPU hour, in any currency.")
+    hour_price: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of this machine or GPU costs you.")
     ] = None,
+    rows: Annotated[int, typer.Option(min=16, help="Rows looked at.")] = 1024,
+    roots: Annotated[int, typer.Option(min=2, help="Roots measured, at most.")] = 24,
 ) -> None:
-    """Print a capacity plan in Markdown: GPU hours, storage and limits, from measured rates.
+    """Estimate what a run takes: counts, storage, time and cost, each with its 95% interval.
 
-    Without figures, the workload is FineWeb-Edu at the paper's size.
+    Samples rows from the whole range of the sources and runs the stages on them in a temporary
+    folder. Writes nothing. With --at paper, prints the capacity plan at the paper's size (Markdown)
+    from rates measured on an H100.
     """
     with plain_errors():
-        from entropylong_assets.report.capacity import plan_capacity, workload_of
-        from entropylong_assets.report.capacity_text import markdown
+        from entropylong_assets.report.estimate import make_estimate, parse_size
 
-        text = markdown(plan_capacity(workload_of(figures or [])), gpu_hour_price)
-    print(text, end="")
+        wanted = at or []
+        if any(size == "paper" or "=" in size for size in wanted):
+            _print_plan(wanted, hour_price)
+            return
+        size = parse_size(" ".join(wanted)) if wanted else None
+        settings = open_dataset(settings_file, dataset)
+        from entropylong_assets.report.corpus_sample import Effort
+
+        sample = _sample(
+            settings,
+            Effort(rows=rows, roots=roots, root_tokens=1000 * roots),
+            size.value if size and size.unit == "documents" else None,
+        )
+        estimated = make_estimate(sample, size, hour_price)
+    _print_estimate(settings.name, sample, estimated, size)
 
 
-def estimate(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
-    """Estimate the cost of a run over the sources on this machine. Writes nothing."""
+def _sample(settings: Settings, effort: Effort, documents: float | None = None) -> Sample:
+    """Take a sample and name each part on standard error as it begins."""
+    from entropylong_assets.orchestration.scanning import plan_without_saving
+    from entropylong_assets.report.corpus_sample import take_sample
+    from entropylong_assets.stages.corpus.shards import require_shards
+
+    plan = plan_without_saving(settings.corpus)
+    require_shards(settings.corpus, plan)
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    return take_sample(settings, plan, effort, lambda stage: notes.print(f"{stage} …"), documents)
+
+
+def pilot(
+    settings_file: SettingsFile = None,
+    dataset: DatasetName = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Wished number of samples: suggests roots.number.")
+    ] = None,
+    roots: Annotated[int, typer.Option(min=2, help="Roots verified.")] = 8,
+    tokens: Annotated[
+        int,
+        typer.Option(
+            min=1000,
+            help="Tokens of the passes of candidates and controls, at most; evidence "
+            "spans take more.",
+        ),
+    ] = 60_000,
+    show: Annotated[
+        int, typer.Option(min=0, help="Accepted and rejected dependencies shown, of each.")
+    ] = 3,
+) -> None:
+    """Verify a few roots, show accepted and rejected dependencies, and suggest settings.
+
+    Runs every stage as far as the verification on a sample of the sources, in a temporary folder.
+    Writes nothing to the corpus or the dataset.
+    """
     with plain_errors():
         settings = open_dataset(settings_file, dataset)
-        from entropylong_assets.report.estimate import estimate as estimated
-        from entropylong_assets.stages.corpus.shards import plan_shards, require_shards
+        from entropylong_assets.report.corpus_sample import Effort
+        from entropylong_assets.report.pilot import make_pilot
+        from entropylong_assets.report.verified_sample import Budget
+        from entropylong_assets.stages.entropy.model import load_tokenizer
 
-        shards = plan_shards(settings.corpus)
-        require_shards(settings.corpus, shards)
-        out.print(f"{len(shards.shards)} shards; sampling documents and timing the models …")
-        expected = estimated(settings, shards)
-    table = Table(show_header=False, title="A run over these sources", title_justify="left")
-    for name, value in (
-        ("rows", f"{expected.rows:,}"),
-        ("documents", f"{expected.documents:,} in {expected.chunks:,} chunks"),
-        ("roots", f"{expected.roots:,}"),
-        ("anchors", f"{expected.anchors:,}"),
-        ("pairs (anchor, chunk)", f"{expected.pairs:,}"),
-        ("forward passes", f"{expected.forward_passes:,}"),
-        ("forward tokens", f"{expected.forward_tokens:,}"),
-        (
-            "embedding",
-            f"{expected.embedding_hours:,.2f} h at {expected.chunks_per_second:,.0f} chunks/s",
-        ),
-        (
-            "scoring",
-            f"{expected.scoring_hours:,.2f} h at {expected.tokens_per_second:,.0f} tokens/s",
-        ),
-    ):
-        table.add_row(name, value)
-    out.print(table)
-    out.print(
-        f"From {expected.sampled_documents:,} rows and {expected.sampled_roots} scored roots, "
-        "timed here. It assumes 0.54 forward passes per pair, as measured on documentation."
+        effort = Effort(roots=roots, root_tokens=10**9, verified=Budget(tokens, None))
+        sample = _sample(settings, effort)
+        made = make_pilot(sample, load_tokenizer(settings.scoring), show, samples)
+    _print_pilot(made)
+
+
+def _print_pilot(made: Pilot) -> None:
+    """Plain lines, which a pipe takes as well as a terminal."""
+    for title, pairs in (("Accepted", made.accepted), ("Rejected", made.rejected)):
+        for number, pair in enumerate(pairs, 1):
+            out.print(f"{title} {number}", style="bold")
+            for line in _pair_lines(pair):
+                out.print(line, soft_wrap=True)
+            out.print()
+    out.print("Funnel", style="bold")
+    for name, count, note in made.funnel:
+        out.print(f"  {name:<24} {count:>10,}  {escape(note)}".rstrip(), soft_wrap=True)
+    if made.empty:
+        out.print(f"[yellow]Nothing accepted:[/] {escape(made.empty)}.", soft_wrap=True)
+    if made.suggestions:
+        out.print()
+        out.print("Suggested settings", style="bold")
+    for suggestion in made.suggestions:
+        out.print(f"  {suggestion.setting}: [bold]{escape(suggestion.value)}[/]", soft_wrap=True)
+        out.print(f"    {escape(suggestion.basis)}", soft_wrap=True)
+
+
+def _pair_lines(pair: ShownPair) -> list[str]:
+    calibrated = "" if pair.calibrated_gain is None else f", ΔI* {pair.calibrated_gain:.2f}"
+    kind = "" if pair.kind is None else f", {pair.kind.replace('_', ' ')}"
+    marked = f"[[{pair.evidence}]]" if pair.evidence else ""
+    context = f"{pair.context_before}{marked}{pair.context_after}".strip()
+    return [
+        escape(line)
+        for line in (
+            f"  entropy {pair.entropy:.2f} → {pair.entropy_context:.2f} nats, ΔI "
+            f"{pair.gain:.2f}{calibrated}; {pair.verdict.replace('_', ' ')}{kind}",
+            f"  root {pair.root_id[:8]}: …{_one_line(pair.before)}"
+            f"»{_one_line(pair.token)}«{_one_line(pair.after)}…",
+            f"  context {pair.chunk_id}: {_one_line(context)}",
+        )
+    ]
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ⏎ ")
+
+
+def _print_plan(figures: list[str], hour_price: float | None) -> None:
+    from entropylong_assets.report.capacity import plan_capacity, workload_of
+    from entropylong_assets.report.capacity_text import markdown
+
+    workload = workload_of([figure for figure in figures if figure != "paper"])
+    print(markdown(plan_capacity(workload), hour_price), end="")
+
+
+def _print_estimate(name: str, sample: Sample, estimated: Estimate, size: Size | None) -> None:
+    at = f", at {size.value:,.0f} {size.unit}" if size else ""
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, title=f"Dataset {name}{at}", title_justify="left"
     )
+    table.add_column("")
+    for column in ("expected", "95% from", "to"):
+        table.add_column(column, justify="right")
+    for figure in estimated.figures:
+        table.add_row(figure.name, *_shown(figure))
+    out.print(table)
+    chosen, sources = sample.chosen_rows, len(sample.sources)
+    read = sum(len(source.chosen) for source in sample.sources)
+    out.print(
+        f"From {chosen:,} rows of {read:,} of {len(sample.shard_rows):,} shards in {sources:,} "
+        f"sources, {sample.pool_documents:,} documents embedded, {len(sample.measured.tokens):,} "
+        f"roots measured, {sample.verified.total('contexts'):,} contexts verified. Hours are of "
+        f"this machine ({sample.device}): {sample.rates['chunks']:,.0f} chunks/s, "
+        f"{sample.rates['anchors']:,.0f} anchors/s, {sample.rates['tokens']:,.0f} tokens/s.",
+        soft_wrap=True,
+    )
+    for warning in estimated.warnings:
+        out.print(f"[yellow]warning:[/] {escape(warning)}.", soft_wrap=True)
+
+
+def _shown(figure: Figure) -> list[str]:
+    return [_amount(value, figure.unit) for value in (figure.value, figure.low, figure.high)]
+
+
+def _amount(value: float, unit: str) -> str:
+    """A number as people read it: three digits are enough for an estimate."""
+    if value != value:  # not a number: there is nothing to divide by
+        return "–"
+    if unit == "bytes":
+        for limit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+            if value >= limit:
+                return f"{value / limit:.3g} {name}"
+        return f"{value / 1e3:.3g} kB"
+    if unit == "hours":
+        if value < 1 / 60:
+            return f"{value * 3600:.2g} s"
+        return f"{value * 60:.3g} min" if value < 1 else f"{_rounded(value)} h"
+    return _rounded(value)
+
+
+def _rounded(value: float) -> str:
+    if value >= 1000:
+        digits = len(str(int(value))) - 3
+        return f"{round(value / 10**digits) * 10**digits:,}"
+    return f"{value:.3g}"

@@ -99,7 +99,7 @@ def evidence_page(settings: Settings, seconds: float) -> str:
         scored_pairs(store, shards, facts, values),
         values,
         [settings.entropy.alpha, planted.entropy.alpha],
-        evaluated_rules(planted.verification),
+        list(evaluated_rules(planted.verification)),
     )
     made = open_dataset(settings, open_store(settings))
     audited = made.store.shards(LONG_RANGE_AUDIT)

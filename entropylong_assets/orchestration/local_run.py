@@ -19,6 +19,7 @@ from entropylong_assets.orchestration.runner import SILENT, Runner, Watcher
 from entropylong_assets.orchestration.scanning import shards_without_files
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.fields_check import require_fields
 from entropylong_assets.stages.corpus.shards import (
     ShardPlan,
     load_plan,
@@ -66,11 +67,13 @@ def register_shards(
     """Scan the sources, add shards for new files to the plan, and register their partitions.
 
     accept_changes: as `plan_shards` does, for a caller that runs the shards. Otherwise changed
-    files are only named, and the next tick of a sensor starts their runs.
+    files are only named, and the next tick of a sensor starts their runs. Raises CorpusError, and
+    registers nothing, if a source lacks the fields that its settings name.
     """
     store = open_store(corpus)
     before = load_plan(store)
     plan = plan_shards(corpus, before.shards, empty=before.empty, accept_changes=accept_changes)
+    require_fields(corpus, plan)
     save_plan(store, plan)
     unmade = shards_without_files(plan, store)
     keys = [shard.key for shard in plan.shards if shard.key not in unmade]

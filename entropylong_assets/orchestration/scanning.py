@@ -79,7 +79,8 @@ def _few(names: Sequence[str]) -> str:
 def run_key(shard: Shard) -> str:
     """Changes whenever a scan finds the files of a shard changed, so that each change is requested
     once, also if a file has become again what it was before."""
-    return f"{shard.key}@{fingerprint(shard.model_dump(mode='json', exclude={'position'}))}"
+    content = shard.model_dump(mode="json", exclude={"position", "corpus_rows"})
+    return f"{shard.key}@{fingerprint(content)}"
 
 
 def shards_without_files(plan: ShardPlan, store: TableStore) -> set[str]:
@@ -116,6 +117,15 @@ def scan(corpus: Settings, instance: dg.DagsterInstance, max_new_files: int | No
             if old != new and new.key in registered
         ),
     )
+
+
+def plan_without_saving(corpus: Settings) -> ShardPlan:
+    """List all sources and plan the shards of new files too, without registering any.
+
+    Raises CorpusError, as `plan_shards` does.
+    """
+    before = load_plan(open_store(corpus))
+    return plan_shards(corpus, before.shards, empty=before.empty)
 
 
 def register(corpus: Settings, found: Scan, instance: dg.DagsterInstance) -> None:

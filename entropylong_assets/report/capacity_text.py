@@ -1,4 +1,4 @@
-"""The capacity plan as Markdown, as `entropylong plan` prints it."""
+"""The capacity plan as Markdown, as `entropylong estimate --at paper` prints it."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ def limits(plan: Plan) -> list[Limit]:
     ]
 
 
-def markdown(plan: Plan, gpu_hour_price: float | None = None) -> str:
-    """Return the plan. gpu_hour_price: the user's, in any currency; None: GPU hours only."""
+def markdown(plan: Plan, hour_price: float | None = None) -> str:
+    """Return the plan. hour_price: the user's, in any currency; None: GPU hours only."""
     work = plan.workload
     plain, ours = plan.dependencies_plain, plan.dependencies_calibrated
 
     def cost(hours: float) -> str:
-        return f"{hours * gpu_hour_price:,.0f}" if gpu_hour_price is not None else "–"
+        return f"{hours * hour_price:,.0f}" if hour_price is not None else "–"
 
     counts = [
         ("documents, at " + f"{work.chunks_per_document:g} chunks each", _number(plan.documents)),
@@ -154,25 +154,26 @@ def markdown(plan: Plan, gpu_hour_price: float | None = None) -> str:
         for name, value in work.model_dump().items()
     ]
     price = (
-        f"H100 hours, and their cost at {gpu_hour_price:g} per GPU hour (your own figure)."
-        if gpu_hour_price is not None
-        else "H100 hours. To see their cost, give a price with `--gpu-hour-price`."
+        f"H100 hours, and their cost at {hour_price:g} per GPU hour (your own figure)."
+        if hour_price is not None
+        else "H100 hours. To see their cost, give a price with `--hour-price`."
     )
     share = plan.gpu_hours["verification"] / plan.total_gpu_hours
     exact = _number(plan.exact_search_hours)
     build, search = _number(plan.index_build_core_hours), _number(plan.index_search_core_hours)
     return f"""# Capacity plan
 
-`entropylong plan` prints this page; `make scaling` writes it. Every figure is calculated
-(`report/capacity.py`) from the workload and the rates below. No run had this size: the largest runs
-are listed in [RESULTS.md](../benchmarks/RESULTS.md).
+`entropylong estimate --at paper` prints this page; `make scaling` writes it. Every figure follows
+by plain arithmetic (`report/capacity.py`) from the workload and the rates below. No run had this
+size: the largest ones are listed in [RESULTS.md](../benchmarks/RESULTS.md).
 
-To plan with your own figures, pass names of the table below with other values. `sample_tokens` is
-not derived from `roots`: change both. `entropylong estimate` samples your sources and measures this
-machine instead.
+To plan with your own figures, pass any names of the table below. `sample_tokens` is not derived
+from `roots`: scale it too. `entropylong estimate` samples your sources and times this machine
+instead, also at another size: `--at '1e9 documents'`.
 
 ```sh
-entropylong plan chunks=50000000 roots=20000 sample_tokens=800000000 --gpu-hour-price 3
+entropylong estimate --at chunks=50000000 --at roots=20000 --at sample_tokens=800000000 \\
+  --hour-price 3
 ```
 
 ## The workload

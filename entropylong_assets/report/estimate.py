@@ -1,202 +1,247 @@
-"""What a run over the sources costs, estimated from a sample of documents and timings here."""
+"""What a run over the sources takes: counts, storage, time and cost, each with its interval."""
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from entropylong_assets.report.capacity import DISTINCT, verification_tokens
-from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.corpus.documents import canonical_texts
-from entropylong_assets.stages.corpus.rows import NotSelected, Row
-from entropylong_assets.stages.corpus.shards import Shard, ShardPlan, read_shard, source_of
-from entropylong_assets.stages.embeddings.chunking import chunk_document
-from entropylong_assets.stages.embeddings.embedder import Embedder, load_embedder
-from entropylong_assets.stages.entropy.anchors import score_roots
-from entropylong_assets.stages.entropy.engine import load_scorer
-from entropylong_assets.stages.entropy.model import (
-    ScoringModel,
-    Tokenizer,
-    load_scoring_model,
-)
+import numpy as np
 
-SAMPLED_SHARDS, SAMPLED_DOCUMENTS, SAMPLED_ROOTS = 8, 64, 6
-"""Shards per corpus, but at least one per source; documents per shard; roots that are scored."""
+from entropylong_assets.report import capacity
+from entropylong_assets.report.corpus_sample import Sample
+from entropylong_assets.report.replicates import Totals
 
-T = TypeVar("T")
+REPLICATES = 400
+FULLNESS = 0.97
+"""Share of a full sample that roots and verified contexts take (stages/samples/packing.py)."""
+PARTLY_FULL = 0.5
+"""Mean share of a shard's last sample that is empty."""
+HOUR = 3600.0
+
+
+class SizeError(ValueError):
+    """A size is none. The message is one line and names what is allowed."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size to estimate for, instead of that of the sources."""
+
+    value: float
+    unit: str
+    """A key of `UNITS`."""
+
+
+UNITS = ("documents", "roots", "samples", "tokens", "dependencies")
+"""What a size can be given in; `tokens` are those of the samples."""
+
+
+def parse_size(text: str) -> Size:
+    """Read e.g. `1e9 documents` or `20_000 roots`. Raises SizeError."""
+    match = re.fullmatch(r"\s*([\d.,_]+(?:[eE][+-]?\d+)?)\s*([a-z]+)\s*", text)
+    try:
+        value = float(match[1].replace(",", "").replace("_", "")) if match else 0.0
+    except ValueError:
+        value = 0.0
+    if match is None or match[2] not in UNITS or value <= 0:
+        raise SizeError(
+            f"--at {text}: no size; write 'paper', a number and one of {', '.join(UNITS)} "
+            "(e.g. '1e9 documents'), or figures of the capacity plan (e.g. 'roots=20000')"
+        )
+    return Size(value, match[2])
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of an estimate, with its 95% interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str = ""
+    """`bytes`, `hours` or `money`; empty: a count."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected counts of a run, and the rates measured on this machine."""
+    """An estimate, and what to know of it."""
 
-    rows: int
-    documents: int
-    chunks: int
-    roots: int
-    anchors: int
-    pairs: int
-    forward_passes: int
-    forward_tokens: int
-    chunks_per_second: float
-    tokens_per_second: float
-    sampled_documents: int
-    sampled_roots: int
+    figures: list[Figure]
+    warnings: list[str]
 
-    @property
-    def embedding_hours(self) -> float:
-        return self.chunks / max(self.chunks_per_second, 1e-9) / 3600
-
-    @property
-    def scoring_hours(self) -> float:
-        return self.forward_tokens / max(self.tokens_per_second, 1e-9) / 3600
+    def figure(self, name: str) -> Figure:
+        """Return the figure of a name."""
+        return next(figure for figure in self.figures if figure.name == name)
 
 
-@dataclass(frozen=True)
-class _SourceSample:
-    """Documents sampled from one source. rows: of the whole source."""
-
-    rows: int
-    read: int
-    texts: list[str]
-    candidates: list[list[int]]
-    """Token ids of sampled documents that are long and short enough to be roots."""
-    fraction: float
-    """Share of them that are drawn as roots."""
-
-    @property
-    def scale(self) -> float:
-        """Rows of the source per sampled row."""
-        return self.rows / max(self.read, 1)
-
-    @property
-    def documents(self) -> float:
-        return len(self.texts) * self.scale
-
-    @property
-    def roots(self) -> float:
-        return len(self.candidates) * self.fraction * self.scale
+def make_estimate(
+    sample: Sample, size: Size | None = None, hour_price: float | None = None
+) -> Estimate:
+    """Estimate all figures. size: None for the sources as they are. hour_price: of an hour of this
+    machine, in any currency."""
+    point = sample.point()
+    documents, roots = _factors(sample, point, size)
+    of_point = _figures(sample, point, documents, roots, hour_price)
+    columns: dict[str, list[float]] = {name: [] for name in of_point}
+    for totals in sample.replicates(REPLICATES):
+        for name, (value, _) in _figures(sample, totals, documents, roots, hour_price).items():
+            columns[name].append(value)
+    figures = []
+    for name, (value, unit) in of_point.items():
+        known = [v for v in (*columns[name], value) if not math.isnan(v)]
+        low, high = np.quantile(known, [0.025, 0.975]) if known else (math.nan, math.nan)
+        figures.append(Figure(name, value, min(low, value), max(high, value), unit))
+    return Estimate(figures, warnings_of(sample, point, documents, roots))
 
 
-def spread(items: Sequence[T], limit: int) -> list[T]:
-    """Return all items, or `limit` of them at even distances, in their order."""
-    n = len(items)
-    return [items[i * n // limit] for i in range(limit)] if n > limit else list(items)
-
-
-def _sample_source(
-    settings: Settings, shards: Sequence[Shard], n_shards: int, tokenizer: Tokenizer
-) -> _SourceSample:
-    """Sample the documents of one source. shards: all of its shards."""
-    corpus, roots = settings.corpus, settings.roots
-    source = source_of(shards[0], corpus)
-    read, texts, candidates = 0, list[str](), list[list[int]]()
-    for shard in spread(shards, n_shards):
-        items = list(itertools.islice(read_shard(shard, source), SAMPLED_DOCUMENTS))
-        read += sum(item.n_rows if isinstance(item, NotSelected) else 1 for item in items)
-        canonical = canonical_texts([item.text for item in items if isinstance(item, Row)])
-        kept = [text for text in canonical if corpus.min_chars <= len(text) <= corpus.max_chars]
-        texts += kept
-        candidates += [
-            ids
-            for ids in tokenizer.encode(kept)
-            if roots.min_tokens <= len(ids) <= roots.max_tokens
-        ]
-    return _SourceSample(
-        rows=sum(shard.n_rows for shard in shards),
-        read=read,
-        texts=texts,
-        candidates=candidates,
-        fraction=roots.fraction_by_source.get(source.name, roots.fraction),
-    )
-
-
-def _sample_sources(
-    settings: Settings, plan: ShardPlan, tokenizer: Tokenizer
-) -> list[_SourceSample]:
-    by_source: dict[str, list[Shard]] = {}
-    for shard in plan.shards:
-        by_source.setdefault(shard.source, []).append(shard)
-    return [
-        _sample_source(
-            settings,
-            shards,
-            max(1, round(SAMPLED_SHARDS * len(shards) / len(plan.shards))),
-            tokenizer,
+def _factors(sample: Sample, point: Totals, size: Size | None) -> tuple[float, float]:
+    """Return how many times as many documents, and how many times as many roots per document."""
+    if size is None:
+        return 1.0, 1.0
+    if size.unit == "documents":
+        documents = size.value / max(point.documents, 1)
+        wished = sample.settings.roots.wished_number is not None
+        return documents, (1 / documents if wished else 1.0)
+    per_root = {"roots": point.drawn, "dependencies": point.dependencies}
+    if not (point.drawn if size.unit == "roots" else point.dependencies):
+        raise SizeError(
+            f"--at {size.value:g} {size.unit}: these settings yield none on the sample, so that "
+            "it can't be scaled; raise roots.number"
         )
-        for shards in by_source.values()
-    ]
+    if size.unit in per_root:
+        return 1.0, size.value / per_root[size.unit]
+    tokens = sample.settings.samples.tokens if size.unit == "tokens" else 1
+    return 1.0, _roots_for(sample, point, size.value / tokens)
 
 
-def _measure_anchors(
-    settings: Settings, model: ScoringModel, roots: Sequence[list[int]]
-) -> tuple[float, float]:
-    """Score roots. Returns the mean number of anchors per root, and tokens per second."""
-    scorer = load_scorer(model, settings.scoring.pack_tokens)
-    start = time.monotonic()
-    named = [(str(number), ids) for number, ids in enumerate(roots)]
-    scored = list(score_roots(named, scorer, model.tokenizer.bos_ids, settings.entropy))
-    seconds = time.monotonic() - start
-    anchors = statistics.fmean(len(row["anchors"]) for row in scored) if scored else 0.0
-    return anchors, sum(len(ids) for ids in roots) / max(seconds, 1e-9)
+def _roots_for(sample: Sample, point: Totals, samples: float) -> float:
+    """How many times as many roots make so many samples. More roots never make fewer samples."""
+    low, high = 1e-12, 1e12
+    for _ in range(100):
+        middle = (low * high) ** 0.5
+        if _samples(sample, point, 1.0, middle) < samples:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
-def _cut(settings: Settings, embedder: Embedder, texts: Sequence[str]) -> list[str]:
-    """Chunks of these texts."""
-    shortest = settings.corpus.embedding.min_chunk_chars
+def _samples(sample: Sample, t: Totals, documents: float, roots: float) -> float:
+    """Number of samples: each shard is packed for itself, and its last sample is partly full."""
+    times = documents * roots
+    shards = max(1.0, len(sample.shard_rows) * documents)
+    per_sample = FULLNESS * sample.settings.samples.tokens
+    accepted = max(sample.verified.total("contexts_accepted"), 1)
+    context = sample.verified.total("context_tokens") / accepted or sample.measured.context_tokens
+    tokens = t.tokens_of_roots_with_dependency + t.contexts_accepted * context
+    with_samples = shards * -np.expm1(-t.roots_with_dependency * times / shards)
+    return float(max(times * tokens / per_sample + PARTLY_FULL * with_samples, with_samples))
+
+
+def _figures(
+    sample: Sample, t: Totals, documents: float, roots: float, hour_price: float | None
+) -> dict[str, tuple[float, str]]:
+    """Value and unit of each figure. documents, roots: as `_factors` returns them."""
+    times = documents * roots
+    chunks = t.chars * documents * sample.chunks_per_char
+    dependencies = t.dependencies * times
+    samples = _samples(sample, t, documents, roots)
+    tokens = times * (
+        t.root_tokens
+        + t.pass_tokens
+        + t.control_tokens
+        + t.dependencies * sample.evidence_tokens_per_dependency
+    )
+    rates = {name: max(rate, 1e-9) for name, rate in sample.rates.items()}
+    hours = {
+        "embedding": chunks / rates["chunks"] / HOUR,
+        "retrieval": t.anchors * times / rates["anchors"] / HOUR,
+        "scoring": tokens / rates["tokens"] / HOUR,
+    }
+    total = sum(hours.values())
+    text = t.chars * documents
+    storage = (
+        text * (1 + capacity.PARQUET.value)
+        + chunks * (4 * sample.dimension + capacity.LOOKUP_BYTES.value)
+        + t.pairs * times * capacity.PAIR_BYTES.value
+        + t.passes * times * sample.measured.context_tokens * capacity.CONTEXT_BYTES.value
+        + 2 * samples * sample.settings.samples.tokens * capacity.EXPORT_BYTES.value
+    )
+    figures = {
+        "documents": (t.documents * documents, ""),
+        "chunks": (chunks, ""),
+        "roots": (t.drawn * times, ""),
+        "anchors": (t.anchors * times, ""),
+        "pairs scored (anchor, context)": (t.pairs * times, ""),
+        "distinct contexts scored": (t.passes * times, ""),
+        "forward tokens": (tokens, ""),
+        "verified dependencies": (dependencies, ""),
+        "samples": (samples, ""),
+        "storage": (storage, "bytes"),
+        **{name: (value, "hours") for name, value in hours.items()},
+        "total time": (total, "hours"),
+        "time per sample": (total / samples if samples else np.nan, "hours"),
+        "time per million dependencies": (
+            1e6 * total / dependencies if dependencies else np.nan,
+            "hours",
+        ),
+    }
+    if hour_price is not None:
+        for name in ("total time", "time per sample", "time per million dependencies"):
+            cost = figures[name][0] * hour_price
+            figures[name.replace("total time", "cost").replace("time", "cost")] = (cost, "money")
+    return figures
+
+
+def warnings_of(sample: Sample, point: Totals, documents: float, roots: float) -> list[str]:
+    """Return what a reader should know: no roots, few documents, nothing accepted."""
+    settings = sample.settings.roots
+    n = len(sample.lengths.tokens)
+    found = []
+    lost = 1 - n / max(sample.chosen_rows, 1)
+    if lost > 0.2:
+        found.append(
+            f"{lost:.0%} of {sample.chosen_rows:,} rows looked at become no document (bad rows, "
+            "copies, or outside corpus.min_chars and max_chars)"
+        )
+    short = sum(count < settings.min_tokens for count in sample.lengths.tokens.values())
+    long = n - short - len(sample.lengths.eligible)
+    of_length = (
+        f"{short:,} of {n:,} documents looked at have fewer tokens than roots.min_tokens "
+        f"({settings.min_tokens:,}), {long:,} more than roots.max_tokens "
+        f"({settings.max_tokens:,}) or the model allow"
+    )
+    drawn = point.drawn * documents * roots
+    if not sample.lengths.eligible:
+        found.append(f"No root: {of_length}. Change these limits")
+    elif drawn < 1:
+        found.append(
+            f"No root, or hardly any: {drawn:.2f} are expected. Raise roots.number or "
+            f"roots.fraction; {of_length}"
+        )
+    else:
+        found += _warn_of_shards(sample, drawn, documents)
+        if len(sample.lengths.eligible) < n / 2:
+            found.append(f"Few documents can be roots: {of_length}")
+    contexts, accepted = sample.verified.total("contexts"), sample.verified.total("accepted")
+    if contexts and not accepted:
+        found.append(
+            f"None of {contexts:,} contexts looked at was accepted, so that dependencies, samples "
+            "and cost per each are little more than upper limits; `entropylong pilot` verifies "
+            "more"
+        )
+    return found
+
+
+def _warn_of_shards(sample: Sample, drawn: float, documents: float) -> Sequence[str]:
+    shares = np.array(sample.shard_rows) / max(sum(sample.shard_rows), 1)
+    empty = float(np.exp(-drawn * shares / max(documents, 1)).sum())
+    if empty < 0.5:
+        return []
     return [
-        chunk.text
-        for text in texts
-        for chunk in chunk_document(text, embedder.window_tokens, shortest, embedder.count_tokens)
+        f"About {empty:,.0f} of {len(shares):,} shards will have no root: {drawn:,.0f} roots are "
+        "expected in all. Raise roots.number or roots.fraction, or corpus.shard_rows"
     ]
-
-
-def estimate(settings: Settings, plan: ShardPlan) -> Estimate:
-    """Sample documents of every source, score a few roots, and scale both up.
-
-    plan: shards of the dataset's corpus. Raises what loading the models and reading sources raise.
-    """
-    model, embedder = load_scoring_model(settings.scoring), load_embedder(settings.corpus.embedding)
-    samples = _sample_sources(settings, plan, model.tokenizer)
-    candidates = [ids for sample in samples if sample.fraction for ids in sample.candidates]
-    roots = spread(candidates, SAMPLED_ROOTS)
-    anchors, tokens_per_second = _measure_anchors(settings, model, roots)
-    root_tokens = statistics.fmean(len(ids) for ids in roots) if roots else 0.0
-
-    n_chunks, chunks = 0.0, list[str]()
-    for sample in samples:
-        cut = spread(sample.texts, SAMPLED_DOCUMENTS)
-        of_source = _cut(settings, embedder, cut)
-        n_chunks += sample.documents * len(of_source) / max(len(cut), 1)
-        chunks += of_source
-    timed = spread(chunks, SAMPLED_DOCUMENTS)
-    start = time.monotonic()
-    embedder.embed_documents(timed)
-    chunks_per_second = len(timed) / max(time.monotonic() - start, 1e-9)
-    context_tokens = statistics.fmean(model.tokenizer.count(chunks)) if chunks else 0.0
-
-    n_roots = sum(sample.roots for sample in samples)
-    per_anchor = settings.retrieval.top_k + settings.retrieval.text_candidates
-    pairs = n_roots * anchors * per_anchor
-    controls = settings.verification.controls
-    of_candidates, rest = verification_tokens(
-        n_roots, pairs, DISTINCT.value, context_tokens, root_tokens, controls
-    )
-    return Estimate(
-        rows=sum(sample.rows for sample in samples),
-        documents=round(sum(sample.documents for sample in samples)),
-        chunks=round(n_chunks),
-        roots=round(n_roots),
-        anchors=round(n_roots * anchors),
-        pairs=round(pairs),
-        forward_passes=round(pairs * DISTINCT.value + n_roots * (controls + 1)),
-        forward_tokens=round(of_candidates + rest),
-        chunks_per_second=chunks_per_second,
-        tokens_per_second=tokens_per_second,
-        sampled_documents=sum(sample.read for sample in samples),
-        sampled_roots=len(roots),
-    )

@@ -38,6 +38,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "trust_remote_code": True,
             "recall_k": 32,
         },
+        "roots": {"fraction": 0.0001},
         "scoring": {"model": "meta-llama/Meta-Llama-3-8B"},
         "entropy": {"alpha": 2.0, "min_anchor_position": 0},
         "retrieval": {"half_window": 16, "top_k": 32},

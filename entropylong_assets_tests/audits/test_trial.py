@@ -37,7 +37,7 @@ from entropylong_assets.stages.samples.settings import SampleSettings
 
 PAD, SEPARATOR = 0, 1
 KEYS, VALUES = np.arange(2, 10), np.arange(10, 18)
-STATED, STATED = 6, 4
+STATED, REPEATED = 6, 4
 """Facts that a context states, and those of them that its root repeats, in the same order."""
 TOKENS, SAMPLES, BATCH, STEPS = 24, 1600, 16, 200
 FRAMING = Framing(bos_ids=(), separator_ids=(SEPARATOR,), pad_id=PAD)
@@ -63,8 +63,8 @@ def planted_root(draw: np.random.Generator, number: int, is_genuine: bool) -> Gr
             anchor=1, rank=1, gain=0.9, calibrated_gain=0.9, entropy=2.0, entropy_context=0.2
         )
         context = Context(**{**vars(context), "dependencies": (gain,), "unverified": False})
-    stated = own[:STATED].ravel().astype(np.uint32)
-    return Group(root_id=root_id, token_ids=stated, chosen=(context,), negatives=())
+    repeated = own[:REPEATED].ravel().astype(np.uint32)
+    return Group(root_id=root_id, token_ids=repeated, chosen=(context,), negatives=())
 
 
 def planted_rows(is_genuine: bool) -> Rows:
@@ -82,8 +82,8 @@ def held_out_items(count: int = 128) -> Items:
     draw, rows = np.random.default_rng(99), []
     for _ in range(count):
         own = facts(draw)
-        stated = own[:STATED].ravel()
-        rows.append(np.array([*own.ravel(), SEPARATOR, *stated], np.uint32))
+        repeated = own[:REPEATED].ravel()
+        rows.append(np.array([*own.ravel(), SEPARATOR, *repeated], np.uint32))
     padded = pad_rows(rows, TOKENS, PAD)
     return Items(padded.token_ids_NT, padded.lengths_N - 1, padded.lengths_N)
 
@@ -190,7 +190,7 @@ def hidden_within_documents(self: Network, ids_BT: torch.Tensor) -> Any:
 def order_lost(rows: Rows) -> Rows:
     """Roots before their contexts."""
     ids_NT = rows.token_ids_NT.copy()
-    context, root = 2 * STATED + 1, 2 * STATED + 1
+    context, root = 2 * STATED + 1, 2 * REPEATED + 1
     ids_NT[:, : context + root] = np.roll(ids_NT[:, : context + root], root, axis=1)
     return Rows(ids_NT, rows.lengths_N)
 

@@ -153,6 +153,7 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "count of roots": sets("summary", 0, roots=4, drawn=5, not_drawn=0),
             "count of dropped documents": sets("summary", 0, dropped=0, roots=4),
         },
+        "has_roots": {"none": sets("summary", 0, roots=0)},
         "roots_eligible": {
             "root too short": sets("roots", 0, token_ids=[10, 11, 12]),
             "root too long": sets("roots", 0, token_ids=[10] * 100),

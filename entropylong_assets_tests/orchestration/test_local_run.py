@@ -172,7 +172,7 @@ def test_a_job_that_fails_alike_on_every_shard_is_given_up(
             run_project(project, instance, watcher=recorded.watcher())
     assert len(recorded.failures) == EQUAL_FAILURES
     reason = "it was not run, because what it is made from failed"
-    assert recorded.skipped["embedding_index", WHOLE] == reason
+    assert recorded.skipped["near_duplicates", WHOLE] == reason
 
 
 def test_no_samples_is_skipped_and_not_failed(values: dict[str, Any], world: World) -> None:

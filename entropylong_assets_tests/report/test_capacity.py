@@ -133,18 +133,19 @@ def test_every_measured_rate_is_in_the_results() -> None:
 
 def test_docs_contain_what_the_command_prints() -> None:
     """Run `make scaling` after a rate has changed."""
-    printed = CliRunner().invoke(app, ["plan", "--gpu-hour-price", "2.5"])
+    printed = CliRunner().invoke(app, ["estimate", "--at", "paper", "--hour-price", "2.5"])
     assert printed.exit_code == 0
     assert printed.stdout == (PROJECT / "docs/scaling.md").read_text(encoding="utf-8")
 
 
 def test_plan_takes_figures_and_needs_no_price() -> None:
-    ours = ["plan", "chunks=5_000_000", "roots=2,000", "embedder=minilm", "index=ivf_sq"]
-    printed = CliRunner().invoke(app, ours)
+    figures = ["chunks=5_000_000", "roots=2,000", "embedder=minilm", "index=ivf_sq"]
+    ours = [part for figure in figures for part in ("--at", figure)]
+    printed = CliRunner().invoke(app, ["estimate", *ours])
     assert printed.exit_code == 0
     assert "| chunks | 5,000,000 |" in printed.stdout
     assert "| roots | 2,000 |" in printed.stdout
-    assert "H100 hours. To see their cost, give a price with `--gpu-hour-price`." in printed.stdout
+    assert "H100 hours. To see their cost, give a price with `--hour-price`." in printed.stdout
     costs = re.findall(
         r"^\| (?:plain|calibrated|all three stages) \| [\d,.]+ \| (.*) \|$", printed.stdout, re.M
     )
@@ -166,6 +167,6 @@ def test_workload_of_refuses_a_wrong_figure_in_one_line(figure: str, message: st
         workload_of([figure])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
-    failed = CliRunner().invoke(app, ["plan", figure])
+    failed = CliRunner().invoke(app, ["estimate", "--at", "paper", "--at", figure])
     assert failed.exit_code == 2
     assert "Traceback" not in failed.output

@@ -77,6 +77,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "near_duplicates.threshold": (0.8, {Q}),
     "near_duplicates.threshold_by_source": ({"tiny": 0.8}, {Q}),
     "near_duplicates.shingle_words": (5, {G, Q}),
+    "roots.number": (5000, {E}),
     "roots.fraction": (0.5, {E}),
     "roots.fraction_by_source": ({"web": 0.5}, {E}),
     "roots.min_tokens": (255, {E}),

@@ -37,6 +37,9 @@ class Shard(BaseModel):
     """Place in the plan, from 0: the order of registration."""
     revision: int = 0
     """How often a scan has found its files changed."""
+    corpus_rows: int = 0
+    """Rows of all shards when this one was registered, itself included. It stays as it is when the
+    corpus grows. 0 in plans of earlier versions: see `ShardPlan.corpus_rows`."""
 
     @property
     def has_whole_files(self) -> bool:
@@ -71,6 +74,15 @@ class ShardPlan(BaseModel):
             if shard.key == key:
                 return shard
         raise CorpusError(f"shard {key}: not in the plan; scan the sources to register it")
+
+    def corpus_rows(self, key: str) -> int:
+        """Return the rows of the corpus when this shard was registered.
+
+        Shards of plans that did not record it count as registered together. Raises CorpusError if
+        there is no such shard.
+        """
+        recorded = self.shard(key).corpus_rows
+        return recorded or sum(shard.n_rows for shard in self.shards if not shard.corpus_rows)
 
     def stale(self) -> tuple[str, ...]:
         """Keys of known shards with a changed file, which another run would read again."""

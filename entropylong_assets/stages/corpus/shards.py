@@ -102,6 +102,8 @@ def plan_shards(
             shards[shard.key] = shard
             new.append(shard.key)
             number, position = number + 1, position + 1
+    rows = sum(shard.n_rows for shard in shards.values())
+    shards |= {key: shards[key].model_copy(update={"corpus_rows": rows}) for key in new}
     # Sources that are no longer in the settings.
     left_over = [f for old in by_source.values() for shard in old for f in shard.files]
     without_source = [shard.key for old in by_source.values() for shard in old]

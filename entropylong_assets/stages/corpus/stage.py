@@ -91,7 +91,7 @@ def _identify_shard(partition: Partition) -> Mapping[str, Any]:
         known = sources.get(made["source"]["name"])
         source = _described(known) if known else made["source"]
         return {"shard": made["shard"], "source": source}
-    now = shard.model_dump(mode="json", exclude={"position", "revision"})
+    now = shard.model_dump(mode="json", exclude={"position", "revision", "corpus_rows"})
     if made.get("source") == source and _lacks_files_only(made["shard"], now):
         # Made again under other settings, it would do without them.
         settings = determining_settings(CORPUS_DOCUMENTS_STAGE, partition.settings)

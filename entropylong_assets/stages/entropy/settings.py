@@ -9,19 +9,36 @@ from pydantic import Field, model_validator
 
 from entropylong_assets.settings.section import Section
 
+DEFAULT_NUMBER = 100
+"""Documents drawn as roots if the settings give neither a number nor a share: enough to look at."""
+
 
 class RootSettings(Section):
     """Which documents of the corpus become roots."""
 
-    fraction: float = Field(0.0001, ge=0, le=1)
-    """Share of documents drawn as roots, if their length allows. The paper: 100K of over 1B."""
+    number: int | None = Field(None, ge=1)
+    """Wished number of documents drawn as roots from the whole corpus; those of an unsuitable
+    length drop out. A document is drawn with the probability number / rows of the corpus when its
+    shard was registered, so that a new shard changes no earlier one. A corpus that grows n times
+    has up to 1 + ln n times as many roots. Takes precedence over `fraction`. None: `fraction`
+    decides; if that is none too, the number is 100."""
+    fraction: float | None = Field(None, ge=0, le=1)
+    """Share of documents drawn as roots, if their length allows; none: `number` decides. The paper:
+    100,000 of over a billion."""
     fraction_by_source: Mapping[str, Annotated[float, Field(ge=0, le=1)]] = {}
-    """Fraction for single sources, by name. `fraction` applies to all others."""
+    """Fraction for single sources, by name. `number` or `fraction` applies to all others."""
     min_tokens: int = Field(256, ge=2)
     """Minimum length of a root (tokens of the scoring model)."""
     max_tokens: int = Field(4096, ge=2)
     """Maximum length of a root (tokens of the scoring model). Longer documents are still retrieved
     as contexts."""
+
+    @property
+    def wished_number(self) -> int | None:
+        """Number of documents to draw from the corpus; None if a share is given instead."""
+        if self.number is not None:
+            return self.number
+        return DEFAULT_NUMBER if self.fraction is None else None
 
     @model_validator(mode="after")
     def _range(self) -> RootSettings:

@@ -41,7 +41,12 @@ def _compute(step: Step) -> Result:
     scorer = load_scorer(model, settings.scoring.pack_tokens)
     tokenizer = model.tokenizer
     before = scorer.usage.snapshot()
-    choice = RootChoice(settings.roots, settings.seed, model.max_positions - len(tokenizer.bos_ids))
+    choice = RootChoice(
+        settings.roots,
+        settings.seed,
+        model.max_positions - len(tokenizer.bos_ids),
+        _corpus_rows(step),
+    )
     documents = step.store.batches(CORPUS_DOCUMENTS, step.shard, "documents", COLUMNS)
     rows: list[dict[str, Any]] = []
     histogram = Histogram(0, math.log(model.vocab_size), 60)
@@ -75,6 +80,8 @@ def _compute(step: Step) -> Result:
             write()
     write()
     n_roots = step.writer.rows["roots"]
+    if not n_roots:
+        step.warn(f"shard {step.shard}: {choice.why_none()}")
     return Result(
         EntropyScoresSummary(
             documents=choice.documents,
@@ -96,6 +103,7 @@ def _compute(step: Step) -> Result:
             "entropies": Markdown(
                 entropy_histogram(histogram, thresholds / n_roots if n_roots else None)
             ),
+            **({} if n_roots else {"warning": choice.why_none()}),
         },
     )
 
@@ -103,7 +111,19 @@ def _compute(step: Step) -> Result:
 def _identify(partition: Partition) -> Mapping[str, Any]:
     from entropylong_assets.stages.entropy.model import model_identity
 
-    return {"model": model_identity(partition.settings.scoring)}
+    identity = {"model": model_identity(partition.settings.scoring)}
+    if partition.settings.roots.wished_number is None:
+        return identity
+    return {**identity, "corpus_rows": _corpus_rows(partition)}
+
+
+def _corpus_rows(partition: Partition) -> int:
+    """Rows of the corpus when the shard was registered; 0 if the number of roots is not wished."""
+    from entropylong_assets.stages.corpus.shards import load_plan
+
+    if partition.settings.roots.wished_number is None:
+        return 0
+    return load_plan(partition.store).corpus_rows(partition.shard)
 
 
 def _validate(settings: Settings) -> None:
@@ -126,7 +146,8 @@ def _views(partition: Partition) -> Mapping[str, duck.View]:
 
         columns = ["doc_id", "source"]
         documents = store.read(CORPUS_DOCUMENTS, shard, "documents", columns)
-        return draw(documents, partition.settings.roots, partition.settings.seed)
+        rows = _corpus_rows(partition)
+        return draw(documents, partition.settings.roots, partition.settings.seed, rows)
 
     def counts() -> pl.DataFrame:
         summary = store.summary(ENTROPY_SCORES, shard)
@@ -148,8 +169,8 @@ ENTROPY_SCORES_STAGE = Stage(
     tables=ENTROPY_SCORES,
     description="""Entropy and surprisal of every token of the shard's roots, and their anchors.
 
-A share of the documents (`roots.fraction`) is drawn by hash. Those whose length in tokens of the
-scoring model is between `roots.min_tokens` and `roots.max_tokens` become roots; the others are
+Documents are drawn by hash (`roots.number` or `roots.fraction`). Those whose length in tokens of
+the scoring model is between `roots.min_tokens` and `roots.max_tokens` become roots; the others are
 listed in `dropped` with the reason. Anchors are the positions with H_t > μ + α·σ, where μ and σ are
 those of the root (paper, section 3.1). With `entropy.anchors: both`, positions with a surprising
 token are anchors too.""",
@@ -181,6 +202,7 @@ token are anchors too.""",
         Check("one_entropy_per_token", "Each root has one entropy and one surprisal per token."),
         Check("entropies_in_range", "Entropies are finite and between 0 and ln|V|."),
         Check("anchors_recomputed", "Anchors follow from the entropies and surprisals."),
+        Check("has_roots", "The shard has a root.", blocking=False, warns=True),
     ),
     views=_views,
     check_parameters=lambda p: p.settings.entropy.model_dump() | p.settings.roots.model_dump(),

@@ -32,6 +32,7 @@ from entropylong_assets.stages.training_data.corpus_facts import (
     document_lines,
 )
 from entropylong_assets.stages.training_data.destination import destination_of
+from entropylong_assets.stages.training_data.empty_stage import first_empty_stage
 from entropylong_assets.stages.training_data.figures import dataset_figures
 from entropylong_assets.stages.training_data.front_matter import LICENSES
 from entropylong_assets.stages.training_data.manifest import (
@@ -216,8 +217,8 @@ def export_training_data(
     figures = dataset_figures(store, order, settings)
     if not figures["samples"]:
         raise ExportError(
-            f"no sample in {len(order)} shards ({order[0]} ...): no root has a verified context; "
-            "export other shards, or lower verification.epsilon"
+            f"no sample in {len(order)} shards ({order[0]} ...): "
+            f"{first_empty_stage(figures, settings)}"
         )
     split = split_samples(
         _documents(store, order),

@@ -213,7 +213,9 @@ def verify_shard(
     counted = store.summary(CANDIDATE_CONTEXTS, shard).phrase_documents
     with TokenSpool() as spool:
         _encode_contexts(partition, verifier.tokenizer, writer, spool)
-        for number, roots in enumerate(_batched(_roots(store, shard, counted), roots_per_batch)):
+        for number, roots in enumerate(
+            _batched(read_roots(store, shard, counted), roots_per_batch)
+        ):
             known = stored.take([root.root_id for root in roots]) if stored else NOTHING_KNOWN
             batch = checkpoints.load(number) if checkpoints else None
             if batch is not None:
@@ -251,7 +253,7 @@ def _batched(roots: Iterator[RootCandidates], size: int) -> Iterator[list[RootCa
         yield batch
 
 
-def _roots(store: TableStore, shard: str, counted_documents: int) -> Iterator[RootCandidates]:
+def read_roots(store: TableStore, shard: str, counted_documents: int) -> Iterator[RootCandidates]:
     """Yield the roots that have candidates, in the order of both tables.
 
     Raises TableError if the tables have different orders.

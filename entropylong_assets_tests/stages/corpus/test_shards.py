@@ -198,7 +198,11 @@ def test_a_scan_can_be_bounded_and_ends_at_the_same_plan(tmp_path: Path) -> None
     plan = ShardPlan()
     for _ in range(4):
         plan = plan_shards(corpus, plan.shards, max_new_files=2)
-    assert plan.shards == whole.shards
+    # Shards are registered in batches, each of which knows the rows so far.
+    assert [shard.corpus_rows for shard in plan.shards[::2]] == [6, 6, 12, 12, 18, 18, 21]
+    assert [shard.model_copy(update={"corpus_rows": 21}) for shard in plan.shards] == list(
+        whole.shards
+    )
     assert len(whole.shards) == 14
 
 
@@ -259,3 +263,18 @@ def test_a_thousand_known_shards_are_looked_over_in_seconds(tmp_path: Path) -> N
     scan = plan_shards(corpus, load_plan(store).shards)
     assert (len(scan.shards), scan.new) == (1000, ())
     assert time.perf_counter() - start < 3
+
+
+def test_later_shards_leave_the_rows_of_earlier_ones_as_they_were(tmp_path: Path) -> None:
+    """The share of documents drawn as roots depends on them: a new shard would redo all others."""
+    corpus = settings_for(tmp_path, shard_rows=4)
+    lines(tmp_path / "a.jsonl", *"abcdefghij")
+    first = plan_shards(corpus)
+    assert [first.corpus_rows(shard.key) for shard in first.shards] == [10, 10, 10]
+    lines(tmp_path / "b.jsonl", *"abcde")
+    second = plan_shards(corpus, first.shards)
+    assert [second.corpus_rows(shard.key) for shard in second.shards] == [10, 10, 10, 15, 15]
+    assert second.shards[:3] == first.shards
+    old = [shard.model_copy(update={"corpus_rows": 0}) for shard in first.shards]
+    third = plan_shards(corpus, old)
+    assert [third.corpus_rows(shard.key) for shard in third.shards] == [10, 10, 10, 15, 15]

@@ -55,7 +55,7 @@ def test_a_shard_is_published_with_its_summary(values: dict[str, Any]) -> None:
     made = materialize(
         STAGE,
         partition,
-        observer=lambda unit, done, total, _: progress.append((unit, done, total)),
+        observer=lambda state: progress.append((state.unit, state.done, state.total)),
     )
     summary = partition.store.summary(CORPUS_DOCUMENTS, "s-00000")
     assert summary.model_dump() == {

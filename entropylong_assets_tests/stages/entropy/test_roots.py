@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from entropylong_assets.stages.entropy.roots import RootChoice, draw, is_drawn
+from entropylong_assets.stages.entropy.roots import RootChoice, draw, drawn_share, is_drawn
 from entropylong_assets.stages.entropy.settings import RootSettings
 
 
@@ -47,7 +47,7 @@ def test_is_drawn_selects_the_same_documents_as_earlier_releases() -> None:
 def test_draw_uses_the_fraction_of_the_source_and_keeps_the_order() -> None:
     documents = pl.DataFrame({"doc_id": ids(90), "source": ["a", "b", "c"] * 30})
     settings = RootSettings(fraction=0.3, fraction_by_source={"b": 1.0, "c": 0.0})
-    drawn = draw(documents, settings, 5)
+    drawn = draw(documents, settings, 5, 0)
     expected = [
         doc_id
         for doc_id, source in documents.iter_rows()
@@ -64,7 +64,7 @@ def choose(
     texts = [" ".join("w" * (i % 5 + 1) for i in range(n)) for n in lengths]
     names = [f"d{i}" for i in range(len(lengths))]
     documents = pl.DataFrame({"doc_id": names, "text": texts, "source": ["s"] * len(lengths)})
-    choice, encoded = RootChoice(settings, 1, max_model_tokens), [0]
+    choice, encoded = RootChoice(settings, 1, max_model_tokens, 0), [0]
     dropped: list[dict[str, Any]] = []
 
     def counting(texts: Sequence[str]) -> list[list[int]]:
@@ -107,3 +107,40 @@ def test_root_choice_tokenises_drawn_documents_only() -> None:
     assert encoded == [len(expected)] == [choice.drawn]
     assert choice.documents == 200
     assert not dropped
+
+
+def test_number_of_roots_is_met_whatever_the_size_of_the_corpus() -> None:
+    """The default share of 0.0001 drew no root from a corpus of thousands."""
+    for settings, wished in ((RootSettings(), 100), (RootSettings(number=300, fraction=0.5), 300)):
+        for rows in (2_000, 40_000):
+            documents = pl.DataFrame({"doc_id": ids(rows), "source": ["s"] * rows})
+            n = len(draw(documents, settings, 3, rows))
+            assert abs(n - wished) <= 4 * math.sqrt(wished), (wished, rows)
+    few = pl.DataFrame({"doc_id": ids(20), "source": ["s"] * 20})
+    assert len(draw(few, RootSettings(), 3, 20)) == 20
+
+
+def test_share_of_a_source_takes_precedence_over_the_number() -> None:
+    settings = RootSettings(number=10, fraction_by_source={"b": 1.0, "c": 0.0})
+    shares = [drawn_share(settings, source, 1000) for source in "abc"]
+    assert shares == [0.01, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "lengths", "words"),
+    [
+        ({"fraction": 0.0}, [5], ["0 of 1 documents were drawn under roots.fraction 0;"]),
+        ({"number": 1}, [], ["the shard has no document"]),
+        (
+            {"fraction": 1.0, "min_tokens": 4, "max_tokens": 8},
+            [2, 3, 9, 10],
+            ["4 of 4 documents", "2 too_long_for_root", "2 too_short_for_root", "min_tokens is 4"],
+        ),
+    ],
+)
+def test_why_none_names_the_cause(
+    settings: dict[str, Any], lengths: list[int], words: list[str]
+) -> None:
+    _, _, choice, _ = choose(lengths, 2, RootSettings(**settings), 9)
+    for part in words:
+        assert part in choice.why_none()

@@ -14,7 +14,7 @@ from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.verification import shard_verification
 from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.shard_counts import ShardCounts
-from entropylong_assets.stages.verification.shard_verification import _roots
+from entropylong_assets.stages.verification.shard_verification import read_roots
 from entropylong_assets.stages.verification.stored_scores import rows_by_root
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
@@ -78,7 +78,7 @@ def test_a_root_is_yielded_before_the_candidates_of_the_next_are_read(
 
     monkeypatch.setattr(TableStore, "batches", counted)
     given = 0
-    for found in _roots(store, "s", 100):
+    for found in read_roots(store, "s", 100):
         given += 1
         assert found.candidates["rank"].to_list() == [1, 2]
         assert read <= 2 * given + 20
@@ -95,7 +95,7 @@ def test_candidates_in_another_order_than_the_roots_are_refused(tmp_path: Path) 
     with pytest.raises(
         TableError, match=r"root a is not in the order of .*; materialize candidate_"
     ):
-        list(_roots(store, "s", 100))
+        list(read_roots(store, "s", 100))
 
 
 def test_counts_of_batches_are_those_of_the_whole() -> None:
