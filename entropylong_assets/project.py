@@ -62,6 +62,8 @@ class Project(Section):
 
     stages: tuple[InstanceOf[Stage], ...] = STAGES
     data_uri: str = "data"
+    folder: Path | None = None
+    """Folder of the settings file, in which a relative `data_uri` is; None without a file."""
     cluster: ClusterSettings = ClusterSettings()
     corpora: Mapping[str, Settings]
     datasets: Mapping[str, Settings]
@@ -320,13 +322,18 @@ def load_project(path: str | os.PathLike[str] | None = None) -> Project:
     """Load a settings file.
 
     Without a path it is the file that ENTROPYLONG_SETTINGS names; without that, the profile that
-    ENTROPYLONG_PROFILE names, else `calibrated`. Raises SettingsError.
+    ENTROPYLONG_PROFILE names, else `calibrated`. A relative data_uri is a folder beside the file,
+    whatever the working folder is. Raises SettingsError.
     """
     path = path or os.environ.get("ENTROPYLONG_SETTINGS")
     if not path:
         return make_project(profile=os.environ.get("ENTROPYLONG_PROFILE"))
     content = read_settings_file(path)
     try:
-        return make_project(content)
+        project = make_project(content)
+        folder = Path(path).resolve().parent
+        if "://" not in project.data_uri and not Path(project.data_uri).is_absolute():
+            project = make_project({**content, "data_uri": str(folder / project.data_uri)})
+        return project.model_copy(update={"folder": folder})
     except SettingsError as error:
         raise SettingsError(f"settings file {path}: {error}") from None

@@ -190,7 +190,7 @@ def test_new_stage_is_in_all_definitions(stages: tuple[Stage, ...], values: dict
     columns = [column.name for column in node.metadata["dagster/column_schema"].columns]
     assert columns == ["root_id", "anchor", "chunk_id"]
     checks = {key.name for key in graph.asset_check_keys if key.asset_key == KEY}
-    assert checks == {"kept_are_candidates", "much_is_kept"}
+    assert checks == {"kept_are_candidates", "much_is_kept", "made_under_present_settings"}
     assert graph.get(dg.AssetCheckKey(KEY, "kept_are_candidates")).blocking
     jobs = {
         job.name

@@ -446,4 +446,5 @@ def test_environment_names_file_and_profile(
     path = tmp_path / "settings.yaml"
     path.write_text("seed: 5")
     monkeypatch.setenv("ENTROPYLONG_SETTINGS", str(path))
-    assert load_project() == make_project({"seed": 5}, "calibrated")
+    wanted = make_project({"seed": 5, "data_uri": str(tmp_path / "data")}, "calibrated")
+    assert load_project() == wanted.model_copy(update={"folder": tmp_path})

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from entropylong_assets.cli import inspection, planning, proof, removals, trial
 from entropylong_assets.cli import settings as settings_commands
+from entropylong_assets.cli import status as status_commands
 from entropylong_assets.cli.common import (
     DatasetName,
     SettingsFile,
@@ -124,7 +125,7 @@ def _run(project: Project, selection: Selection) -> None:
         )
     failures: RunFailuresError | None = None
     runs = 0
-    with open_instance() as instance:
+    with open_instance(project) as instance:
         for corpus in corpora:
             plan = register_shards(corpus, instance, accept_changes=True)
             out.print(
@@ -187,7 +188,7 @@ def scan(settings_file: SettingsFile = None) -> None:
         from entropylong_assets.orchestration.local_run import open_instance, register_shards
         from entropylong_assets.stages.corpus.errors import one_line
 
-        with open_instance() as instance:
+        with open_instance(project) as instance:
             for corpus in project.corpora.values():
                 plan = register_shards(corpus, instance)
                 new = ", ".join(plan.new) or "none"
@@ -208,7 +209,7 @@ def export(settings_file: SettingsFile = None, dataset: DatasetName = None) -> N
         from entropylong_assets.cli.run_progress import RunProgress
         from entropylong_assets.orchestration.local_run import open_instance, run_export
 
-        with open_instance() as instance, RunProgress() as progress:
+        with open_instance(project) as instance, RunProgress() as progress:
             run_export(project, settings, instance, progress.watcher)
         print_export(out, settings)
 
@@ -290,6 +291,7 @@ def doctor(settings_file: SettingsFile = None) -> None:
 
 planning.add_commands(app)
 settings_commands.add_commands(app)
+status_commands.add_commands(app)
 inspection.add_commands(app)
 removals.add_commands(app)
 proof.add_commands(app)

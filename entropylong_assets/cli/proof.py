@@ -50,7 +50,7 @@ def audit(settings_file: SettingsFile = None, dataset: DatasetName = None) -> No
         from entropylong_assets.cli.run_progress import RunProgress
         from entropylong_assets.orchestration.local_run import open_instance, run_audits
 
-        with open_instance() as instance, RunProgress() as progress:
+        with open_instance(project) as instance, RunProgress() as progress:
             runs = run_audits(project, settings, instance, progress.watcher)
     out.print(f"{runs} runs" if runs else "Everything is up to date: no run was needed.")
 
@@ -67,6 +67,6 @@ def evidence(
         from entropylong_assets.orchestration.local_run import open_instance
 
         settings = project.find_dataset(dataset)
-        with open_instance() as instance:
+        with open_instance(project) as instance:
             make_evidence(project, settings, instance, file, lambda line: out.print(escape(line)))
     out.print(f"wrote {escape(file)}", soft_wrap=True)

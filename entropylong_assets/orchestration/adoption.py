@@ -12,8 +12,13 @@ import dagster as dg
 
 from entropylong_assets.orchestration.metadata import table_schema
 from entropylong_assets.orchestration.naming import asset_key
+from entropylong_assets.orchestration.settings_check import (
+    report_evaluation,
+    settings_check_evaluation,
+)
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.stage import Check, Partition, Stage
+from entropylong_assets.stages.status import SETTINGS_CHECK, settings_fault
 from entropylong_assets.stages.versioning import code_version
 from entropylong_assets.storage.manifest import CheckOutcome
 from entropylong_assets.storage.tables import WHOLE, TableStore
@@ -51,14 +56,18 @@ def adopt(
     # Dagster keeps one evaluation per check, partition and run, and only one without a run.
     run_id = str(uuid.uuid4())
     outcomes = partition.store.check_outcomes(stage.tables, partition.shard)
-    for check in stage.checks:
-        if check.name in outcomes:
-            check_key = dg.AssetCheckKey(key, check.name)
-            evaluation = _evaluation(check_key, check, outcomes[check.name], shard)
-            if known is None:
-                instance.report_runless_asset_event(evaluation)
-            else:
-                _report(evaluation, run_id, instance)
+    evaluations = [
+        _evaluation(dg.AssetCheckKey(key, check.name), check, outcomes[check.name], shard)
+        for check in stage.checks
+        if check.name in outcomes
+    ]
+    fault = settings_fault(stage, partition)
+    evaluations.append(settings_check_evaluation(settings, stage, partition.shard, fault))
+    for evaluation in evaluations:
+        if known is None:
+            instance.report_runless_asset_event(evaluation)
+        else:
+            report_evaluation(evaluation, run_id, instance)
     return True
 
 
@@ -70,23 +79,27 @@ def restore_checks(
     Dagster shows such a check as not executed, whatever its last result. The outcomes that belong
     to the present data are stored beside it. Returns the number of checks reported.
     """
-    if not stage.checks:
-        return 0
-    checks = {dg.AssetCheckKey(asset_key(settings, stage), c.name): c for c in stage.checks}
+    key = asset_key(settings, stage)
+    checks = {dg.AssetCheckKey(key, c.name): c for c in stage.checks}
+    of_settings = dg.AssetCheckKey(key, SETTINGS_CHECK)
     reported = 0
-    for info in instance.event_log_storage.get_asset_check_partition_info(list(checks)):
+    for info in instance.event_log_storage.get_asset_check_partition_info([*checks, of_settings]):
         if info.latest_execution_status.value != "PLANNED":
             continue
         run = instance.get_run_by_id(info.latest_planned_run_id)
         if run is not None and not run.is_finished:
             continue
-        outcomes = store.check_outcomes(stage.tables, info.partition_key or WHOLE)
-        check = checks[info.check_key]
-        if check.name in outcomes:
-            evaluation = _evaluation(
-                info.check_key, check, outcomes[check.name], info.partition_key
-            )
-            _report(evaluation, info.latest_planned_run_id, instance)
+        shard = info.partition_key or WHOLE
+        outcomes = store.check_outcomes(stage.tables, shard)
+        evaluation = None
+        if info.check_key == of_settings:
+            fault = settings_fault(stage, Partition(settings, store, shard))
+            evaluation = settings_check_evaluation(settings, stage, shard, fault)
+        elif info.check_key.name in outcomes:
+            check, outcome = checks[info.check_key], outcomes[info.check_key.name]
+            evaluation = _evaluation(info.check_key, check, outcome, info.partition_key)
+        if evaluation is not None:
+            report_evaluation(evaluation, info.latest_planned_run_id, instance)
             reported += 1
     return reported
 
@@ -102,18 +115,6 @@ def _evaluation(
         severity=dg.AssetCheckSeverity.WARN if check.warns else dg.AssetCheckSeverity.ERROR,
         blocking=check.blocking,
         partition=shard,
-    )
-
-
-def _report(evaluation: dg.AssetCheckEvaluation, run_id: str, instance: dg.DagsterInstance) -> None:
-    """Report an evaluation under the id of a run, whose planned evaluation it replaces."""
-    instance.report_dagster_event(
-        dg.DagsterEvent(
-            event_type_value=dg.DagsterEventType.ASSET_CHECK_EVALUATION.value,
-            job_name="adopted",
-            event_specific_data=evaluation,
-        ),
-        run_id=run_id,
     )
 
 

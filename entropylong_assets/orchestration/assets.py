@@ -4,6 +4,7 @@ Dagster reads the annotations of the functions here, so they are not postponed.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -11,6 +12,7 @@ import dagster as dg
 from entropylong_assets.orchestration.automation import condition_of
 from entropylong_assets.orchestration.cluster import step_tags
 from entropylong_assets.orchestration.errors import RETRIES, step_errors
+from entropylong_assets.orchestration.instance_data import bind_data
 from entropylong_assets.orchestration.metadata import (
     materialization_metadata,
     preview,
@@ -23,7 +25,11 @@ from entropylong_assets.orchestration.naming import (
     partitions_of,
     pool_of,
     prefixed,
-    settings_key,
+)
+from entropylong_assets.orchestration.resources import chosen_settings, resource_keys
+from entropylong_assets.orchestration.settings_check import (
+    settings_check_result,
+    settings_check_spec,
 )
 from entropylong_assets.orchestration.signals import stop_if_asked
 from entropylong_assets.project import Project, open_store
@@ -32,6 +38,7 @@ from entropylong_assets.stages.checks import EXAMPLES, CheckResult, run_checks
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.progress import Observer, ProgressState, disable_progress_bars
 from entropylong_assets.stages.stage import Check, Partition, Stage
+from entropylong_assets.stages.status import SETTINGS_CHECK, settings_fault
 from entropylong_assets.stages.versioning import code_version
 from entropylong_assets.storage.tables import WHOLE
 
@@ -54,8 +61,8 @@ def _observer(stage: Stage, shard: str) -> Observer:
 
 
 def _partition(context: Any, settings: Settings, stage: Stage) -> Partition:
-    """The partition of this run, under the settings of the launchpad."""
-    chosen: Settings = getattr(context.resources, settings_key(settings))
+    """The partition of this run, under the settings of the launchpad. Raises SettingsError."""
+    chosen = chosen_settings(settings, stage, context.resources)
     shard = context.partition_key if stage.partitioned else WHOLE
     return Partition(chosen, open_store(chosen), shard)
 
@@ -80,12 +87,13 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
         retry_policy=RETRIES,
         pool=pool_of(settings, stage),
         op_tags=step_tags(project.cluster, project.resources(stage)),
-        required_resource_keys={settings_key(settings)},
+        required_resource_keys=resource_keys(settings, stage),
         output_required=False,  # a stage may have nothing to make
     )
     def asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         with step_errors():
             partition = _partition(context, settings, stage)
+            bind_data([partition.settings], context.instance)
             reason = stage.skip_reason(partition)
             if reason is not None:
                 context.log.warning(f"{stage.name} is skipped: {reason}")
@@ -106,12 +114,8 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
     return asset
 
 
-def build_checks(
-    project: Project, settings: Settings, stage: Stage
-) -> dg.AssetChecksDefinition | None:
-    """All checks of one stage, as one step that can run any of them alone; None without checks."""
-    if not stage.checks:
-        return None
+def build_checks(project: Project, settings: Settings, stage: Stage) -> dg.AssetChecksDefinition:
+    """All checks of one stage, as one step that can run any of them alone."""
     key = asset_key(settings, stage)
 
     @dg.multi_asset_check(
@@ -125,17 +129,24 @@ def build_checks(
                 partitions_def=partitions_of(settings, stage),
             )
             for check in stage.checks
-        ],
+        ]
+        + [settings_check_spec(settings, stage)],
         can_subset=True,
         compute_kind="duckdb",
         # Without a policy, a cluster node that dies during a check fails the run.
         retry_policy=RETRIES,
         op_tags=step_tags(project.cluster, project.cluster.resources.checks),  # type: ignore[attr-defined]
-        required_resource_keys={settings_key(settings)},
+        required_resource_keys=resource_keys(settings, stage),
     )
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        partition = _partition(context, settings, stage)
+        with step_errors():
+            partition = _partition(context, settings, stage)
         selected = {key.name for key in context.selected_asset_check_keys}
+        if SETTINGS_CHECK in selected:
+            # Compared with the settings of the file: a launchpad may have had others.
+            with step_errors():
+                fault = settings_fault(stage, replace(partition, settings=settings))
+            yield settings_check_result(settings, stage, fault)
         results = run_checks(stage, partition, selected)
         while True:
             with step_errors():

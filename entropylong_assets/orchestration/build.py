@@ -10,8 +10,7 @@ from entropylong_assets.orchestration.assets import build_asset, build_checks
 from entropylong_assets.orchestration.cluster import executor
 from entropylong_assets.orchestration.corpus_jobs import build_corpus_jobs
 from entropylong_assets.orchestration.jobs import build_jobs
-from entropylong_assets.orchestration.naming import settings_key
-from entropylong_assets.orchestration.resources import settings_resource
+from entropylong_assets.orchestration.resources import settings_resources
 from entropylong_assets.orchestration.sensors import build_schedules, build_sensors
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings, SettingsError
@@ -27,17 +26,16 @@ def build_definitions(project: Project, *, with_executor: bool = True) -> dg.Def
     owners = [*project.corpora.values(), *project.datasets.values()]
     _refuse_contradictions(project, owners)
     pairs = [(settings, stage) for settings in owners for stage in project.stages_of(settings)]
-    checks = [build_checks(project, settings, stage) for settings, stage in pairs]
     return dg.Definitions(
         assets=[build_asset(project, settings, stage) for settings, stage in pairs],
-        asset_checks=[check for check in checks if check is not None],
+        asset_checks=[build_checks(project, settings, stage) for settings, stage in pairs],
         jobs=[
             *(job for settings in owners for job in build_jobs(project, settings)),
             *(job for c in project.corpora.values() for job in build_corpus_jobs(project, c)),
         ],
         sensors=[sensor for settings in owners for sensor in build_sensors(project, settings)],
         schedules=[s for settings in owners for s in build_schedules(project, settings)],
-        resources={settings_key(settings): settings_resource(settings) for settings in owners},
+        resources={k: r for settings in owners for k, r in settings_resources(settings).items()},
         executor=executor(project) if with_executor else None,
     )
 

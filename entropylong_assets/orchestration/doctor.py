@@ -17,6 +17,7 @@ from entropylong_assets.orchestration import doctor_checks
 from entropylong_assets.orchestration.cluster import ray_nodes, unplaceable_steps
 from entropylong_assets.orchestration.doctor_checks import Finding, few
 from entropylong_assets.orchestration.errors import line
+from entropylong_assets.orchestration.instance_data import bind_data
 from entropylong_assets.orchestration.local_run import dagster_home
 from entropylong_assets.orchestration.naming import asset_key, partition_set, pool_of
 from entropylong_assets.project import Project, open_store
@@ -33,7 +34,7 @@ def examine(project: Project) -> Iterator[Finding]:
     """
     instance: dg.DagsterInstance | None = None
     try:
-        instance = _open_instance()
+        instance = _open_instance(project)
     except Exception as error:  # a broken dagster.yaml or storage raises whatever it likes
         yield Finding(
             "instance",
@@ -70,6 +71,9 @@ def _of_the_machine(project: Project) -> Iterator[Question]:
     for settings in (*project.corpora.values(), *project.datasets.values()):
         check = partial(doctor_checks.tables, settings, project.stages_of(settings))
         yield f"{settings.name} tables", check
+    for settings in (*project.corpora.values(), *project.datasets.values()):
+        check = partial(doctor_checks.staleness, settings, project.stages_of(settings))
+        yield f"{settings.name} up to date", check
 
 
 def _answers(questions: Iterator[Question]) -> Iterator[Finding]:
@@ -81,8 +85,8 @@ def _answers(questions: Iterator[Question]) -> Iterator[Finding]:
             yield Finding(subject, "fault", line(error))
 
 
-def _open_instance() -> dg.DagsterInstance:
-    home = dagster_home()
+def _open_instance(project: Project) -> dg.DagsterInstance:
+    home = dagster_home(project.folder)
     if not os.access(home, os.W_OK):
         raise PermissionError(f"{home} can't be written to")
     return dg.DagsterInstance.get()
@@ -182,6 +186,7 @@ def _pools(project: Project, instance: dg.DagsterInstance) -> Finding:
 
 def _partitions(project: Project, settings: Settings, instance: dg.DagsterInstance) -> Finding:
     subject, store = settings.name, open_store(settings)
+    bind_data([settings], instance)
     registered = set(instance.get_dynamic_partitions(partition_set(settings)))
     planned = {shard.key for shard in load_plan(store).shards}
     lost = []

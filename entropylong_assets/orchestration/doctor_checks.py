@@ -20,7 +20,8 @@ from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow
 from entropylong_assets.stages.corpus.shards import load_plan, replan
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
-from entropylong_assets.stages.stage import Stage
+from entropylong_assets.stages.stage import Partition, Stage
+from entropylong_assets.stages.status import status_of
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
 
@@ -235,6 +236,20 @@ def tables(settings: Settings, stages: Sequence[Stage]) -> Finding:
     if missing:
         return Finding("tables", "fault", f"{_first(missing)}; materialize it again")
     return Finding("tables", "ok", f"{partitions:,} partitions")
+
+
+def staleness(settings: Settings, stages: Sequence[Stage]) -> Finding:
+    """Which stages have partitions that were made under other settings, code or inputs."""
+    partition = Partition(settings, open_store(settings))
+    stale = []
+    for status in status_of(partition, stages, ()):
+        for found, shards in status.reasons().items():
+            if found.state == "stale":
+                stale.append(f"{status.stage.name} ({len(shards):,}): {found.reason}")
+    if stale:
+        message = f"{few(stale)}; `entropylong run` makes them again, or restore the setting"
+        return Finding("up to date", "warning", message)
+    return Finding("up to date", "ok", "nothing is stale")
 
 
 def _first(faults: Sequence[str]) -> str:

@@ -4,8 +4,8 @@ Dagster's own launcher can't tell whether the process of a run is alive once the
 started it is gone (a crash, a reboot): such a run would stay "started" until its time limit. A run
 of the command line has no launcher at all. Both are marked with their process in a tag.
 
-This is the one module that imports from `dagster._core`: a launcher reports the health of its runs
-with `CheckRunHealthResult` and `WorkerStatus`, which Dagster 1.13 does not export.
+This module and `run_origin.py` alone import from `dagster._core`: a launcher reports the health of
+its runs with `CheckRunHealthResult` and `WorkerStatus`, which Dagster 1.13 does not export.
 """
 
 from __future__ import annotations

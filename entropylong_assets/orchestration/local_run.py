@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 from entropylong_assets.orchestration.adoption import restore_checks
+from entropylong_assets.orchestration.instance_data import bind_data
 from entropylong_assets.orchestration.launcher import end_dead_runs
 from entropylong_assets.orchestration.naming import corpus_of, partition_set
 from entropylong_assets.orchestration.retirement import (
@@ -32,12 +33,16 @@ from entropylong_assets.stages.corpus.shards import (
 )
 
 
-def dagster_home() -> Path:
-    """Folder of the Dagster instance: DAGSTER_HOME, else `.dagster` in the working folder.
+def dagster_home(folder: Path | None = None) -> Path:
+    """Folder of the Dagster instance: DAGSTER_HOME, else `.dagster`.
 
-    A new one gets a copy of the package's dagster.yaml.
+    A relative one is in `folder`, that of the settings file, or in the working folder without
+    one. Sets DAGSTER_HOME to the full path. A new instance gets a copy of the package's
+    dagster.yaml.
     """
-    home = Path(os.environ.setdefault("DAGSTER_HOME", str(Path.cwd() / ".dagster")))
+    named = os.environ.get("DAGSTER_HOME") or ".dagster"
+    home = Path(folder or Path.cwd(), named).absolute()
+    os.environ["DAGSTER_HOME"] = str(home)
     home.mkdir(parents=True, exist_ok=True)
     ours, theirs = Path(__file__).parents[1] / "dagster.yaml", home / "dagster.yaml"
     if not theirs.exists():
@@ -46,10 +51,16 @@ def dagster_home() -> Path:
 
 
 @contextmanager
-def open_instance() -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance, after runs whose process was killed have been ended."""
-    dagster_home()
+def open_instance(project: Project | None = None) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance, after runs whose process was killed have been ended.
+
+    project: the one that is going to be run or shown. Raises InstanceError if the instance shows
+    other data under its names.
+    """
+    dagster_home(project.folder if project else None)
     with dg.DagsterInstance.get() as instance:
+        if project is not None:
+            bind_data((*project.corpora.values(), *project.datasets.values()), instance)
         end_dead_runs(instance)
         yield instance
 

@@ -84,6 +84,7 @@ def materialization_metadata(tables: TableSet[Any], made: Materialization) -> di
         "seconds": round(made.seconds, 2),
         "bytes": sum(table.bytes for table in manifest.tables.values()),
         **_figures(manifest.summary),
+        "settings": dg.MetadataValue.json(manifest.determinants.get("settings", {})),
     }
     if made.rate:
         metadata[f"{made.unit} per second"] = round(made.rate, 1)

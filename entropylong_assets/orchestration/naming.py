@@ -35,10 +35,13 @@ def prefixed(settings: Settings, name: str) -> str:
     return f"{settings.name}__{name}"
 
 
-def settings_key(settings: Settings) -> str:
-    """Key of the resource that gives the settings. Not the name alone: Dagster has resources of
-    its own (`io_manager`), and keys are attributes of a tuple (`index`, `count`)."""
-    return f"{settings.name}_settings"
+def settings_key(settings: Settings, section: str = "") -> str:
+    """Key of the resource that gives a section, or without one the settings in no section.
+
+    Not the name alone: Dagster has resources of its own (`io_manager`), and keys are attributes
+    of a tuple (`index`, `count`).
+    """
+    return f"{settings.name}_settings" + (f"__{section}" if section else "")
 
 
 def partition_set(settings: Settings) -> str:

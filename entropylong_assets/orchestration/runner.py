@@ -16,6 +16,7 @@ from entropylong_assets.orchestration.jobs import jobs_by_stage
 from entropylong_assets.orchestration.launcher import end_stopped_run, process_tags
 from entropylong_assets.orchestration.naming import asset_key, corpus_of, prefixed
 from entropylong_assets.orchestration.run_locks import working_alone
+from entropylong_assets.orchestration.run_origin import recording_origin
 from entropylong_assets.orchestration.run_selection import run_reason
 from entropylong_assets.orchestration.signals import (
     StopActions,
@@ -254,7 +255,7 @@ def run_job(
         on_stop=lambda: _cancel(instance, run_id),
         on_overdue=lambda: end_stopped_run(instance, run_id, canceled=True),
     )
-    with watch_signals(stop, raises=False):
+    with watch_signals(stop, raises=False), recording_origin(instance, job.name):
         try:
             result = job.execute_in_process(
                 instance=instance,

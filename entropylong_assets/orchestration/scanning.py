@@ -128,8 +128,7 @@ def plan_without_saving(corpus: Settings) -> ShardPlan:
 
     Raises CorpusError, as `plan_shards` does.
     """
-    before = load_plan(open_store(corpus))
-    return plan_shards(corpus, before.shards, empty=before.empty)
+    return replan(corpus, load_plan(open_store(corpus)))
 
 
 def register(corpus: Settings, found: Scan, instance: dg.DagsterInstance) -> None:

@@ -1,4 +1,7 @@
-"""Sensors and schedules of each corpus and dataset. All are off until a user switches them on."""
+"""Sensors and schedules of each corpus and dataset.
+
+All that start runs are off until a user switches them on.
+"""
 
 import os
 from typing import Any
@@ -10,10 +13,10 @@ from entropylong_assets.orchestration.naming import (
     asset_key,
     partition_set,
     prefixed,
-    settings_key,
 )
 from entropylong_assets.orchestration.readiness import find_gaps, outdated_shards
 from entropylong_assets.orchestration.scanning import busy_shards, register, scan
+from entropylong_assets.orchestration.settings_check import build_settings_sensor
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.stage import Job, Partition, Stage, is_corpus
@@ -32,7 +35,10 @@ SECONDS_BETWEEN_TICKS = int(os.environ.get("ENTROPYLONG_TICK_SECONDS", "30"))
 def build_sensors(project: Project, settings: Settings) -> list[dg.SensorDefinition]:
     stages = project.stages_of(settings)
     keys = [asset_key(settings, stage) for stage in stages]
-    sensors: list[dg.SensorDefinition] = [_carrier(settings, keys)]
+    sensors: list[dg.SensorDefinition] = [
+        _carrier(settings, keys),
+        build_settings_sensor(settings, stages),
+    ]
     if is_corpus(settings):
         sensors.append(_new_files(settings, stages))
     return sensors
@@ -78,7 +84,6 @@ def _new_files(settings: Settings, stages: list[Stage]) -> dg.SensorDefinition:
         name=prefixed(settings, "new_files"),
         job_name=_scan_job(settings, stages),
         minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
-        required_resource_keys={settings_key(settings)},
         description=(
             f"Scans the sources of `{settings.name}` every {SECONDS_BETWEEN_TICKS} seconds "
             "(ENTROPYLONG_TICK_SECONDS). Registers a partition for each new shard and starts "
@@ -89,9 +94,7 @@ def _new_files(settings: Settings, stages: list[Stage]) -> dg.SensorDefinition:
         ),
     )
     def new_files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        found = scan(
-            getattr(context.resources, settings_key(settings)), context.instance, FILES_PER_TICK
-        )
+        found = scan(settings, context.instance, FILES_PER_TICK)
         context.log.info(found.message)
         if not found.requests:
             return dg.SensorResult(skip_reason=found.message)
@@ -109,16 +112,13 @@ def _daily_scan(settings: Settings, stages: list[Stage]) -> Any:
         name=prefixed(settings, "daily_scan"),
         job_name=_scan_job(settings, stages),
         cron_schedule="0 3 * * *",
-        required_resource_keys={settings_key(settings)},
         description=(
             "The same scan of the sources as the sensor `new_files`, once a day at 3:00 UTC, for "
             "sources that are slow or costly to list. Starts `ingest` for new and changed shards."
         ),
     )
     def daily_scan(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        found = scan(
-            getattr(context.resources, settings_key(settings)), context.instance, FILES_PER_DAY
-        )
+        found = scan(settings, context.instance, FILES_PER_DAY)
         context.log.info(found.message)
         register(settings, found, context.instance)
         return found.requests or dg.SkipReason(found.message)
@@ -134,7 +134,6 @@ def _refresh(settings: Settings, job: Job, stages: list[Stage]) -> Any:
         name=prefixed(settings, f"refresh_{job.name}"),
         job_name=prefixed(settings, job.name),
         cron_schedule="15 * * * *",
-        required_resource_keys={settings_key(settings)},
         description=(
             f"Every hour: starts `{job.name}` if eligible shards are not yet contained in {names}, "
             "or others are no longer eligible. Also takes in new shards while more keep coming, "
@@ -142,8 +141,7 @@ def _refresh(settings: Settings, job: Job, stages: list[Stage]) -> Any:
         ),
     )
     def refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        chosen: Settings = getattr(context.resources, settings_key(settings))
-        partition = Partition(chosen, open_store(chosen))
+        partition = Partition(settings, open_store(settings))
         outdated = sorted({s for stage in stages for s in outdated_shards(stage, partition)})
         if not outdated:
             return dg.SkipReason(f"all eligible shards are contained in {names}")
@@ -160,7 +158,6 @@ def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
         name=prefixed(settings, "fill_gaps"),
         target=dg.AssetSelection.assets(*(asset_key(settings, stage) for stage in follows)),
         cron_schedule="45 * * * *",
-        required_resource_keys={settings_key(settings)},
         description=(
             "Every hour: for each registered shard without an active run, starts the first stage "
             "that is missing or older than its inputs, if the inputs have passed their checks. "
@@ -168,7 +165,6 @@ def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
         ),
     )
     def fill_gaps(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        chosen: Settings = getattr(context.resources, settings_key(settings))
         instance = context.instance
         shards = set(instance.get_dynamic_partitions(partition_set(settings)))
         known = {
@@ -180,7 +176,7 @@ def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
         }
         gaps = find_gaps(
             stages,
-            Partition(chosen, open_store(chosen)),
+            Partition(settings, open_store(settings)),
             shards - busy_shards(settings, instance),
             known,
         )

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from entropylong_assets.settings.section import Settings, fingerprint
 from entropylong_assets.stages.stage import Partition, Stage
-from entropylong_assets.storage.manifest import TableError
+from entropylong_assets.storage.manifest import Manifest, TableError
 from entropylong_assets.storage.tables import WHOLE
 
 THREADS = 16
@@ -143,6 +143,17 @@ def _difference(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
     return None
 
 
+def settings_difference(stage: Stage, manifest: Manifest, settings: Settings) -> str | None:
+    """The first setting in which a partition differs from these, or that its code does; or None."""
+    made = manifest.determinants
+    wanted = {
+        **made,
+        "code": stage.code_version,
+        "settings": determining_settings(stage, settings),
+    }
+    return _difference(made, wanted)
+
+
 @dataclass(frozen=True)
 class Eligibility:
     """Shards that a stage over all shards uses, and why each of the others is left out."""
@@ -212,9 +223,8 @@ def shard_fault(stage: Stage, partition: Partition) -> str | None:
             if made.get("inputs", {}).get(name) != versions[name]:
                 return f"{source.name} was made from an older {name}; materialize it again"
         if stage.requires_up_to_date_inputs:
-            wanted = determining_settings(source, _settings_of(source, partition))
-            if made.get("code") != source.code_version or made.get("settings") != wanted:
-                what = _difference(made, {**made, "code": source.code_version, "settings": wanted})
+            what = settings_difference(source, manifest, _settings_of(source, partition))
+            if what:
                 return f"{source.name} is stale ({what}); materialize it again"
         removed = removal_fault(source, partition)
         if removed:

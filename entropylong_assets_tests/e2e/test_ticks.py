@@ -17,7 +17,6 @@ import pytest
 from dagster._core.definitions.partitions.context import partition_loading_context
 
 from entropylong_assets.orchestration.build import build_definitions
-from entropylong_assets.orchestration.naming import settings_key
 from entropylong_assets.orchestration.scanning import register, scan
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
@@ -41,9 +40,7 @@ class Operator:
         self.project, self.instance = project, instance
         self.store = open_store(project.dataset)
         self.defs = build_definitions(project)
-        self.resources = {
-            settings_key(settings): settings for settings in (project.corpus, project.dataset)
-        }
+        self.resources = self.defs.resources
         self.repository = self.defs.get_repository_def()
         self.cursor: object = None
         self.runs: Counter[tuple[str, str]] = Counter()

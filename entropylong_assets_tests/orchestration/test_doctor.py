@@ -49,6 +49,8 @@ SUBJECTS = [
     "dataset scoring model",
     "corpus tables",
     "dataset tables",
+    "corpus up to date",
+    "dataset up to date",
 ]
 
 
@@ -114,7 +116,9 @@ def installation(
 def test_no_fault_is_found_where_there_is_none(installation: Installation) -> None:
     found = list(examine(installation.project))
     assert [f.subject for f in found] == SUBJECTS
-    assert [f for f in found if f.verdict != "ok"] == []
+    # The data were made from other files than these copies, and the doctor says so.
+    stale = {f.subject for f in found if f.verdict != "ok"}
+    assert stale == {"corpus up to date", "dataset up to date"}
     assert not (installation.data / ".doctor").exists()
 
 

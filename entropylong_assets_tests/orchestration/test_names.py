@@ -138,6 +138,7 @@ def test_sensors_and_schedules_are_those_of_each_owner(defs: dg.Definitions) -> 
     assert {sensor.name for sensor in defs.sensors or ()} == {
         *(f"{name}__carry_new_shards" for name in (*CORPORA, *OF)),
         *(f"{name}__new_files" for name in CORPORA),
+        *(f"{name}__settings_changes" for name in (*CORPORA, *OF)),
     }
     assert {schedule.name for schedule in defs.schedules or ()} == {
         *(f"{name}__fill_gaps" for name in (*CORPORA, *OF)),
@@ -145,7 +146,8 @@ def test_sensors_and_schedules_are_those_of_each_owner(defs: dg.Definitions) -> 
         *(f"{name}__refresh_index" for name in CORPORA),
     }
     for sensor in defs.sensors or ():
-        assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+        starts_runs = not sensor.name.endswith("__settings_changes")
+        assert (sensor.default_status == dg.DefaultSensorStatus.STOPPED) == starts_runs
     for schedule in defs.schedules or ():
         assert isinstance(schedule, dg.ScheduleDefinition)
         assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED

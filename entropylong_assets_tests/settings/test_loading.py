@@ -33,11 +33,13 @@ def written(folder: Path, content: str | bytes) -> Path:
 def test_file_changes_the_profile_that_it_names(tmp_path: Path) -> None:
     path = written(tmp_path, "profile: paper\nverification:\n  epsilon: 0.2\n")
     dataset = load_project(path).dataset
-    paper = make_project({}, "paper").dataset
+    data = {"data_uri": str(tmp_path / "data")}
+    paper = make_project(data, "paper").dataset
     assert dataset.verification.epsilon == 0.2
     assert dataset.verification.rule == "plain"
     assert dataset.model_copy(update={"verification": paper.verification}) == paper
-    assert load_project(written(tmp_path, "")) == make_project()
+    plain = make_project(data).model_copy(update={"folder": tmp_path})
+    assert load_project(written(tmp_path, "")) == plain
 
 
 @pytest.mark.parametrize(
