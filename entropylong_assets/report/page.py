@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,10 @@ def _hash(script: str) -> str:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """Return the HTML. content: runs, overlap, charts, proof, how_chosen, as page.js reads them."""
+    """Return the HTML.
+
+    content: title, runs, overlap, charts, proof, how_chosen, as page.js reads them.
+    """
     scripts = [_vega(), "\n".join((_FOLDER / name).read_text("utf-8") for name in _SCRIPTS)]
     policy = "; ".join(
         (
@@ -64,6 +68,7 @@ def page(content: Mapping[str, Any]) -> str:
     )
     parts = {
         "policy": policy,
+        "title": html.escape(content["title"]),
         "style": (_FOLDER / "page.css").read_text("utf-8"),
         "data": as_json(content),
         "vega": scripts[0],
@@ -89,8 +94,10 @@ def render(sources: Sequence[RunSource], tokenizer_for: TokenizerFor = load_toke
         for source, label in zip(sources, _labels(sources), strict=True)
     ]
     epsilons = [source.settings.verification.epsilon for source in sources]
+    title = " and ".join(run["label"] for run, _ in gathered)
     return page(
         {
+            "title": f"{title} · EntropyLong report",
             "runs": [run for run, _ in gathered],
             "overlap": compare_datasets(*sources).overlap_lines() if len(sources) > 1 else [],
             "charts": all_charts([charts for _, charts in gathered], epsilons),
@@ -118,13 +125,13 @@ def save_report(
 
     Raises ReportError if the file can't be written, and whatever `make_report` raises.
     """
-    html = make_report(settings, against=against, tokenizer_for=tokenizer_for).encode()
+    content = make_report(settings, against=against, tokenizer_for=tokenizer_for).encode()
     if file is None:
         store = open_dataset(settings).store
-        store.put(f"{store.root}/{store.dataset}/report.html", html)
+        store.put(f"{store.root}/{store.dataset}/report.html", content)
         return f"{store.dataset_uri}/report.html"
     try:
-        Path(file).write_bytes(html)
+        Path(file).write_bytes(content)
     except OSError as error:
         raise ReportError(f"{file}: {error.strerror}; name another file with --out") from None
     return file

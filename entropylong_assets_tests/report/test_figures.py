@@ -305,6 +305,7 @@ def test_no_text_of_the_corpus_is_markup_in_the_page(store: TableStore) -> None:
 def test_page_leaves_a_text_that_looks_like_a_placeholder() -> None:
     html = page(
         {
+            "title": "",
             "runs": [],
             "overlap": [],
             "charts": [],

@@ -121,7 +121,7 @@ class RootView {
       element("p", {}, `ΔI ${number(c.gain)} · ΔI* ${number(c.calibrated_gain)} · ε ` +
         `${this.run.epsilon} · similarity ${number(c.similarity)}`),
       element("div", { class: "sides" }, measured, element("div", {},
-        element("p", { class: "from" }, `${passage ? passage.source : ""} ${c.chunk_id}`),
+        element("p", { class: "from", title: c.chunk_id }, `${passage ? passage.source : ""} ${shortId(c.chunk_id)}`),
         element("blockquote", { dir: "auto" }, passage ? passage.text : "(context not found)"))));
   }
 }
