@@ -20,7 +20,7 @@ from entropylong_assets.storage.tables import TableStore
 ROOTS = 12
 """Roots shown: half of them those with the most genuine contexts, half drawn."""
 SAMPLES = 8
-"""Samples shown: half of them those with the most dependencies, half drawn."""
+"""Samples shown: half of them those with the most genuine dependencies, half drawn."""
 ROOT_TOKENS = 4096
 """Tokens shown of a root."""
 ANCHORS = 30
@@ -36,7 +36,8 @@ HOW_CHOSEN = (
     f"if there are enough roots. Shown in full are {ROOTS} roots, half of them those with the most "
     "genuine, then accepted contexts, half a random draw (the first ids, which are hashes of "
     "content), "
-    f"and {SAMPLES} samples, half of them those with the most dependencies, half a draw by hash. "
+    f"and {SAMPLES} samples, half of them those with the most genuine, then verified dependencies, "
+    "half a draw by hash. "
     f"Of a root: {ROOT_TOKENS:,} tokens, and every candidate of {ANCHORS} anchors, resolved ones "
     f"first, then by entropy. Of a context: {PASSAGE_CHARS} characters. Of a sample: all segments "
     f"and {ARCS} dependencies, genuine ones first, then by gain. In a comparison, a root chosen "
@@ -65,10 +66,18 @@ _ROOTS_COUNTED = """
 """
 
 _SAMPLES_COUNTED = """
-    SELECT s.sample_id AS id, coalesce(any_value(d.n), 0) AS n
+    SELECT s.sample_id AS id, coalesce(any_value(d.n), [0, 0]) AS n
     FROM (SELECT DISTINCT sample_id FROM segments) AS s
-    LEFT JOIN (SELECT sample_id, count(*) AS n FROM dependencies GROUP BY sample_id) AS d
-        USING (sample_id)
+    LEFT JOIN (
+        SELECT sample_id, [count(*) FILTER (genuine), count(*)] AS n
+        FROM dependencies
+        LEFT JOIN (
+            SELECT root_id, anchor, chunk_id,
+                bool_or(list_contains(accepted_by, 'genuine')) AS genuine
+            FROM pairs WHERE accepted GROUP BY root_id, anchor, chunk_id
+        ) USING (root_id, anchor, chunk_id)
+        GROUP BY sample_id
+    ) AS d USING (sample_id)
     GROUP BY s.sample_id
 """
 

@@ -148,10 +148,17 @@ _KEY_FIGURES = (
     "dependencies in samples",
     "dependencies per root, mean",
     "scored pairs accepted",
-    "false-acceptance rate",
     "distance, median (tokens)",
 )
-"""Headline figures at the top of the page."""
+"""Headline figures at the top of the page; the interval of the false-acceptance rate follows."""
+
+
+def _key_figures(headline: list[tuple[str, Any, str]]) -> list[tuple[str, Any, str]]:
+    key = [figure for figure in headline if figure[0] in _KEY_FIGURES]
+    intervals = [value for name, value, _ in headline if name == "… 95% interval"]
+    # A rate of zero without its interval would promise too much.
+    shown = [value.partition(" (")[0] for value in intervals if value]
+    return key + [("false acceptance, 95% interval", value, "text") for value in shown]
 
 
 def gather_run(
@@ -185,7 +192,7 @@ def gather_run(
         "description": [(name, visible(value)) for name, value in source.description],
         "epsilon": source.settings.verification.epsilon,
         "rule": source.settings.verification.rule,
-        "key": [figure for figure in headline if figure[0] in _KEY_FIGURES],
+        "key": _key_figures(headline),
         "roles": figures["share_by_role"],
         "figures": headline,
         "examples": best,

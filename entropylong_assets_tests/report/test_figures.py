@@ -145,11 +145,14 @@ _GAINS = {"gain": "retrieved, ΔI", "calibrated_gain": "retrieved, ΔI*"}
 def test_choose_roots_takes_those_with_most_contexts_and_a_draw(store: TableStore) -> None:
     with open_tables(store, SHARDS) as session:
         chosen = choose_roots(session, 6)
-    accepted = Counter(
-        p["root_id"] for p in rows_of(store, VERIFIED_DEPENDENCIES, "pairs") if p["accepted"]
+    pairs = rows_of(store, VERIFIED_DEPENDENCIES, "pairs")
+    accepted = Counter(p["root_id"] for p in pairs if p["accepted"])
+    genuine = Counter(
+        p["root_id"] for p in pairs if p["accepted"] and "genuine" in p["accepted_by"]
     )
+    assert 0 < genuine.total() < accepted.total()
     every = [root["root_id"] for root in rows_of(store, ENTROPY_SCORES, "roots")]
-    most = sorted(every, key=lambda r: (-accepted[r], r))[:3]
+    most = sorted(every, key=lambda r: (-genuine[r], -accepted[r], r))[:3]
     drawn = sorted(set(every) - set(most))[:3]
     assert chosen == dict.fromkeys(most, "most") | dict.fromkeys(drawn, "drawn")
 

@@ -8,7 +8,7 @@ const section = (id) => document.getElementById(id);
 function comparedRow(name, values) {
   const differs = new Set(values).size > 1;
   return element("tr", { class: differs ? "differs" : null },
-    element("th", { scope: "row" }, name, differs ? element("span", { class: "sign" }, " ≠") : null),
+    element("th", { scope: "row" }, breakable(name), differs ? element("span", { class: "sign" }, " ≠") : null),
     values.map((v) => element("td", {}, v)));
 }
 
@@ -32,9 +32,9 @@ function written() {
 function drawHead() {
   const of = (run) => [`dataset ${run.dataset}`, `corpus ${run.corpus}`, `${whole(run.shards)} shards`,
     run.export ? `export ${run.export}` : "not exported"].join(" · ");
-  section("head").append(element("h1", {}, RUNS.map((r) => r.label).join(" and ")),
-    ...RUNS.map((run) => element("p", {}, of(run))),
-    element("p", {}, ["EntropyLong report", written()].filter(Boolean).join(", ")));
+  section("head").append(
+    element("h1", {}, "EntropyLong report: ", RUNS.map((r) => r.label).join(" and ")),
+    ...RUNS.map((run) => element("p", {}, of(run))), element("p", {}, written()));
 }
 
 const FORMAT = { count: whole, share, number, text: (x) => x ?? "–" };
@@ -59,16 +59,15 @@ function drawOverview() {
 
 function example(d) {
   const [before, span, after] = d.context;
-  const marked = span ? [before, element("mark", {}, span), after] : [before];
   const top = Math.max(d.entropy, d.entropy_context, 1e-6);
   const bar = (name, value, kind) => element("p", { class: "measure" }, element("span", {}, name),
     element("span", { class: `bar ${kind}`, style: { width: barWidth(value, top) } }), ` ${number(value)} nats`);
   return element("article", { class: "example card", "data-genuine": String(d.genuine) },
     element("h3", {}, d.genuine ? "✓ genuine" : "accepted", d.kind ? `: ${words(d.kind)}` : ""),
     element("p", { class: "from" }, `context, ${d.context_source ?? ""}`),
-    element("p", { class: "quote", dir: "auto" }, "…", marked, "…"),
+    element("p", { class: "quote", dir: "auto" }, "…", span ? [before, marked(span), after] : before, "…"),
     element("p", { class: "from" }, `root, ${d.root_source ?? ""}: ${whole(d.distance)} tokens apart`),
-    element("p", { class: "quote", dir: "auto" }, "…", d.before, element("mark", {}, d.token), d.after, "…"),
+    element("p", { class: "quote", dir: "auto" }, "…", d.before, marked(d.token), d.after, "…"),
     bar("entropy alone", d.entropy, "alone"), bar("given the context", d.entropy_context, "context"),
     element("p", { class: "from" }, `ΔI ${number(d.gain)} · ΔI* ${number(d.calibrated_gain)} · sample ${d.sample_id}`));
 }
@@ -96,8 +95,8 @@ function lacking(run) {
   const missing = run.audits.filter((a) => a.made < a.of);
   if (missing.length === 0) return null;
   const list = missing.map((a) => `${a.name} ${whole(a.made)} of ${whole(a.of)}${a.note ? ` (${a.note})` : ""}`);
-  return element("p", { class: "lacking" }, RUNS.length > 1 ? `${run.label}: ` : "",
-    `shards audited so far: ${list.join(", ")}. For the rest, run `,
+  return element("p", { class: "lacking" }, RUNS.length > 1 ? `${run.label}. ` : "",
+    `Shards audited so far: ${list.join(", ")}. For the rest, run `,
     element("code", {}, `entropylong audit --dataset ${run.dataset}`), " and then ",
     element("code", {}, `entropylong export --dataset ${run.dataset}`),
     ", which makes this report again; or, in the UI, the job ", element("code", {}, `${run.dataset}__audit`),

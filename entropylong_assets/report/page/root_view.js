@@ -86,7 +86,7 @@ class RootView {
     const head = [
       element("h3", {}, `Anchor at token ${t}: ${STATES[anchor.state].name}`),
       element("p", { class: "quote", dir: "auto" }, "…", before,
-        element("mark", {}, this.root.tokens[t]), after, "…"),
+        marked(this.root.tokens[t]), after, "…"),
       element("p", {}, `Alone: entropy ${number(h)} nats, surprisal of the true token ` +
         `${number(this.root.surprisals[t])} nats.`),
     ];

@@ -201,9 +201,9 @@ class SampleView {
       tabindex: 0,
       on: { focus: () => this.highlight((o) => o === d), mouseenter: () => this.highlight((o) => o === d) },
     },
-    element("td", { dir: "auto" }, d.before, element("mark", {}, d.token), d.after),
+    element("td", { dir: "auto" }, d.before, marked(d.token), d.after),
     element("td", { dir: "auto" }, ...(d.evidence
-      ? [d.evidence[0], element("mark", {}, d.evidence[1]), d.evidence[2]] : [])),
+      ? [d.evidence[0], marked(d.evidence[1]), d.evidence[2]] : [])),
     element("td", { "data-label": "kind" }, (d.genuine ? "✓ genuine: " : "") + (d.kind ? words(d.kind) : "–")),
     ...[["ΔI", number(d.gain)], ["ΔI*", number(d.calibrated_gain)],
       ["entropy (nats)", `${number(d.entropy)} → ${number(d.entropy_context)}`],
