@@ -132,6 +132,14 @@ def make_server(datasets: Mapping[str, Settings], port: int = PORT) -> Threading
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            try:
+                self._answer()
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the browser has closed the page
+            except OSError as error:
+                self.send_error(HTTPStatus.BAD_GATEWAY, f"the store can't be read: {error}"[:200])
+
+        def _answer(self) -> None:
             if not self._is_for_us():
                 self.send_error(HTTPStatus.FORBIDDEN, "this server answers to its loopback name")
                 return
