@@ -8,6 +8,7 @@ shown as text nodes.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import html
@@ -24,6 +25,8 @@ from entropylong_assets.report.run import RunSource, TokenizerFor, choose, gathe
 from entropylong_assets.report.text import as_json
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.model import load_tokenizer
+from entropylong_assets.stages.entropy.weights import cache_folder
+from entropylong_assets.storage.folders import locked, replace_file
 
 
 class ReportError(ValueError):
@@ -36,11 +39,33 @@ _SCRIPTS = ("dom.js", "root_view.js", "sample_view.js", "page.js")
 
 @functools.cache
 def _vega() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script, in the version that Altair targets."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, in the version that Altair targets.
+
+    Bundling takes longer than all the rest of a report, so that the script is kept in the cache
+    folder, after the hash of its bytes: a damaged one is made again.
+    """
     import altair as alt
     import vl_convert
 
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    name = f"vega-lite-{version}-by-{vl_convert.__version__}.js"
+    kept = cache_folder() / name
+    with contextlib.suppress(OSError, ValueError):
+        digest, script = kept.read_text("utf-8").split("\n", 1)
+        if digest == hashlib.sha256(script.encode()).hexdigest():
+            return script
+    script = _bundle(version)
+    with contextlib.suppress(OSError):  # no place to write to: the next process bundles again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(script.encode()).hexdigest()
+        with locked(kept.parent):
+            replace_file(kept, f"{digest}\n{script}".encode())
+    return script
+
+
+def _bundle(version: str) -> str:
+    import vl_convert
+
     script = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]
     # Inside a string this reads the same; as markup it would end the element.
     return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from entropylong_assets.report import details
+from entropylong_assets.report import page as page_module
 from entropylong_assets.report.charts import all_charts
 from entropylong_assets.report.details import (
     choose_roots,
@@ -317,3 +318,35 @@ def test_page_leaves_a_text_that_looks_like_a_placeholder() -> None:
         }
     )
     assert '"{{script}} {{policy}}"' in html
+
+
+def test_drawing_library_is_bundled_once_per_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bundling took half of an export. What is kept must be whole, and may be missing."""
+    import vl_convert
+
+    def other_process() -> str:
+        page_module._vega.cache_clear()
+        return page_module._vega()
+
+    bundle, calls = vl_convert.javascript_bundle, []
+
+    def counted(**options: Any) -> str:
+        calls.append(options)
+        return bundle(**options)
+
+    monkeypatch.setenv("ENTROPYLONG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(vl_convert, "javascript_bundle", counted)
+    script = other_process()
+    assert other_process() == script
+    assert len(calls) == 1
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-9])
+    assert other_process() == script
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.write_text("a file, so that nothing can be kept")
+    assert other_process() == script
+    assert len(calls) == 3
+    page_module._vega.cache_clear()
