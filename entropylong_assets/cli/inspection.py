@@ -1,7 +1,8 @@
-"""Commands that show results: `show`, `compare`, `report`."""
+"""Commands that show results: `show`, `compare`, `report`, `serve`."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(show)
     app.command()(compare)
     app.command()(report)
+    app.command()(serve)
 
 
 def show(
@@ -126,3 +128,23 @@ def report(
         other = project.find_dataset(against) if against else None
         written = save_report(project.find_dataset(dataset), file, other)
     out.print(f"wrote {escape(written)}", soft_wrap=True)
+
+
+def serve(
+    settings_file: SettingsFile = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port on 127.0.0.1. Default: 3080.")
+    ] = None,
+) -> None:
+    """Serve reports and exports to a browser on this machine, until Ctrl-C.
+
+    The links to reports in Dagster's UI open while this runs.
+    """
+    with plain_errors():
+        project = open_project(settings_file)
+        from entropylong_assets.report.serving import HOST, PORT, make_server
+
+        server = make_server(project.datasets, port or PORT)
+    out.print(f"serving http://{HOST}:{server.server_port}/ until Ctrl-C", soft_wrap=True)
+    with contextlib.suppress(KeyboardInterrupt), server:
+        server.serve_forever()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +11,15 @@ import dagster as dg
 import polars as pl
 
 from entropylong_assets.stages.execution import Materialization
-from entropylong_assets.stages.stage import Markdown, Metadata
+from entropylong_assets.stages.stage import Link, Markdown, Metadata
 from entropylong_assets.storage.schemas import TableSet
 
 PREVIEW_ROWS = 64
 _CELL_CHARS = 100
+_WIDE_COLUMNS, _WIDE_ROWS, _WIDE_CELL_CHARS = 7, 3, 24
+"""A frame of more columns is turned, since Dagster's dialog does not scroll sideways: a line per
+column, with this many rows beside each other."""
+_LONG_ID = re.compile(r"[0-9a-f]{32,}")
 
 
 def table_schema(tables: TableSet[Any]) -> dg.TableSchema:
@@ -34,60 +39,99 @@ def table_schema(tables: TableSet[Any]) -> dg.TableSchema:
     return dg.TableSchema(columns)
 
 
+def short(value: float) -> float:
+    """Round a number for display: at most 6 significant digits and 6 decimals."""
+    return float(f"{round(value, 6):.6g}") if math.isfinite(value) else value
+
+
+def _cell(value: Any, chars: int) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = _LONG_ID.sub(lambda match: f"{match.group()[:8]}…", " ".join(text.split()))
+    text = text if len(text) <= chars else text[: chars - 1] + "…"
+    # With backslashes: the UI shows character references as they are written.
+    return re.sub(r"([\\`*_\[\]<>|&~#!])", r"\\\1", text)
+
+
 def preview(frame: pl.DataFrame, rows: int = PREVIEW_ROWS) -> dg.MarkdownMetadataValue:
-    """The first rows as a Markdown table; long texts are cut, markup in them is escaped."""
+    """The first rows as a Markdown table, turned if it has many columns.
 
-    def cell(value: Any) -> str:
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        text = " ".join(text.split())
-        text = text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
-        # With backslashes: the UI shows character references as they are written.
-        return re.sub(r"([\\`*_\[\]<>|&~#!])", r"\\\1", text)
-
-    lines = [" | ".join(frame.columns), " | ".join("---" for _ in frame.columns)]
-    lines += [" | ".join(cell(v) for v in row) for row in frame.head(rows).iter_rows()]
-    return dg.MetadataValue.md("\n".join(f"| {line} |" for line in lines))
+    Long texts and ids are cut, markup in them is escaped.
+    """
+    shown = frame.head(rows)
+    if frame.width > _WIDE_COLUMNS:
+        shown = shown.head(_WIDE_ROWS)
+        names = ["column", *(f"row {i + 1}" for i in range(len(shown)))]
+        chars = _WIDE_CELL_CHARS
+        cells = [(_cell(c.name, 60), *c.to_list()) for c in shown.iter_columns()]
+    else:
+        names, chars, cells = frame.columns, _CELL_CHARS, shown.rows()
+    body = [[_cell(value, chars) for value in row] for row in cells]
+    lines = [names, ["---"] * len(names), *body]
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def _figures(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Numbers and words of a summary; those of a mapping after its name. None is left out."""
+    """Numbers and words of a summary, by dotted path. None is left out."""
     flat: dict[str, Any] = {}
     for key, value in summary.items():
+        name = prefix + str(key).replace(" ", "_")
         if isinstance(value, Mapping):
-            flat |= _figures(value, f"{prefix}{key}: ")
-        elif isinstance(value, int | float | str):
-            flat[prefix + key] = value
+            flat |= _figures(value, f"{name}.")
+        elif isinstance(value, float):
+            flat[name] = short(value)
+        elif isinstance(value, int | str):
+            flat[name] = value
     return flat
 
 
+def _rounded(value: Any) -> Any:
+    """A JSON value with short numbers."""
+    if isinstance(value, float):
+        return short(value)
+    if isinstance(value, Mapping):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def as_dagster(metadata: Metadata) -> dict[str, Any]:
-    """A stage's metadata as Dagster's values."""
+    """A stage's metadata as Dagster's values, with underscores in the names."""
 
     def value(raw: Any) -> Any:
         if isinstance(raw, Markdown):
             return dg.MetadataValue.md(raw)
+        if isinstance(raw, Link):
+            return dg.MetadataValue.url(raw)
         if isinstance(raw, pl.DataFrame):
             return preview(raw)
         if isinstance(raw, Mapping | list | tuple):
-            return dg.MetadataValue.json(dict(raw) if isinstance(raw, Mapping) else list(raw))
-        return raw
+            return dg.MetadataValue.json(_rounded(raw))
+        return _rounded(raw)
 
-    return {name: value(raw) for name, raw in metadata.items()}
+    return {name.replace(" ", "_"): value(raw) for name, raw in metadata.items()}
 
 
 def materialization_metadata(tables: TableSet[Any], made: Materialization) -> dict[str, Any]:
-    """All metadata of one materialization: counts, schema, cost, and what the stage reports."""
+    """All metadata of one materialization: place, counts, schema, cost, what the stage reports.
+
+    Names are those of settings and columns: lower case with underscores, dots between levels.
+    """
     manifest = made.manifest
     metadata: dict[str, Any] = {
         "dagster/row_count": manifest.tables[tables.main].rows,
         "dagster/column_schema": table_schema(tables),
-        "seconds": round(made.seconds, 2),
+        "dagster/uri": made.uri,
+        "seconds": short(round(made.seconds, 2)),
         "bytes": sum(table.bytes for table in manifest.tables.values()),
         **_figures(manifest.summary),
         "settings": dg.MetadataValue.json(manifest.determinants.get("settings", {})),
     }
     if made.rate:
-        metadata[f"{made.unit} per second"] = round(made.rate, 1)
+        metadata[f"{made.unit}_per_second".replace(" ", "_")] = short(round(made.rate, 1))
     if made.left_out:
-        metadata["left out"] = dg.MetadataValue.json(dict(made.left_out))
-    return metadata | as_dagster(made.metadata)
+        metadata["left_out"] = dg.MetadataValue.json(dict(made.left_out))
+    reported = as_dagster(made.metadata)
+    # The summary has single figures of what a stage also reports as a mapping.
+    twice = {name.partition(".")[0] for name in metadata if "." in name}
+    return metadata | {name: value for name, value in reported.items() if name not in twice}

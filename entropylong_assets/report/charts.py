@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     Drawn = alt.LayerChart | alt.FacetChart
 
 BLUE, ORANGE, VERMILION, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#767676"
-WIDTH, HEIGHT = 420, 220
+HEIGHT = 240
+"""Height of a chart (pixels); it is as wide as its place on the page."""
 _SERIES = ["retrieved, ΔI", "retrieved, ΔI*", "random, ΔI"]
 
 Charts = Mapping[str, Rows]
@@ -260,7 +261,12 @@ def chart(title: str, caption: str, drawn: Sequence[Drawn | None]) -> dict[str, 
         if picture is None:
             specs.append(None)
             continue
-        sized = picture.properties(width=WIDTH, height=HEIGHT, description=title)
+        sized = picture.properties(
+            width="container",
+            height=HEIGHT,
+            description=title,
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        )
         sized = sized.configure_view(stroke=None).configure_legend(orient="top", labelLimit=300)
         with alt.data_transformers.disable_max_rows():
             specs.append(sized.configure_axis(gridColor="#e6e6e6", labelLimit=200).to_dict())

@@ -5,40 +5,43 @@ A report stays small however large the data are: everything else is shown as cou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import duckdb
 
 from entropylong_assets.report.distributions import Rows, rows
+from entropylong_assets.report.examples import SampleText, dependencies_of
 from entropylong_assets.report.sample_tokens import read_token_ids
 from entropylong_assets.report.text import excerpt, token_texts, visible
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.storage.tables import TableStore
 
 ROOTS = 12
-"""Roots shown: half of them those with the most accepted contexts, half drawn."""
+"""Roots shown: half of them those with the most genuine contexts, half drawn."""
 SAMPLES = 8
-"""Samples shown: half of them those with the most dependencies, half drawn."""
+"""Samples shown: half of them those with the most genuine dependencies, half drawn."""
 ROOT_TOKENS = 4096
 """Tokens shown of a root."""
 ANCHORS = 30
 """Anchors of a root shown with all their candidates: resolved ones first, by gain, then by
 entropy. The others are marked and shown with their entropy only."""
 ARCS = 300
-"""Dependencies drawn in a sample: those of largest gain."""
+"""Dependencies drawn in a sample: genuine ones first, then by gain."""
 PASSAGE_CHARS, SEGMENT_TOKENS, ANCHOR_TOKENS = 600, 48, 8
-EVIDENCE_CHARS = 300
-"""Characters shown of an evidence span."""
 
 HOW_CHOSEN = (
-    f"Counts and charts cover all data. Shown in full are {ROOTS} roots, half of them those with "
-    "the most accepted contexts, half a random draw (the first ids, which are hashes of content), "
-    f"and {SAMPLES} samples, half of them those with the most dependencies, half a draw by hash. "
+    "Counts and charts cover all data. The examples are those of largest gain, genuine ones first: "
+    "accepted by the rule `genuine`, which reads the text (docs/genuine.md); at most one per root "
+    f"if there are enough roots. Shown in full are {ROOTS} roots, half of them those with the most "
+    "genuine, then accepted contexts, half a random draw (the first ids, which are hashes of "
+    "content), "
+    f"and {SAMPLES} samples, half of them those with the most genuine, then verified dependencies, "
+    "half a draw by hash. "
     f"Of a root: {ROOT_TOKENS:,} tokens, and every candidate of {ANCHORS} anchors, resolved ones "
     f"first, then by entropy. Of a context: {PASSAGE_CHARS} characters. Of a sample: all segments "
-    f"and the {ARCS} dependencies of largest gain. In a comparison, a root chosen for one dataset "
-    "is shown for both if both have it."
+    f"and {ARCS} dependencies, genuine ones first, then by gain. In a comparison, a root chosen "
+    "for one dataset is shown for both if both have it."
 )
 
 _CHOSEN = """
@@ -51,18 +54,30 @@ FROM most UNION ALL FROM drawn
 """
 
 _ROOTS_COUNTED = """
-    SELECT root_id AS id, coalesce(any_value(p.n), 0) AS n FROM roots
+    SELECT root_id AS id, coalesce(any_value(p.n), [0, 0]) AS n FROM roots
     LEFT JOIN (
-        SELECT root_id, count(*) FILTER (accepted) AS n FROM pairs GROUP BY root_id
+        SELECT root_id, [
+            count(*) FILTER (accepted AND list_contains(accepted_by, 'genuine')),
+            count(*) FILTER (accepted)
+        ] AS n
+        FROM pairs GROUP BY root_id
     ) AS p USING (root_id)
     GROUP BY root_id
 """
 
 _SAMPLES_COUNTED = """
-    SELECT s.sample_id AS id, coalesce(any_value(d.n), 0) AS n
+    SELECT s.sample_id AS id, coalesce(any_value(d.n), [0, 0]) AS n
     FROM (SELECT DISTINCT sample_id FROM segments) AS s
-    LEFT JOIN (SELECT sample_id, count(*) AS n FROM dependencies GROUP BY sample_id) AS d
-        USING (sample_id)
+    LEFT JOIN (
+        SELECT sample_id, [count(*) FILTER (genuine), count(*)] AS n
+        FROM dependencies
+        LEFT JOIN (
+            SELECT root_id, anchor, chunk_id,
+                bool_or(list_contains(accepted_by, 'genuine')) AS genuine
+            FROM pairs WHERE accepted GROUP BY root_id, anchor, chunk_id
+        ) USING (root_id, anchor, chunk_id)
+        GROUP BY sample_id
+    ) AS d USING (sample_id)
     GROUP BY s.sample_id
 """
 
@@ -210,23 +225,8 @@ _DEPENDENCY = [
     "entropy",
     "entropy_context",
     "kind",
+    "genuine",
 ]
-
-
-def _evidence(dependency: Mapping[str, Any], text: Callable[[int, int], str]) -> list[str] | None:
-    """Return the evidence span and some tokens of the context before and after it, or None.
-
-    text: of the sample's tokens from one position to another.
-    """
-    if dependency["kind"] is None:
-        return None
-    start, end = dependency["evidence_start"], dependency["evidence_end"]
-    span = text(start, end)
-    return [
-        text(max(dependency["context_start"], start - ANCHOR_TOKENS), start),
-        span if len(span) <= EVIDENCE_CHARS else span[:EVIDENCE_CHARS] + "…",
-        text(end, min(dependency["context_end"], end + ANCHOR_TOKENS)),
-    ]
 
 
 def sample_details(
@@ -237,13 +237,11 @@ def sample_details(
 ) -> Rows:
     """Return the samples as the page shows them, in the order of `chosen`."""
     result = []
+    of_samples = dependencies_of(session, list(chosen))
     for sample_id, why in chosen.items():
         token_ids = read_token_ids(store, sample_id)
         assert token_ids is not None
-
-        def text(start: int, end: int, ids: Sequence[int] = token_ids) -> str:
-            return visible(tokenizer.decode(ids[start:end]))
-
+        text = SampleText(token_ids, tokenizer)
         segments = rows(
             session,
             'SELECT role, start, "end", root_id, chunk_id, source FROM segments '
@@ -256,23 +254,18 @@ def sample_details(
             roles[role] = roles.get(role, 0) + end - start
             if role != "padding":
                 cut = min(end, start + SEGMENT_TOKENS)
-                segment["text"] = text(start, cut).strip() + ("…" if cut < end else "")
-        dependencies = rows(
-            session,
-            "SELECT * FROM dependencies WHERE sample_id = ? "
-            "ORDER BY gain DESC, anchor_position, chunk_id",
-            sample_id,
-        )
+                segment["text"] = text.between(start, cut).strip() + ("…" if cut < end else "")
+        dependencies = of_samples[sample_id]
         drawn = []
         for dependency in dependencies[:ARCS]:
             t = dependency["anchor_position"]
             drawn.append(
                 {name: _rounded(dependency[name]) for name in _DEPENDENCY}
                 | {
-                    "before": text(max(0, t - ANCHOR_TOKENS), t),
-                    "token": text(t, t + 1),
-                    "after": text(t + 1, t + 1 + ANCHOR_TOKENS),
-                    "evidence": _evidence(dependency, text),
+                    "before": text.between(max(0, t - ANCHOR_TOKENS), t),
+                    "token": text.between(t, t + 1),
+                    "after": text.between(t + 1, t + 1 + ANCHOR_TOKENS),
+                    "evidence": text.evidence(dependency, ANCHOR_TOKENS),
                 }
             )
         result.append(

@@ -8,8 +8,10 @@ shown as text nodes.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
+import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,8 @@ from entropylong_assets.report.run import RunSource, TokenizerFor, choose, gathe
 from entropylong_assets.report.text import as_json
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.model import load_tokenizer
+from entropylong_assets.stages.entropy.weights import cache_folder
+from entropylong_assets.storage.folders import locked, replace_file
 
 
 class ReportError(ValueError):
@@ -35,11 +39,33 @@ _SCRIPTS = ("dom.js", "root_view.js", "sample_view.js", "page.js")
 
 @functools.cache
 def _vega() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script, in the version that Altair targets."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, in the version that Altair targets.
+
+    Bundling takes longer than all the rest of a report, so that the script is kept in the cache
+    folder, after the hash of its bytes: a damaged one is made again.
+    """
     import altair as alt
     import vl_convert
 
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    name = f"vega-lite-{version}-by-{vl_convert.__version__}.js"
+    kept = cache_folder() / name
+    with contextlib.suppress(OSError, ValueError):
+        digest, script = kept.read_text("utf-8").split("\n", 1)
+        if digest == hashlib.sha256(script.encode()).hexdigest():
+            return script
+    script = _bundle(version)
+    with contextlib.suppress(OSError):  # no place to write to: the next process bundles again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(script.encode()).hexdigest()
+        with locked(kept.parent):
+            replace_file(kept, f"{digest}\n{script}".encode())
+    return script
+
+
+def _bundle(version: str) -> str:
+    import vl_convert
+
     script = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]
     # Inside a string this reads the same; as markup it would end the element.
     return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE)
@@ -50,7 +76,10 @@ def _hash(script: str) -> str:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """Return the HTML. content: runs, overlap, charts, proof, how_chosen, as page.js reads them."""
+    """Return the HTML.
+
+    content: title, runs, overlap, charts, proof, how_chosen, as page.js reads them.
+    """
     scripts = [_vega(), "\n".join((_FOLDER / name).read_text("utf-8") for name in _SCRIPTS)]
     policy = "; ".join(
         (
@@ -64,6 +93,7 @@ def page(content: Mapping[str, Any]) -> str:
     )
     parts = {
         "policy": policy,
+        "title": html.escape(content["title"]),
         "style": (_FOLDER / "page.css").read_text("utf-8"),
         "data": as_json(content),
         "vega": scripts[0],
@@ -89,8 +119,10 @@ def render(sources: Sequence[RunSource], tokenizer_for: TokenizerFor = load_toke
         for source, label in zip(sources, _labels(sources), strict=True)
     ]
     epsilons = [source.settings.verification.epsilon for source in sources]
+    title = " and ".join(run["label"] for run, _ in gathered)
     return page(
         {
+            "title": f"{title} · EntropyLong report",
             "runs": [run for run, _ in gathered],
             "overlap": compare_datasets(*sources).overlap_lines() if len(sources) > 1 else [],
             "charts": all_charts([charts for _, charts in gathered], epsilons),
@@ -118,13 +150,13 @@ def save_report(
 
     Raises ReportError if the file can't be written, and whatever `make_report` raises.
     """
-    html = make_report(settings, against=against, tokenizer_for=tokenizer_for).encode()
+    content = make_report(settings, against=against, tokenizer_for=tokenizer_for).encode()
     if file is None:
         store = open_dataset(settings).store
-        store.put(f"{store.root}/{store.dataset}/report.html", html)
+        store.put(f"{store.root}/{store.dataset}/report.html", content)
         return f"{store.dataset_uri}/report.html"
     try:
-        Path(file).write_bytes(html)
+        Path(file).write_bytes(content)
     except OSError as error:
         raise ReportError(f"{file}: {error.strerror}; name another file with --out") from None
     return file

@@ -39,6 +39,25 @@ def audited_shards(store: TableStore, shards: Sequence[str], audit: TableSet[Any
     return found
 
 
+def audit_coverage(store: TableStore, shards: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each audit: its name, how many shards have it, of how many, and a note.
+
+    An audit of older dependencies does not count, nor one that was skipped. note: what is needed
+    beside the command that makes the audits; empty if nothing.
+    """
+    found = []
+    for audit in (NULL_CALIBRATION, CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT):
+        made = audited_shards(store, shards, audit)
+        note = ""
+        if audit is CROSS_MODEL_AUDIT:
+            skipped = [store.summary(CROSS_MODEL_AUDIT, shard).skipped for shard in made]
+            made = [shard for shard, why in zip(made, skipped, strict=True) if not why]
+            note = "" if made else "needs a second model in audit.model"
+        name = audit.name.replace("_", " ")
+        found.append({"name": name, "made": len(made), "of": len(shards), "note": note})
+    return found
+
+
 def gather_proof(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> tuple[list[Figure], dict[str, Rows]]:

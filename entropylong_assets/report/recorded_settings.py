@@ -122,5 +122,5 @@ def as_text(values: Sequence[Any]) -> str:
         value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for value in values
     ]
-    shown = " | ".join("none" if text == "null" else text for text in texts)
+    shown = " | ".join({"null": "none", "": "empty"}.get(text, text) for text in texts)
     return shown if len(shown) <= 300 else f"{shown[:299]}…"

@@ -13,8 +13,9 @@ from entropylong_assets.report.details import (
     sample_details,
 )
 from entropylong_assets.report.distributions import Rows, distributions, open_tables
+from entropylong_assets.report.examples import examples
 from entropylong_assets.report.funnel import funnel
-from entropylong_assets.report.proof import gather_proof
+from entropylong_assets.report.proof import audit_coverage, gather_proof
 from entropylong_assets.report.recorded_settings import RecordedSettings, as_text
 from entropylong_assets.report.text import visible
 from entropylong_assets.settings.section import Settings
@@ -24,6 +25,7 @@ from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.figures import dataset_figures
 from entropylong_assets.stages.training_data.manifest import without_secrets
+from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
 from entropylong_assets.stages.verification.false_acceptance import ROUGH
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
@@ -82,6 +84,19 @@ def open_dataset(
     )
 
 
+def export_of(source: RunSource) -> str | None:
+    """Return the version of the export of exactly these shards as they are now, or None."""
+    store, name = source.store, LONG_CONTEXT_SAMPLES.name
+    manifest = store.manifest(TRAINING_DATASET)
+    if manifest is None:
+        return None
+    exported = manifest.determinants.get("inputs", {}).get(name)
+    now = {
+        shard: store.require(LONG_CONTEXT_SAMPLES, shard).data_version for shard in source.shards
+    }
+    return str(manifest.summary["version"]) if exported == now else None
+
+
 def choose(source: RunSource) -> dict[str, str]:
     """Choose the roots of this dataset that the report shows. Returns id to reason."""
     with open_tables(source.store, source.shards) as session:
@@ -126,6 +141,26 @@ def _headline(figures: Mapping[str, Any], rule: str) -> list[tuple[str, Any, str
     ]
 
 
+_KEY_FIGURES = (
+    "samples",
+    "tokens",
+    "roots scored",
+    "dependencies in samples",
+    "dependencies per root, mean",
+    "scored pairs accepted",
+    "distance, median (tokens)",
+)
+"""Headline figures at the top of the page; the interval of the false-acceptance rate follows."""
+
+
+def _key_figures(headline: list[tuple[str, Any, str]]) -> list[tuple[str, Any, str]]:
+    key = [figure for figure in headline if figure[0] in _KEY_FIGURES]
+    intervals = [value for name, value, _ in headline if name == "… 95% interval"]
+    # A rate of zero without its interval would promise too much.
+    shown = [value.partition(" (")[0] for value in intervals if value]
+    return key + [("false acceptance, 95% interval", value, "text") for value in shown]
+
+
 def gather_run(
     source: RunSource, label: str, roots: dict[str, str], tokenizer_for: TokenizerFor
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
@@ -138,6 +173,7 @@ def gather_run(
     with open_tables(source.store, source.shards) as session:
         charts = distributions(session)
         steps = funnel(session)
+        best = examples(session, source.store, tokenizer)
         shown, passages = root_details(session, roots, tokenizer)
         samples = sample_details(session, source.store, choose_samples(session), tokenizer)
     proof, proof_rows = gather_proof(source.store, source.shards, source.settings)
@@ -146,12 +182,21 @@ def gather_run(
         | {passage["source"] for passage in passages.values()}
         | {s["source"] for sample in samples for s in sample["segments"] if s["source"]}
     )
+    headline = _headline(figures, source.settings.verification.rule)
     page = {
         "label": label,
+        "dataset": source.settings.name,
+        "corpus": source.settings.corpus.name,
+        "shards": len(source.shards),
+        "export": export_of(source),
         "description": [(name, visible(value)) for name, value in source.description],
         "epsilon": source.settings.verification.epsilon,
         "rule": source.settings.verification.rule,
-        "figures": _headline(figures, source.settings.verification.rule),
+        "key": _key_figures(headline),
+        "roles": figures["share_by_role"],
+        "figures": headline,
+        "examples": best,
+        "audits": audit_coverage(source.store, source.shards),
         "proof": [(name, visible(v) if isinstance(v, str) else v, kind) for name, v, kind in proof],
         "funnel": [step.as_dict() for step in steps],
         "sources": sources,

@@ -17,7 +17,7 @@ from entropylong_assets.audits.tables import (
 from entropylong_assets.report.tables import REPORT, ReportSummary
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
-from entropylong_assets.stages.stage import Check, Partition, Result, Stage, Step
+from entropylong_assets.stages.stage import Check, Link, Partition, Result, Stage, Step
 from entropylong_assets.stages.training_data.stage import EXPORT, TRAINING_DATASET_STAGE
 from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
 from entropylong_assets.storage.duck import View
@@ -58,6 +58,7 @@ def _determined_by(_: Settings) -> tuple[str, ...]:
 def _compute(step: Step) -> Result:
     from entropylong_assets.report.page import render
     from entropylong_assets.report.run import open_dataset
+    from entropylong_assets.report.serving import url_of
     from entropylong_assets.stages.entropy.model import load_tokenizer
 
     store = step.store
@@ -73,7 +74,11 @@ def _compute(step: Step) -> Result:
     step.writer.append("pages", [page])
     return Result(
         ReportSummary(path=path, bytes=len(html), shards=len(shards)),
-        {"report": str(store.fs.unstrip_protocol(target))},
+        {
+            "report": target if store.is_local else str(store.fs.unstrip_protocol(target)),
+            "report_url": Link(url_of(store.dataset, path)),
+            "open_with": "entropylong serve, then the link; it reads the settings of this project",
+        },
     )
 
 
@@ -102,15 +107,16 @@ REPORT_STAGE = Stage(
     tables=REPORT,
     description="""The report on the exported shards: one HTML file that needs no network.
 
-It shows counts, distributions, audits, and a few roots and samples in full. It is stored under
-`reports` in the dataset's folder, named by the version of the export. Audits are started by hand:
-materialize the report again after them.""",
+It shows examples, counts, distributions, audits, and a few roots and samples in full. It is stored
+under `reports` in the dataset's folder, named by the version of the export. To open it, run
+`entropylong serve` and follow `report_url` in the metadata. Audits are started by hand: materialize
+the report again after them.""",
     compute=_compute,
     inputs=(TRAINING_DATASET_STAGE,),
     partitioned=False,
     determined_by=_determined_by,
     identify=_identify,
-    code_version=1,
+    code_version=2,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check(

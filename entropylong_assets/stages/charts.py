@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,9 +13,20 @@ import polars as pl
 from entropylong_assets.stages.entropy.histogram import Histogram
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLOURS = ("#bbbbbb", "#ddaa33", "#cc3311", "#4477aa", "#228833", "#aa3377")
+
+
+_LEAST_SPAN = 0.01
+"""Smallest range of an axis of intervals: values near 0 would be drawn on one of 1e-77 and less."""
+_LABEL_CHARS = 40
+
+
+def _label(name: Any) -> str:
+    text = str(name)
+    return text if len(text) <= _LABEL_CHARS else text[: _LABEL_CHARS - 1] + "…"
 
 
 def _figure() -> Figure:
@@ -26,8 +38,18 @@ def _figure() -> Figure:
 def as_markdown(figure: Figure, description: str) -> str:
     """Return a Markdown text that contains the chart itself, so that it needs no other file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with warnings.catch_warnings():
+        # Signs that the font lacks are drawn as boxes; a reader of a log can't mend that.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
+        figure.savefig(buffer, format="png", dpi=110)
     return f"![{description}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+
+
+def _count_axis(axes: Axes, most: int) -> None:
+    """Make the y axis one of counts: linear to 1, then logarithmic, with plain numbers."""
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 2 * max(most, 1))
+    axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
 
 
 def entropy_histogram(entropies: Histogram, mean_threshold: float | None) -> str:
@@ -35,10 +57,10 @@ def entropy_histogram(entropies: Histogram, mean_threshold: float | None) -> str
     figure = _figure()
     axes = figure.subplots()
     axes.stairs(entropies.counts, entropies.edges, fill=True, color="#4477aa")
+    _count_axis(axes, int(entropies.counts.max()))
     if mean_threshold is not None:
         axes.axvline(mean_threshold, color="#cc3311", linestyle="--")
         axes.text(0.98, 0.92, "- - mean τ", color="#cc3311", ha="right", transform=axes.transAxes)
-    axes.set_yscale("log")
     axes.set_xlabel("entropy (nats)")
     axes.set_ylabel("tokens")
     return as_markdown(figure, "histogram of entropies with the mean threshold")
@@ -66,7 +88,8 @@ def gain_histogram(gains: Mapping[str, Histogram], epsilon: float) -> str:
                 label=label,
             )
     axes.axvline(epsilon, color="#cc3311", linestyle="--", label=f"ε = {epsilon:g}")
-    axes.set_yscale("log")
+    _count_axis(axes, max(int(histogram.counts.max()) for histogram in gains.values()))
+    axes.set_xlim(-1.05, 1.05)
     axes.set_xlabel("gain (below -1 shown at -1)")
     axes.set_ylabel("(anchor, chunk) pairs")
     axes.legend(frameon=False)
@@ -81,6 +104,8 @@ def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     figure = _figure()
     axes = figure.subplots()
     shown = [row for row in rows if row["value"] is not None][::-1]
+    if not shown:
+        axes.text(0.5, 0.5, "nothing measured", ha="center", transform=axes.transAxes)
     for place, row in enumerate(shown):
         if row["low"] is not None and row["high"] is not None:
             style: Literal["--", "-"] = "--" if row.get("is_rough") else "-"
@@ -88,7 +113,10 @@ def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:
         axes.plot(row["value"], place, "o", color="#4477aa")
     axes.axvline(0, color="#bbbbbb", linestyle="--")
     axes.margins(y=0.1)
-    axes.set_yticks(range(len(shown)), [str(row["name"]) for row in shown])
+    ends = [row[name] for row in shown for name in ("value", "low", "high")]
+    low, high = min([0.0, *filter(None, ends)]), max([_LEAST_SPAN, *filter(None, ends)])
+    axes.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    axes.set_yticks(range(len(shown)), [_label(row["name"]) for row in shown])
     axes.set_xlabel(label)
     rough = "; dashed: rough, of few roots" if any(row.get("is_rough") for row in shown) else ""
     return as_markdown(figure, f"{label}, with 95% intervals{rough}")
@@ -104,8 +132,12 @@ def both_gains(groups: Mapping[str, pl.DataFrame], epsilon: float) -> str:
     axes = figure.subplots()
     for number, (label, pairs) in enumerate(groups.items()):
         points = pairs.drop_nulls(["gain", "second_gain"])
+        if points.is_empty():
+            continue
         x, y = (points[name].clip(-1, 1).to_numpy() for name in ("gain", "second_gain"))
         axes.scatter(x, y, s=12, color=_COLOURS[number % len(_COLOURS)], label=label)
+    axes.set_xlim(-1.05, 1.05)
+    axes.set_ylim(-1.05, 1.05)
     axes.axhline(epsilon, color="#4477aa", linestyle="--", label=f"ε = {epsilon:g}")
     axes.set_xlabel("gain (below -1 shown at -1)")
     axes.set_ylabel("second model's gain")

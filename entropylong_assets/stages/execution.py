@@ -25,6 +25,8 @@ class Materialization:
     rate: float
     left_out: Mapping[str, str]
     """Shards that a stage over all shards left out, and why."""
+    uri: str
+    """Folder of the partition: an absolute path if it is local."""
 
 
 def materialize(
@@ -72,5 +74,12 @@ def materialize(
         seconds=progress.seconds,
         unit=progress.unit,
         rate=progress.rate,
+        uri=_uri_of(partition, stage),
         left_out=left_out,
     )
+
+
+def _uri_of(partition: Partition, stage: Stage) -> str:
+    store = partition.store
+    folder = store.folder(stage.tables, partition.shard)
+    return folder if store.is_local else str(store.fs.unstrip_protocol(folder))

@@ -40,8 +40,12 @@ class Markdown(str):
     """Metadata that the UI renders as Markdown."""
 
 
+class Link(str):
+    """Metadata that the UI renders as a link: an http or https URL, the only kinds that open."""
+
+
 Metadata = Mapping[
-    str, "int | float | str | Markdown | Mapping[str, Any] | list[Any] | pl.DataFrame"
+    str, "int | float | str | Markdown | Link | Mapping[str, Any] | list[Any] | pl.DataFrame"
 ]
 """What a stage reports beside its summary. Mappings and lists are shown as JSON, frames as a
 table of their first rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -48,6 +49,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
+def write_dated(file: Path, stamp: float) -> None:
+    """Set when a page was written."""
+    os.utime(file, (stamp, stamp))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
@@ -78,10 +84,85 @@ def load(page: Page, file: Path) -> None:
     page.wait_for_selector("body[data-charts]", timeout=30_000)
 
 
+def test_the_head_names_dataset_export_and_date(page: Page, files: dict[str, Path]) -> None:
+    """The failure: two reports in two tabs could not be told apart."""
+    write_dated(files["one"], 1_699_956_800)  # 14 November 2023
+    load(page, files["one"])
+    head = page.locator("header").inner_text()
+    for shown in ("dataset", "corpus", f"{len(SHARDS)} shards", "not exported", "14 November 2023"):
+        assert shown in head
+    assert page.title() == "dataset · EntropyLong report"
+
+
+@pytest.mark.parametrize("which", ["one", "two"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_uses_the_width_and_never_more(
+    page: Page, files: dict[str, Path], which: str, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    load(page, files[which])
+    # Where a person can't scroll sideways: tables in a box of their own may be wider.
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    ends = """sections => sections.map(section => Math.max(...[...section.querySelectorAll(
+        'svg.marks, table, .tokens, .strip, .card')].map(e => e.getBoundingClientRect().right)))"""
+    for right in page.locator("main section:has(svg.marks, table)").evaluate_all(ends):
+        assert right > 0.9 * width, "the right part of the page is empty"
+    loose = """elements => elements.filter(e => !e.closest('.scroll, .tokens, svg') &&
+        e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 80))"""
+    assert page.locator("main *").evaluate_all(loose) == []
+
+
+def test_a_table_on_a_narrow_screen_needs_no_scrolling(page: Page, files: dict[str, Path]) -> None:
+    page.set_viewport_size({"width": 390, "height": 900})
+    load(page, files["one"])
+    wide = page.locator(".scroll").evaluate_all(
+        "boxes => boxes.filter(b => b.scrollWidth > b.clientWidth + 1).map(b => b.innerText)"
+    )
+    assert wide == []
+
+
+def test_pictures_stand_before_tables(page: Page, files: dict[str, Path]) -> None:
+    load(page, files["two"])
+    order = page.locator("main svg.marks, main table").evaluate_all(
+        "all => all.map(e => e.tagName.toLowerCase())"
+    )
+    assert order.index("table") >= order.count("svg") > 12
+
+
+def test_examples_are_shown_first_and_genuine_ones_first(
+    page: Page, files: dict[str, Path]
+) -> None:
+    load(page, files["two"])
+    assert page.locator("main section").nth(1).get_attribute("id") == "examples"
+    for column in page.locator("#examples .column").all():
+        genuine = column.locator(".example").evaluate_all(
+            "all => all.map(e => e.dataset.genuine === 'true')"
+        )
+        assert genuine == sorted(genuine, reverse=True)
+        assert genuine[0]
+    card = page.locator("#examples .example").first.inner_text()
+    for shown in ("root", "context", "nats", "tokens apart"):
+        assert shown in card
+
+
+def test_the_page_says_which_audits_it_lacks_and_how_to_make_them(
+    page: Page, files: dict[str, Path]
+) -> None:
+    load(page, files["two"])
+    lacking = page.locator("#proof .lacking").all_inner_texts()
+    assert len(lacking) == 2
+    assert "null calibration 0 of 2" in lacking[0]
+    assert "null calibration 1 of 2" in lacking[1]
+    for text in lacking:
+        assert "entropylong audit --dataset dataset" in text
+        assert "entropylong export --dataset dataset" in text
+
+
 def test_charts_and_funnel_are_drawn(page: Page, files: dict[str, Path]) -> None:
     load(page, files["one"])
     assert page.locator("#charts figure svg.marks").count() == 6
     assert "Nothing is audited yet" in page.locator("#proof").inner_text()
+    assert page.locator("#proof figure").count() == 0
     funnel = page.locator("#funnel").inner_text()
     assert "too short" in funnel
     assert "near duplicate" in funnel

@@ -84,7 +84,9 @@ def test_report_is_written_beside_the_export_and_covers_its_shards(partition: Pa
     made = materialize(REPORT_STAGE, partition)
     page = page_of(partition.settings, "a1b2")
     html = page.read_bytes()
-    assert made.metadata["report"] == page.as_uri()
+    assert made.metadata["report"] == str(page)
+    assert made.metadata["report_url"] == "http://127.0.0.1:3080/dataset/reports/a1b2.html"
+    assert "entropylong serve" in str(made.metadata["open_with"])
     summary = partition.store.summary(REPORT)
     assert (summary.path, summary.bytes, summary.shards) == (
         "reports/a1b2.html",

@@ -27,8 +27,15 @@ const drawing = (tag, attributes = {}, ...children) =>
 const whole = (n) => (n === null || n === undefined ? "–" : Math.round(n).toLocaleString("en"));
 const number = (x, digits = 2) => (x === null || x === undefined ? "–" : x.toFixed(digits));
 const share = (x) => (x === null || x === undefined ? "–" : (100 * x).toFixed(2) + "%");
-const barWidth = (part, of) => `${of ? ((9 * part) / of).toFixed(3) : 0}rem`;
+const barWidth = (part, of) => `calc(var(--bar) * ${of ? (part / of).toFixed(4) : 0})`;
+// An id of hexadecimal digits, short enough to read; the whole one is in the tables.
+const shortId = (id) => id.replace(/[0-9a-f]{32,}/g, (digits) => `${digits.slice(0, 8)}…`);
 const words = (name) => name.replaceAll("_", " ");
+
+// A marked text; a line break that would not be seen by a sign.
+const marked = (text) => element("mark", {}, /\S/.test(text) ? text : text.replaceAll("\n", "↵\n"));
+// A name that may be broken after its dots and underscores.
+const breakable = (name) => name.split(/(?<=[._])/).flatMap((part) => [part, element("wbr")]);
 
 function table(head, rows, attributes = {}) {
   const cell = (tag, value, extra) => element(tag, extra, value);

@@ -8,17 +8,78 @@ const section = (id) => document.getElementById(id);
 function comparedRow(name, values) {
   const differs = new Set(values).size > 1;
   return element("tr", { class: differs ? "differs" : null },
-    element("th", { scope: "row" }, name, differs ? element("span", { class: "sign" }, " ≠") : null),
+    element("th", { scope: "row" }, breakable(name), differs ? element("span", { class: "sign" }, " ≠") : null),
     values.map((v) => element("td", {}, v)));
 }
 
 // A table of figures (name, value, kind), one column per dataset.
 function figureTable(of) {
-  const format = { count: whole, share, number, text: (x) => x ?? "–" };
   const kinds = new Map(RUNS.flatMap((r) => of(r).map(([name, , kind]) => [name, kind])));
-  const rows = [...kinds].map(([name, kind]) => comparedRow(name,
-    RUNS.map((r) => format[kind](of(r).find(([n]) => n === name)?.[1] ?? null))));
+  const rows = [...kinds].map(([name, kind]) => comparedRow(words(name),
+    RUNS.map((r) => FORMAT[kind](of(r).find(([n]) => n === name)?.[1] ?? null))));
   return table(["figure", ...RUNS.map((r) => r.label)], rows, { class: "figures" });
+}
+
+// When the file was written. Not in its bytes, so that equal inputs give equal bytes; a server that
+// sends no date makes the browser give the present time.
+function written() {
+  const date = new Date(document.lastModified);
+  if (Date.now() - date.getTime() < 2000) return null;
+  return "written " + date.toLocaleDateString("en-GB", { day: "numeric", month: "long", year: "numeric" }) +
+    ", " + date.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+}
+
+function drawHead() {
+  const of = (run) => [`dataset ${run.dataset}`, `corpus ${run.corpus}`, `${whole(run.shards)} shards`,
+    run.export ? `export ${run.export}` : "not exported"].join(" · ");
+  section("head").append(
+    element("h1", {}, "EntropyLong report: ", RUNS.map((r) => r.label).join(" and ")),
+    ...RUNS.map((run) => element("p", {}, of(run))), element("p", {}, written()));
+}
+
+const FORMAT = { count: whole, share, number, text: (x) => x ?? "–" };
+
+function drawOverview() {
+  const names = RUNS[0].key.map(([name, , kind]) => [name, kind]);
+  const value = (run, name) => run.key.find(([n]) => n === name)?.[1] ?? null;
+  section("overview").append(element("dl", { class: "key" }, names.map(([name, kind]) =>
+    element("div", { class: "card" }, element("dt", {}, name),
+      RUNS.map((run) => element("dd", {}, RUNS.length > 1 ? element("span", { class: "info" }, `${run.label} `) : null,
+        FORMAT[kind](value(run, name))))))));
+  for (const run of RUNS) {
+    const roles = Object.entries(run.roles);
+    section("overview").append(
+      element("p", { class: "info" }, RUNS.length > 1 ? `${run.label}: ` : "", "tokens of the samples by role"),
+      element("div", { class: "roles", "aria-hidden": "true" }, roles.map(([role, part]) =>
+        element("span", { class: `fill-${role}`, style: { "flex-grow": String(part) } }))),
+      element("ul", { class: "legend" }, roles.map(([role, part]) => element("li", {},
+        element("span", { class: `swatch fill-${role}`, "aria-hidden": "true" }), ` ${ROLES[role].name} ${share(part)}`))));
+  }
+}
+
+function example(d) {
+  const [before, span, after] = d.context;
+  const top = Math.max(d.entropy, d.entropy_context, 1e-6);
+  const bar = (name, value, kind) => element("p", { class: "measure" }, element("span", {}, name),
+    element("span", { class: `bar ${kind}`, style: { width: barWidth(value, top) } }), ` ${number(value)} nats`);
+  return element("article", { class: "example card", "data-genuine": String(d.genuine) },
+    element("h3", {}, d.genuine ? "✓ genuine" : "accepted", d.kind ? `: ${words(d.kind)}` : ""),
+    element("p", { class: "from" }, `context, ${d.context_source ?? ""}`),
+    element("p", { class: "quote", dir: "auto" }, "…", span ? [before, marked(span), after] : before, "…"),
+    element("p", { class: "from" }, `root, ${d.root_source ?? ""}: ${whole(d.distance)} tokens apart`),
+    element("p", { class: "quote", dir: "auto" }, "…", d.before, marked(d.token), d.after, "…"),
+    bar("entropy alone", d.entropy, "alone"), bar("given the context", d.entropy_context, "context"),
+    element("p", { class: "from" }, `ΔI ${number(d.gain)} · ΔI* ${number(d.calibrated_gain)} · sample ${d.sample_id}`));
+}
+
+function drawExamples() {
+  section("examples").append(element("p", {}, "Verified dependencies: the context makes the model " +
+    "certain of the marked token of the root. Marked in the context: its shortest part that has the same " +
+    "effect. Genuine dependencies are shown first."));
+  section("examples").append(...RUNS.map((run) => element("div", { class: "column" },
+    RUNS.length > 1 ? element("h3", {}, run.label) : null,
+    run.examples.length ? element("div", { class: "examples" }, run.examples.map(example))
+      : element("p", {}, "No sample has a verified dependency."))));
 }
 
 function drawRuns() {
@@ -30,14 +91,24 @@ function drawRuns() {
   section("runs").append(...REPORT.overlap.map((line) => element("p", { class: "overlap" }, line)));
 }
 
+function lacking(run) {
+  const missing = run.audits.filter((a) => a.made < a.of);
+  if (missing.length === 0) return null;
+  const list = missing.map((a) => `${a.name} ${whole(a.made)} of ${whole(a.of)}${a.note ? ` (${a.note})` : ""}`);
+  return element("p", { class: "lacking" }, RUNS.length > 1 ? `${run.label}. ` : "",
+    `Shards audited so far: ${list.join(", ")}. For the rest, run `,
+    element("code", {}, `entropylong audit --dataset ${run.dataset}`), " and then ",
+    element("code", {}, `entropylong export --dataset ${run.dataset}`),
+    ", which makes this report again; or, in the UI, the job ", element("code", {}, `${run.dataset}__audit`),
+    " and then the asset ", element("code", {}, `${run.dataset}/report`), ".");
+}
+
 function drawProof() {
-  if (RUNS.every((r) => r.proof.length === 0)) {
-    section("proof").append(element("p", {}, "Nothing is audited yet: run the audit job in the " +
-      "UI, or entropylong audit, and make the report again."));
-  } else {
-    section("proof").append(element("p", {}, "Held-out controls, a second model and all recipes, " +
-      "on a sample of roots. Intervals are 95%, over roots."), figureTable((r) => r.proof));
-  }
+  const some = RUNS.some((r) => r.proof.length > 0);
+  section("proof").append(element("p", {}, some
+    ? "Held-out controls, a second model and all recipes, on a sample of roots. Intervals are 95%, over roots."
+    : "Nothing is audited yet."),
+  ...RUNS.map(lacking).filter(Boolean), ...(some ? [figureTable((r) => r.proof)] : []));
 }
 
 function drawFunnel() {
@@ -74,7 +145,7 @@ async function drawCharts(charts, id) {
   for (const { title, caption, specs } of charts) {
     const places = specs.map((_, i) => element("div", { class: "chart" },
       RUNS.length > 1 ? element("p", { class: "info" }, RUNS[i].label) : null, element("div")));
-    section(id).append(element("figure", {}, element("h3", {}, title),
+    section(id).querySelector(".charts").append(element("figure", {}, element("h3", {}, title),
       element("div", { class: "row" }, places), element("figcaption", {}, caption)));
     for (const [i, spec] of specs.entries()) {
       // `ast`: expressions are interpreted, not compiled, as the page's policy demands.
@@ -101,7 +172,7 @@ function drawDetails() {
       const found = RUNS.map((run) => run.roots.find((x) => x.id === r.id))
         .map((x) => (x ? x.anchors.filter((a) => a.state === "resolved").length : "–")).join(" / ");
       return `${r.id.slice(0, 8)} · ${r.source} · ${found} anchors resolved · ` +
-        (r.why === "most" ? "most contexts" : "drawn");
+        (r.why === "most" ? "most genuine contexts" : "drawn");
     };
     select.replaceChildren(...listed.map((r) => element("option", { value: r.id }, label(r))));
     if (listed.some((r) => r.id === before)) select.value = before;
@@ -131,10 +202,13 @@ function drawDetails() {
     "direction characters in texts are shown by name. This page fetches nothing."));
 }
 
-drawRuns();
-drawFunnel();
+drawHead();
+drawOverview();
+drawExamples();
 drawProof();
 drawDetails();
+drawFunnel();
+drawRuns();
 drawCharts(REPORT.charts, "charts").then(() => drawCharts(REPORT.proof, "proof")).then(() => {
   document.body.dataset.charts = "drawn";
 }).catch((error) => {

@@ -86,7 +86,7 @@ class RootView {
     const head = [
       element("h3", {}, `Anchor at token ${t}: ${STATES[anchor.state].name}`),
       element("p", { class: "quote", dir: "auto" }, "…", before,
-        element("mark", {}, this.root.tokens[t]), after, "…"),
+        marked(this.root.tokens[t]), after, "…"),
       element("p", {}, `Alone: entropy ${number(h)} nats, surprisal of the true token ` +
         `${number(this.root.surprisals[t])} nats.`),
     ];
@@ -121,7 +121,7 @@ class RootView {
       element("p", {}, `ΔI ${number(c.gain)} · ΔI* ${number(c.calibrated_gain)} · ε ` +
         `${this.run.epsilon} · similarity ${number(c.similarity)}`),
       element("div", { class: "sides" }, measured, element("div", {},
-        element("p", { class: "from" }, `${passage ? passage.source : ""} ${c.chunk_id}`),
+        element("p", { class: "from", title: c.chunk_id }, `${passage ? passage.source : ""} ${shortId(c.chunk_id)}`),
         element("blockquote", { dir: "auto" }, passage ? passage.text : "(context not found)"))));
   }
 }

@@ -169,8 +169,8 @@ class SampleView {
       s.role === "root" ? d.root_id === s.root_id : d.context_start === s.start);
     this.detail.replaceChildren(
       element("h3", {}, label),
-      element("p", { class: "from" }, [s.root_id && `root ${s.root_id}`, s.chunk_id &&
-        `context ${s.chunk_id}`].filter(Boolean).join(" · ")),
+      element("p", { class: "from" }, [s.root_id && `root ${shortId(s.root_id)}`, s.chunk_id &&
+        `context ${shortId(s.chunk_id)}`].filter(Boolean).join(" · ")),
       s.text ? element("blockquote", { dir: "auto" }, s.text) : null,
       own.length ? element("p", {}, `${own.length} of the drawn dependencies.`) : null);
     this.highlight((d) => own.includes(d));
@@ -201,15 +201,17 @@ class SampleView {
       tabindex: 0,
       on: { focus: () => this.highlight((o) => o === d), mouseenter: () => this.highlight((o) => o === d) },
     },
-    element("td", { dir: "auto" }, d.before, element("mark", {}, d.token), d.after),
+    element("td", { dir: "auto" }, d.before, marked(d.token), d.after),
     element("td", { dir: "auto" }, ...(d.evidence
-      ? [d.evidence[0], element("mark", {}, d.evidence[1]), d.evidence[2]] : [])),
-    element("td", {}, d.kind ? d.kind.replace("_", " ") : ""),
-    ...[number(d.gain), number(d.calibrated_gain), `${number(d.entropy)} → ${number(d.entropy_context)}`,
-      whole(d.distance), `${whole(d.context_start)} → ${whole(d.anchor_position)}`]
-      .map((v) => element("td", { class: "number" }, v))));
+      ? [d.evidence[0], marked(d.evidence[1]), d.evidence[2]] : [])),
+    element("td", { "data-label": "kind" }, (d.genuine ? "✓ genuine: " : "") + (d.kind ? words(d.kind) : "–")),
+    ...[["ΔI", number(d.gain)], ["ΔI*", number(d.calibrated_gain)],
+      ["entropy (nats)", `${number(d.entropy)} → ${number(d.entropy_context)}`],
+      ["distance (tokens)", whole(d.distance)],
+      ["context → anchor", `${whole(d.context_start)} → ${whole(d.anchor_position)}`]]
+      .map(([label, v]) => element("td", { class: "number", "data-label": label }, v))));
     this.list.replaceChildren(
-      element("h3", {}, "Strongest dependencies shown"),
+      element("h3", {}, "Dependencies shown: genuine ones first, then by gain"),
       table(["anchor in its root", "evidence in its context", "kind", "ΔI", "ΔI*", "entropy (nats)", "distance (tokens)",
         "context → anchor (tokens)"], rows, { class: "dependencies" }));
   }
