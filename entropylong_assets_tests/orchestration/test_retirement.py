@@ -144,10 +144,10 @@ def test_a_retired_shard_leaves_index_candidates_samples_and_exports(place: Plac
     runs = place.run()
     assert runs > 0
     assert instance.get_dynamic_partitions("corpus_shards") == [A, B]
-    gone = place.documents(C) - place.documents(A) - place.documents(B)
+    retired_text = place.documents(C) - place.documents(A) - place.documents(B)
     for shard in (A, B):
-        assert not gone & place.contexts(shard)
-        assert not gone & place.in_samples(shard)
+        assert not retired_text & place.contexts(shard)
+        assert not retired_text & place.in_samples(shard)
     assert set(open_table(place.store).rows_by_shard()) == {A, B}
     assert not any(part in place.exported() for part in parts)
     assert place.run() == 0  # and stays out
