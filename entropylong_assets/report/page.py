@@ -14,6 +14,7 @@ import hashlib
 import html
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,9 @@ def _vega() -> str:
     folder, after the hash of its bytes: a damaged one is made again.
     """
     import altair as alt
-    import vl_convert
 
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    name = f"vega-lite-{version}-by-{vl_convert.__version__}.js"
+    name = f"vega-lite-{version}-by-{installed_version('vl-convert-python')}.js"
     kept = cache_folder() / name
     with contextlib.suppress(OSError, ValueError):
         digest, script = kept.read_text("utf-8").split("\n", 1)
