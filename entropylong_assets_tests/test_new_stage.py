@@ -260,7 +260,7 @@ def test_new_stage_runs_with_its_checks_where_it_is_needed(
             rows = store.require(toy.tables, shard).tables["kept"].rows
             assert event.metadata["dagster/row_count"].value == rows
             assert event.metadata["kept"].value == rows
-            assert "candidates per second" in event.metadata
+            assert "candidates_per_second" in event.metadata
             assert "preview" in event.metadata
 
         before = store.require(VERIFIED_DEPENDENCIES, world.shards[0])

@@ -9,7 +9,8 @@ from typing import Any
 import dagster as dg
 
 from entropylong_assets.orchestration.errors import step_errors
-from entropylong_assets.orchestration.naming import prefixed, settings_key
+from entropylong_assets.orchestration.naming import prefixed
+from entropylong_assets.orchestration.resources import chosen_settings, resource_keys
 from entropylong_assets.orchestration.retirement import (
     bring_back,
     retire,
@@ -20,6 +21,7 @@ from entropylong_assets.orchestration.scanning import register, scan
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.report.holdings import find_exports
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
 
 Work = Callable[[Any, Settings], None]
 
@@ -93,16 +95,17 @@ def build_corpus_jobs(project: Project, corpus: Settings) -> list[dg.JobDefiniti
 def _job(
     corpus: Settings, name: str, description: str, work: Work, config: Any = None
 ) -> dg.JobDefinition:
-    key = settings_key(corpus)
+    # The same sections as the stage that reads the sources.
+    stage = CORPUS_DOCUMENTS_STAGE
 
     @dg.op(
         name=prefixed(corpus, f"{name}_step"),
-        required_resource_keys={key},
+        required_resource_keys=resource_keys(corpus, stage),
         config_schema=config or {},
     )
     def step(context: dg.OpExecutionContext) -> None:
         with step_errors():
-            work(context, getattr(context.resources, key))
+            work(context, chosen_settings(corpus, stage, context.resources))
 
     @dg.job(
         name=prefixed(corpus, name),

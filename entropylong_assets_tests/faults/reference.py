@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entropylong_assets.storage.tables import WHOLE, TableStore
+import dagster as dg
+
+from entropylong_assets.storage.tables import DEFAULT_CORPUS, DEFAULT_DATASET, WHOLE, TableStore
 from entropylong_assets_tests.e2e.server import PROJECT
 from entropylong_assets_tests.faults import witness
 from entropylong_assets_tests.faults.processes import Stage
@@ -63,6 +65,7 @@ class Reference:
         """Puts data and instance there as they were before a stage."""
         shutil.copytree(self.folder / stage / "data-before", data)
         shutil.copytree(self.folder / stage / "home-before", home)
+        show_data(home, data)
 
     def after(self, stage: str) -> Path:
         return self.folder / stage / "data-after"
@@ -102,3 +105,10 @@ def begin(folder: Path) -> Reference:
         PROJECT / "entropylong_assets" / "dagster.yaml", folder / "home" / "dagster.yaml"
     )
     return Reference(folder, tiny_values(folder / "corpus", folder / "data", models))
+
+
+def show_data(home: Path, data: Path) -> None:
+    """Let a copied instance show copied data. It refuses them as long as the first ones exist."""
+    keys = [f"entropylong/data_uri/{name}" for name in (DEFAULT_CORPUS, DEFAULT_DATASET)]
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        instance.daemon_cursor_storage.set_cursor_values({key: str(data) for key in keys})

@@ -41,7 +41,7 @@ def test_copied_data_need_no_run_and_are_shown(moved: Project, world: World) -> 
         assert run_project(moved, instance) == 0
         assert instance.get_runs() == []
         partitions = made(moved)
-        assert len(partitions) == 2 * 7 + 4
+        assert len(partitions) == 2 * 8 + 4
         for settings, stage, shard in partitions:
             assert_known(instance, settings, stage, shard)
         # The instance is not asked to know it twice.

@@ -25,6 +25,7 @@ DEPLOY = REPOSITORY / "deploy"
 GPU_STEPS = {
     "chunk_embeddings",
     "entropy_scores",
+    "natural_documents",
     "verified_dependencies",
     "null_calibration",
     "cross_model_audit",
@@ -44,10 +45,10 @@ def stage_of(step: str) -> str:
 
 
 def steps(project: Project) -> dict[str, dg.OpDefinition]:
-    """Every step of every job of the definitions, by its key."""
+    """Every step of every job of assets in the definitions, by its key."""
     found: dict[str, dg.OpDefinition] = {}
     for job in build_definitions(project).get_repository_def().get_all_jobs():
-        for node in job.nodes:
+        for node in job.nodes if job.asset_layer.executable_asset_keys else ():
             assert isinstance(node.definition, dg.OpDefinition)
             found[node.name] = node.definition
     return found

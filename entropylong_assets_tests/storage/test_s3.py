@@ -71,7 +71,7 @@ COMPARED: tuple[TableSet[Any], ...] = (
     VERIFIED_DEPENDENCIES,
     LONG_CONTEXT_SAMPLES,
 )
-RUNS = 2 * len(("ingest", "score", "verify", "assemble")) + len(("index", "export"))
+RUNS = 2 * len(("ingest", "score", "verify", "assemble", "natural")) + len(("index", "export"))
 
 
 @dataclass(frozen=True)
@@ -514,7 +514,7 @@ def test_a_listing_that_fails_is_no_empty_folder(
     assert store.shards(CHUNK_EMBEDDINGS) == []
 
 
-def test_the_shards_of_an_asset_are_one_request(
+def test_the_shards_of_an_asset_are_few_requests(
     bucket: Bucket, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one request per shard, listing 10,000 shards would take minutes."""
@@ -526,7 +526,7 @@ def test_the_shards_of_an_asset_are_one_request(
         S3.clear_instance_cache()
         store = TableStore(f"{bucket.uri}/data")
         assert store.shards(EMBEDDING_INDEX) == [f"s-{number:02}" for number in range(30)]
-        assert proxy.requests["tables"] == 1
+        assert proxy.requests["tables"] <= 4, "one, and three for what is retired"
 
 
 def run_query(store: TableStore, query: str, happens: Callable[[], object] = lambda: None) -> None:
