@@ -93,7 +93,9 @@ def test_a_changed_epsilon_shows_what_became_stale_and_a_backfill_renews_it(day:
     server = day.server
     # Searched in an older index; redone when someone asks for it.
     known = server.stale()
-    assert set(known) == {"embedding_index", "candidate_contexts"}
+    assert set(known) == {
+        "near_duplicates", "embedding_index", "candidate_contexts", "natural_documents",
+    }  # fmt: skip
     day.change("verification", epsilon=0.2)
     stale = {asset: why for asset, why in server.stale().items() if asset not in known}
     made = OLD | {GOOD}
