@@ -225,7 +225,10 @@ def test_the_sweeps_find_what_no_tick_saw(operator: Operator) -> None:
             if not gaps and not index:
                 break
         changed = [asset for shard, asset in steps if shard == "tiny-00001"]
-        assert sorted(changed) == sorted(SHARDWISE), (seen, steps)  # a corpus and its dataset take turns
-        assert [asset for shard, asset in steps if shard == WHOLE] == ["index"]
+        # A corpus and its dataset take turns. After a changed file the index is refreshed once
+        # before the new signatures, so that it and what follows are made twice.
+        assert set(changed) == set(SHARDWISE), steps
+        assert len(changed) <= len(SHARDWISE) + 2 * seen, steps
+        assert 1 <= len([shard for shard, _ in steps if shard == WHOLE]) <= 1 + seen, steps
         first = [asset for shard, asset in steps if shard == "tiny-00000"]
         assert sorted(first) == ([] if seen else sorted(SHARDWISE))
