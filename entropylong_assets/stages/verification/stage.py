@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
@@ -19,6 +19,11 @@ from entropylong_assets.stages.verification.evidence_kinds import KINDS
 from entropylong_assets.stages.verification.false_acceptance import ROUGH
 from entropylong_assets.stages.verification.registry import NO_SCREEN, SCREENS, evaluated_rules
 from entropylong_assets.stages.verification.settings import VerificationSettings
+from entropylong_assets.stages.verification.stored_scores import (
+    SCORING_SETTINGS,
+    StoredScores,
+    find_scores,
+)
 from entropylong_assets.stages.verification.tables import (
     VERIFIED_DEPENDENCIES,
     VerifiedDependenciesSummary,
@@ -26,9 +31,6 @@ from entropylong_assets.stages.verification.tables import (
 from entropylong_assets.storage import duck
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
-
-if TYPE_CHECKING:
-    from entropylong_assets.stages.verification.stored_scores import StoredScores
 
 
 def _compute(step: Step) -> Result:
@@ -119,8 +121,6 @@ def _compute(step: Step) -> Result:
 
 def _stored_scores(step: Step) -> StoredScores | None:
     """Scores of the same requests, if a dataset over this corpus has them."""
-    from entropylong_assets.stages.verification.stored_scores import StoredScores, find_scores
-
     dataset = find_scores(step.store, step.shard, step.determinants)
     if dataset is None:
         return None
@@ -130,8 +130,7 @@ def _stored_scores(step: Step) -> StoredScores | None:
 
 def _determined_by(settings: Settings) -> tuple[str, ...]:
     verification: VerificationSettings = settings.verification
-    own = ["rule", "compared_rules", "controls", "screen", "evidence"]
-    own += ["max_contexts_per_root", "max_forward_tokens_per_root"]
+    own = [*SCORING_SETTINGS, "rule", "compared_rules", "evidence"]
     own += [name for rule in evaluated_rules(verification).values() for name in rule.settings]
     if verification.evidence:  # boilerplate is a kind of dependencies
         own += ["max_phrase_documents", "max_pair_documents", "excluded_anchors"]

@@ -21,7 +21,8 @@ from entropylong_assets.storage.manifest import Manifest, TableError
 from entropylong_assets.storage.tables import TableStore
 
 SCORING_SETTINGS = ("controls", "screen", "max_contexts_per_root", "max_forward_tokens_per_root")
-"""Settings of `verification` that determine what is scored; the others judge."""
+"""Settings of `verification` that determine what is scored; the others judge. The stage's
+`determined_by` takes them from here."""
 
 _CONTEXT_COLUMNS = ["root_id", "anchor", "chunk_id", "entropy_context", "surprisal_context"]
 _CONTROL_COLUMNS = ["root_id", "anchor", "control", "entropy", "surprisal"]
@@ -64,19 +65,19 @@ def find_scores(store: TableStore, shard: str, determinants: Mapping[str, Any]) 
     ):
         return None
     wanted = scoring_determinants(determinants)
-    for name in (store.dataset, *_other_datasets(store, shard)):
+    for name in _datasets(store):
         manifest = _readable_manifest(TableStore(store.uri, store.corpus, name), shard)
         if manifest is not None and scoring_determinants(manifest.determinants) == wanted:
             return name
     return None
 
 
-def _other_datasets(store: TableStore, shard: str) -> list[str]:
-    own = store.folder(VERIFIED_DEPENDENCIES, shard).removeprefix(f"{store.root}/")
-    inside = own.removeprefix(f"{store.dataset}/")
-    found = store.fs.glob(f"{store.root}/*/{inside}/manifest.json")
-    names = (path.removesuffix(f"/{inside}/manifest.json").rpartition("/")[2] for path in found)
-    return sorted(set(names) - {store.dataset})
+def _datasets(store: TableStore) -> Iterator[str]:
+    """Yield this dataset, then the names of all other folders beside it, listed only if asked."""
+    yield store.dataset
+    # Not `glob`, because the URI itself may contain its special characters.
+    folders = store.fs.ls(store.root, detail=False)
+    yield from sorted({path.rstrip("/").rpartition("/")[2] for path in folders} - {store.dataset})
 
 
 def _readable_manifest(store: TableStore, shard: str) -> Manifest | None:

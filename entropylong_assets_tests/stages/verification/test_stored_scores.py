@@ -96,8 +96,8 @@ def test_scores_are_found_if_only_the_judgement_differs(
 def test_scores_of_another_dataset_are_found(world: World, tmp_path: Path) -> None:
     """An ablation is a dataset of its own: its entropies and candidates are equal, not the same."""
     shard, store = world.shards[0], open_store(world.settings)
-    shutil.copytree(world.store.root, tmp_path / "data")
-    copied = TableStore(str(tmp_path / "data"), store.corpus, "ablation")
+    shutil.copytree(world.store.root, tmp_path / "data [1]")
+    copied = TableStore(str(tmp_path / "data [1]"), store.corpus, "ablation")
     asked = wanted(world.settings, shard)
     assert find_scores(copied, shard, asked) == store.dataset
     elsewhere = {**asked, "inputs": {**asked["inputs"], "entropy_scores": "0" * 16}}
