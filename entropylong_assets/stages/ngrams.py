@@ -1,4 +1,4 @@
-"""Hashes of n-grams of words that depend on the text alone, in any process and version."""
+"""Hashes of n-grams that depend on the words or tokens alone, in any process and version."""
 
 from __future__ import annotations
 
@@ -34,8 +34,13 @@ def hash_ngrams(words: Sequence[str], n: int) -> NDArray[np.uint64]:
     if not words:
         return np.zeros(0, np.uint64)
     hashes = np.fromiter(map(_hash_word, words), np.uint64, len(words))
-    n = min(n, len(words))
-    combined = np.full(len(words) - n + 1, n, np.uint64)
+    return hash_runs(hashes, min(n, len(words)))
+
+
+def hash_runs(values: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """Return the hash of each run of n values, in order; none for fewer than n values."""
+    count = max(0, len(values) - n + 1)
+    combined = np.full(count, n, np.uint64)
     for i in range(n):
-        combined = combine(combined, hashes[i : len(words) - n + 1 + i])
+        combined = combine(combined, values[i : count + i])
     return mix(combined)

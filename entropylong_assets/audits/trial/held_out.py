@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from numpy.typing import NDArray
 from entropylong_assets.audits.trial.folder import Rows, TrialError, pad_rows
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.ngrams import hash_runs
 from entropylong_assets.stages.samples.ordering import hash_key
 from entropylong_assets.storage.tables import TableStore
 
 GRAM = 13
 """Tokens of a run that two texts share only if one was copied (as GPT-3's decontamination does with
 words)."""
+TEXTS_PER_BATCH = 1024
 MAX_SHARED = 0.05
 """A document is left out if a larger share of its runs of GRAM tokens is in the samples."""
 
-_MULTIPLIERS = np.random.default_rng(13).integers(1, 1 << 63, GRAM, dtype=np.uint64) | np.uint64(1)
 _WORD = re.compile(r"\b[a-z]{4,12}\b")
 
 HashesN = NDArray[np.uint64]
@@ -33,13 +35,7 @@ HashesN = NDArray[np.uint64]
 
 def gram_hashes(token_ids_T: NDArray[Any]) -> HashesN:
     """Hash of each run of GRAM tokens; none for a shorter text."""
-    count = max(0, len(token_ids_T) - GRAM + 1)
-    hashes = np.zeros(count, np.uint64)
-    ids = token_ids_T.astype(np.uint64) + np.uint64(1)
-    for place, multiplier in enumerate(_MULTIPLIERS):
-        hashes += ids[place : place + count] * multiplier
-        hashes ^= hashes >> np.uint64(29)
-    return hashes
+    return hash_runs(token_ids_T.astype(np.uint64), GRAM)
 
 
 def gram_set(samples: Iterable[Rows]) -> HashesN:
@@ -134,7 +130,8 @@ def choose_held_out(
     seen = shared = 0
     largest = 0.0
     known = gram_set(samples)
-    for batch in _batches(texts):
+    remaining = iter(texts)
+    while batch := list(islice(remaining, TEXTS_PER_BATCH)):
         ids = [np.array(row, np.uint32) for row in tokenizer.encode(batch)]
         for text, own in zip(batch, ids, strict=True):
             share = shared_share(own, known)
@@ -175,14 +172,3 @@ def choose_held_out(
             "haystack_tokens": sum(map(len, haystack)),
         },
     )
-
-
-def _batches(texts: Iterable[str], size: int = 1024) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
