@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.entropy.key_tokens import is_key_token
 from entropylong_assets.stages.entropy.scoring import ScoringRequest
 from entropylong_assets.stages.samples.groups import Context, Group
 from entropylong_assets.stages.samples.ordering import hash_key
 from entropylong_assets.stages.samples.packing import Framing, lay_out
 from entropylong_assets.stages.samples.settings import SampleSettings
-
-KEY_GAIN = KEY_LOSS = 2.0
-"""Nats; the values of LongPPL's authors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +99,7 @@ def key_tokens(short_T: NDArray[np.float32], long_T: NDArray[np.float32]) -> int
 
     short_T, long_T: surprisals in a short and in the long window. NaN counts as no key token.
     """
-    return int(((short_T - long_T > KEY_GAIN) & (long_T < KEY_LOSS)).sum())
+    return int(is_key_token(short_T, long_T).sum())
 
 
 def segment_pairs(

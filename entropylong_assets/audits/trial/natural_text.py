@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entropylong_assets.audits.trial.folder import Rows
+from entropylong_assets.stages.entropy.key_tokens import is_key_token
 
 EDGES = (512, 2048, 4096, 8192)
 """Lower bounds of the groups by distance (tokens); the first group is nearer than all."""
-KEY_GAIN, KEY_LOSS = 2.0, 2.0
 
 
 def pair_distances(token_ids_T: NDArray[Any]) -> NDArray[np.int64]:
@@ -50,6 +50,6 @@ def key_tokens(
 
     short, long: losses given the short and the long context, [rows, T].
     """
-    mask = (short - long > KEY_GAIN) & (long < KEY_LOSS)
+    mask = is_key_token(short, long)
     mask[:, : 2 * window] = False
     return mask

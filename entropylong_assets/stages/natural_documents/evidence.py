@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.entropy.key_tokens import is_key_token
 from entropylong_assets.stages.natural_documents.windows import WindowScores
 
-KEY_GAIN = KEY_LOSS = 2.0
-"""Nats; the values of LongPPL's authors (Fang et al., arXiv 2410.23771)."""
 LONGEST_NGRAM = 64
-"""Longer n-grams are not told apart (tokens)."""
+"""Maximum length of an n-gram that is compared (tokens)."""
 
 
 def information_gain(scores: WindowScores) -> float:
@@ -62,8 +61,7 @@ def find_earlier(
 
 def key_positions(scores: WindowScores) -> NDArray[np.int64]:
     """Tokens whose surprisal falls by more than 2 nats, to less than 2 nats, in the long window."""
-    fall_T = scores.short_T - scores.long_T
-    return np.flatnonzero((fall_T > KEY_GAIN) & (scores.long_T < KEY_LOSS))
+    return np.flatnonzero(is_key_token(scores.short_T, scores.long_T))
 
 
 def evidence_rows(

@@ -148,7 +148,7 @@ def _views(partition: Partition) -> Mapping[str, duck.View]:
 
 
 def _check_parameters(partition: Partition) -> Mapping[str, Any]:
-    from entropylong_assets.stages.natural_documents.evidence import KEY_GAIN, KEY_LOSS
+    from entropylong_assets.stages.entropy.key_tokens import KEY_GAIN, KEY_LOSS
     from entropylong_assets.stages.natural_documents.selection import LOW_GAIN
 
     return {
