@@ -15,7 +15,7 @@ from entropylong_assets.cli.common import DatasetName, SettingsFile, open_datase
 if TYPE_CHECKING:
     from entropylong_assets.report.corpus_sample import Effort, Sample
     from entropylong_assets.report.estimate import Estimate, Figure, Size
-    from entropylong_assets.report.pilot import Pilot, ShownPair
+    from entropylong_assets.report.pilot import JudgedPair, Pilot
     from entropylong_assets.settings.section import Settings
 
 
@@ -137,7 +137,7 @@ def _print_pilot(made: Pilot) -> None:
         out.print(f"    {escape(suggestion.basis)}", soft_wrap=True)
 
 
-def _pair_lines(pair: ShownPair) -> list[str]:
+def _pair_lines(pair: JudgedPair) -> list[str]:
     calibrated = "" if pair.calibrated_gain is None else f", ΔI* {pair.calibrated_gain:.2f}"
     kind = "" if pair.kind is None else f", {pair.kind.replace('_', ' ')}"
     marked = f"[[{pair.evidence}]]" if pair.evidence else ""

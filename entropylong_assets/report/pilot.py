@@ -10,8 +10,8 @@ import polars as pl
 
 from entropylong_assets.audits.ablation import Scores, ablate
 from entropylong_assets.report.corpus_sample import Sample
+from entropylong_assets.report.show import ShownPair, texts_around, texts_of_context
 from entropylong_assets.report.suggestions import Suggestion, suggest
-from entropylong_assets.report.text import visible
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.training_data.empty_stage import first_empty_stage
 from entropylong_assets.stages.verification.registry import evaluated_rules
@@ -23,25 +23,11 @@ WINDOW = 40
 _CONTEXTS = pl.Schema(VERIFIED_DEPENDENCIES.schemas["contexts"])
 
 
-@dataclass(frozen=True)
-class ShownPair:
-    """A verified or rejected candidate as text. Entropies in nats."""
+@dataclass(frozen=True, kw_only=True)
+class JudgedPair(ShownPair):
+    """A verified or rejected candidate."""
 
-    before: str
-    token: str
-    after: str
-    context_before: str
-    evidence: str
-    """The evidence span, inside its context; empty if there is none."""
-    context_after: str
     verdict: str
-    kind: str | None
-    entropy: float
-    entropy_context: float
-    gain: float
-    calibrated_gain: float | None
-    root_id: str
-    chunk_id: str
 
 
 @dataclass(frozen=True)
@@ -52,8 +38,8 @@ class Pilot:
     """Step, count, and a note on it."""
     empty: str | None
     """Why nothing was accepted; None if something was."""
-    accepted: list[ShownPair]
-    rejected: list[ShownPair]
+    accepted: list[JudgedPair]
+    rejected: list[JudgedPair]
     suggestions: list[Suggestion]
 
 
@@ -182,7 +168,7 @@ def _near_misses(scored: pl.DataFrame) -> pl.DataFrame:
 
 def _as_text(
     sample: Sample, tokenizer: Tokenizer, evidence: pl.DataFrame
-) -> Callable[[dict[str, Any]], ShownPair]:
+) -> Callable[[dict[str, Any]], JudgedPair]:
     token_ids: dict[str, Sequence[int]] = dict(
         sample.trial.table.select("root_id", "token_ids").iter_rows()
     )
@@ -191,21 +177,14 @@ def _as_text(
         for row in evidence.iter_rows(named=True)
     }
 
-    def text(ids: Sequence[int]) -> str:
-        return visible(tokenizer.decode(list(ids)))
-
-    def shown(row: dict[str, Any]) -> ShownPair:
+    def shown(row: dict[str, Any]) -> JudgedPair:
         ids, at = token_ids[row["root_id"]], row["anchor"]
         context = sample.trial.context_ids[row["chunk_id"]]
         span = spans.get((row["root_id"], at, row["chunk_id"]))
         start, end = (span["token_start"], span["token_end"]) if span else (len(context),) * 2
-        return ShownPair(
-            before=text(ids[max(0, at - WINDOW) : at]),
-            token=text(ids[at : at + 1]),
-            after=text(ids[at + 1 : at + 1 + WINDOW // 2]),
-            context_before=text(context[:start]),
-            evidence=text(context[start:end]),
-            context_after=text(context[end:]),
+        return JudgedPair(
+            **texts_around(tokenizer, ids, at, WINDOW),
+            **texts_of_context(tokenizer, context, start, end),
             verdict=row["verdict"],
             kind=span["kind"] if span else None,
             entropy=row["entropy"],

@@ -20,12 +20,11 @@ _SUGGESTIONS = 8
 """Ids of existing samples that an error names."""
 
 
-@dataclass(frozen=True)
-class ShownDependency:
-    """One verified dependency as text.
+@dataclass(frozen=True, kw_only=True)
+class ShownPair:
+    """A root's text around an anchor, and a context, with their scores. Entropies in nats.
 
     Control and direction characters are shown by name, so that no text steers a terminal.
-    Entropies are in nats, the distance is in tokens.
     """
 
     before: str
@@ -41,13 +40,20 @@ class ShownDependency:
     entropy_context: float
     gain: float
     calibrated_gain: float | None
-    distance: int
     root_id: str
     chunk_id: str
 
     @property
     def context(self) -> str:
         return self.context_before + self.evidence + self.context_after
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownDependency(ShownPair):
+    """A verified dependency of a sample."""
+
+    distance: int
+    """Tokens from the context to the anchor."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,32 @@ def show_sample(
     )
 
 
+def texts_around(
+    tokenizer: Tokenizer, root_ids: Sequence[int], anchor: int, window: int
+) -> dict[str, str]:
+    """Return `before`, `token` and `after` of an anchor: `window` tokens and half as many."""
+    return {
+        "before": _text(tokenizer, root_ids[max(0, anchor - window) : anchor]),
+        "token": _text(tokenizer, root_ids[anchor : anchor + 1]),
+        "after": _text(tokenizer, root_ids[anchor + 1 : anchor + 1 + window // 2]),
+    }
+
+
+def texts_of_context(
+    tokenizer: Tokenizer, context_ids: Sequence[int], start: int, end: int
+) -> dict[str, str]:
+    """Return `context_before`, `evidence` (tokens start to end) and `context_after`."""
+    return {
+        "context_before": _text(tokenizer, context_ids[:start]),
+        "evidence": _text(tokenizer, context_ids[start:end]),
+        "context_after": _text(tokenizer, context_ids[end:]),
+    }
+
+
+def _text(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    return visible(tokenizer.decode(list(token_ids)))
+
+
 def _shown(
     row: dict[str, object],
     token_ids: Sequence[int],
@@ -107,21 +139,19 @@ def _shown(
     root_id, position = str(row["root_id"]), int(str(row["anchor_position"]))
     start, end = roots[root_id]
 
-    def text(first: int, last: int) -> str:
-        return visible(tokenizer.decode(token_ids[first:last]))
-
     calibrated = row["calibrated_gain"]
     context_start, context_end = int(str(row["context_start"])), int(str(row["context_end"]))
     has_span = row["kind"] is not None
     evidence_start = int(str(row["evidence_start"])) if has_span else context_end
     evidence_end = int(str(row["evidence_end"])) if has_span else context_end
     return ShownDependency(
-        before=text(max(start, position - window), position),
-        token=text(position, position + 1),
-        after=text(position + 1, min(end, position + 1 + window // 2)),
-        context_before=text(context_start, evidence_start),
-        evidence=text(evidence_start, evidence_end),
-        context_after=text(evidence_end, context_end),
+        **texts_around(tokenizer, token_ids[start:end], position - start, window),
+        **texts_of_context(
+            tokenizer,
+            token_ids[context_start:context_end],
+            evidence_start - context_start,
+            evidence_end - context_start,
+        ),
         kind=None if row["kind"] is None else str(row["kind"]),
         entropy=float(str(row["entropy"])),
         entropy_context=float(str(row["entropy_context"])),
