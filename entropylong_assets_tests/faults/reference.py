@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import yaml
 
 from entropylong_assets.storage.tables import DEFAULT_CORPUS, DEFAULT_DATASET, WHOLE, TableStore
 from entropylong_assets_tests.e2e.server import PROJECT
@@ -66,6 +69,18 @@ class Reference:
         shutil.copytree(self.folder / stage / "data-before", data)
         shutil.copytree(self.folder / stage / "home-before", home)
         show_data(home, data)
+
+    def command(self, folder: Path) -> tuple[list[str], dict[str, str]]:
+        """Copies what there was before the scan to `data` and `home` in a folder.
+
+        Returns the command `entropylong run` over them, and its environment.
+        """
+        data, home = folder / "data", folder / "home"
+        self.copy("scan", data, home)
+        settings = folder / "settings.yaml"
+        settings.write_text(yaml.safe_dump(self.values(data)), encoding="utf-8")
+        command = [sys.executable, "-m", "entropylong_assets.cli", "run", "-s", str(settings)]
+        return command, os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(PROJECT)}
 
     def after(self, stage: str) -> Path:
         return self.folder / stage / "data-after"

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -90,19 +89,8 @@ def test_a_killed_command_does_not_hold_up_the_next(
 ) -> None:
     """Its run would keep the slot of its pool, and no daemon is there to take it back."""
     reference.make(STAGES[-1])
-    data, home = tmp_path / "data", tmp_path / "home"
-    reference.copy("scan", data, home)
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(yaml.safe_dump(reference.values(data)), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "entropylong_assets.cli",
-        "run",
-        "--settings",
-        str(settings),
-    ]
-    environment = os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(PROJECT)}
+    data = tmp_path / "data"
+    command, environment = reference.command(tmp_path)
     for table in ("chunk_embeddings", "entropy_scores"):
         process = subprocess.Popen(
             command,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import dagster as dg
 import pytest
-import yaml
 
 from entropylong_assets_tests.e2e.server import PROJECT, Server
 from entropylong_assets_tests.faults import witness
@@ -33,11 +30,7 @@ def test_a_stopped_command_resumes_where_it_was(
     """Five stops in five stages, then one run to the end: the tables of an undisturbed run."""
     reference.make(STAGES[-1])
     data, home = tmp_path / "data", tmp_path / "home"
-    reference.copy("scan", data, home)
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(yaml.safe_dump(reference.values(data)), encoding="utf-8")
-    command = [sys.executable, "-m", "entropylong_assets.cli", "run", "-s", str(settings)]
-    environment = os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(PROJECT)}
+    command, environment = reference.command(tmp_path)
     tables = ("chunk_embeddings", "embedding_index", "entropy_scores", "verified_dependencies")
     for number, table in enumerate(("corpus_documents", *tables)):
         asked = (signal.SIGINT, signal.SIGTERM)[number % 2]
