@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from entropylong_assets.orchestration.naming import asset_key
+from entropylong_assets.orchestration.run_selection import Selection
 from entropylong_assets.orchestration.scanning import ACTIVE
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
@@ -28,11 +29,7 @@ def project_status(
     instance: where active runs are looked up; None: nothing counts as running. dataset: only this
     one and its corpus. Writes nothing. Raises SettingsError for an unknown dataset.
     """
-    datasets = list(project.datasets.values())
-    corpora = list(project.corpora.values())
-    if dataset is not None:
-        datasets = [project.find_dataset(dataset)]
-        corpora = [corpus for corpus in corpora if corpus.name == datasets[0].corpus.name]
+    corpora, datasets = Selection((dataset,) if dataset else None).owners(project)
     of_corpus: dict[str, list[StageStatus]] = {}
     for corpus in corpora:
         of_corpus[corpus.name] = _of_owner(project, corpus, corpus)

@@ -96,8 +96,9 @@ def status_of(
     """
     planned, found = set(shards), list(before)
     for stage in stages:
-        keys = sorted(planned | set(partition.store.shards(stage.tables)))
-        keys = keys if stage.partitioned else [WHOLE]
+        keys = [WHOLE]
+        if stage.partitioned:
+            keys = sorted(planned | set(partition.store.shards(stage.tables)))
         with ThreadPoolExecutor(THREADS) as pool:
             states = list(
                 pool.map(
