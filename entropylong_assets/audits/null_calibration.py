@@ -144,7 +144,7 @@ def epsilon_for(
     """The least ε at which the rule in force accepts a wished share of random contexts at most.
 
     With the 95% interval of a bootstrap over roots. All are None if there are no random contexts or
-    the rule does not read ε; each is None where any ε does.
+    the rule does not read ε; each is None if any ε holds the rate.
     """
     unknown = dict.fromkeys(("epsilon_for_rate", "epsilon_low", "epsilon_high"))
     rule = RULES[settings.rule]

@@ -131,7 +131,7 @@ class StillMissing(dg.AutomationCondition[dg.AssetKey]):
 class Outdated(dg.AutomationCondition[dg.AssetKey]):
     """True if a stage over all shards, made now, would contain other shards or other content.
 
-    Told from the tables and the outcomes of checks, not from the events since the last tick: an
+    Follows from the tables and the outcomes of checks, not from the events since the last tick: an
     update that ends while the stage is being made would otherwise be missed.
     """
 

@@ -164,7 +164,7 @@ def _pools(project: Project, instance: dg.DagsterInstance) -> Finding:
             if name is None:
                 continue
             pools[name] = limits.get(name, default)
-            # A pool that bears the corpus' name protects its table.
+            # A pool that has the corpus' name protects its table.
             if name != stage.pool and pools[name] != 1:
                 return Finding(
                     "pools",

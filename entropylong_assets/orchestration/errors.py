@@ -136,7 +136,7 @@ def step_errors() -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from, as a traceback shows them."""
+    """The error and its causes, as a traceback shows them."""
     seen: list[BaseException] = []
     waiting = [error]
     while waiting:

@@ -1,6 +1,6 @@
 """Which data a Dagster instance shows: one `data_uri` per name of a corpus or dataset.
 
-Asset keys bear only the names. An instance that showed data of the same names under another
+Asset keys contain only the names. An instance that showed data of the same names under another
 `data_uri` would call partitions materialized that are not there, and mix their histories. So the
 instance remembers the `data_uri` of each name, in its own storage. Data know nothing of an
 instance: any other instance takes them over without a run (`adoption.py`).

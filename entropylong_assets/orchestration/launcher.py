@@ -1,8 +1,8 @@
 """A run launcher for this machine that notices when the process of a run has died.
 
 Dagster's own launcher can't tell whether the process of a run is alive once the code server that
-started it is gone (a crash, a reboot): such a run would stay "started" until its time limit. A run
-of the command line has no launcher at all. Both are marked with their process in a tag.
+started it has ended (a crash, a reboot): such a run would stay "started" until its time limit. A
+run of the command line has no launcher at all. Both are marked with their process in a tag.
 
 This module and `run_origin.py` alone import from `dagster._core`: a launcher reports the health of
 its runs with `CheckRunHealthResult` and `WorkerStatus`, which Dagster 1.13 does not export.
@@ -62,7 +62,7 @@ class LocalRunLauncher(dg.DefaultRunLauncher):
 
 
 def death_of(mark: str) -> str:
-    return f"its process {mark.split('/')[2]} is gone (killed, out of memory, or a restart)"
+    return f"its process {mark.split('/')[2]} has ended (killed, out of memory, or a restart)"
 
 
 def is_alive(pid: int, seen: float) -> bool:
@@ -128,7 +128,7 @@ def _boot() -> str:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Ticks from boot to the start of a process; none where it has ended, or there is no /proc."""
+    """Ticks from boot to the start of a process; None if it has ended, or there is no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -41,10 +41,10 @@ def outdated_shards(stage: Stage, partition: Partition) -> list[str]:
         wanted = shard_versions(source, whole, eligible)
         contained = recorded.get(source.name, {})
         outdated |= {s for s in wanted if contained.get(s) != wanted[s]}
-        gone = contained.keys() - wanted.keys()
+        left_out = contained.keys() - wanted.keys()
         if stage.requires_up_to_date_inputs:
-            gone -= set(partition.store.shards(source.tables))  # all but retired ones
-        outdated |= gone
+            left_out -= set(partition.store.shards(source.tables))  # all but retired ones
+        outdated |= left_out
     return sorted(outdated)
 
 

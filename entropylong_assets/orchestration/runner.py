@@ -68,7 +68,7 @@ class RunFailuresError(RunError):
 
 @dataclass(frozen=True)
 class Watcher:
-    """What a caller is told of a run of many jobs."""
+    """Functions that a caller has called during a run of many jobs."""
 
     on_start: Callable[[Settings, Job, str], None] = lambda *_: None
     """Gets the corpus or dataset, the job and a shard that the job is about to run on."""
@@ -100,7 +100,7 @@ def needs_run(settings: Settings, stage: Stage, shard: str, instance: dg.Dagster
 
 
 SILENT = Watcher()
-"""Is told everything and does nothing."""
+"""Does nothing."""
 
 
 class Runner:

@@ -85,7 +85,7 @@ def load(page: Page, file: Path) -> None:
 
 
 def test_the_head_names_dataset_export_and_date(page: Page, files: dict[str, Path]) -> None:
-    """The failure: two reports in two tabs could not be told apart."""
+    """The failure: two reports in two tabs had the same title."""
     write_dated(files["one"], 1_699_956_800)  # 14 November 2023
     load(page, files["one"])
     head = page.locator("header").inner_text()

@@ -29,7 +29,7 @@ from entropylong_assets.audits.trial.network import Network, shift
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """What all runs of a trial share. Defaults: the paper's, except for `learning_rate`,
-    `batch_tokens` and the length, which are for a model of some 100 million parameters."""
+    `batch_tokens` and the length, which are for a model of about 100 million parameters."""
 
     learning_rate: float = 2e-4
     """Highest learning rate. The paper, with 8 billion parameters: 4e-5."""
@@ -44,7 +44,7 @@ class TrainingSettings:
     max_gradient_norm: float = 1.0
     max_repeats: int = 4
     """Times that a sample may be learnt if an arm has fewer samples than the others. Up to about
-    four epochs repeated text is worth nearly as much as new text (Muennighoff et al.,
+    four epochs repeated text helps nearly as much as new text (Muennighoff et al.,
     arXiv 2305.16264)."""
     micro_batch_tokens: int = 16_384
     """Tokens per forward pass, at least one sample. Does not change the result but for rounding."""

@@ -69,7 +69,8 @@ def version_of(info: Mapping[str, Any], edition: int = 1) -> str:
 def local_info(path: str) -> dict[str, Any]:
     """Return the directory entry of a local path; of a link, that of the file it leads to.
 
-    fsspec gives the time of the link itself: an edit behind it would go unnoticed. Raises OSError.
+    fsspec gives the time of the link itself: an edit of its target would go unnoticed. Raises
+    OSError.
     """
     found = os.stat(path)
     is_folder, is_file = stat.S_ISDIR(found.st_mode), stat.S_ISREG(found.st_mode)
