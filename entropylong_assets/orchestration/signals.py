@@ -109,12 +109,14 @@ class _Watch:
         os.set_blocking(self._writer, False)
         self._ended = threading.Event()
         self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        threading.Thread(target=self._read, name="stop-signals", daemon=True).start()
+        self._thread = threading.Thread(target=self._read, name="stop-signals", daemon=True)
+        self._thread.start()
 
     def end(self) -> None:
         signal.set_wakeup_fd(self._before)
         self._ended.set()
         os.close(self._writer)  # the thread reads the end of the pipe
+        self._thread.join()  # a signal that it notes later would stop the next run
 
     def _read(self) -> None:
         with os.fdopen(self._reader, "rb", buffering=0) as pipe:
