@@ -97,7 +97,8 @@ def download(package: Package, folder: Path, timeout: float = 600) -> Path:
         return archive
     folder.mkdir(parents=True, exist_ok=True)
     only = "--no-binary" if package.kind == "sdist" else "--only-binary"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", only, ":all:"]
+    # Only the package itself as an sdist: what pip needs to read its metadata comes as wheels.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", only, package.name]
     requirement = f"{package.name}=={package.version}"
     try:
         subprocess.run(
