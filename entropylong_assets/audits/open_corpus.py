@@ -1,4 +1,4 @@
-"""The indexed corpus, as `null_calibration` draws held-out controls from it."""
+"""Opening the indexed corpus from which `null_calibration` draws held-out controls."""
 
 from __future__ import annotations
 

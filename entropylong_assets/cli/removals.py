@@ -37,7 +37,7 @@ def retire(
         bool, typer.Option("--list", help="List everything removed: by whom, when and why.")
     ] = False,
 ) -> None:
-    """Take a shard or a whole source out of a corpus and its datasets, until asked back.
+    """Take a shard or a whole source out of a corpus and its datasets, until it is brought back.
 
     It leaves the plan and the partitions at once, and the index, candidates, samples and exports
     when they are made again. Its files are not read again, and its tables are kept. Exports made
@@ -69,7 +69,7 @@ def retire(
         )
         found = find_exports(open_store(chosen), project.datasets_over(chosen.name), shards)
         for uri in found.exports:
-            out.print(f"an export made before holds documents of it: {escape(uri)}", soft_wrap=True)
+            out.print(f"an earlier export contains documents of it: {escape(uri)}", soft_wrap=True)
         for uri in found.doubtful_exports:
             out.print(f"an export made before may hold its texts: {escape(uri)}", soft_wrap=True)
 

@@ -87,7 +87,7 @@ def device(settings: Settings) -> Finding:
         message = f"{torch.cuda.get_device_name()}, {dtype}, {free >> 30} of {total >> 30} GiB free"
         if free < total / 2:
             return Finding(
-                "device", "warning", f"{message}; another process holds it: see `nvidia-smi`"
+                "device", "warning", f"{message}; another process uses it: see `nvidia-smi`"
             )
         return Finding("device", "ok", message)
     if shutil.which("nvidia-smi") and not torch.version.cuda:
@@ -164,7 +164,7 @@ def embedding_model(corpus: Settings) -> Finding:
 
 
 def _shown(name: str, side: Side) -> str:
-    """The prompt of queries or documents, and the task if it is another."""
+    """The prompt of queries or documents, and the task if it has another name."""
     prompt = f"{name} prompt {printable(side.prompt)!r}" if side.prompt else f"no {name} prompt"
     return prompt if side.task in (name, None) else f"{prompt} (task {side.task})"
 
@@ -181,7 +181,7 @@ def sources(corpus: Settings) -> Finding:
         if source.name in known.retired_sources:
             continue
         found = list_files(source)
-        if not found:  # a run would go on with the shards so far, but this is hardly meant
+        if not found:  # a run would continue with the known shards, which is hardly intended
             raise CorpusError(
                 f"source '{source.name}': no file at {source.uri}; put files there or correct "
                 "the source's uri"
@@ -193,7 +193,7 @@ def sources(corpus: Settings) -> Finding:
                 where = f"{row.file}, row {row.row}: {row.detail}; {REMEDIES[row.reason]}"
                 skips = corpus.on_bad_row == "skip"
                 return Finding("sources", "warning" if skips else "fault", where)
-    # Only the files that are known are compared: rows of new ones would have to be counted.
+    # Compares known files only, since the rows of new ones would have to be counted.
     plan = replan(corpus, known, max_new_files=0)
     message = f"{len(corpus.sources)} sources, {files:,} files, {len(planned):,} planned"
     for what, names, remedy in (

@@ -53,7 +53,7 @@ class Selection:
         return [s for s in project.stages_of(settings) if s.name in names[first : last + 1]]
 
     def shards_of(self, plan: ShardPlan) -> list[str]:
-        """Those of a corpus' shards to run."""
+        """The shards of a corpus to run."""
         keys = [shard.key for shard in plan.shards]
         return [key for key in keys if not self.shards or key in self.shards]
 
@@ -88,9 +88,9 @@ class ExpectedJob:
     up_to_date: int = 0
     """Shards for which it has nothing to make."""
     reasons: dict[Stage, dict[str, str]] = field(default_factory=dict)
-    """By stage and shard: why."""
+    """By stage and shard: why it has to be made."""
     skipped: dict[Stage, dict[str, str]] = field(default_factory=dict)
-    """By stage and shard: why there is nothing to make or nothing to make it from."""
+    """By stage and shard: why it is skipped."""
 
     @property
     def shards(self) -> list[str]:

@@ -84,8 +84,10 @@ def _few(names: Sequence[str]) -> str:
 
 
 def run_key(shard: Shard) -> str:
-    """Changes whenever a scan finds the files of a shard changed, so that each change is requested
-    once, also if a file has become again what it was before."""
+    """Return a key that changes whenever a scan finds the files of a shard changed.
+
+    So each change is requested once, even if it restores earlier content.
+    """
     content = shard.model_dump(mode="json", exclude={"position", "corpus_rows"})
     return f"{shard.key}@{fingerprint(content)}"
 

@@ -29,7 +29,7 @@ FILES_PER_DAY = 2_000
 """The same for the daily schedule."""
 
 SECONDS_BETWEEN_TICKS = int(os.environ.get("ENTROPYLONG_TICK_SECONDS", "30"))
-"""Of all sensors."""
+"""Minimum time between two ticks of a sensor."""
 
 
 def build_sensors(project: Project, settings: Settings) -> list[dg.SensorDefinition]:
@@ -64,7 +64,7 @@ def _carrier(settings: Settings, keys: list[dg.AssetKey]) -> dg.SensorDefinition
     return dg.AutomationConditionSensorDefinition(
         name,
         target=dg.AssetSelection.assets(*keys),
-        # The conditions look into our own tables, which the daemon alone can't.
+        # The conditions read our own tables, which only the code server can do.
         use_user_code_server=True,
         # A run for each shard, so that one that fails is retried alone.
         emit_backfills=False,

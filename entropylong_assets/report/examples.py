@@ -1,8 +1,8 @@
 """Dependencies that a report shows first, and the order in which it lists all others.
 
-Genuine ones stand before those of common wording: a reader judges the data by what it shows first.
-A dependency is genuine if the rule `genuine` accepts its pair; where that rule was not evaluated,
-the kind of the dependency decides.
+Genuine dependencies are listed before those of common wording, because readers judge the data by
+the first examples. A dependency is genuine if the rule `genuine` accepts its pair. If that rule was
+not evaluated, dependencies are ordered by their kind.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OF_SAMPLES = (
     _DEPENDENCIES.format(where="WHERE sample_id IN (SELECT unnest(?))")
     + f"FROM marked ORDER BY {_ORDER.format(place='')}"
 )
-# The first of each root before the second of any.
+# Lists the first dependency of each root before the second of any root.
 _BEST = (
     _DEPENDENCIES.format(where="")
     + f"""

@@ -1,4 +1,4 @@
-"""What the audits measured, if they were made: figures and the rows of their charts."""
+"""The figures of the audits, and the rows of their charts, if audits were made."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def audited_shards(store: TableStore, shards: Sequence[str], audit: TableSet[Any
 def audit_coverage(store: TableStore, shards: Sequence[str]) -> list[dict[str, Any]]:
     """Return for each audit: its name, how many shards have it, of how many, and a note.
 
-    An audit of older dependencies does not count, nor one that was skipped. note: what is needed
-    beside the command that makes the audits; empty if nothing.
+    Audits of older dependencies and skipped audits do not count. note: what is needed besides the
+    command that makes the audits, or an empty text.
     """
     found = []
     for audit in (NULL_CALIBRATION, CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT):
@@ -61,11 +61,11 @@ def audit_coverage(store: TableStore, shards: Sequence[str]) -> list[dict[str, A
 def gather_proof(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> tuple[list[Figure], dict[str, Rows]]:
-    """Return the figures of the audits and the training trial, and the rows of the audits' charts;
-    empty without them.
+    """Return the figures of the audits and the training trial, and the rows of the audits' charts.
 
-    Charts: `by_chance` (kind, rule, rate, low, high, is_rough, passed, total), `recipes` (recipe,
-    measure, value, low, high, roots). Intervals are 95%, over roots.
+    Both are empty if there are none. Charts: `by_chance` (kind, rule, rate, low, high, is_rough,
+    passed, total), `recipes` (recipe, measure, value, low, high, roots). Intervals are 95%, over
+    roots.
     """
     figures: list[Figure] = []
     charts: dict[str, Rows] = {"by_chance": [], "recipes": []}

@@ -18,7 +18,7 @@ STILL_RISING = 0.2
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A setting, the suggested value, and why."""
+    """A setting, the suggested value, and the reason."""
 
     setting: str
     value: str
@@ -26,8 +26,11 @@ class Suggestion:
 
 
 def suggest(sample: Sample, table: pl.DataFrame | None, samples: int | None) -> list[Suggestion]:
-    """Return all suggestions. table: of `audits.ablation.ablate`; None if nothing was verified.
-    samples: wished number of samples; None: no number of roots is suggested."""
+    """Return all suggestions.
+
+    table: result of `audits.ablation.ablate`; None if nothing was verified. samples: wished number
+    of samples; None: no number of roots is suggested.
+    """
     settings = sample.settings
     rule = settings.verification.rule
     found = []
@@ -59,9 +62,9 @@ def _share(row: dict[str, Any]) -> str:
 
 
 def suggest_alpha(table: pl.DataFrame, present: float) -> Suggestion:
-    """Suggest the α above the present one whose pairs are clearly accepted more often, else it.
+    """Suggest a higher α if its pairs are clearly accepted more often, or else the present one.
 
-    table: rows of an ablation under the rule in force. A lower α was not verified.
+    table: rows of an ablation under the rule in force. Pairs of a lower α were not verified.
     """
     rows = _rows(table, "alpha")
     now = next((row for row in rows if float(row["value"]) == present), None)

@@ -118,7 +118,7 @@ def read_removal(store: TableStore, kind: Kind, name: str) -> Removal | None:
 
 
 def read_removals(store: TableStore) -> list[Removal]:
-    """All records of the store's corpus: sources, shards, documents, each sorted by name."""
+    """Read all records of the store's corpus: sources, shards, documents, each sorted by name."""
     removed = find_removed(store)
     names: dict[Kind, list[str]] = {
         "source": sorted(removed.sources),

@@ -269,9 +269,9 @@ def other_embedder(p: Installation) -> None:
 Break = Callable[[Installation], None]
 FAULTS: list[tuple[Break, str, str, str]] = [
     (no_daemon, "daemon", "fault", "never run here"),
-    (silent_daemon, "daemon", "fault", "no sign of life for 7,2"),
+    (silent_daemon, "daemon", "fault", "no heartbeat for 7,2"),
     (daemon_with_error, "daemon", "fault", "ZeroDivisionError: in a tick"),
-    (broken_yaml, "instance", "fault", "mend its dagster.yaml"),
+    (broken_yaml, "instance", "fault", "correct its dagster.yaml"),
     (other_launcher, "instance", "warning", "copy `run_launcher`"),
     (old_storage, "instance", "fault", "`dagster instance migrate`"),
     (many_writers, "pools", "fault", "`dagster instance concurrency set lancedb_writer_corpus 1`"),

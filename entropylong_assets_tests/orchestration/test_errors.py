@@ -54,7 +54,7 @@ FAULTS = {
     "no permission": (PermissionError("x.jsonl"), False),
     "fault in the code": (TypeError("unsupported operand"), False),
     "wrong value": (ValueError("bad"), False),
-    "bad input": (CorpusError("x.jsonl, row 3: not JSON; mend the line"), False),
+    "bad input": (CorpusError("x.jsonl, row 3: not JSON; correct the line"), False),
 }
 
 

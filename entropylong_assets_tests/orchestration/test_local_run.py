@@ -171,7 +171,7 @@ def test_a_job_that_fails_alike_on_every_shard_is_given_up(
         with pytest.raises(RunFailuresError, match="and 2 more failures"):
             run_project(project, instance, watcher=recorded.watcher())
     assert len(recorded.failures) == EQUAL_FAILURES
-    reason = "it was not run, because what it is made from failed"
+    reason = "it was not run, because its input failed"
     assert recorded.skipped["near_duplicates", WHOLE] == reason
 
 

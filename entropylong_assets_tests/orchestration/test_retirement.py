@@ -248,7 +248,8 @@ def test_an_unknown_id_is_refused_and_an_unknown_hash_is_kept_for_later(place: P
     with pytest.raises(CorpusError, match="no document has the id 'nobody'; give the doc_id"):
         take_down(place.project.corpus, [], "nobody", "x")
     (taken,) = take_down(place.project.corpus, [], "0" * 32, "x")
-    assert taken.lines()[-1] == "held nowhere; it is refused if it is read"
+    expected = "no shard, sample or export holds it; it will be refused if it is read"
+    assert taken.lines()[-1] == expected
     assert place.run() == 0  # nothing held it, so nothing is stale
 
 

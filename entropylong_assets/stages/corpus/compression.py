@@ -1,4 +1,4 @@
-"""Decompressed bytes of a file, by the suffix of its name; what contradicts the name is named."""
+"""Decompressing a file by the suffix of its name; content that contradicts the name is an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ stream (bytes)."""
 
 
 class DamagedFileError(Exception):
-    """A file is truncated, or not what its name says. `problem`: as of the row where it ends."""
+    """A file is truncated, or not what its name says. `problem`: of the first row that is lost."""
 
     def __init__(self, detail: str, reason: str = "unreadable") -> None:
         super().__init__(detail)
@@ -33,7 +33,7 @@ class DamagedFileError(Exception):
 class _Codec(NamedTuple):
     name: str
     magic: tuple[bytes, ...]
-    """What a compressed file begins with."""
+    """First bytes of a compressed file."""
     open: Callable[[], Any]
     """Makes a decompressor of one member (gzip), frame (zstd) or stream (bzip2, xz)."""
     # 4 bytes of zstd may decompress to 128 KiB, a byte of gzip to 1 KiB: small pieces bound what a
@@ -41,7 +41,7 @@ class _Codec(NamedTuple):
     piece: int = 512
     """Number of compressed bytes that are decompressed at once."""
     padding: bytes = b""
-    """What may stand between two members."""
+    """Byte that may be repeated between two members."""
 
 
 def _zstd() -> Any:
@@ -92,8 +92,8 @@ def suffix_of(name: str) -> str | None:
 def decompress(file: IO[bytes], name: str) -> Iterator[bytes]:
     """Yield the bytes of a file in pieces, decompressed by the suffix of its name.
 
-    Members, frames or streams that follow each other are one file; an empty file has no bytes.
-    Raises DamagedFileError after the last good bytes; faults of the file system pass as they are.
+    Consecutive members, frames or streams are one file; an empty file has no bytes. Raises
+    DamagedFileError after the last good bytes, and the errors of the file system unchanged.
     """
     suffix = suffix_of(name)
     blocks = iter(lambda: file.read(CHUNK), b"")
@@ -139,9 +139,10 @@ def _decompress(codec: _Codec, blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _good_bytes(stream: Any, piece: memoryview) -> Iterator[bytes]:
-    """Yield what a decompressor makes of a piece before the byte at which it fails.
+    """Yield what a decompressor returns for a piece up to the byte at which it fails.
 
-    Otherwise a wrong checksum would cost good rows. Only that of gzip can be copied for this.
+    Otherwise a wrong checksum at the end of a piece would cost good rows. Only gzip's decompressor
+    can be copied, which this needs.
     """
     with suppress(*_ERRORS):
         for at in range(len(piece) if stream else 0):

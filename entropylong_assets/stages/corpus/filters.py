@@ -1,7 +1,7 @@
 """The built-in document filters: adapters for the functions and filters of other libraries.
 
-Each takes the object that it runs as `module:attribute`. That library is no dependency of this
-package; what is installed beside it is used as it is.
+Each takes the object that it runs as `module:attribute`. The libraries are no dependencies of this
+package: whatever version is installed is used.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def from_datasets(
 ) -> DocumentFilter:
     """Run a function as `datasets.Dataset.filter` or `.map` would, unchanged.
 
-    batched: whether it takes columns of many examples. column: of what `map` returns, the column
-    that is true for examples to keep; none: the function is one for `filter`. arguments: as
-    `fn_kwargs`.
+    batched: whether it takes columns of many examples. column: for a function of `map`, the
+    returned column that is true for examples to keep; None: the function is one of `filter`.
+    arguments: passed as `fn_kwargs`.
     """
     run: Callable[..., Any] = functools.partial(load_object(function), **arguments)
 

@@ -1,4 +1,4 @@
-"""Rows as source formats yield them: good ones, and bad ones with reason, place and remedy."""
+"""Rows as source formats yield them: good rows, and bad rows with reason, place and remedy."""
 
 from __future__ import annotations
 
@@ -114,7 +114,10 @@ def make_record_item(
     others: Mapping[str, Any],
     source: SourceSettings,
 ) -> Item:
-    """Make a row with further fields. place: file and row. others: values of `other_fields`."""
+    """Make an item of a row that has further fields.
+
+    place: file and row number. others: values of `other_fields`, in their order.
+    """
     file, row = place
     if source.where is not None:
         try:
@@ -135,7 +138,7 @@ def where_fields(source: SourceSettings) -> tuple[str, ...]:
 
 
 def other_fields(source: SourceSettings) -> list[str]:
-    """Names of the fields to read beside those of `fields_of`."""
+    """Names of the fields to read besides those of `fields_of`."""
     return list(dict.fromkeys((*where_fields(source), *source.metadata_fields)))
 
 
