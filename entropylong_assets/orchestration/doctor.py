@@ -35,7 +35,7 @@ def examine(project: Project) -> Iterator[Finding]:
     instance: dg.DagsterInstance | None = None
     try:
         instance = _open_instance(project)
-    except Exception as error:  # a broken dagster.yaml or storage raises whatever it likes
+    except Exception as error:  # a broken dagster.yaml or storage may raise any error
         yield Finding(
             "instance",
             "fault",

@@ -20,7 +20,7 @@ def corpus_model(stages: Stages) -> type[CorpusSettings]:
     """Class of a corpus' settings: its own fields and the sections of the corpus stages."""
 
     class Corpus(CorpusSettings):
-        """Settings of one corpus: its sources, and what is made of them once for all datasets."""
+        """Settings of one corpus: its sources, and the stages that all its datasets share."""
 
         @model_validator(mode="after")
         def _sections_agree(self) -> Corpus:

@@ -1,7 +1,7 @@
 """The state of each partition: up to date, stale, failed, missing or skipped, and why.
 
-Answered from the manifests and check outcomes beside the data, so that it holds for data of any
-Dagster instance.
+It is read from the manifests and check outcomes that are stored with the data, so it does not
+depend on the Dagster instance that made the data.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class StageStatus:
 def settings_fault(stage: Stage, partition: Partition) -> str | None:
     """Why a partition was not made under these settings and this code, or None.
 
-    None as well if the partition does not exist: then there is nothing that could be stale.
+    Also None if the partition does not exist.
     """
     manifest = partition.store.manifest(stage.tables, partition.shard)
     return None if manifest is None else settings_difference(stage, manifest, partition.settings)
@@ -74,7 +74,7 @@ def partition_state(stage: Stage, partition: Partition) -> PartitionState:
         if skipped:
             return PartitionState("skipped", skipped)
         return PartitionState("missing", "not materialized")
-    # A wrong setting first: it also explains the inputs that a stage over all shards leaves out.
+    # Settings are compared first: they also explain why a stage over all shards leaves shards out.
     stale = settings_fault(stage, partition) or stale_reason(stage, partition)
     if stale:
         return PartitionState("stale", stale)
@@ -91,8 +91,8 @@ def status_of(
     """The status of the stages of one corpus or dataset, in the order of the data.
 
     partition: its settings and tables. shards: those of the corpus' plan; shards that only the
-    tables hold are added. before: of the corpus, for a dataset, so that a partition with a stale
-    input counts as stale. Reads a few small files per partition.
+    tables contain are added. before: for a dataset, the status of its corpus, so that a partition
+    with a stale input counts as stale. Reads a few small files per partition.
     """
     planned, found = set(shards), list(before)
     for stage in stages:

@@ -72,10 +72,10 @@ def find_anchors(
 
 
 def is_anchor(settings: EntropySettings, alpha: float) -> pl.Expr:
-    """Whether a position is an anchor at another α, wherever it stands in its root.
+    """Return an expression: whether a position is an anchor at another α.
 
-    Of a frame with the columns entropy and surprisal of the position, and mean, std, surprisal_mean
-    and surprisal_std of its root.
+    The frame has the columns entropy and surprisal of the position, and mean, std, surprisal_mean
+    and surprisal_std of its root. The minimum position of an anchor is not applied.
     """
     entropy, surprisal = (pl.col(name).cast(pl.Float64) for name in ("entropy", "surprisal"))
     is_uncertain = entropy > pl.col("mean") + alpha * pl.col("std")

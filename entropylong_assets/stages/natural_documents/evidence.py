@@ -1,4 +1,4 @@
-"""Long-range evidence of a window: which tokens need its far context, and where that stands.
+"""Long-range evidence of a window: which tokens need distant text, and where that text is.
 
 Legend: T tokens of a window.
 """
@@ -41,10 +41,10 @@ class Occurrence(NamedTuple):
 def find_earlier(
     token_ids_T: NDArray[np.int64], position: int, first: int, before: int
 ) -> Occurrence | None:
-    """The longest n-gram ending at `position` that also ends in [first, before), nearest first.
+    """Find an earlier occurrence of the longest possible n-gram that ends at `position`.
 
-    The earlier occurrence lies within [first, before) as a whole. None if not even the token
-    itself occurs there. n-grams of more than `LONGEST_NGRAM` tokens count as that long.
+    The whole occurrence is within [first, before); of several, the nearest is returned. None if not
+    even the token itself occurs there. n-grams have at most `LONGEST_NGRAM` tokens.
     """
     ends = first + np.flatnonzero(token_ids_T[first:before] == token_ids_T[position])
     if not len(ends):

@@ -20,8 +20,8 @@ MIN_BESIDE = 2
 """Words of an n-gram that must be unchanged on either side of an edited one."""
 
 MAX_PLACES = 32
-"""Occurrences in the root of half an n-gram whose other half is compared. What occurs more often
-says nothing about the words beside it."""
+"""Maximum number of occurrences of half an n-gram in the root whose other half is compared: a half
+that occurs more often is no evidence of a copy."""
 
 
 def max_gap(word: str) -> int:
@@ -98,7 +98,7 @@ class WordNgrams:
         }
 
     def _occurs_edited(self, ngram: tuple[str, ...], first: bool, last: bool) -> bool:
-        """Return whether an n-gram is in the root but for one word.
+        """Return whether an n-gram is in the root, except for one word.
 
         first, last: whether its first and its last half are in the root.
         """
@@ -110,9 +110,9 @@ class WordNgrams:
 
 
 def _continues(root: str, half: Sequence[str], rest: Sequence[str]) -> bool:
-    """Return whether words of `half` are in the root, and then those of `rest` but for one.
+    """Return whether the root contains the words of `half`, then those of `rest` except for one.
 
-    At least `MIN_BESIDE` words follow the one that may be other.
+    At least `MIN_BESIDE` words follow the one that may differ.
     """
     letters, ending = "".join(half), "".join(rest[-MIN_BESIDE:])
     reach = sum(len(word) + max_gap(word) for word in rest)

@@ -25,7 +25,7 @@ MAX_DRAWS = 1024
 NOT_A_CONTROL = -1
 """Used in place of a control's number to draw chunks, so that controls are not drawn again."""
 FILLER = -2
-"""The same for fillers, so that random contexts are not drawn again."""
+"""Used in place of a control's number to draw fillers, so that random contexts are not repeated."""
 
 CHUNKS_PER_FETCH = 8
 FILLERS_PER_FETCH = 64
@@ -100,7 +100,7 @@ class IndexPool:
 
     def fillers(self, groups: Sequence[Group]) -> Iterator[Context]:
         own = {context.doc_id for group in groups for context in group.chosen}
-        # A small corpus is drawn from until hardly any chunk is left; a large one never is.
+        # Draws enough to use up a small corpus; in a large one the samples are full before.
         chunk_ids = self._draw(groups[0], FILLER, 8 * self._index.universe.total)
         rows = self._rows(groups, chunk_ids, FILLERS_PER_FETCH)
         for number, row in enumerate(row for row in rows if row["doc_id"] not in own):

@@ -17,7 +17,7 @@ from entropylong_assets.stages.verification.false_acceptance import ROUGH
 
 
 def facts_of(content: Mapping[str, Any]) -> ExportFacts:
-    """What formats need to know of an export, from its manifest without files."""
+    """Return the facts that formats need about an export, from its manifest without files."""
     roles, export = content["figures"]["tokens_by_role"], content["settings"]["export"]
     fillers = not export["learn_fillers"] and roles.get("filler")
     tokenizer = {k: v for k, v in content["tokenizer"].items() if k != "dtype"}
@@ -133,7 +133,7 @@ def _mixture(content: Mapping[str, Any]) -> str:
 
 
 def _masked_fillers(content: Mapping[str, Any]) -> str:
-    """What to say if fillers are not learnt."""
+    """A note for exports whose fillers are not learnt; empty for others."""
     if content["settings"]["export"]["learn_fillers"]:
         return ""
     return (
@@ -143,7 +143,7 @@ def _masked_fillers(content: Mapping[str, Any]) -> str:
 
 
 def _no_table(facts: ExportFacts, formats: Sequence[str]) -> str:
-    """What to say of `load_dataset` in an export that it can't load."""
+    """A section on `load_dataset` for exports that it can't load; empty for others."""
     if any(EXPORT_FORMATS[name].front_matter(facts).get("configs") for name in formats):
         return ""
     return (
@@ -225,7 +225,7 @@ def _threshold(entropy: Mapping[str, Any]) -> str:
 
 
 def _repacked(counts: Mapping[str, Any]) -> str:
-    """What was read, packed and dropped."""
+    """A table of what was read, packed and dropped."""
     read, packed = counts["read"], counts["packed"]
     rows = [(name.replace("_", " "), read[name], packed.get(name, 0)) for name in read]
     dropped = [

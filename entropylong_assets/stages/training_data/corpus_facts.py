@@ -1,4 +1,4 @@
-"""What an export says of its corpus: what it was cleaned of, and the metadata of its documents."""
+"""Facts about the corpus in an export: how it was cleaned, and the metadata of its documents."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def export_training_data(
     if not order:
         raise ExportError(f"no shard to export; materialize {LONG_CONTEXT_SAMPLES.name} first")
     made_from = _made_from(store, order, code_version)
-    if settings.export.mixture is not None:  # its short documents are those that the index holds
+    if settings.export.mixture is not None:  # its short documents are those in the index
         made_from[EMBEDDING_INDEX.name] = store.require(EMBEDDING_INDEX).data_version
     chosen = _recorded_settings(settings)
     name = fingerprint({"format": FORMAT_VERSION, "made_from": made_from, "settings": chosen})

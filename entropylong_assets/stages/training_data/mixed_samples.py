@@ -1,4 +1,4 @@
-"""The samples of a mixture: which there are, and each as export formats receive it."""
+"""The samples of a mixture: choosing them, and yielding each as export formats receive it."""
 
 from __future__ import annotations
 
@@ -69,9 +69,11 @@ def natural_samples(store: TableStore, shard: str, bos: Sequence[int]) -> Iterat
 def short_samples(
     store: TableStore, shard: str, settings: Settings, tokenizer: Tokenizer, limit: float
 ) -> Iterator[Plain]:
-    """At most `limit` samples of short documents of the shard, one after the other, in an order by
-    hash. The last document of a sample is cut at its end; documents longer than a sample, roots,
-    copies and near-duplicates are left out."""
+    """Yield at most `limit` samples, each a series of short documents of the shard.
+
+    Documents are ordered by hash, and the last one of a sample is cut at its end. Documents longer
+    than a sample, roots, copies and near-duplicates are left out.
+    """
     bos, size = list(tokenizer.bos_ids), settings.samples.tokens
     excluded = set(store.read(ENTROPY_SCORES, shard, "roots", ["root_id"])["root_id"])
     for table in ("near_copies", "duplicates"):
@@ -126,7 +128,7 @@ class Mixture:
         return pl.DataFrame({"sample_id": ids}, schema={"sample_id": pl.String})
 
     def block(self) -> dict[str, Any]:
-        """What the manifest says of the mixture."""
+        """The manifest's block about the mixture."""
         total = max(len(self.entries), 1)
         return {
             part: {

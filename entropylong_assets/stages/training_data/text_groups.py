@@ -95,7 +95,7 @@ class TextGroups:
     ) -> dict[int, list[Dependency]]:
         """Dependencies by the number of their context, at the tokens of their anchors.
 
-        Of two anchors of a context that are one token now, the one with the larger gain is kept.
+        If two anchors of a context are the same token now, the one with the larger gain is kept.
         """
         found: dict[tuple[int, int], Dependency] = {}
         self.dependencies += len(rows)

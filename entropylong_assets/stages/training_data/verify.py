@@ -21,7 +21,7 @@ class Verification:
     files: int
     bytes: int
     faults: tuple[str, ...]
-    """One line per file that is not as it was written."""
+    """One line per file that has changed, is missing or does not belong to the export."""
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _empty_folders(fs: Any, folder: str) -> list[str]:
 def verify_export(uri: str) -> Verification:
     """Read every file; find changed, missing and foreign ones, and foreign empty folders.
 
-    What git and the clients of the Hugging Face Hub add is not counted.
+    Files that git and the clients of the Hugging Face Hub add are ignored.
 
     Raises ExportError if the manifest itself is missing or damaged.
     """
