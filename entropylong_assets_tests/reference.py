@@ -1,6 +1,6 @@
-"""The method of the paper once more, in NumPy and float64, sharing no code with the pipeline.
+"""The method of the paper in NumPy and float64, as an oracle: it shares no code with the pipeline.
 
-One forward pass of the whole [C; D] for every pair, all logits, a Llama written out by hand.
+A Llama written by hand computes all logits in one forward pass of the whole [C; D] per pair.
 """
 
 from __future__ import annotations

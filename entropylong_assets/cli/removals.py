@@ -59,7 +59,7 @@ def retire(
         with open_instance() as instance:
             if undo:
                 back = bring_back(chosen, name, instance)
-                out.print(f"{chosen.name}: back: {', '.join(back) or 'no shard'}. {NEXT}")
+                out.print(f"{chosen.name}: brought back: {', '.join(back) or 'no shard'}. {NEXT}")
                 return
             removal = retire_name(chosen, name, instance, reason)
         shards = retired_shards(chosen, name)

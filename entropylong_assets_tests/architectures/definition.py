@@ -1,6 +1,6 @@
-"""The plain definition of a score, written again: the oracle of the engine's modes.
+"""The plain definition of a score, written independently: the oracle of the engine's modes.
 
-One sequence per forward pass of a copy that has computed nothing before; entropies in float64.
+One sequence per forward pass, each with a new copy of the model; entropies in float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringReq
 
 
 def defined_scores(fresh: Any, request: ScoringRequest) -> PositionScores:
-    """fresh: a model of transformers that has computed nothing yet; it is left as it is."""
+    """fresh: a model of transformers that has not computed anything; it is not changed."""
     hf_model = copy.deepcopy(fresh)
     ids = torch.from_numpy(request.token_ids_T)
     with torch.no_grad():

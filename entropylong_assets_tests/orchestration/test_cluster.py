@@ -1,4 +1,4 @@
-"""What the settings `cluster` become on Ray and Kubernetes, and the files of deploy/."""
+"""How Ray and Kubernetes receive the settings `cluster`, and the files of deploy/."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_steps_differ_in_their_tags_alone_between_engines() -> None:
 
 
 def test_code_versions_do_not_depend_on_the_engine() -> None:
-    """The same partition made here or there is the same partition."""
+    """Otherwise a partition would be stale after a change of the engine."""
 
     def code(project: Project) -> dict[str, str | None]:
         graph = build_definitions(project).resolve_asset_graph()

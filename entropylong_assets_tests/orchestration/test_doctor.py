@@ -1,4 +1,4 @@
-"""The doctor names each fault in one line that says what to do: each one is made here."""
+"""The doctor names each fault in one line that says what to do. The tests cause each fault."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SUBJECTS = [
 
 
 class Installation:
-    """Data of a project that ran whole, with an instance and a daemon of its own: no fault."""
+    """A project without a fault: all its data, an instance, and a daemon's heartbeat."""
 
     def __init__(self, folder: Path, world: World, models: tuple[str, str]) -> None:
         self.home, self.data, self.sources = folder / "home", folder / "data", folder / "corpus"

@@ -78,7 +78,7 @@ def test_a_killed_run_takes_no_shard_out_of_the_export(place: Place) -> None:
     place.kill_verification()
     with open_instance() as instance:
         project = place.project()
-        assert statuses(instance, project, place.shard) == {"PLANNED"}  # the trap is set
+        assert statuses(instance, project, place.shard) == {"PLANNED"}  # hides the good results
         assert run_project(project, instance) == 0
         assert statuses(instance, project, place.shard) == {"SUCCEEDED"}
         run_export(project, project.dataset, instance)

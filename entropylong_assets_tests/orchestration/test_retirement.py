@@ -90,7 +90,7 @@ class Place:
 def finished(
     world: World, tiny_models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path]:
-    """Settings and source folder of a corpus of which everything was made. Read only."""
+    """Settings and source folder of a corpus with all stages materialized. Read only."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(world.corpus, folder / "in")
     texts = [document(seed) for seed in range(500, 512)]
@@ -150,8 +150,8 @@ def test_a_retired_shard_leaves_index_candidates_samples_and_exports(place: Plac
         assert not retired_text & place.in_samples(shard)
     assert set(open_table(place.store).rows_by_shard()) == {A, B}
     assert not any(part in place.exported() for part in parts)
-    assert place.run() == 0  # and stays out
-    # Brought back it is embedded again, and everything is as it was.
+    assert place.run() == 0  # the shard stays retired
+    # When it is brought back, it is embedded again, and the earlier data is restored.
     assert bring_back(project.corpus, C, instance) == [C]
     assert instance.get_dynamic_partitions("corpus_shards") == [A, B, C]
     assert place.run() > 0
@@ -236,7 +236,7 @@ def test_a_document_taken_down_leaves_every_shard_sample_and_export(place: Place
     assert dropped.rows() == [("taken_down", f"document {doc_id} was taken down")]
     assert len(place.documents("tiny-00003")) == 1
     assert place.run() == 0
-    # Asked for again, the same record stays, and the present samples are free of it.
+    # A second takedown keeps the record, and finds no sample with the document.
     (again,) = take_down(project.corpus, [project.dataset], doc_id, "again")
     assert again.removal == taken.removal
     assert (again.held.shards, again.held.samples) == ((), ())
@@ -392,7 +392,7 @@ def test_commands_retire_list_undo_and_take_down(
     assert output.endswith(": licence")
     assert call("scan")[1].startswith("corpus: 2 shards, new: none")
     code, output = call("retire", B, "--undo")
-    assert (code, output.partition(". ")[0]) == (0, f"corpus: back: {B}")
+    assert (code, output.partition(". ")[0]) == (0, f"corpus: brought back: {B}")
     assert call("scan")[1].startswith("corpus: 3 shards, new: none")
     code, output = call("takedown", "a3", "--reason", "asked for")
     assert code == 0

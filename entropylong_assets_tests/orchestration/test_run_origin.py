@@ -45,7 +45,7 @@ query($job: String!, $location: String!, $repository: String!) {
 
 
 def test_a_run_is_listed_under_its_job_and_code_location() -> None:
-    """Asked as the UI asks, through GraphQL, of a code server that knows nothing of the run."""
+    """Queries GraphQL as the UI does, on a code server that did not start the run."""
     location, repository = run_origin.CODE_LOCATION, "__repository__"
     variables = {"job": "count", "location": location, "repository": repository}
     with dg.DagsterInstance.local_temp() as instance:

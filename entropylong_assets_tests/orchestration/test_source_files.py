@@ -1,4 +1,4 @@
-"""Source files that change back, are empty, go away or are renamed: runs go on, and say so."""
+"""Source files that change back, are empty, deleted or renamed: runs continue, and report it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def partition_of(project: Project, shard: str = "in-00000") -> Partition:
 def test_a_file_that_changes_back_is_asked_for_each_time(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    """Dagster starts one run per run key, for ever."""
+    """Dagster never starts a second run for the same run key."""
     file, project = tmp_path / "in/a.jsonl", project_of(tmp_path)
     keys = []
     for text, time in ((A, 1), (B, 2), (A, 1), (B, 2), (A, 1)):
@@ -212,7 +212,7 @@ def test_a_source_that_leaves_the_settings_keeps_its_shards(
     assert stale_reason(CORPUS_DOCUMENTS_STAGE, partition) is None
     with pytest.raises(MissingSourceError, match="the settings have no source 'in'; put it back"):
         materialize(CORPUS_DOCUMENTS_STAGE, partition)
-    # The instance does not know that the shard was made; asking for it would be in vain.
+    # The instance does not know that the shard was made, but a run could not read its files.
     requests = tick_schedule(without, instance, "web__fill_gaps").run_requests
     assert [(r.partition_key, r.asset_selection[0].path[-1]) for r in requests] == [
         ("more-00000", "corpus_documents"),
@@ -343,7 +343,7 @@ def test_run_goes_on_without_its_source_files(home: Home) -> None:
     assert stale.exit_code == 0, stale.output
     assert "not made again, data kept: shard tiny-00000: " in stale.output
     assert "(and 1 more)" in stale.output
-    # Nor does a source that leaves the settings stop anything.
+    # A source that is removed from the settings does not stop the run either.
     other = home.call("run", sources=[{**home.source, "name": "other"}])
     assert other.exit_code == 0, other.output
     assert "4 shards, 1 of them new" in other.output

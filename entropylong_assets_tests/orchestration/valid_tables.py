@@ -489,7 +489,7 @@ _SCHEMAS = {
     "file_faults": pl.Schema({"fault": pl.String}),
     "stored": pl.Schema({"path": pl.String, "bytes": pl.Int64, "sha256": pl.String}),
 }
-"""Of views that are no stored tables."""
+"""Schemas of views that are no stored tables."""
 
 
 def valid(stage: str) -> Tables:

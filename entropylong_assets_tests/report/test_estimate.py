@@ -154,7 +154,7 @@ def test_other_sizes_scale_what_they_concern(make: Make) -> None:
 
 @pytest.mark.parametrize("text", ["1e9", "documents", "0 roots", "5 shards", "1,2.3.4 roots", ""])
 def test_parse_size_refuses_what_is_no_size(text: str) -> None:
-    with pytest.raises(SizeError, match="no size; write 'paper'"):
+    with pytest.raises(SizeError, match="not a size; write 'paper'"):
         parse_size(text)
 
 

@@ -50,8 +50,8 @@ def measured_of(tokens: list[float], per_token: float = 0.1, **over: object) -> 
 
 
 def test_point_matches_a_sum_by_hand() -> None:
-    """4 of 40 rows are known, a quarter of the documents is drawn: each row stands for 2.5 roots of
-    its own length, whatever the lengths of the measured roots."""
+    """4 of 40 rows are known and a quarter of the documents is drawn, so that each row stands for
+    2.5 roots of its own length. The lengths of the measured roots have no effect."""
     totals = point([rows_of([100, 200, 300, 0], 40, 0.25)], measured_of([50, 500]), NOTHING)
     assert totals.documents == 40
     assert totals.drawn == pytest.approx(7.5)

@@ -74,7 +74,7 @@ def test_canonical_text_is_what_the_oracle_says_and_stays_so(text: str) -> None:
 
 
 def test_characters_that_are_passed_as_composed_are() -> None:
-    """Texts of these alone skip normalisation: each must be inert under NFC, next to any other."""
+    """Texts of these characters skip the normalization, so NFC must change no pair of them."""
     everything = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
     inert = re.findall(re.sub(r"\\x\{(\w+)\}", _as_python, f"[{_COMPOSED}]"), "".join(everything))
     assert len(inert) > 30_000
@@ -103,7 +103,7 @@ def test_canonical_text_keeps_what_scripts_need() -> None:
 
 
 def test_long_runs_of_combining_marks_take_no_quadratic_time() -> None:
-    """Python's own normalisation would take hours over this one."""
+    """Python's own normalization would take hours for this text."""
     (text,) = canonical_texts(["a" + "\u0301\u0323" * 1_000_000])
     assert text[0] == "\u1ea1"
     assert len(text) == 2_000_000

@@ -1,4 +1,4 @@
-"""Encodings and compressions: what is recognized is read in every format, the rest is named."""
+"""Encodings and compressions: known ones are read in every format, others are named."""
 
 from __future__ import annotations
 

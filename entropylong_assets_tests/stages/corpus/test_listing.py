@@ -1,4 +1,4 @@
-"""One rule for what a source's files are: in a folder, under a pattern, on an object store."""
+"""One rule for the files of a source: in a folder, under a pattern, in an object store."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_folder_and_an_object_store_list_the_same(
         files, passed_over = local
         expected = [(path, found) for path in sorted(layout) if (found := is_expected(path))]
         assert files == expected
-        # Everything is accounted for: a hidden folder stands for what is in it.
+        # Every file is listed or passed over. A hidden folder stands for its files.
         uncounted = layout - {path for path, _ in files}
         for uris in passed_over.values():
             tops = tuple(uri for uri in uris if uri.endswith("/"))
@@ -365,7 +365,7 @@ def test_a_moved_folder_keeps_its_versions(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_passed_over_unopened(tmp_path: Path) -> None:
-    """A pipe without a writer would block a scan for ever."""
+    """A pipe without a writer would block a scan forever."""
     write(tmp_path, ["a.jsonl"])
     os.mkfifo(tmp_path / "pipe.jsonl")
     with socket.socket(socket.AF_UNIX) as server:
@@ -388,7 +388,7 @@ def test_a_file_that_cannot_be_opened_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, [f"{name}.jsonl" for name in "abc"])
-    # As root, permissions of the disk are not enforced.
+    # Simulated, because permissions do not apply to root.
     opened = fsspec.implementations.local.LocalFileSystem._open
 
     def refuse(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:

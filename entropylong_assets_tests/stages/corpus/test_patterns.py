@@ -1,4 +1,4 @@
-"""Patterns mean what a shell makes of them, on names given one after the other."""
+"""Patterns match the same names as in a shell, applied to one name of a path after the other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def joined(parts: list[str]) -> str:
     return "".join(parts)
 
 
-# Braces of at least two alternatives, within each other too. bash has its own mind about others.
+# Braces with at least two alternatives, also nested. bash treats other braces differently.
 BRACES = st.recursive(
     st.text("ab/*,", max_size=3).map(lambda text: text.replace(",", "")),
     lambda inner: st.lists(

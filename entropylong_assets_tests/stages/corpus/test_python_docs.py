@@ -1,4 +1,4 @@
-"""The built-in source gives the same texts in every process, and runs nothing of what it reads."""
+"""The built-in source gives the same texts in every process, and runs no code of the packages."""
 
 from __future__ import annotations
 
