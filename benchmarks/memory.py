@@ -40,7 +40,7 @@ from entropylong_assets.stages.embeddings.stages import CHUNK_EMBEDDINGS_STAGE
 
 DIMENSION = 384
 AGAIN = " again"
-"""After the name of a stage: it is run a second time, over its own output."""
+"""Suffix of a stage's name: the stage is run a second time, over its own output."""
 RUNS = [
     name
     for stage in STAGES

@@ -1,4 +1,4 @@
-"""Near-duplicates and decontamination: what is found, at what cost.
+"""Near-duplicates and decontamination: recall, precision, time and memory.
 
     python -m benchmarks.near_duplicates --documents 100000 --orders 2
     python -m benchmarks.near_duplicates --documents 1000000
@@ -132,7 +132,10 @@ def write_shards(folder: Path, count: int, reverse: bool) -> list[str]:
 
 
 def find(folder: Path, shards: Sequence[str]) -> dict[str, Any]:
-    """Run both stages in this process; CPU seconds (the machine may be shared) and peak memory."""
+    """Run both stages in this process; return CPU seconds and peak memory.
+
+    CPU seconds are used because other work may run on the machine.
+    """
     settings = settings_in(folder)
     store = open_store(settings)
     before, start, wall = _peak(), time.process_time(), time.perf_counter()

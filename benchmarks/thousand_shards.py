@@ -124,8 +124,10 @@ def report_events(
 
 
 def fill(project: Project, instance: dg.DagsterInstance) -> list[str]:
-    """Give all partitions their manifests, and those of the first shard and of all shards their
-    events; return the shards."""
+    """Write the manifests of all partitions; return the shards.
+
+    Also report the events of the first shard, and of the stages over all shards.
+    """
     settings = project.dataset
     store = open_store(settings)
     shards = [shard.key for shard in scan(project.corpus, instance).plan.shards]
@@ -141,7 +143,7 @@ def fill(project: Project, instance: dg.DagsterInstance) -> list[str]:
 def refuse_incomplete(
     project: Project, shards: Sequence[str], instance: dg.DagsterInstance
 ) -> None:
-    """Assert that tables and instance say that everything is made and checked."""
+    """Assert that by tables and instance, everything is materialized and checked."""
     settings = project.dataset
     partition = Partition(settings, open_store(settings))
     for stage in following(project):

@@ -1,6 +1,6 @@
 """The package of docs/extending.md, installed and used as the page says.
 
-One run in a process of its own, since entry points are read when Python starts.
+One run in another process, since entry points are read when Python starts.
 """
 
 from __future__ import annotations

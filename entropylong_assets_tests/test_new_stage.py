@@ -1,6 +1,6 @@
-"""A stage of another package, declared in one folder, is everywhere that the built-in ones are.
+"""A stage of another package, declared in one folder, appears everywhere like the built-in ones.
 
-The toy stage `similar_candidates` stands between retrieval and verification: it keeps the
+The example stage `similar_candidates` is between retrieval and verification. It keeps the
 candidates whose similarity reaches a setting.
 """
 

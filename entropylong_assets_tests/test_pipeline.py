@@ -1,4 +1,4 @@
-"""The whole pipeline through real Dagster runs, held against an independent reference."""
+"""The whole pipeline through real Dagster runs, compared with an independent reference."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_candidates_are_the_nearest_chunks(world: World) -> None:
         expected = reference.nearest(query, vectors, root_id, world.settings.retrieval.top_k)
         similarity = [float(query @ vectors[c]) for c in expected]
         got = [float(query @ vectors[c]) for c in by_anchor[root_id, anchor]]
-        # Near ties may change places in float32; what may not is how near the chosen ones are.
+        # In float32 near ties may be ordered differently, but the similarities must be the same.
         np.testing.assert_allclose(got, similarity, atol=1e-6)
     assert len(asked) > 40
 
@@ -209,7 +209,7 @@ def test_document_in_two_shards_counts_once(world: World) -> None:
 
 
 def test_near_duplicate_of_a_root_is_rejected(world: World) -> None:
-    """Copying a root would resolve every anchor in it and teach nothing."""
+    """A copy of a root would resolve all of its anchors, and a model would learn nothing."""
     pairs = read(world, VERIFIED_DEPENDENCIES, "pairs")
     copies = pairs.filter(verdict="near_duplicate")
     assert len(copies) > 0

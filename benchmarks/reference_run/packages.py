@@ -92,7 +92,7 @@ def find_archive(package: Package, folder: Path) -> Path | None:
 
 
 def download(package: Package, folder: Path, timeout: float = 600) -> Path:
-    """Download a package without its dependencies, unless it is there. Raises PackageError."""
+    """Download a package without its dependencies, unless it exists. Raises PackageError."""
     if (archive := find_archive(package, folder)) is not None:
         return archive
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def download(package: Package, folder: Path, timeout: float = 600) -> Path:
 def read_files(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     """Yield path and content of the regular files whose path matches, sorted by path.
 
-    The folder `name-version/` in which an sdist lies is cut off the paths.
+    The paths do not include the folder `name-version/` of an sdist.
     """
     wanted = re.compile(pattern)
     if archive.suffix in {".whl", ".zip"}:
@@ -160,7 +160,7 @@ def read_license(archive: Path) -> str:
     parts = re.split(r"[\s()]+(?:AND|OR|WITH)[\s()]+", expression.strip("() "))
     if not expression or not all(_FREE.match(part.strip("() ")) for part in parts):
         raise PackageError(
-            f"{archive.name}: licence '{expression or 'unknown'}' is not in the list of those "
+            f"{archive.name}: licence '{expression or 'unknown'}' is not in the list of licences "
             "that allow use and redistribution; take the package out of packages.txt"
         )
     return expression

@@ -145,7 +145,7 @@ def _refresh(settings: Settings, job: Job, stages: list[Stage]) -> Any:
         outdated = sorted({s for stage in stages for s in outdated_shards(stage, partition)})
         if not outdated:
             return dg.SkipReason(f"all eligible shards are contained in {names}")
-        context.log.info(f"not contained as they are now: {', '.join(outdated[:20])}")
+        context.log.info(f"present data not contained: {', '.join(outdated[:20])}")
         return dg.RunRequest()
 
     return refresh

@@ -201,7 +201,7 @@ def _containment_fault(whole: Stage, partition: Partition) -> str | None:
     for source in partitioned:
         version = partition.store.require(source.tables, partition.shard).data_version
         if recorded.get(source.name, {}).get(partition.shard) != version:
-            return f"{whole.name} does not contain it as it is now; materialize {whole.name} again"
+            return f"{whole.name} does not contain its present data; materialize {whole.name} again"
     return None
 
 

@@ -120,7 +120,7 @@ def _exports(data: str, counts: Counter[str]) -> list[str]:
 def watch(
     data: str, whole: Mapping[str, str], rows: Mapping[str, list[str]], pipe: Connection
 ) -> None:
-    """Target of a process: read everything repeatedly until told to end, then send the results.
+    """Target of a process: read everything repeatedly until the signal to end; send the results.
 
     rows: hashes that the rows of each shard in the LanceDB table may have.
     """

@@ -1,4 +1,4 @@
-"""What a step reports of its progress: done of total, share, rate and time left."""
+"""The progress that a step reports: done of total, share, rate and time left."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_record_of_a_later_version_is_read(data: Path, world: World) -> None:
 
 
 def test_definitions_load_without_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine without credentials the code location loads; the first step reports it."""
+    """Without credentials, the code location still loads, and the first step reports the error."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")

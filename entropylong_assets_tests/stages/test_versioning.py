@@ -1,9 +1,9 @@
-"""A setting makes stale what it determines and nothing else; which shards may be used, and why not.
+"""A setting makes exactly the stages stale that it determines. Which shards may be used, and why.
 
-KNOBS is written by hand from what the computations read, not from what the stages declare: for
-each setting the stages whose own content it can change. (What follows them becomes stale through
-their data versions.) `training_dataset` repeats all settings in its manifest for information;
-that alone does not count.
+KNOBS is written by hand from what the computations read, not from what the stages declare: for each
+setting, the stages whose own content it can change. (Later stages become stale through the data
+versions of their inputs.) `training_dataset` also copies all settings into its manifest, which does
+not count.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
 }
 
 OTHER_BASES: list[tuple[dict[str, Any], str, Any, set[str]]] = [
-    # A second model: its audit reads what it scores, and how.
+    # A second model: its audit depends on the pairs that it scores and on its settings.
     *(
         ({"audit.model": "m2"}, path, value, stages | {M})
         for path, (value, stages) in KNOBS.items()
@@ -317,7 +317,7 @@ _SAMPLE_STAGES = (D, C, X, E, R, V, S)
 _OF_QUERIES = {"embedding.query_prompt", "embedding.query_task"}
 _OF_CHUNKS = {"embedding.chunk_tokens", "embedding.document_prompt", "embedding.document_task"}
 READ_WITHOUT_EFFECT: dict[str, set[str]] = {
-    # The shard's own source is identified with the shard; the others are declared if there are any.
+    # `identify` returns the shard's own source; the other settings are declared if they are used.
     D: {"corpus.sources", "corpus.filters", "corpus.decontaminate"},
     # Recorded settings are validated again.
     P: {
@@ -325,9 +325,9 @@ READ_WITHOUT_EFFECT: dict[str, set[str]] = {
         "near_duplicates.threshold_by_source", "natural.min_gzip_ratio", "natural.max_gzip_ratio",
     },
     G: {"near_duplicates.threshold"},  # identified: whether there is one
-    # Opening the embedder tries it on a query and on a chunk, of which one is used.
+    # Opening the embedder tests it with a query and a chunk, of which only one is used here.
     C: _OF_QUERIES,
-    # Documents that come back are cut as the others were, or refused.
+    # Restored documents are cut as the others were, or refused.
     X: {"embedding.chunk_tokens", "embedding.min_chunk_chars", *_OF_QUERIES},
     # Opening the tokenizer reads its framing, which a query or an entropy does not contain.
     E: {"scoring.separator"},
@@ -464,7 +464,7 @@ def test_copied_data_are_up_to_date(copied: Copied) -> None:
 
 
 def test_another_index_over_the_same_shards_makes_what_searched_it_stale(copied: Copied) -> None:
-    """Fewer probes leave the tables of the index as they are, and its tag is another."""
+    """Fewer probes do not change the tables of the index, but they change its tag."""
     version = copied.store.require(copied.stage(X).tables).data_version
 
     def other_tag(manifest: dict[str, Any]) -> None:
@@ -594,7 +594,7 @@ def test_shard_made_from_older_inputs_is_left_out(copied: Copied) -> None:
 
 
 def test_export_alone_leaves_out_shards_made_under_other_settings(copied: Copied) -> None:
-    """The index takes in shards of other settings; an export must be made by one set of them."""
+    """The index may contain shards made under other settings; an export must have one set."""
 
     def other(manifest: dict[str, Any]) -> None:
         manifest["determinants"]["settings"]["embedding.min_chunk_chars"] = 9
@@ -612,7 +612,7 @@ def test_export_alone_leaves_out_shards_made_under_other_settings(copied: Copied
 
 
 def test_partition_whose_input_was_removed_is_stale(copied: Copied) -> None:
-    """The failure: an error in place of the run that would make the input again."""
+    """The failure: an error, although a run would make the input again."""
     shutil.rmtree(copied.store.folder(copied.stage(R).tables, copied.shards[0]))
     reason = stale_reason(copied.stage(V), copied.partition(V))
     assert reason is not None

@@ -86,7 +86,7 @@ class Listing(NamedTuple):
 
 
 def file_version(uri: str, kind: str) -> str | None:
-    """Return the version of one file as it is now, or None if it does not exist."""
+    """Return the present version of one file, or None if it does not exist."""
     reader = source_format(kind)
     if isinstance(reader, VirtualFormat):
         return reader.version(uri)

@@ -201,7 +201,7 @@ def test_compound_endings_are_known_below_folders_and_patterns(tmp_path: Path, e
 def test_a_named_file_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
     write(tmp_path, [name])
     assert len(list_files(source(tmp_path / name))) == 1
-    # Also below a hidden folder, and with an ending that says nothing if the kind does.
+    # Also below a hidden folder, and with an unknown suffix if the settings name the kind.
     write(tmp_path, [f".cache/{name}", "x.dat", "data"])
     assert len(list_files(source(tmp_path / ".cache" / name))) == 1
     for other in ("x.dat", "data", "x.{dat,bin}", "*.dat", "d*"):
@@ -230,7 +230,7 @@ def test_the_card_of_a_hub_is_no_document_unless_asked_for(tmp_path: Path) -> No
         }  # fmt: skip
     asked = [f.uri for f in list_files(source(tmp_path / "**/*.md"))]
     assert below(str(tmp_path), asked) == ["README.md", "data/README_zh.md", "docs/guide.md"]
-    # An article may well be named so that it only begins like a card.
+    # The name of an article may begin like that of a card.
     write(tmp_path / "wiki", ["readmes-history.txt", "licensed.txt", "notices.txt"])
     assert len(list_files(source(tmp_path / "wiki"))) == 3
 
@@ -413,7 +413,7 @@ def test_the_platforms_own_tables_are_no_source(tmp_path: Path) -> None:
     plan = plan_shards(settings_for(tmp_path, tmp_path / "data"))
     assert [Path(shard.files[0]).name for shard in plan.shards] == ["a.jsonl", "b.jsonl"]
     assert plan.passed_over == {"own": (f"{tmp_path}/data/",)}
-    # Documents may well lie below the data_uri.
+    # Documents may be below the data_uri.
     plan = plan_shards(settings_for(tmp_path / "data/corpus", tmp_path / "data"))
     assert [Path(shard.files[0]).name for shard in plan.shards] == ["t.parquet"]
 

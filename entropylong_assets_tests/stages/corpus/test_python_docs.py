@@ -84,7 +84,7 @@ print(digest.hexdigest(), "sklearn" in sys.modules)
 
 
 def test_every_process_sees_the_same_rows() -> None:
-    """Whatever it imported before, whatever its hash seed, and however it cuts them."""
+    """For any earlier imports, any hash seed, and any division into pieces."""
     found = set()
     for seed, first, step in [("1", "", 7), ("2", "import sklearn.cluster, asyncio", 1000)]:
         packages = f"{PACKAGES},sklearn.cluster"
@@ -133,7 +133,7 @@ def test_reading_runs_nothing_and_steps_over_what_is_no_python(
 
 
 def test_an_interrupted_reading_leaves_no_short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was read up to a failure must not be kept as if it were all."""
+    """Rows read before a failure must not be kept as if the package had no others."""
     expected = list(python_docs.read("asyncio"))
     assert len(expected) > 5
     python_docs._reader.cache_clear()
@@ -152,7 +152,7 @@ def test_an_interrupted_reading_leaves_no_short_rows(monkeypatch: pytest.MonkeyP
 
 
 def test_packages_are_read_in_threads() -> None:
-    """Python 3.11's parser fails by chance where two threads are in it."""
+    """Python 3.11's parser may fail if two threads use it at once."""
     packages = ["asyncio", "email", "concurrent", "unittest"]
     expected = [len(python_docs.read(package)) for package in packages]
     for _ in range(2):

@@ -152,7 +152,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("check", DAMAGES)
 def test_checks_find_what_they_are_for(values: dict[str, Any], check: str) -> None:
-    """A table is written again with one fault; the manifest's summary stays as it was."""
+    """A table is written again with one fault; the manifest's summary is unchanged."""
     partition = partition_of(values)
     store, shard = partition.store, partition.shard
     materialize(STAGE, partition)

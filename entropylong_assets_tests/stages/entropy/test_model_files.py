@@ -88,7 +88,7 @@ def test_truncated_gguf_file_is_refused(
 def test_conversion_removes_the_remains_of_a_killed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are as large as the weights in float32. The folder of a running conversion stays."""
+    """They are as large as the weights in float32. The folder of a running conversion is kept."""
     monkeypatch.setenv("ENTROPYLONG_CACHE", str(tmp_path / "cache"))
     dead, alive = (tmp_path / "cache" / f"gguf-0123456789ab.{name}" for name in ("dead", "alive"))
     for folder in (dead, alive, tmp_path / "cache" / "gguf-0123456789ab"):

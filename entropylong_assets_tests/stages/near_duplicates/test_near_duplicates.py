@@ -179,7 +179,7 @@ def test_order_and_cut_of_shards_have_no_effect(tmp_path: Path, texts: list[str]
 def test_a_new_shard_may_bring_the_representative_but_frees_no_member(
     tmp_path: Path, texts: list[str]
 ) -> None:
-    """A freed member would have to be embedded again each time that a shard comes in."""
+    """Otherwise a new shard could make documents roots that were none before."""
     before = representatives(Corpus(tmp_path / "1", {"a": texts[:80]}).find())
     copies = [" ".join(edited(t.split(), 0.02, i)) for i, t in enumerate(texts[:80:3])]
     after = representatives(Corpus(tmp_path / "2", {"a": texts[:80], "b": copies}).find())
@@ -260,7 +260,7 @@ def test_a_signature_estimates_the_similarity() -> None:
 
 
 def test_signatures_are_what_they_were() -> None:
-    """They are stored: another version of a library must not change them."""
+    """Signatures are stored, so another version of a library must not change them."""
     found = signatures([shingles("The quick brown fox jumps over the lazy dog", 3)])
     digest = hashlib.sha256(found.astype("<u4").tobytes()).hexdigest()
     assert digest[:16] == "aba478a636ab59f5"

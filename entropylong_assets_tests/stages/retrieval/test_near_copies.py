@@ -28,7 +28,7 @@ def space_of(language: str) -> str:
 def test_near_copy_is_found(language: str, edit: str) -> None:
     text, space = TEXTS[language][0], space_of(language)
     found = WordNgrams(DEFAULTS, space.join(text)).containment(EDITS[edit](text, space))
-    # Well above the limit, so that a longer or shorter sentence would not tip it.
+    # Well above the limit, so that the length of a sentence does not decide.
     assert found >= 1.5 * LIMIT
     rewritten = not re.match("sentences|reordered|character|word", edit)
     assert (found == 1) is rewritten

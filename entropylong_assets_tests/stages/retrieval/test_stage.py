@@ -117,7 +117,7 @@ def test_queries_are_the_text_around_the_anchors(partitions: dict[str, Partition
 
 
 def test_summary_counts_reconcile(partitions: dict[str, Partition]) -> None:
-    """One document of the second shard also stands in the first, which the index counts."""
+    """One document of the second shard is also in the first, which owns it in the index."""
     for shard, partition in partitions.items():
         summary = partition.store.summary(CANDIDATE_CONTEXTS, shard)
         scores = partition.store.summary(ENTROPY_SCORES, shard)
@@ -186,7 +186,7 @@ def test_words_nominate_beside_the_vectors(
     tmp_path: Path,
     partitions: dict[str, Partition],
 ) -> None:
-    """Against BM25 by its formula, over all chunks; the vectors' candidates stay what they were."""
+    """The oracle is the formula of BM25 over all chunks. Candidates by vector do not change."""
     settings = tiny_settings(
         tiny_corpus,
         tmp_path,

@@ -1,4 +1,4 @@
-"""Recipes by hand: the same roots, the same budget, and what each may call verified.
+"""Recipes by hand: the same roots and budget, and which contexts count as verified.
 
 Failures looked for: a rival that gets more text than ours; a passage called verified that no rule
 accepted; a recipe that changes samples made without one.
@@ -322,7 +322,7 @@ class LongestGain:
 
 
 class Strongest(Recipe):
-    """The context with the largest gain alone."""
+    """Chooses only the context with the largest gain."""
 
     rule = "longest_gain"
 
@@ -355,7 +355,7 @@ def test_recipe_of_another_package_verifies_by_its_own_rule(register: Any) -> No
 
 
 class Greedy(Recipe):
-    """Reads what it does not declare."""
+    """Reads a setting that it does not declare."""
 
     def __init_subclass__(cls, reads: tuple[str, ...] = ()) -> None:
         cls.reads = reads

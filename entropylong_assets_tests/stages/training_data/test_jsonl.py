@@ -242,7 +242,7 @@ def test_load_dataset_reads_the_text(exported: tuple[Settings, Export], tmp_path
 
 
 def test_a_tokenizer_that_can_not_tell_characters_decodes() -> None:
-    """ByT5 has no fast tokenizer: a token per byte, so that the characters are known."""
+    """ByT5 has no fast tokenizer. It has one token per byte, so the test knows the characters."""
     slow = ByT5Tokenizer()
     tokenizer = Tokenizer(slow, (), tuple(slow.encode("\n\n", add_special_tokens=False)))
     assert tokenizer.encode_with_spans(["text"]) is None

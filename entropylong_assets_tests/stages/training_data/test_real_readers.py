@@ -146,8 +146,10 @@ def test_export_without_tables_is_refused_by_datasets(exported, tmp_path):
 
 
 def test_settings_on_the_card_are_needed(exported, tmp_path):
-    """What the trainers' defaults do to a sample. Should one no longer do it, the card can go
-    without that setting."""
+    """Without the card's settings, the trainers damage the samples.
+
+    If this test fails for one of them, the card no longer needs that setting.
+    """
     _, export = exported
     (tmp_path / "trl").mkdir()
     cut = read("trl", export.uri, tmp_path / "trl", "max_length=None, ")

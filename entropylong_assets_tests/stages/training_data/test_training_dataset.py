@@ -240,7 +240,7 @@ def test_a_changed_setting_makes_the_export_stale(
 
 
 def test_another_format_has_another_data_version(copy: Callable[..., Settings]) -> None:
-    """What reads the export sees that it has changed, though the shards are the same."""
+    """The report and other readers of the export become stale, although the shards are the same."""
     first = export(copy()).manifest
     second = export(copy(export={"formats": ["mds"]})).manifest
     assert first.data_version != second.data_version
@@ -249,7 +249,7 @@ def test_another_format_has_another_data_version(copy: Callable[..., Settings]) 
 def test_settings_that_no_sample_shows_are_no_part_of_an_export(
     copy: Callable[..., Settings],
 ) -> None:
-    """Guards against another folder for a change of an audit or of the device's use."""
+    """Guards against a new folder after a change of an audit or of a device setting."""
     first = export(copy()).manifest
     again = export(copy(audit={"roots": 7}, scoring={"trust_remote_code": True})).manifest
     assert again.summary["version"] == first.summary["version"]
@@ -368,7 +368,7 @@ def test_samples_missing_from_the_splits_fail_the_check(copy: Callable[..., Sett
 
 
 def test_a_document_in_both_splits_fails_the_check(copy: Callable[..., Settings]) -> None:
-    """The two samples share documents, so that the export has no validation; it is forged."""
+    """The two samples share documents, so the export has no validation split: it is simulated."""
     settings = copy()
     folder = Path(export(settings).metadata["uri"])
     manifest = read_manifest(str(folder))

@@ -52,13 +52,13 @@ def run_card(export: Path, heading: str, **names: Any) -> dict[str, Any]:
 
 
 def without(module: str) -> None:
-    """Let a library import a module that is not installed, as samples of token ids need none."""
+    """Let a library import a module that is not installed and not needed for token ids."""
     sys.modules[module] = types.ModuleType(module)
     sys.modules[module].__spec__ = importlib.machinery.ModuleSpec(module, None)
 
 
 def tokenizer_of(export: Path, scratch: Path) -> Any:
-    """A tokenizer with the ids of the export's; it never sees a text."""
+    """A tokenizer with the same ids as the export's. It is never used on a text."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -158,7 +158,7 @@ def read_transformers(export: Path, scratch: Path) -> list[dict[str, Any]]:
 
 
 def learn_one_step(trainer: Any) -> None:
-    """The trainer's own step runs, and divides the loss by the number of learnt labels."""
+    """Run the trainer's own step, and check that it divides the loss by the number of labels."""
     import torch
 
     batch = next(iter(trainer.get_train_dataloader()))
@@ -197,7 +197,7 @@ def read_flattening(export: Path, _: Path) -> list[dict[str, Any]]:
 
 
 def read_weighted(export: Path, scratch: Path) -> list[dict[str, Any]]:
-    """The card's loss in a `Trainer`; its gradient says what each label was multiplied by."""
+    """The card's loss in a `Trainer`. Its gradient shows the factor of each label."""
     import torch
     from datasets import load_dataset
     from transformers import TrainingArguments
