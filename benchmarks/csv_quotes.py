@@ -46,8 +46,8 @@ def _values(columns: Sequence[str], number: int, text: str) -> list[str]:
 
 
 def _records(content: str, delimiter: str) -> list[Record]:
-    found = read_records(_lines(content), Dialect(delimiter), "text")
-    return [item for item in found if isinstance(item, Record)][1:]
+    records = read_records(_lines(content), Dialect(delimiter), "text")
+    return [item for item in records if isinstance(item, Record)][1:]
 
 
 def false_alarms(texts: Sequence[str], draw: random.Random) -> tuple[int, int]:

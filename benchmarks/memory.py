@@ -215,9 +215,9 @@ def main() -> None:
             if done.returncode:
                 claims.note("failed", documents=documents, stage=stage, code=done.returncode)
                 break
-            found = json.loads(done.stdout.splitlines()[-1])
-            claims.note("stage", **found)
-            peaks.setdefault(stage, []).append(found["peak_mib"])
+            figures = json.loads(done.stdout.splitlines()[-1])
+            claims.note("stage", **figures)
+            peaks.setdefault(stage, []).append(figures["peak_mib"])
     for stage, of_sizes in peaks.items():
         name = stage.replace(" ", "_")
         claims.claim(f"{name}_grows", of_sizes[-1] / of_sizes[0], 2.0, 0, at_most=True)

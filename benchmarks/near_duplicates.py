@@ -61,7 +61,7 @@ _SYLLABLES = {
 def vocabularies() -> dict[str, list[str]]:
     """2^18 words per script, drawn from 30,000 by Zipf's law; Chinese: 3,000 ideographs."""
     draw = np.random.default_rng(0)
-    found = {}
+    by_script = {}
     for script in ("Latin", "Chinese", "Hindi"):
         if script == "Chinese":
             words = [chr(0x4E00 + i) for i in range(3000)]
@@ -69,8 +69,8 @@ def vocabularies() -> dict[str, list[str]]:
             parts = draw.choice(_SYLLABLES[script], (30_000, 3))
             words = ["".join(row[: 1 + i % 3]) for i, row in enumerate(parts)]
         weights = 1 / np.arange(3, len(words) + 3)
-        found[script] = list(draw.choice(words, 2**18, p=weights / weights.sum()))
-    return found
+        by_script[script] = list(draw.choice(words, 2**18, p=weights / weights.sum()))
+    return by_script
 
 
 def documents(

@@ -148,8 +148,8 @@ def refuse_incomplete(
     partition = Partition(settings, open_store(settings))
     for stage in following(project):
         if stage.partitioned:
-            made = instance.get_materialized_partitions(asset_key(settings, stage))
-            assert made == set(shards), stage.name
+            materialized = instance.get_materialized_partitions(asset_key(settings, stage))
+            assert materialized == set(shards), stage.name
         else:
             assert not is_outdated(stage, partition), stage.name
 
@@ -220,7 +220,7 @@ def measure_pages(server: Server, settings: Settings, shard: str) -> dict[str, l
             lambda p: p.get_by_text(stage.checks[0].name).first,
         ),
     }
-    found: dict[str, list[float]] = {name: [] for name in pages}
+    seconds: dict[str, list[float]] = {name: [] for name in pages}
     with sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
@@ -234,9 +234,9 @@ def measure_pages(server: Server, settings: Settings, shard: str) -> dict[str, l
                 start = time.perf_counter()
                 page.goto(f"{server.url}{path}")
                 words(page).wait_for(timeout=60_000)
-                found[name].append(time.perf_counter() - start)
+                seconds[name].append(time.perf_counter() - start)
         browser.close()
-    return found
+    return seconds
 
 
 def main() -> None:

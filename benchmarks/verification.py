@@ -38,12 +38,12 @@ def _load(model: str, dtype: Any) -> ScoringModel:
 
 def _verdicts(passages: list[Passage], scores: list[PositionScores]) -> np.ndarray:
     """Return bool [2, pairs]: accepted by the rules plain and calibrated, at nominated anchors."""
-    found = []
+    verdicts = []
     for passage, score in zip(passages, scores, strict=True):
         every = np.full((2, len(passage.anchors_N)), np.nan, np.float32)
         every[:, passage.nominated_N] = score.entropy_N, score.surprisal_N
-        found.append(passage.verdicts(PositionScores(*every))[:, passage.nominated_N])
-    return np.concatenate(found, axis=1)
+        verdicts.append(passage.verdicts(PositionScores(*every))[:, passage.nominated_N])
+    return np.concatenate(verdicts, axis=1)
 
 
 def shard(claims: Claims, model: str, passages: list[Passage]) -> None:

@@ -96,8 +96,8 @@ class Project(Section):
 
     def resources(self, stage: Stage) -> StepResources:
         """Resources that a step of this stage requests of a cluster node."""
-        found: StepResources = getattr(self.cluster.resources, stage.name)  # type: ignore[attr-defined]
-        return found
+        resources: StepResources = getattr(self.cluster.resources, stage.name)  # type: ignore[attr-defined]
+        return resources
 
 
 def _find(kind: str, known: Mapping[str, Settings], name: str | None) -> Settings:
@@ -193,11 +193,11 @@ def _named(
 
 
 def _mapping(content: Mapping[Any, Any], key: Any, place: str = "") -> Mapping[Any, Any]:
-    found = content.get(key, {})
-    if not isinstance(found, Mapping):
+    value = content.get(key, {})
+    if not isinstance(value, Mapping):
         place = printable(place.rstrip(".") or str(key), 60)
-        raise SettingsError(f"{place}: expected keys and values, not {type(found).__name__}")
-    return found
+        raise SettingsError(f"{place}: expected keys and values, not {type(value).__name__}")
+    return value
 
 
 def _entry(written: Mapping[Any, Any], name: Any, place: str) -> dict[Any, Any]:

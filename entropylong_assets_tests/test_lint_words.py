@@ -59,8 +59,8 @@ def test_plain_english_passes(text: str) -> None:
 
 def test_every_pattern_has_an_example() -> None:
     """The failure: a pattern with a mistake, which finds nothing."""
-    found = {instead for text in FOUND for _, _, instead in lint_words.find(text)}
-    assert found == set(lint_words.PATTERNS.values())
+    matched = {instead for text in FOUND for _, _, instead in lint_words.find(text)}
+    assert matched == set(lint_words.PATTERNS.values())
 
 
 def test_line_that_is_allowed_passes() -> None:

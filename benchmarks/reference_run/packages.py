@@ -134,12 +134,12 @@ def read_files(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
                     yield path, zipped.read(names[path])
         return
     with tarfile.open(archive) as tar:
-        found = []
+        matching = []
         for member in tar:  # in the archive's order: a compressed archive can't be read at random
             path = _inner(member.name, archive)
             if member.isfile() and wanted.search(path) and (file := tar.extractfile(member)):
-                found.append((path, file.read()))
-    yield from sorted(found)
+                matching.append((path, file.read()))
+    yield from sorted(matching)
 
 
 def _inner(name: str, archive: Path) -> str:
@@ -182,8 +182,8 @@ def read_metadata(archive: Path) -> bytes:
 
 def spdx(descriptions: list[str]) -> str:
     """Return the SPDX expression of classifiers or of a licence field in lower case, or ''."""
-    found = (
+    expression = (
         next((name for pattern, name in _LICENSES if re.search(pattern, description)), None)
         for description in descriptions
     )
-    return " OR ".join(dict.fromkeys(name for name in found if name))
+    return " OR ".join(dict.fromkeys(name for name in expression if name))

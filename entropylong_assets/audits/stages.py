@@ -43,9 +43,9 @@ _NO_MODEL = "audit.model names no second model; name one of another family to ha
 
 def second_model(settings: Settings) -> ScoringModelSettings | None:
     """Settings of the second model: those of the first, with its name. None if none is named."""
-    found: ScoringModelSettings = settings.scoring
+    first: ScoringModelSettings = settings.scoring
     name = settings.audit.model
-    return found.model_copy(update={"model": name}) if name else None
+    return first.model_copy(update={"model": name}) if name else None
 
 
 def _searched_index(partition: Partition) -> dict[str, Any]:

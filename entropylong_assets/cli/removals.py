@@ -67,10 +67,10 @@ def retire(
             f"{chosen.name}: {removal.kind} {name} is retired, {len(shards):,} shards. {NEXT}",
             soft_wrap=True,
         )
-        found = find_exports(open_store(chosen), project.datasets_over(chosen.name), shards)
-        for uri in found.exports:
+        holdings = find_exports(open_store(chosen), project.datasets_over(chosen.name), shards)
+        for uri in holdings.exports:
             out.print(f"an earlier export contains documents of it: {escape(uri)}", soft_wrap=True)
-        for uri in found.doubtful_exports:
+        for uri in holdings.doubtful_exports:
             out.print(f"an export made before may hold its texts: {escape(uri)}", soft_wrap=True)
 
 
@@ -121,7 +121,7 @@ def _corpus_with(project: Project, name: str, corpus: str | None) -> Settings:
     from entropylong_assets.orchestration.retirement import knows
 
     if corpus is None and len(project.corpora) > 1:
-        found = [settings for settings in project.corpora.values() if knows(settings, name)]
-        if len(found) == 1:
-            return found[0]
+        corpora = [settings for settings in project.corpora.values() if knows(settings, name)]
+        if len(corpora) == 1:
+            return corpora[0]
     return project.find_corpus(corpus)

@@ -105,7 +105,7 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
                 context.log.warning(f"{stage.name} is skipped: {reason}")
                 return
             context.log.info(f"{stage.name}, {partition.shard}: started")
-            made = materialize(
+            materialization = materialize(
                 stage,
                 partition,
                 log=lambda line: context.log.info(f"{stage.name}, {partition.shard}: {line}"),
@@ -113,8 +113,8 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
                 observer=_observer(stage, partition.shard),
             )
         yield dg.MaterializeResult(
-            metadata=materialization_metadata(stage.tables, made),
-            data_version=dg.DataVersion(made.manifest.data_version),
+            metadata=materialization_metadata(stage.tables, materialization),
+            data_version=dg.DataVersion(materialization.manifest.data_version),
         )
 
     return asset

@@ -159,11 +159,13 @@ class Outdated(dg.AutomationCondition[dg.AssetKey]):
         stages = [self._stage, *self._stage.upstream()]
         keys = [asset_key(self._settings, stage) for stage in stages]
         records = instance.get_asset_records(keys)
-        made = tuple(sorted(r.asset_entry.last_materialization_storage_id or 0 for r in records))
+        materializations = tuple(
+            sorted(r.asset_entry.last_materialization_storage_id or 0 for r in records)
+        )
         checks = instance.get_event_records(
             dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION), limit=1
         )
-        return made, checks[0].storage_id if checks else 0
+        return materializations, checks[0].storage_id if checks else 0
 
 
 def condition_of(settings: Settings, stage: Stage) -> Condition | None:

@@ -31,9 +31,9 @@ def build_corpus_jobs(project: Project, corpus: Settings) -> list[dg.JobDefiniti
     datasets = project.datasets_over(corpus.name)
 
     def scan_sources(context: Any, chosen: Settings) -> None:
-        found = scan(chosen, context.instance)
-        register(chosen, found, context.instance)
-        context.log.info(found.message)
+        result = scan(chosen, context.instance)
+        register(chosen, result, context.instance)
+        context.log.info(result.message)
 
     def retire_name(context: Any, chosen: Settings) -> None:
         given = context.op_config

@@ -79,8 +79,8 @@ def _of_the_machine(project: Project) -> Iterator[Question]:
 def _answers(questions: Iterator[Question]) -> Iterator[Finding]:
     for subject, check in questions:
         try:
-            found = check()
-            yield Finding(subject, found.verdict, found.message)
+            finding = check()
+            yield Finding(subject, finding.verdict, finding.message)
         except Exception as error:
             yield Finding(subject, "fault", line(error))
 

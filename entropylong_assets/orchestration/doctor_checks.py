@@ -180,15 +180,15 @@ def sources(corpus: Settings) -> Finding:
     for source in corpus.sources:
         if source.name in known.retired_sources:
             continue
-        found = list_files(source)
-        if not found:  # a run would continue with the known shards, which is hardly intended
+        listed = list_files(source)
+        if not listed:  # a run would continue with the known shards, which is hardly intended
             raise CorpusError(
                 f"source '{source.name}': no file at {source.uri}; put files there or correct "
                 "the source's uri"
             )
-        files += len(found)
-        new |= {f.uri for f in found if known.empty.get(f.uri) != f.version} - planned
-        for row in islice(read_rows(found[0].uri, found[0].kind, source), ROWS_READ):
+        files += len(listed)
+        new |= {f.uri for f in listed if known.empty.get(f.uri) != f.version} - planned
+        for row in islice(read_rows(listed[0].uri, listed[0].kind, source), ROWS_READ):
             if isinstance(row, BadRow):
                 where = f"{row.file}, row {row.row}: {row.detail}; {REMEDIES[row.reason]}"
                 skips = corpus.on_bad_row == "skip"
@@ -243,9 +243,9 @@ def staleness(settings: Settings, stages: Sequence[Stage]) -> Finding:
     partition = Partition(settings, open_store(settings))
     stale = []
     for status in status_of(partition, stages, ()):
-        for found, shards in status.reasons().items():
-            if found.state == "stale":
-                stale.append(f"{status.stage.name} ({len(shards):,}): {found.reason}")
+        for partition_state, shards in status.reasons().items():
+            if partition_state.state == "stale":
+                stale.append(f"{status.stage.name} ({len(shards):,}): {partition_state.reason}")
     if stale:
         message = f"{few(stale)}; `entropylong run` makes them again, or restore the setting"
         return Finding("up to date", "warning", message)

@@ -100,16 +100,16 @@ def evidence_page(settings: Settings, seconds: float) -> str:
         [settings.entropy.alpha, planted.entropy.alpha],
         list(evaluated_rules(planted.verification)),
     )
-    made = open_dataset(settings, open_store(settings))
-    audited = made.store.shards(LONG_RANGE_AUDIT)
+    dataset = open_dataset(settings, open_store(settings))
+    audited = dataset.store.shards(LONG_RANGE_AUDIT)
     models = [
-        made.store.summary(CROSS_MODEL_AUDIT, shard).second_model
-        for shard in made.store.shards(CROSS_MODEL_AUDIT)
+        dataset.store.summary(CROSS_MODEL_AUDIT, shard).second_model
+        for shard in dataset.store.shards(CROSS_MODEL_AUDIT)
     ]
     return write_evidence(
-        AuditTables(made.store, audited, made.settings),
+        AuditTables(dataset.store, audited, dataset.settings),
         date=datetime.now(UTC).date().isoformat(),
-        description=made.description,
+        description=dataset.description,
         second_model=next(filter(None, models), ""),
         planted=figures,
         seconds=seconds,

@@ -112,26 +112,30 @@ def as_dagster(metadata: Metadata) -> dict[str, Any]:
     return {name.replace(" ", "_"): value(raw) for name, raw in metadata.items()}
 
 
-def materialization_metadata(tables: TableSet[Any], made: Materialization) -> dict[str, Any]:
+def materialization_metadata(
+    tables: TableSet[Any], materialization: Materialization
+) -> dict[str, Any]:
     """All metadata of one materialization: place, counts, schema, cost, what the stage reports.
 
     Names are those of settings and columns: lower case with underscores, dots between levels.
     """
-    manifest = made.manifest
+    manifest = materialization.manifest
     metadata: dict[str, Any] = {
         "dagster/row_count": manifest.tables[tables.main].rows,
         "dagster/column_schema": table_schema(tables),
-        "dagster/uri": made.uri,
-        "seconds": short(round(made.seconds, 2)),
+        "dagster/uri": materialization.uri,
+        "seconds": short(round(materialization.seconds, 2)),
         "bytes": sum(table.bytes for table in manifest.tables.values()),
         **_figures(manifest.summary),
         "settings": dg.MetadataValue.json(manifest.determinants.get("settings", {})),
     }
-    if made.rate:
-        metadata[f"{made.unit}_per_second".replace(" ", "_")] = short(round(made.rate, 1))
-    if made.left_out:
-        metadata["left_out"] = dg.MetadataValue.json(dict(made.left_out))
-    reported = as_dagster(made.metadata)
+    if materialization.rate:
+        metadata[f"{materialization.unit}_per_second".replace(" ", "_")] = short(
+            round(materialization.rate, 1)
+        )
+    if materialization.left_out:
+        metadata["left_out"] = dg.MetadataValue.json(dict(materialization.left_out))
+    reported = as_dagster(materialization.metadata)
     # Left out: mappings whose figures the summary already gives one by one.
     twice = {name.partition(".")[0] for name in metadata if "." in name}
     return metadata | {name: value for name, value in reported.items() if name not in twice}

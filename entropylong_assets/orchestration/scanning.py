@@ -133,10 +133,10 @@ def plan_without_saving(corpus: Settings) -> ShardPlan:
     return replan(corpus, load_plan(open_store(corpus)))
 
 
-def register(corpus: Settings, found: Scan, instance: dg.DagsterInstance) -> None:
+def register(corpus: Settings, result: Scan, instance: dg.DagsterInstance) -> None:
     """Add the partitions of new shards."""
-    if found.unregistered:
-        instance.add_dynamic_partitions(partition_set(corpus), list(found.unregistered))
+    if result.unregistered:
+        instance.add_dynamic_partitions(partition_set(corpus), list(result.unregistered))
         remember_partitions(corpus, instance)
 
 

@@ -94,14 +94,14 @@ def _new_files(settings: Settings, stages: list[Stage]) -> dg.SensorDefinition:
         ),
     )
     def new_files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        found = scan(settings, context.instance, FILES_PER_TICK)
-        context.log.info(found.message)
-        if not found.requests:
-            return dg.SensorResult(skip_reason=found.message)
+        result = scan(settings, context.instance, FILES_PER_TICK)
+        context.log.info(result.message)
+        if not result.requests:
+            return dg.SensorResult(skip_reason=result.message)
         partitions = dg.DynamicPartitionsDefinition(name=partition_set(settings))
         return dg.SensorResult(
-            run_requests=found.requests,
-            dynamic_partitions_requests=[partitions.build_add_request(list(found.unregistered))],
+            run_requests=result.requests,
+            dynamic_partitions_requests=[partitions.build_add_request(list(result.unregistered))],
         )
 
     return new_files
@@ -118,10 +118,10 @@ def _daily_scan(settings: Settings, stages: list[Stage]) -> Any:
         ),
     )
     def daily_scan(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        found = scan(settings, context.instance, FILES_PER_DAY)
-        context.log.info(found.message)
-        register(settings, found, context.instance)
-        return found.requests or dg.SkipReason(found.message)
+        result = scan(settings, context.instance, FILES_PER_DAY)
+        context.log.info(result.message)
+        register(settings, result, context.instance)
+        return result.requests or dg.SkipReason(result.message)
 
     return daily_scan
 

@@ -156,10 +156,10 @@ def differing_settings(a: RunSource, b: RunSource) -> list[tuple[str, str, str]]
         values = source.recorded.get(path)
         return "not recorded" if values is None else as_text(without_secrets(values))
 
-    found = []
+    differing = []
     if (a.store.uri, a.store.corpus) != (b.store.uri, b.store.corpus):
-        found.append(("corpus", a.store.corpus, b.store.corpus))
-    return found + [
+        differing.append(("corpus", a.store.corpus, b.store.corpus))
+    return differing + [
         (path, text(a, path), text(b, path))
         for path in paths
         if a.recorded.get(path) != b.recorded.get(path)

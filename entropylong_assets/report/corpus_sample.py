@@ -134,7 +134,7 @@ def take_sample(
             "look at corpus.sources, min_chars and max_chars"
         )
     with open_trial(settings, pool, [d.doc_id for d in chosen], on_stage) as trial:
-        made = [trial.store.summary(CHUNK_EMBEDDINGS, shard) for shard in trial.shards]
+        summaries = [trial.store.summary(CHUNK_EMBEDDINGS, shard) for shard in trial.shards]
         pool_chars = sum(len(d.text) for d in pool)
         chars = sum(s.weight * sum(len(d.text) for d in s.all_documents()) for s in sources)
         have = sum(s.weight * sum(1 for _ in s.all_documents()) for s in sources)
@@ -157,8 +157,8 @@ def take_sample(
             lengths=lengths,
             pool_documents=len(pool),
             pool_share=pool_share,
-            chunks_per_char=sum(s.chunks for s in made) / pool_chars,
-            dimension=made[0].dimension,
+            chunks_per_char=sum(s.chunks for s in summaries) / pool_chars,
+            dimension=summaries[0].dimension,
             rates=_rates(trial.rates, verified),
             device=str(load_scorer(model, settings.scoring.pack_tokens).device),
         )

@@ -197,7 +197,7 @@ def root_details(
 def _passages(
     session: duckdb.DuckDBPyConnection, chunk_ids: Collection[str]
 ) -> dict[str, dict[str, Any]]:
-    found = rows(
+    passages = rows(
         session,
         "SELECT DISTINCT ON (chunk_id) chunk_id, source, text FROM passages "
         "WHERE chunk_id IN (SELECT unnest(?)) ORDER BY chunk_id",
@@ -208,7 +208,7 @@ def _passages(
             "source": visible(row["source"]),
             "text": excerpt(row["text"], PASSAGE_CHARS),
         }
-        for row in found
+        for row in passages
     }
 
 

@@ -203,10 +203,10 @@ def warnings_of(sample: Sample, point: Totals, documents: float, roots: float) -
     """Return warnings for the reader: no roots, few documents, nothing accepted."""
     settings = sample.settings.roots
     n = len(sample.lengths.tokens)
-    found = []
+    warnings = []
     lost = 1 - n / max(sample.chosen_rows, 1)
     if lost > 0.2:
-        found.append(
+        warnings.append(
             f"{lost:.0%} of {sample.chosen_rows:,} rows looked at become no document (bad rows, "
             "copies, or outside corpus.min_chars and max_chars)"
         )
@@ -219,24 +219,24 @@ def warnings_of(sample: Sample, point: Totals, documents: float, roots: float) -
     )
     drawn = point.drawn * documents * roots
     if not sample.lengths.eligible:
-        found.append(f"No root: {of_length}. Change these limits")
+        warnings.append(f"No root: {of_length}. Change these limits")
     elif drawn < 1:
-        found.append(
+        warnings.append(
             f"No root, or hardly any: {drawn:.2f} are expected. Raise roots.number or "
             f"roots.fraction; {of_length}"
         )
     else:
-        found += _warn_of_shards(sample, drawn, documents)
+        warnings += _warn_of_shards(sample, drawn, documents)
         if len(sample.lengths.eligible) < n / 2:
-            found.append(f"Few documents can be roots: {of_length}")
+            warnings.append(f"Few documents can be roots: {of_length}")
     contexts, accepted = sample.verified.total("contexts"), sample.verified.total("accepted")
     if contexts and not accepted:
-        found.append(
+        warnings.append(
             f"None of {contexts:,} contexts looked at was accepted, so that dependencies, samples "
             "and cost per each are little more than upper limits; `entropylong pilot` verifies "
             "more"
         )
-    return found
+    return warnings
 
 
 def _warn_of_shards(sample: Sample, drawn: float, documents: float) -> Sequence[str]:

@@ -76,10 +76,10 @@ def dependencies_of(
 
     Rows are those of the table `dependencies`, with a Boolean `genuine`.
     """
-    found: dict[str, Rows] = {sample_id: [] for sample_id in sample_ids}
+    by_sample: dict[str, Rows] = {sample_id: [] for sample_id in sample_ids}
     for row in rows(session, _OF_SAMPLES, list(sample_ids)):
-        found[row["sample_id"]].append(row)
-    return found
+        by_sample[row["sample_id"]].append(row)
+    return by_sample
 
 
 class SampleText:
@@ -124,13 +124,13 @@ _SHOWN = (
 
 def examples(session: duckdb.DuckDBPyConnection, store: TableStore, tokenizer: Tokenizer) -> Rows:
     """Return the best dependencies of all samples as text, at most `EXAMPLES`."""
-    found = rows(session, _BEST)
+    dependencies = rows(session, _BEST)
     texts: dict[str, SampleText] = {}
-    for sample_id in dict.fromkeys(row["sample_id"] for row in found):
+    for sample_id in dict.fromkeys(row["sample_id"] for row in dependencies):
         token_ids = read_token_ids(store, sample_id)
         assert token_ids is not None
         texts[sample_id] = SampleText(token_ids, tokenizer)
-    return [_example(row, texts[row["sample_id"]]) for row in found]
+    return [_example(row, texts[row["sample_id"]]) for row in dependencies]
 
 
 def _example(row: Mapping[str, Any], text: SampleText) -> dict[str, Any]:

@@ -48,16 +48,16 @@ def find_doc_ids(store: TableStore, name: str) -> list[str]:
     """
     if _DOC_ID.fullmatch(name):
         return [name]
-    found: set[str] = set()
+    doc_ids: set[str] = set()
     for shard in _shards(store):
         for batch in _documents(store, shard, ["doc_id", "external_id"]):
-            found |= set(batch.filter(pl.col("external_id") == name)["doc_id"])
-    if not found:
+            doc_ids |= set(batch.filter(pl.col("external_id") == name)["doc_id"])
+    if not doc_ids:
         raise CorpusError(
             f"corpus {store.corpus}: no document has the id '{printable(name, 60)}'; give the "
             "doc_id (32 hex digits) or the source's own id"
         )
-    return sorted(found)
+    return sorted(doc_ids)
 
 
 def find_document(store: TableStore, datasets: Sequence[Settings], doc_id: str) -> Holdings:
@@ -108,8 +108,8 @@ def _datasets_over(store: TableStore) -> list[str]:
     """Names of all datasets over the corpus, of any settings file, sorted."""
     paths = store.fs.ls(store.root, detail=False) if store.fs.exists(store.root) else []
     names = sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
-    found = ((name, read_record(store, name)) for name in names)
-    return [n for n, r in found if r and (r.kind, r.corpus) == ("dataset", store.corpus)]
+    records = ((name, read_record(store, name)) for name in names)
+    return [n for n, r in records if r and (r.kind, r.corpus) == ("dataset", store.corpus)]
 
 
 def _exports(

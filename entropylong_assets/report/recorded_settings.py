@@ -51,12 +51,12 @@ class RecordedSettings:
     @property
     def values(self) -> dict[str, list[Any]]:
         """Distinct values of every recorded setting, by the dotted path of the single setting."""
-        found: dict[str, list[Any]] = {}
+        all_values: dict[str, list[Any]] = {}
         for path, recorded in self._settings.items():
             for value in recorded:
                 for leaf, single in _leaves(path, value):
-                    _add(found, leaf, single)
-        return found
+                    _add(all_values, leaf, single)
+        return all_values
 
     def laid_over(self, settings: Settings) -> Settings:
         """Return `settings` with the recorded values in place of its own.
@@ -86,8 +86,8 @@ def _manifests(store: TableStore, stage: Stage, shards: Sequence[str]) -> list[M
             return list(pool.map(lambda shard: store.require(stage.tables, shard), shards))
     partitions = shards if stage.partitioned else [WHOLE]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda shard: store.manifest(stage.tables, shard), partitions)
-        return [manifest for manifest in found if manifest is not None]
+        manifests = pool.map(lambda shard: store.manifest(stage.tables, shard), partitions)
+        return [manifest for manifest in manifests if manifest is not None]
 
 
 def _add(values: dict[str, list[Any]], name: str, value: Any) -> None:

@@ -102,14 +102,14 @@ def read_trial(trial: Trial, tokenizer: Tokenizer) -> TrialRoots:
         encoded = tokenizer.encode(new["text"].to_list())
         for chunk_id, ids in zip(new["chunk_id"], encoded, strict=True):
             context_ids[chunk_id] = [*ids, *tokenizer.separator_ids]
-    found = [trial.store.summary(CANDIDATE_CONTEXTS, shard) for shard in trial.shards]
+    summaries = [trial.store.summary(CANDIDATE_CONTEXTS, shard) for shard in trial.shards]
     return TrialRoots(
         roots,
         without,
         context_ids,
         trial.store.read_all(ENTROPY_SCORES, trial.shards, "roots"),
-        sum(summary.candidates for summary in found),
-        sum(summary.near_duplicate for summary in found),
+        sum(summary.candidates for summary in summaries),
+        sum(summary.near_duplicate for summary in summaries),
     )
 
 

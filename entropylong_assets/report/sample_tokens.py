@@ -51,10 +51,12 @@ def _row(parquet: pq.ParquetFile, group: int, row: int) -> list[int]:
 def some_sample_ids(store: TableStore, limit: int, first: str = "") -> list[str]:
     """Return at most `limit` ids of existing samples, those of the shard `first` before others."""
     shards = sorted(store.shards(LONG_CONTEXT_SAMPLES), key=lambda shard: (shard != first, shard))
-    found: list[str] = []
+    sample_ids: list[str] = []
     for shard in shards:
-        if len(found) == limit:
+        if len(sample_ids) == limit:
             break
-        ids = store.head(LONG_CONTEXT_SAMPLES, shard, _TABLE, ["sample_id"], limit - len(found))
-        found += ids["sample_id"].to_list()
-    return found
+        ids = store.head(
+            LONG_CONTEXT_SAMPLES, shard, _TABLE, ["sample_id"], limit - len(sample_ids)
+        )
+        sample_ids += ids["sample_id"].to_list()
+    return sample_ids

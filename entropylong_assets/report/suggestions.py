@@ -33,10 +33,10 @@ def suggest(sample: Sample, table: pl.DataFrame | None, samples: int | None) -> 
     """
     settings = sample.settings
     rule = settings.verification.rule
-    found = []
+    suggestions = []
     if table is not None:
         rows = table.filter(pl.col("rule") == rule)
-        found = [
+        suggestions = [
             suggest_alpha(rows, settings.entropy.alpha),
             suggest_epsilon(
                 rows,
@@ -46,7 +46,7 @@ def suggest(sample: Sample, table: pl.DataFrame | None, samples: int | None) -> 
             ),
             suggest_top_k(rows, settings.retrieval.top_k),
         ]
-    return [*found, *([suggest_roots(sample, samples)] if samples else [])]
+    return [*suggestions, *([suggest_roots(sample, samples)] if samples else [])]
 
 
 def _rows(table: pl.DataFrame, knob: str) -> list[dict[str, Any]]:
@@ -160,12 +160,12 @@ def suggest_roots(sample: Sample, samples: int) -> Suggestion:
         return Suggestion(
             "roots.number", "–", "the sample yields no root, so that none can be suggested"
         )
-    roots, made = estimate.figure("roots"), estimate.figure("samples")
+    roots, expected = estimate.figure("roots"), estimate.figure("samples")
     suited = len(sample.lengths.eligible) / max(sample.chosen_rows, 1)
     number = round(roots.value / max(suited, 1e-9))
     basis = (
         f"{number / max(rows, 1):.2g} of all rows, of which {suited:.0%} have a length for roots: "
-        f"{roots.value:,.0f} roots, {made.low:,.0f} to {made.high:,.0f} samples (95%)"
+        f"{roots.value:,.0f} roots, {expected.low:,.0f} to {expected.high:,.0f} samples (95%)"
     )
     if number > rows:
         basis += (

@@ -57,8 +57,9 @@ class Trial:
         )
         done, seconds = 0.0, 0.0
         for shard in self.shards if stage.partitioned else [WHOLE]:
-            made = materialize(stage, replace(partition, shard=shard))
-            done, seconds = done + made.rate * made.seconds, seconds + made.seconds
+            materialization = materialize(stage, replace(partition, shard=shard))
+            done += materialization.rate * materialization.seconds
+            seconds += materialization.seconds
             for result in run_checks(
                 stage, replace(partition, shard=shard), set(stage.blocking_checks)
             ):

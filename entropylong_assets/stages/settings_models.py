@@ -71,11 +71,11 @@ def _resources(default: StepResources) -> type[StepResources]:
 
 def sections(stages: Stages, scope: str) -> dict[str, type[Section]]:
     """The sections that the stages of a scope own, by name."""
-    found: dict[str, type[Section]] = {}
+    by_name: dict[str, type[Section]] = {}
     for stage in stages:
         for name, section in stage.sections.items() if stage.scope == scope else ():
-            assert found.setdefault(name, section) is section, f"two sections named {name}"
-    return found
+            assert by_name.setdefault(name, section) is section, f"two sections named {name}"
+    return by_name
 
 
 def _fields(stages: Stages, scope: str) -> dict[str, Any]:

@@ -47,14 +47,14 @@ class StageStatus:
 
     def count(self, state: State) -> int:
         """Number of partitions in this state."""
-        return sum(found.state == state for found in self.states.values())
+        return sum(partition_state.state == state for partition_state in self.states.values())
 
     def reasons(self) -> dict[PartitionState, list[str]]:
         """Shards by state and reason, in the order of `STATES`, without those up to date."""
         groups: dict[PartitionState, list[str]] = {}
-        for shard, found in self.states.items():
-            if found.state != "up_to_date":
-                groups.setdefault(found, []).append(shard)
+        for shard, partition_state in self.states.items():
+            if partition_state.state != "up_to_date":
+                groups.setdefault(partition_state, []).append(shard)
         return dict(sorted(groups.items(), key=lambda g: (STATES.index(g[0].state), g[0].reason)))
 
 
@@ -94,7 +94,7 @@ def status_of(
     tables contain are added. before: for a dataset, the status of its corpus, so that a partition
     with a stale input counts as stale. Reads a few small files per partition.
     """
-    planned, found = set(shards), list(before)
+    planned, statuses = set(shards), list(before)
     for stage in stages:
         keys = [WHOLE]
         if stage.partitioned:
@@ -109,15 +109,15 @@ def status_of(
                 )
             )
         status = StageStatus(partition.settings, stage, dict(zip(keys, states, strict=True)))
-        _follow_inputs(status, {s.stage: s for s in found})
-        found.append(status)
-    return found[len(before) :]
+        _follow_inputs(status, {s.stage: s for s in statuses})
+        statuses.append(status)
+    return statuses[len(before) :]
 
 
 def _follow_inputs(status: StageStatus, known: dict[Stage, StageStatus]) -> None:
     """Mark up-to-date partitions as stale if one of their inputs is."""
-    for shard, found in status.states.items():
-        if found.state != "up_to_date":
+    for shard, partition_state in status.states.items():
+        if partition_state.state != "up_to_date":
             continue
         for source in status.stage.inputs:
             inputs = known[source].states if source in known else {}

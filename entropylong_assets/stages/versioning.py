@@ -34,10 +34,10 @@ def determining_settings(stage: Stage, settings: Settings) -> dict[str, Any]:
 
 def setting_at(settings: Settings, path: str) -> Any:
     """The value at a dotted path; a section as a mapping of JSON values."""
-    found = reduce(getattr, path.split("."), settings)
-    if isinstance(found, tuple):
-        return [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in found]
-    return found.model_dump(mode="json") if isinstance(found, BaseModel) else found
+    value = reduce(getattr, path.split("."), settings)
+    if isinstance(value, tuple):
+        return [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def code_version(stage: Stage, settings: Settings) -> str:
@@ -130,29 +130,29 @@ def is_up_to_date(stage: Stage, partition: Partition) -> bool:
     return stale_reason(stage, partition) is None
 
 
-def _difference(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    if made.get("code") != wanted["code"]:
+def _difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    if recorded.get("code") != wanted["code"]:
         return "made by other code"
     for kind, what in (("settings", "setting"), ("inputs", "input")):
-        before, now = made.get(kind, {}), wanted[kind]
+        before, now = recorded.get(kind, {}), wanted[kind]
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 return f"{what} {name} has changed"
     for name in sorted(wanted.keys() - {"code", "settings", "inputs"}):
-        if made.get(name) != wanted[name]:
+        if recorded.get(name) != wanted[name]:
             return f"{name} has changed"
     return None
 
 
 def settings_difference(stage: Stage, manifest: Manifest, settings: Settings) -> str | None:
     """The first difference between a partition's settings or code and the present ones, or None."""
-    made = manifest.determinants
+    recorded = manifest.determinants
     wanted = {
-        **made,
+        **recorded,
         "code": stage.code_version,
         "settings": determining_settings(stage, settings),
     }
-    return _difference(made, wanted)
+    return _difference(recorded, wanted)
 
 
 @dataclass(frozen=True)
@@ -181,11 +181,11 @@ def eligible_shards(stage: Stage, partition: Partition) -> Eligibility:
 
 
 def _fault(stage: Stage, partition: Partition) -> str | None:
-    found = shard_fault(stage, partition)
-    for source in stage.inputs if found is None else ():
+    fault = shard_fault(stage, partition)
+    for source in stage.inputs if fault is None else ():
         if not source.partitioned:
-            found = found or _containment_fault(source, partition)
-    return found
+            fault = fault or _containment_fault(source, partition)
+    return fault
 
 
 def _containment_fault(whole: Stage, partition: Partition) -> str | None:
@@ -193,9 +193,9 @@ def _containment_fault(whole: Stage, partition: Partition) -> str | None:
     partitioned = [source for source in whole.inputs if source.partitioned]
     if not partitioned:
         return None
-    found = shard_fault(whole, partition)
-    if found is not None:
-        return found
+    fault = shard_fault(whole, partition)
+    if fault is not None:
+        return fault
     manifest = partition.store.manifest(whole.tables, WHOLE)
     recorded = manifest.determinants.get("inputs", {}) if manifest else {}
     for source in partitioned:
@@ -219,9 +219,9 @@ def shard_fault(stage: Stage, partition: Partition) -> str | None:
             return f"{source.name} is not materialized"
         if manifest.format_version != source.tables.format_version:
             return f"{source.name} was written in format {manifest.format_version}"
-        made = manifest.determinants
+        recorded = manifest.determinants
         for name in (i.name for i in source.inputs if i.partitioned):
-            if made.get("inputs", {}).get(name) != versions[name]:
+            if recorded.get("inputs", {}).get(name) != versions[name]:
                 return f"{source.name} was made from an older {name}; materialize it again"
         if stage.requires_up_to_date_inputs:
             what = settings_difference(source, manifest, _settings_of(source, partition))

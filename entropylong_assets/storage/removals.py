@@ -125,8 +125,8 @@ def read_removals(store: TableStore) -> list[Removal]:
         "shard": sorted(removed.shards),
         "document": sorted(removed.documents),
     }
-    found = [read_removal(store, kind, name) for kind, of in names.items() for name in of]
-    return [removal for removal in found if removal is not None]
+    removals = [read_removal(store, kind, name) for kind, of in names.items() for name in of]
+    return [removal for removal in removals if removal is not None]
 
 
 def delete_removal(store: TableStore, kind: Literal["shard", "source"], name: str) -> None:

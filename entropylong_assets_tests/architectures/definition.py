@@ -39,9 +39,9 @@ def largest_difference(a: Sequence[PositionScores], b: Sequence[PositionScores])
 def requests_of_lengths(lengths: Sequence[int], seed: int = 0) -> list[ScoringRequest]:
     """Random sequences, each scored at some positions that end before the sequence does."""
     draw = np.random.default_rng(seed)
-    made = []
+    requests = []
     for length in lengths:
         last = int(draw.integers(max(2, length // 4), length))
         positions = np.unique(draw.integers(1, last + 1, 20))
-        made.append(ScoringRequest(draw.integers(3, 290, length), positions))
-    return made
+        requests.append(ScoringRequest(draw.integers(3, 290, length), positions))
+    return requests

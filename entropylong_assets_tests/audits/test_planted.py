@@ -140,10 +140,10 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
     values = values_of(store, ["s"], tokenizer, facts)
     assert shortfall(values, 2.0) == pytest.approx((-0.5 + 0.25) / 2)
 
-    found = scored_pairs(store, ["s"], facts, values)
+    scored = scored_pairs(store, ["s"], facts, values)
 
     def counts(alpha: float, name: str, rule: str = "") -> tuple[int, int]:
-        rows = measure(found, values, alpha, ["plain", "calibrated"])
+        rows = measure(scored, values, alpha, ["plain", "calibrated"])
         row = next(r for r in rows if r["rule"] == rule and r["measure"].startswith(name))
         assert row["alpha"] == alpha
         return row["passed"], row["total"]
@@ -160,7 +160,7 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
         assert counts(alpha, "pairs accepted at other anchors", "plain") == (2, 2)
         assert counts(alpha, "pairs accepted at other anchors", "calibrated") == (0, 2)
 
-    forms = count_by_form(found, values, 2.0, ["plain", "calibrated"])
+    forms = count_by_form(scored, values, 2.0, ["plain", "calibrated"])
     assert forms.columns == ["form", "facts", "anchor", "retrieved", "plain", "calibrated"]
     assert forms.rows() == [("capital", 1, 1, 1, 1, 1), ("ship", 1, 0, 0, 0, 0)]
 

@@ -85,12 +85,12 @@ def audited(
     audit |= {"segment_tokens": 8, "segment_pairs": 2}
     settings = tiny_settings(world.corpus, data, tiny_models, audit=audit)
     store = open_store(settings)
-    found = AuditedWorld(settings, store, world.shards, world.corpus, tiny_models)
-    for partition in found.partitions():
+    audited_world = AuditedWorld(settings, store, world.shards, world.corpus, tiny_models)
+    for partition in audited_world.partitions():
         for stage in AUDITS:
             materialize(stage, partition)
             list(run_checks(stage, partition))
-    return found
+    return audited_world
 
 
 def read(world: AuditedWorld, tables: TableSet[Any], table: str) -> pl.DataFrame:

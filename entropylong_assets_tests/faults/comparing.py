@@ -13,10 +13,10 @@ from entropylong_assets_tests.faults.summary import FaultRecord
 def differences(reference: Reference, stage: str, data: Path) -> list[str]:
     """Files and LanceDB rows that differ from the undisturbed run, and leftovers of killed runs."""
     ours, theirs = witness.tree_of(data, reference.folder / "data"), reference.tree(stage)
-    found = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
+    different = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     if witness.rows_of(str(data)) != witness.rows_of(str(reference.after(stage))):
-        found.append("rows of the LanceDB table")
-    return [f"{stage}: {name}" for name in sorted(found)] + [
+        different.append("rows of the LanceDB table")
+    return [f"{stage}: {name}" for name in sorted(different)] + [
         f"left over: {name}" for name in witness.leftovers(data)
     ]
 

@@ -100,11 +100,11 @@ class Reference:
 
     def rows(self, stage: str) -> dict[str, list[str]]:
         """Hashes that the rows of each shard may have during a stage: those before and after it."""
-        found: dict[str, list[str]] = {}
+        digests: dict[str, list[str]] = {}
         for data in (self.folder / stage / "data-before", self.after(stage)):
             for shard, digest in witness.rows_of(str(data)).items():
-                found.setdefault(shard, []).append(digest)
-        return found
+                digests.setdefault(shard, []).append(digest)
+        return digests
 
 
 def lance_files(data: Path) -> int:

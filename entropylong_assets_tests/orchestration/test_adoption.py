@@ -73,16 +73,16 @@ def assert_known(
     assert event.tags["dagster/data_version"] == manifest.data_version
     rows = manifest.tables[stage.tables.main].rows
     assert event.metadata["dagster/row_count"].value == rows
-    found: dict[str, bool] = {}
+    evaluated: dict[str, bool] = {}
     for check in stage.checks:
         history = instance.event_log_storage.get_asset_check_execution_history(
             dg.AssetCheckKey(key, check.name), limit=100
         )
         latest = next(r for r in history if r.partition == (None if shard == WHOLE else shard))
         assert latest.evaluation is not None
-        found[check.name] = latest.evaluation.passed
+        evaluated[check.name] = latest.evaluation.passed
     outcomes = open_store(settings).check_outcomes(stage.tables, shard)
-    assert found == {name: outcome.passed for name, outcome in outcomes.items()}
+    assert evaluated == {name: outcome.passed for name, outcome in outcomes.items()}
 
 
 def test_what_failed_its_checks_is_run_again(moved: Project, world: World) -> None:

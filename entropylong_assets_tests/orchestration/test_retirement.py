@@ -135,8 +135,8 @@ def test_a_retired_shard_leaves_index_candidates_samples_and_exports(place: Plac
     assert any(part in texts for part in parts)
     retire(project.corpus, C, instance, "licence withdrawn", "ana")
     assert instance.get_dynamic_partitions("corpus_shards") == [A, B]
-    found = find_exports(place.store, [project.dataset], [C])
-    assert found.exports == (export_uri(project.dataset, first),)
+    holdings = find_exports(place.store, [project.dataset], [C])
+    assert holdings.exports == (export_uri(project.dataset, first),)
     # An export made now, before the others have new candidates, would hold its contexts.
     with pytest.raises(RunFailuresError, match="candidate_contexts was made before something was"):
         run_export(project, project.dataset, instance)
@@ -260,10 +260,10 @@ def test_a_partition_deleted_in_the_ui_is_retired_at_the_next_scan(place: Place)
     corpus, instance = place.project.corpus, place.instance
     register_shards(corpus, instance)
     instance.delete_dynamic_partition("corpus_shards", B)
-    found = scan(corpus, instance)
-    assert found.retired == (B,)
-    assert B in found.message
-    assert found.requests == []
+    result = scan(corpus, instance)
+    assert result.retired == (B,)
+    assert B in result.message
+    assert result.requests == []
     register_shards(corpus, instance)
     assert instance.get_dynamic_partitions("corpus_shards") == [A, C]
     (record,) = read_removals(place.store)
@@ -352,12 +352,12 @@ def test_files_without_a_shard_are_a_finding(place: Place) -> None:
     assert sources(place.project.corpus).verdict == "ok"
     new = place.corpus / "new.jsonl"
     new.write_text(json.dumps({"text": document(1), "id": "n"}) + "\n")
-    found = sources(place.project.corpus)
-    assert found.verdict == "warning"
+    finding = sources(place.project.corpus)
+    assert finding.verdict == "warning"
     assert f"in no shard yet: {new}; register them with `entropylong scan` or the job " in (
-        found.message
+        finding.message
     )
-    assert "`corpus__scan`" in found.message
+    assert "`corpus__scan`" in finding.message
     retire(place.project.corpus, A, place.instance, "x")  # its file is not new again
     new.unlink()
     assert sources(place.project.corpus).verdict == "ok"

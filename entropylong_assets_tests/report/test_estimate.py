@@ -55,7 +55,7 @@ def make(
 def covers(sample: Sample, actual: Actual) -> dict[str, bool]:
     """Whether each figure's interval contains what the run took."""
     estimate = make_estimate(sample)
-    found = {
+    estimated = {
         "roots": actual.roots,
         "anchors": actual.anchors,
         "distinct contexts scored": actual.passes,
@@ -64,7 +64,7 @@ def covers(sample: Sample, actual: Actual) -> dict[str, bool]:
     }
     return {
         name: estimate.figure(name).low <= value <= estimate.figure(name).high
-        for name, value in found.items()
+        for name, value in estimated.items()
     }
 
 

@@ -17,9 +17,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(module.time, "monotonic", made)
-    return made
+    fake = Clock()
+    monkeypatch.setattr(module.time, "monotonic", fake)
+    return fake
 
 
 def test_units_with_a_known_total(clock: Clock) -> None:

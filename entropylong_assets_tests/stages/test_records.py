@@ -26,8 +26,10 @@ def data(world: World, tmp_path: Path) -> Path:
 def written(data: Path, world: World, corpora: dict[str, Any], datasets: dict[str, Any]) -> Any:
     """A project over the data, whose corpora have the embedder of the world unless named."""
     embedder = world.project.corpus.embedding.model
-    made = {name: {"embedding": {"model": embedder}} | content for name, content in corpora.items()}
-    return make_project({"data_uri": str(data), "corpora": made, "datasets": datasets})
+    with_models = {
+        name: {"embedding": {"model": embedder}} | content for name, content in corpora.items()
+    }
+    return make_project({"data_uri": str(data), "corpora": with_models, "datasets": datasets})
 
 
 def refusal(data: Path, world: World, corpora: dict[str, Any], datasets: dict[str, Any]) -> str:

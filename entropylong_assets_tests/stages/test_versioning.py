@@ -234,11 +234,11 @@ def changed(project: Project, path: str, value: Any) -> Project:
     if hasattr(dataset, path.partition(".")[0]) and not path.startswith("corpus."):
         dataset = with_value(dataset, path, value)
     dataset = dataset.model_copy(update={"corpus": corpus})
-    found = project.model_copy(
+    result = project.model_copy(
         update={"corpora": {corpus.name: corpus}, "datasets": {dataset.name: dataset}}
     )
-    assert found != project
-    return found
+    assert result != project
+    return result
 
 
 def versions(project: Project) -> dict[str, str]:
@@ -299,8 +299,8 @@ def test_names_change_no_version() -> None:
 
 
 def test_no_two_stages_share_a_version() -> None:
-    found = versions(make_project())
-    assert len(set(found.values())) == len(found) == len(STAGES)
+    by_stage = versions(make_project())
+    assert len(set(by_stage.values())) == len(by_stage) == len(STAGES)
 
 
 # What a computation reads
@@ -347,16 +347,16 @@ READ_WITHOUT_EFFECT: dict[str, set[str]] = {
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> set[tuple[type, str]]:
     """The (class of settings, field) pairs that are read from now on."""
-    found: set[tuple[type, str]] = set()
+    pairs: set[tuple[type, str]] = set()
     original = Section.__getattribute__
 
     def recording(self: Section, name: str) -> Any:
         if not name.startswith("_") and name in type(self).model_fields:
-            found.add((type(self), name))
+            pairs.add((type(self), name))
         return original(self, name)
 
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
-    return found
+    return pairs
 
 
 def short_paths(project: Project) -> dict[tuple[type, str], str]:
@@ -378,7 +378,7 @@ def short_paths(project: Project) -> dict[tuple[type, str], str]:
 
 def declared_paths(stage: Stage, settings: Settings) -> set[str]:
     """What the stage declares, as paths in the short form down to single settings."""
-    found = set()
+    paths = set()
     for path in stage.determined_by(settings):
         value: Any = settings
         for part in path.split("."):
@@ -386,8 +386,8 @@ def declared_paths(stage: Stage, settings: Settings) -> set[str]:
         name = path.removeprefix("corpus.") if path != "corpus.sources" else path
         if stage.scope == "corpus" and "." not in name and name != "seed":
             name = f"corpus.{name}"
-        found |= {f"{name}.{f}" for f in leaves(value)} if isinstance(value, Section) else {name}
-    return found
+        paths |= {f"{name}.{f}" for f in leaves(value)} if isinstance(value, Section) else {name}
+    return paths
 
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if s.name != T], ids=lambda s: s.name)
@@ -403,8 +403,8 @@ def test_stage_reads_only_what_it_declares(
     allowed = declared | WITHOUT_EFFECT | READ_WITHOUT_EFFECT.get(stage.name, set())
     if stage.name == P:  # it shows the settings that the samples' manifests have recorded
         for name in _SAMPLE_STAGES:
-            made = copied.stage(name)
-            allowed |= declared_paths(made, copied.partition(made).settings)
+            stage_copy = copied.stage(name)
+            allowed |= declared_paths(stage_copy, copied.partition(stage_copy).settings)
     assert seen - allowed == set()
     if stage.name != M:
         assert seen & declared or not declared
@@ -506,9 +506,9 @@ def test_reason_names_what_has_changed(
 
 def test_all_shards_of_a_sound_project_are_eligible(copied: Copied) -> None:
     for name in (X, T):
-        found = eligible_shards(copied.stage(name), copied.partition(name))
-        assert found.shards == copied.shards
-        assert found.left_out == {}
+        eligibility = eligible_shards(copied.stage(name), copied.partition(name))
+        assert eligibility.shards == copied.shards
+        assert eligibility.left_out == {}
 
 
 @pytest.mark.parametrize(
@@ -533,12 +533,12 @@ def test_shard_without_its_blocking_checks_is_left_out(
         copied.remove_outcomes(broken, bad)
         words = f"of {broken} has not run on the present data"
     for name in (X, T):
-        found = eligible_shards(copied.stage(name), copied.partition(name))
+        eligibility = eligible_shards(copied.stage(name), copied.partition(name))
         if name in left_out_by:
-            assert found.shards == copied.shards[:1]
-            assert words in found.left_out[bad]
+            assert eligibility.shards == copied.shards[:1]
+            assert words in eligibility.left_out[bad]
         else:
-            assert found.shards == copied.shards
+            assert eligibility.shards == copied.shards
 
 
 def test_stages_over_all_shards_leave_out_a_failed_shard(copied: Copied) -> None:

@@ -103,8 +103,10 @@ def decompress(file: IO[bytes], name: str) -> Iterator[bytes]:
     codec = _CODECS[suffix]
     first = next(blocks, b"")
     if first and not first.startswith(codec.magic):
-        found = content_of(first) or f"not {codec.name}"
-        raise DamagedFileError(f"the name ends in {suffix}, but the content is {found}", "misnamed")
+        content = content_of(first) or f"not {codec.name}"
+        raise DamagedFileError(
+            f"the name ends in {suffix}, but the content is {content}", "misnamed"
+        )
     yield from _decompress(codec, itertools.chain([first], blocks))
 
 
@@ -151,15 +153,15 @@ def _good_bytes(stream: Any, piece: memoryview) -> Iterator[bytes]:
 
 def _damage(codec: _Codec, error: Exception, n_ended: int) -> str:
     """Say what is wrong with compressed bytes. n_ended: number of members that were whole."""
-    found = str(error)
-    if "too much memory" in found or "Memory usage limit" in found:
+    message = str(error)
+    if "too much memory" in message or "Memory usage limit" in message:
         return (
             f"its {codec.name} data needs a window of more than {MAX_WINDOW // 2**30} GiB to be "
             "read; compress it again with a window of at most 31 bits"
         )
-    if "ictionary" in found:
+    if "ictionary" in message:
         return f"its {codec.name} data needs a dictionary; compress it again without one"
-    if "incorrect data check" in found or "incorrect length check" in found:
-        found = "CRC check failed"
+    if "incorrect data check" in message or "incorrect length check" in message:
+        message = "CRC check failed"
     after = f", after {n_ended} whole parts" if n_ended else ""
-    return f"the file is damaged here{after}: not {codec.name} data ({one_line(found, 120)})"
+    return f"the file is damaged here{after}: not {codec.name} data ({one_line(message, 120)})"

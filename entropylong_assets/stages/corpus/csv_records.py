@@ -107,8 +107,8 @@ class _Lines:
         yield LostLine(first - 1, Problem(reason, f"{where}: {detail}"))
         for number, text in self.pending[1:]:
             if text.strip():
-                found = f"line {number + 1}: swallowed by the record that begins on line {first}"
-                yield LostLine(number, Problem("swallowed_row", found))
+                message = f"line {number + 1}: swallowed by the record that begins on line {first}"
+                yield LostLine(number, Problem("swallowed_row", message))
 
 
 def read_records(
@@ -172,15 +172,15 @@ def read_records(
 
 
 def _problem_of(error: csv.Error) -> Problem:
-    found = str(error)
-    if "field limit" in found or "more than" in found:
+    message = str(error)
+    if "field limit" in message or "more than" in message:
         limit = f"the record has more than {MAX_ROW_BYTES} bytes"
         return Problem("row_too_large", f"{limit}; is a quote not closed?")
-    if "new-line" in found:
+    if "new-line" in message:
         return Problem("broken_csv", "a carriage return or line feed within an unquoted field")
-    if "unexpected end" in found:
+    if "unexpected end" in message:
         return Problem("broken_csv", "a quote at the start of a field is never closed")
-    if "expected after" in found:
+    if "expected after" in message:
         return Problem("broken_csv", "there is text after the closing quote of a field")
     return Problem("broken_csv", one_line(error, 120))
 
@@ -207,11 +207,11 @@ def _record_problem(
     lines: list[str], values: list[str], header: list[str], dialect: Dialect, evidence: Evidence
 ) -> Problem | None:
     if len(values) != len(header):
-        found = f"the record has {len(values)} fields, the header {len(header)}"
-        return Problem("broken_csv", found)
+        message = f"the record has {len(values)} fields, the header {len(header)}"
+        return Problem("broken_csv", message)
     if values == header:
-        found = "the record is the header again, as if a file was appended to another"
-        return Problem("broken_csv", found)
+        message = "the record is the header again, as if a file was appended to another"
+        return Problem("broken_csv", message)
     if len(lines) > 1 and dialect.newlines_in_values is None:
         return _SWALLOWED if evidence.swallowed_rows(lines, values) else None
     return None

@@ -42,8 +42,8 @@ def decode_text(content: bytes) -> str | Problem:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        found = f"byte {error.start} (0x{content[error.start]:02x}) is not UTF-8"
-        return Problem("invalid_utf8", found)
+        message = f"byte {error.start} (0x{content[error.start]:02x}) is not UTF-8"
+        return Problem("invalid_utf8", message)
     n_controls = len(content) - len(content.translate(None, _CONTROLS))
     if n_controls * 10 > len(content):
         share = f"{n_controls} of {len(content)} bytes are control characters"

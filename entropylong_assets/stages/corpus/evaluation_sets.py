@@ -182,8 +182,8 @@ def identify_sets(settings: Settings) -> dict[str, Any]:
     """What determines the content of a corpus' evaluation sets; empty if it has none."""
     if not settings.decontaminate:
         return {}
-    found = {e.name: versions(e, settings.data_uri) for e in settings.decontaminate}
-    return {"evaluation_sets": found}
+    file_versions = {e.name: versions(e, settings.data_uri) for e in settings.decontaminate}
+    return {"evaluation_sets": file_versions}
 
 
 def build_index(evaluation: EvaluationSet, texts: Iterator[str]) -> EvaluationIndex:
@@ -229,8 +229,8 @@ def load_sets(settings: Settings) -> tuple[EvaluationIndex, ...]:
 def find_overlaps(sets: Sequence[EvaluationIndex], text: str) -> list[Overlap]:
     """Return the largest overlap of a document with each set that it quotes."""
     words = compared_words(text)
-    found = [index.find(text, words) for index in sets]
-    return [overlap for overlap in found if overlap is not None]
+    overlaps = [index.find(text, words) for index in sets]
+    return [overlap for overlap in overlaps if overlap is not None]
 
 
 def describe(overlap: Overlap) -> str:

@@ -63,8 +63,8 @@ def value_of(record: Mapping[str, Any], name: str, within: str = "") -> Any | Pr
             problem = problem or inner
         else:
             kind = {list: "a list", str: "a string", bool: "true or false"}.get(type(value))
-            found = f"field '{path}' is {kind or 'a number'}, so that it has no field '{rest}'"
-            problem = problem or Problem("missing_field", found)
+            message = f"field '{path}' is {kind or 'a number'}, so that it has no field '{rest}'"
+            problem = problem or Problem("missing_field", message)
     return problem or missing_field([*record], name, within)
 
 
@@ -87,6 +87,6 @@ def path_of(schema: pa.Schema | pa.StructType, name: str, within: str = "") -> l
                 return [key, *inner]
             problem = problem or inner
         else:
-            found = f"field '{path}' is {one_line(kind, 120)}, so that it has no field '{rest}'"
-            problem = problem or Problem("missing_field", found)
+            message = f"field '{path}' is {one_line(kind, 120)}, so that it has no field '{rest}'"
+            problem = problem or Problem("missing_field", message)
     return problem or missing_field(names, name, within)

@@ -73,13 +73,13 @@ def local_info(path: str) -> dict[str, Any]:
     fsspec gives the time of the link itself: an edit of its target would go unnoticed. Raises
     OSError.
     """
-    found = os.stat(path)
-    is_folder, is_file = stat.S_ISDIR(found.st_mode), stat.S_ISREG(found.st_mode)
+    entry = os.stat(path)
+    is_folder, is_file = stat.S_ISDIR(entry.st_mode), stat.S_ISREG(entry.st_mode)
     info = {
         "name": path,
         "type": "directory" if is_folder else "file" if is_file else "other",
-        "size": found.st_size,
-        "mtime": found.st_mtime,
+        "size": entry.st_size,
+        "mtime": entry.st_mtime,
     }
     return info | ({"destination": os.readlink(path)} if os.path.islink(path) else {})
 

@@ -60,8 +60,8 @@ class JsonScanner:
         content, size = b"".join(self._pieces), self._size
         self._pieces, self._size, self._borders, self._last = [], 0, 0, b""
         if size > MAX_ROW_BYTES:
-            found = f"the row has more than {MAX_ROW_BYTES} bytes"
-            yield Element(b"", Problem("row_too_large", found))
+            message = f"the row has more than {MAX_ROW_BYTES} bytes"
+            yield Element(b"", Problem("row_too_large", message))
         elif content:
             yield Element(content)
 
@@ -119,8 +119,8 @@ class JsonScanner:
             return
         self._is_after_list = mark != b","
         if not elements and (self._is_after_comma or mark == b","):
-            found = "an element is missing before or after a comma"
-            elements = [Element(b"", Problem("broken_json", found))]
+            message = "an element is missing before or after a comma"
+            elements = [Element(b"", Problem("broken_json", message))]
         self._is_after_comma = True
         yield from elements
 
@@ -129,17 +129,19 @@ class JsonScanner:
         borders, is_whole = self._borders, self._depth == int(bool(self.is_list))
         left = list(self._take())
         if self._is_after_list:
-            found = "there is more after the end of the list" if left else ""
+            message = "there is more after the end of the list" if left else ""
         elif self.is_list:
-            found = "the file ends without the closing bracket of its list"
+            message = "the file ends without the closing bracket of its list"
             if is_whole:
                 yield from left
         else:
-            found = "" if is_whole else "the file ends in the middle of an object"
+            message = "" if is_whole else "the file ends in the middle of an object"
             if is_whole:
                 yield from left
-        if found:
-            yield Element(b"", Problem("broken_json", found))
-            swallowed = Problem("swallowed_json", f"its row is not told apart, since {found}")
+        if message:
+            yield Element(b"", Problem("broken_json", message))
+            swallowed = Problem(
+                "swallowed_json", f"the row can't be separated from others: {message}"
+            )
             for _ in range(borders):
                 yield Element(b"", swallowed)

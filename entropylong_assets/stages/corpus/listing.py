@@ -164,16 +164,16 @@ class _Search:
         if not chosen and not self._passed_over:  # perhaps a name with characters of a pattern
             chosen += self._named_file(path)
         files, seen = dict[str, SourceFile](), dict[str, str]()
-        for found, kind in sorted(chosen, key=lambda one: (one[0].is_linked, one[0].path)):
-            if seen.setdefault(found.real, found.path) != found.path:
-                self._note("repeated", found.path)
+        for file, kind in sorted(chosen, key=lambda one: (one[0].is_linked, one[0].path)):
+            if seen.setdefault(file.real, file.path) != file.path:
+                self._note("repeated", file.path)
                 continue
-            uri = self._name(found.path)
+            uri = self._name(file.path)
             files[uri] = SourceFile(
                 uri,
                 kind,
-                version_of(found.info, source_format(kind).edition),
-                found.info.get("size"),
+                version_of(file.info, source_format(kind).edition),
+                file.info.get("size"),
             )
         for uri in files:
             self._refuse_unusable(uri)
@@ -196,16 +196,16 @@ class _Search:
                 return
         root = os.path.realpath(pattern.root) if self._is_local else pattern.root
         own = f"{self._own}/" if self._own.startswith(f"{root.rstrip('/')}/") else None
-        for found in find_files(self._fs, pattern, self._note):
-            if own and found.real.startswith(own):
+        for file in find_files(self._fs, pattern, self._note):
+            if own and file.real.startswith(own):
                 self._note("own", own)
                 continue
-            name = found.path.rpartition("/")[2]
+            name = file.path.rpartition("/")[2]
             kind, reason = self._judge(name, pattern)
             if kind is not None:
-                yield found, kind
+                yield file, kind
             else:
-                self._note(reason, found.path)
+                self._note(reason, file.path)
 
     def _named_file(self, path: str) -> list[tuple[Found, str]]:
         """The file of this path, or [] if there is none. It is read, whatever its name."""

@@ -36,12 +36,12 @@ def expand_alternatives(pattern: str) -> list[str]:
 
     Raises CorpusError if there are more than MAX_ALTERNATIVES.
     """
-    found = list(dict.fromkeys(itertools.islice(_expand(pattern), MAX_ALTERNATIVES + 1)))
-    if len(found) > MAX_ALTERNATIVES:
+    patterns = list(dict.fromkeys(itertools.islice(_expand(pattern), MAX_ALTERNATIVES + 1)))
+    if len(patterns) > MAX_ALTERNATIVES:
         raise CorpusError(
             f"the braces stand for more than {MAX_ALTERNATIVES:,} patterns; use fewer"
         )
-    return found
+    return patterns
 
 
 def _expand(pattern: str) -> Iterable[str]:

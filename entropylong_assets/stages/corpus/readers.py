@@ -23,13 +23,13 @@ def read_rows(
     only a header, yields nothing. Raises CorpusError if the file is missing or may not be read,
     and network errors unchanged.
     """
-    found = source_format(kind)
-    if not found.has_fields and (source.where is not None or source.metadata_fields):
+    format_ = source_format(kind)
+    if not format_.has_fields and (source.where is not None or source.metadata_fields):
         raise CorpusError(
             f"source '{source.name}': where and metadata_fields need a format with fields, which "
             f"'{kind}' is not; remove them"
         )
-    for item in found.read_rows(file, source, start):
+    for item in format_.read_rows(file, source, start):
         if stop is not None and item.row >= stop:
             break
         if isinstance(item, NotSelected) and stop is not None:

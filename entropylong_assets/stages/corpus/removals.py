@@ -33,13 +33,13 @@ def documents_taken_down(partition: Partition) -> Mapping[str, Any]:
     Documents that were taken down before the shard was read are not included: they were dropped.
     """
     documents = find_removed(partition.store).documents
-    found = sorted(d for d, shards in documents.items() if partition.shard in shards)
-    return {"taken_down": found} if found else {}
+    taken_down = sorted(d for d, shards in documents.items() if partition.shard in shards)
+    return {"taken_down": taken_down} if taken_down else {}
 
 
 def removed_from_corpus(partition: Partition) -> Mapping[str, Any]:
     """All that was removed from the corpus after a shard held it, sorted; empty if nothing was."""
     removed = find_removed(partition.store)
     held = {doc_id for doc_id, shards in removed.documents.items() if shards}
-    found = sorted({*removed.shards, *removed.sources, *held})
-    return {"removed": found} if found else {}
+    names = sorted({*removed.shards, *removed.sources, *held})
+    return {"removed": names} if names else {}

@@ -103,8 +103,8 @@ def make_item(file: str, row: int, value: Any, external_id: Any) -> Item:
         return BadRow(file, row, name, "null_text", "the text is null")
     kinds = {dict: "an object", list: "a list", bool: "true or false"}
     kinds |= dict.fromkeys((int, float, decimal.Decimal), "a number")
-    found = kinds.get(type(value), type(value).__name__)
-    return BadRow(file, row, name, "not_text", f"the text is {found}, not a string")
+    kind = kinds.get(type(value), type(value).__name__)
+    return BadRow(file, row, name, "not_text", f"the text is {kind}, not a string")
 
 
 def make_record_item(

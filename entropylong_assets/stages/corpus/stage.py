@@ -83,34 +83,34 @@ def _identify_shard(partition: Partition) -> Mapping[str, Any]:
         manifest = partition.store.manifest(CORPUS_DOCUMENTS, partition.shard)
     except TableError:  # damaged: it is about to be made again
         manifest = None
-    made = manifest.determinants if manifest else {}
+    recorded = manifest.determinants if manifest else {}
     try:
         source = _described(source_of(plan.shard(partition.shard), partition.settings))
         shard = current_shard(partition.settings, plan, partition.shard)
     except MissingSourceError:
-        if not {"shard", "source"} <= made.keys():
+        if not {"shard", "source"} <= recorded.keys():
             raise
         sources = {source.name: source for source in partition.settings.sources}
-        known = sources.get(made["source"]["name"])
-        source = _described(known) if known else made["source"]
-        return {"shard": made["shard"], "source": source}
+        known = sources.get(recorded["source"]["name"])
+        source = _described(known) if known else recorded["source"]
+        return {"shard": recorded["shard"], "source": source}
     now = shard.model_dump(mode="json", exclude={"position", "revision", "corpus_rows"})
-    if made.get("source") == source and _lacks_files_only(made["shard"], now):
+    if recorded.get("source") == source and _lacks_files_only(recorded["shard"], now):
         # Only if nothing else has changed: otherwise it is made again, without the missing files.
         settings = determining_settings(CORPUS_DOCUMENTS_STAGE, partition.settings)
         code = CORPUS_DOCUMENTS_STAGE.code_version
-        if (made.get("code"), made.get("settings")) == (code, settings):
-            return {"shard": made["shard"], "source": source}
+        if (recorded.get("code"), recorded.get("settings")) == (code, settings):
+            return {"shard": recorded["shard"], "source": source}
     return {"shard": now, "source": source}
 
 
-def _lacks_files_only(made: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def _lacks_files_only(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether missing files are the only change of a shard of whole files since it was made."""
 
     def versions(shard: Mapping[str, Any]) -> dict[str, str]:
         return dict(zip(shard["files"], shard["versions"], strict=True))
 
-    return versions(now).items() < versions(made).items()
+    return versions(now).items() < versions(recorded).items()
 
 
 def _views(partition: Partition) -> Mapping[str, duck.View]:

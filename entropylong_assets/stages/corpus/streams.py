@@ -100,8 +100,8 @@ def read_lines(uri: str, start: int = 0, *, old_mac: bool = False) -> Iterator[L
 
     def line() -> Line:
         if size > MAX_ROW_BYTES:
-            found = f"the row has more than {MAX_ROW_BYTES} bytes"
-            return Line(number, b"", Problem("row_too_large", found))
+            message = f"the row has more than {MAX_ROW_BYTES} bytes"
+            return Line(number, b"", Problem("row_too_large", message))
         return Line(number, b"".join(pieces))
 
     try:

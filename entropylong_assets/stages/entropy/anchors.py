@@ -63,8 +63,8 @@ def find_anchors(
         is_surprising_T &= ~is_uncertain_T
 
     def positions(is_anchor_T: NDArray[np.bool_]) -> tuple[int, ...]:
-        found = np.flatnonzero(is_anchor_T)
-        return tuple(int(t) for t in found[found >= settings.min_anchor_position])
+        indices = np.flatnonzero(is_anchor_T)
+        return tuple(int(t) for t in indices[indices >= settings.min_anchor_position])
 
     return Anchors(
         entropy, surprisal, positions(is_uncertain_T | is_surprising_T), positions(is_surprising_T)

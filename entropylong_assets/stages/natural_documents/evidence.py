@@ -70,13 +70,13 @@ def evidence_rows(
     """Rows of the table `evidence`. offset: special tokens before the window in its sample."""
     for position in key_positions(scores).tolist():
         first, before = int(scores.long_start_T[position]), int(scores.short_start_T[position])
-        found = find_earlier(token_ids_T, position, first, before)
+        occurrence = find_earlier(token_ids_T, position, first, before)
         yield {
             "window_id": window_id,
             "position": position + offset,
             "surprisal_long": float(scores.long_T[position]),
             "surprisal_short": float(scores.short_T[position]),
             "short_start": before + offset,
-            "found_at": None if found is None else found.end + offset,
-            "ngram_tokens": None if found is None else found.n_tokens,
+            "found_at": None if occurrence is None else occurrence.end + offset,
+            "ngram_tokens": None if occurrence is None else occurrence.n_tokens,
         }

@@ -52,8 +52,8 @@ def add_sources(store: TableStore, shards: Sequence[str], candidates: pl.DataFra
         return candidates.with_columns(source=pl.lit(None, pl.String))
     wanted = candidates.select("doc_id")
     with duck.querying(store, {"wanted": wanted}) as session:
-        found = frame(session, _SOURCES.format(signatures=signature_files(store, shards)))
-    return candidates.join(found, on="doc_id", how="left", maintain_order="left")
+        sources = frame(session, _SOURCES.format(signatures=signature_files(store, shards)))
+    return candidates.join(sources, on="doc_id", how="left", maintain_order="left")
 
 
 def count_documents(store: TableStore, shards: Sequence[str]) -> dict[str, int]:

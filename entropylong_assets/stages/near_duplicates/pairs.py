@@ -159,9 +159,9 @@ def nominate_pairs(
         session.execute(_NOMINATE.replace("FROM band)", f"FROM band_{band})"))
         session.execute(f"DROP TABLE band_{band}")
     session.execute(_CANDIDATES)
-    found = session.execute("SELECT count(*) FROM pairs").fetchone()
-    assert found is not None
-    return int(found[0])
+    row = session.execute("SELECT count(*) FROM pairs").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def spool_shingles(
@@ -233,6 +233,6 @@ def compare_documents(
     return Compared(
         candidates=candidates,
         pairs=np.concatenate([np.zeros((0, 2), np.int64), *(pairs for pairs, _ in parts)]),
-        similarities=np.concatenate([np.zeros(0, np.float32), *(found for _, found in parts)]),
+        similarities=np.concatenate([np.zeros(0, np.float32), *(part for _, part in parts)]),
         n_compared=n_compared,
     )

@@ -108,5 +108,5 @@ def count_documents(phrases: pl.DataFrame, wanted: Iterable[str | None]) -> dict
     of embedding_index.
     """
     names = pl.Series("phrase", sorted({phrase for phrase in wanted if phrase}), pl.String)
-    found = phrases.join(names.to_frame(), on="phrase", how="semi")
-    return dict(found.select("phrase", "documents").iter_rows())
+    listed = phrases.join(names.to_frame(), on="phrase", how="semi")
+    return dict(listed.select("phrase", "documents").iter_rows())

@@ -58,7 +58,7 @@ class WordNgrams:
         halves = self._find_runs(letters, ends, half)
         if not halves:
             return 0.0
-        found = set()
+        occurring = set()
         for start in halves | {i - n + half for i in halves}:
             if 0 <= start <= len(units) - n:
                 ngram = tuple(units[start : start + n])
@@ -66,10 +66,10 @@ class WordNgrams:
                 if (first and last and letters[ends[start] : ends[start + n]] in self._root) or (
                     n == self._n and self._occurs_edited(ngram, first, last)
                 ):
-                    found.add(ngram)
-        if not found:
+                    occurring.add(ngram)
+        if not occurring:
             return 0.0
-        return len(found) / len(set(zip(*(units[i:] for i in range(n)), strict=False)))
+        return len(occurring) / len(set(zip(*(units[i:] for i in range(n)), strict=False)))
 
     def _find_runs(self, letters: str, ends: list[int], length: int) -> set[int]:
         """Return where `length` words start whose letters are in the root.
@@ -92,9 +92,9 @@ class WordNgrams:
         ]
         starts = {i - before for i in likely for before in range(step)}
         last = n_words - length
-        found = ((i, letters[ends[i] : ends[i + length]]) for i in starts if 0 <= i <= last)
+        strings = ((i, letters[ends[i] : ends[i + length]]) for i in starts if 0 <= i <= last)
         return {
-            i for i, run in found if (len(run) < size or run[-size:] in windows) and run in root
+            i for i, run in strings if (len(run) < size or run[-size:] in windows) and run in root
         }
 
     def _occurs_edited(self, ngram: tuple[str, ...], first: bool, last: bool) -> bool:

@@ -202,8 +202,8 @@ def build_groups(
         Group(
             root_id=root_id,
             token_ids=root_tokens[root_id],
-            chosen=tuple(c for c in found if c.dependencies),
-            negatives=tuple(c for c in found if not c.dependencies),
+            chosen=tuple(c for c in of_root if c.dependencies),
+            negatives=tuple(c for c in of_root if not c.dependencies),
         )
-        for root_id, found in by_root.items()
+        for root_id, of_root in by_root.items()
     ]

@@ -92,11 +92,11 @@ class IndexPool:
         text = self._tokenizer.decode(group.token_ids.tolist())
         query = ", ".join(keywords(text)) or text[:200]
         vectors_QE = self._index.embedder.embed_queries([query])
-        found = nominate(
+        nominated = nominate(
             self._index.search, vectors_QE, [group.root_id], limit, self._index.universe.total
         )
-        similarity = dict(found.select("chunk_id", "similarity").iter_rows())
-        yield from self._contexts(group, iter(found["chunk_id"].to_list()), similarity)
+        similarity = dict(nominated.select("chunk_id", "similarity").iter_rows())
+        yield from self._contexts(group, iter(nominated["chunk_id"].to_list()), similarity)
 
     def fillers(self, groups: Sequence[Group]) -> Iterator[Context]:
         own = {context.doc_id for group in groups for context in group.chosen}

@@ -203,7 +203,7 @@ def _retrieved(pairs: pl.DataFrame, contexts: pl.DataFrame) -> dict[str, tuple[C
         .join(contexts.select("chunk_id", "doc_id", "source", "token_ids"), on="chunk_id")
         .sort("root_id", "chunk_id")
     )
-    found: dict[str, list[Context]] = {}
+    by_root: dict[str, list[Context]] = {}
     for row in rows.iter_rows(named=True):
-        found.setdefault(row["root_id"], []).append(unverified(**row))
-    return {root_id: tuple(passages) for root_id, passages in found.items()}
+        by_root.setdefault(row["root_id"], []).append(unverified(**row))
+    return {root_id: tuple(passages) for root_id, passages in by_root.items()}

@@ -75,8 +75,8 @@ def _shard_links(partition: Partition, contexts: pl.DataFrame, samples: int) -> 
         batch.join(contexts.select("chunk_id").unique(), "chunk_id", how="semi")
         for batch in store.batches(CANDIDATE_CONTEXTS, shard, "chunks", ["chunk_id", "shard"])
     ]
-    found = pl.concat([pl.DataFrame(schema={"chunk_id": pl.String, "shard": pl.String}), *parts])
-    shards = dict(found.iter_rows())
+    linked = pl.concat([pl.DataFrame(schema={"chunk_id": pl.String, "shard": pl.String}), *parts])
+    shards = dict(linked.iter_rows())
 
     def link(name: str) -> str:
         asset = f"/assets/{store.corpus}/{CORPUS_DOCUMENTS.name}"

@@ -148,8 +148,8 @@ def _recorded_settings(settings: Settings) -> dict[str, Any]:
             *sections, name = path.split(".")
             reduce(lambda inner, key: inner.setdefault(key, {}), sections, place)[name] = value
     recorded["export"] = settings.export.model_dump(mode="json", exclude={"destination"})
-    found: dict[str, Any] = without_secrets(recorded)
-    return found
+    published: dict[str, Any] = without_secrets(recorded)
+    return published
 
 
 def _documents(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:

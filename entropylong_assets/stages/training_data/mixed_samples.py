@@ -84,12 +84,12 @@ def short_samples(
     at = {name: number for number, name in enumerate(documents["doc_id"])}
     ordered = sorted(names, key=lambda name: hash_key(settings.seed, "short", name))
     waiting: list[tuple[dict, list[int]]] = []
-    filled, made = len(bos), 0
+    filled, count = len(bos), 0
     for start in range(0, len(ordered), _DOCUMENTS_PER_BATCH):
         batch = documents[[at[name] for name in ordered[start : start + _DOCUMENTS_PER_BATCH]]]
         encoded = tokenizer.encode(batch["text"].to_list())
         for doc_id, source, ids in zip(batch["doc_id"], batch["source"], encoded, strict=True):
-            if made >= limit:
+            if count >= limit:
                 return
             tokens = [*ids, *tokenizer.separator_ids]
             if not ids or len(bos) + len(tokens) > size:
@@ -98,8 +98,8 @@ def short_samples(
             waiting.append((origin, tokens[: size - filled]))
             filled += len(waiting[-1][1])
             if filled == size:
-                yield _plain(f"{shard}-short-{made:06d}", bos, waiting)
-                waiting, filled, made = [], len(bos), made + 1
+                yield _plain(f"{shard}-short-{count:06d}", bos, waiting)
+                waiting, filled, count = [], len(bos), count + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +232,7 @@ def plan_mixture(store: TableStore, shards: Sequence[str], settings: Settings) -
             for sample in _plain_samples(store, shard, part, settings, tokenizer, limit):
                 entries[part].append(Entry(part, shard, sample.sample_id))
                 plain[sample.sample_id] = sample.segments
-    available = {part: len(found) for part, found in entries.items()}
+    available = {part: len(part_entries) for part, part_entries in entries.items()}
     for part, share in shares.items():
         if share and not available[part]:
             raise ExportError(
@@ -285,8 +285,10 @@ def _documents(
     parts = [own]
     for shard in shards:
         rows = store.read(LONG_CONTEXT_SAMPLES, shard, "segments", ["sample_id", "doc_id"])
-        found = rows.drop_nulls().join(names, "sample_id").select("name", pl.col("doc_id").hash())
-        parts.append(found.unique().rename({"name": "sample_id"}))
+        documents = (
+            rows.drop_nulls().join(names, "sample_id").select("name", pl.col("doc_id").hash())
+        )
+        parts.append(documents.unique().rename({"name": "sample_id"}))
     return pl.concat(parts)
 
 

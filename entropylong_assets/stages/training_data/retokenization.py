@@ -78,7 +78,9 @@ def _make(batch: Sequence[LaidOut], provenance: bool) -> Iterator[tuple[str, Sam
         )
         for name in DETAILS
     }
-    anchors = {root_id: found for sample in batch for root_id, found in sample.anchors.items()}
+    anchors = {
+        root_id: positions for sample in batch for root_id, positions in sample.anchors.items()
+    }
     roots = pl.DataFrame(
         {"root_id": list(anchors), "anchors": list(anchors.values())},
         schema={"root_id": pl.String, "anchors": pl.List(pl.Int32)},
@@ -86,8 +88,8 @@ def _make(batch: Sequence[LaidOut], provenance: bool) -> Iterator[tuple[str, Sam
     token_ids_ST = np.stack([row["input_ids"] for row in rows.samples])
     tokens = ids.with_columns(pl.Series("input_ids", token_ids_ST).arr.to_list())
     details = join_details(ids, tables, roots)
-    made = make_samples(details, tokens, shard, provenance)
-    yield from zip([sample.split for sample in batch], made, strict=True)
+    samples = make_samples(details, tokens, shard, provenance)
+    yield from zip([sample.split for sample in batch], samples, strict=True)
 
 
 def formats_of(uri: str) -> tuple[str, ...]:

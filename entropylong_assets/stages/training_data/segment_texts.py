@@ -117,7 +117,7 @@ def _segment_texts(
     keys = sorted({key for s in segments if (key := _key(s)) in texts})
     encoded = _encode({key: texts[key] for key in keys}, tokenizer)
     done: dict[str, int] = {}  # tokens of a root in the pieces before
-    found = []
+    texts_of_segments = []
     for segment in segments:
         key = _key(segment)
         ids = sample.token_ids_T[segment["start"] : segment["end"]].astype(np.int64)
@@ -127,8 +127,8 @@ def _segment_texts(
         if whole and segment["role"] in _OF_DOCUMENTS:
             skipped = _find(whole.ids, ids)
         text = whole and _piece(whole, ids, skipped, tokenizer.separator_ids, segment["segment"])
-        found.append(text or _decoded(ids, tokenizer, segment["segment"]))
-    return found
+        texts_of_segments.append(text or _decoded(ids, tokenizer, segment["segment"]))
+    return texts_of_segments
 
 
 def _encode(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, _Encoded]:

@@ -57,13 +57,13 @@ def _is_of_a_client(relative: str) -> bool:
 
 def _empty_folders(fs: Any, folder: str) -> list[str]:
     """Folders below `folder` without any file, relative to it. Object storage has none."""
-    found = fs.find(folder, withdirs=True, detail=True)
-    files = [path for path, info in found.items() if info["type"] != "directory"]
+    entries = fs.find(folder, withdirs=True, detail=True)
+    files = [path for path, info in entries.items() if info["type"] != "directory"]
     used = {str(parent) for path in files for parent in PurePosixPath(path).parents}
     below = f"{folder}/"
     return sorted(
         path.removeprefix(below)
-        for path, info in found.items()
+        for path, info in entries.items()
         if info["type"] == "directory" and path.startswith(below) and path.rstrip("/") not in used
     )
 

@@ -181,14 +181,14 @@ def test_documents_are_the_same_however_files_are_cut(tmp_path: Path) -> None:
     write_rows(tmp_path / "one/a.jsonl", rows)
     write_rows(tmp_path / "two/b.parquet", rows[:170])
     write_rows(tmp_path / "two/a.csv.gz", rows[170:])
-    found = []
+    tables = []
     for folder, shard_rows in [("one", 300), ("one", 7), ("two", 50)]:
         config = settings_for(tmp_path / folder, shard_rows=shard_rows)
         documents, dropped, _ = ingest(config, TableStore(str(tmp_path / f"d{folder}{shard_rows}")))
         assert not dropped
-        found.append({d["doc_id"]: (d["text"], d["n_chars"]) for d in documents})
-    assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 300
+        tables.append({d["doc_id"]: (d["text"], d["n_chars"]) for d in documents})
+    assert tables[0] == tables[1] == tables[2]
+    assert len(tables[0]) == 300
 
 
 def test_ingest_of_many_tiny_documents_is_linear(tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ def test_each_format_gives_the_same_tables(tmp_path: Path, format_: str) -> None
     documents = [d for d in documents if can_hold(d, variant)]
     uri = place(tmp_path / "in", files_of(documents, variant), variant.layout)
     settings = settings_for(uri, shard_rows=5, **settings_of(variant))
-    found, dropped, summaries = ingest(settings, TableStore(str(tmp_path / "data")))
-    assert sorted(d["doc_id"] for d in found) == sorted(d.doc_id for d in documents)
+    tables, dropped, summaries = ingest(settings, TableStore(str(tmp_path / "data")))
+    assert sorted(d["doc_id"] for d in tables) == sorted(d.doc_id for d in documents)
     assert dropped == []
     assert sum(s.rows_read for s in summaries) == len(documents)

@@ -119,7 +119,7 @@ def test_a_folder_and_an_object_store_list_the_same(
     assert local == far
     if pattern in ("", "/", "**", "**/*") and kind == "auto":
         files, passed_over = local
-        expected = [(path, found) for path in sorted(layout) if (found := is_expected(path))]
+        expected = [(path, format_) for path in sorted(layout) if (format_ := is_expected(path))]
         assert files == expected
         # Every file is listed or passed over. A hidden folder stands for its files.
         uncounted = layout - {path for path, _ in files}
@@ -193,8 +193,8 @@ def test_compound_endings_are_known_below_folders_and_patterns(tmp_path: Path, e
         f"in/a.{ending}",
         f"in/?.{{x,{ending}}}",
     ):
-        found = list_files(source(tmp_path / uri if uri != "in/" else f"{tmp_path}/in/", "jsonl"))
-        assert [file.uri for file in found] == [str(tmp_path / f"in/a.{ending}")], uri
+        files = list_files(source(tmp_path / uri if uri != "in/" else f"{tmp_path}/in/", "jsonl"))
+        assert [file.uri for file in files] == [str(tmp_path / f"in/a.{ending}")], uri
 
 
 @pytest.mark.parametrize("name", ["_a.jsonl", ".a.jsonl", "README.md", "LICENSE.txt", "x[1].jsonl"])

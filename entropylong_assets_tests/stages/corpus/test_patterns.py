@@ -80,8 +80,8 @@ def test_patterns_match_what_python_globs(paths: set[str], parts: list[str]) -> 
             (Path(folder) / f"{path}~").parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / f"{path}~").touch()
         tail = "" if parts[-1] in ("**", "*", "a*", "[ab]*", "[!a]*", "%*") else "~"
-        found = glob.glob(f"{pattern}{tail}", root_dir=folder, recursive=True)
-        expected = {path for path in found if (Path(folder) / path).is_file()}
+        globbed = glob.glob(f"{pattern}{tail}", root_dir=folder, recursive=True)
+        expected = {path for path in globbed if (Path(folder) / path).is_file()}
         assert {p for p in (f"{p}~" for p in paths) if matches(pattern + tail, p)} == expected
 
 

@@ -85,7 +85,7 @@ print(digest.hexdigest(), "sklearn" in sys.modules)
 
 def test_every_process_sees_the_same_rows() -> None:
     """For any earlier imports, any hash seed, and any division into pieces."""
-    found = set()
+    digests = set()
     for seed, first, step in [("1", "", 7), ("2", "import sklearn.cluster, asyncio", 1000)]:
         packages = f"{PACKAGES},sklearn.cluster"
         script = _SCRIPT.format(first=first, packages=packages, step=step)
@@ -95,10 +95,10 @@ def test_every_process_sees_the_same_rows() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         digest, sklearn = result.stdout.split()
-        found.add(digest)
+        digests.add(digest)
         assert result.stderr == ""
         assert sklearn == str(bool(first))  # what is read is not imported
-    assert len(found) == 1
+    assert len(digests) == 1
 
 
 def test_reading_runs_nothing_and_steps_over_what_is_no_python(

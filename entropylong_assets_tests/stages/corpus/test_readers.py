@@ -185,8 +185,8 @@ def test_glob_with_two_stars_and_formats_by_name(tmp_path: Path) -> None:
     for name in ["a.jsonl", "x/b.jsonl", "x/y/c.jsonl"]:
         write_rows(tmp_path / name, ROWS[:2])
     write_rows(tmp_path / "x/d.csv", ROWS[:2])
-    found = list_files(source(tmp_path / "**/*.jsonl"))
-    assert [Path(file.uri).relative_to(tmp_path).as_posix() for file in found] == [
+    files = list_files(source(tmp_path / "**/*.jsonl"))
+    assert [Path(file.uri).relative_to(tmp_path).as_posix() for file in files] == [
         "a.jsonl",
         "x/b.jsonl",
         "x/y/c.jsonl",
@@ -259,9 +259,13 @@ def test_members_of_a_tar_stay_inside_it(tmp_path: Path) -> None:
         file.addfile(link)
     spec = source(f"tar://**/*.jsonl::{archive}")
     texts = []
-    for found in list_files(spec):
+    for member_file in list_files(spec):
         with suppress(CorpusError, OSError, KeyError):
-            texts += [i.text for i in read_rows(found.uri, found.kind, spec) if isinstance(i, Row)]
+            texts += [
+                i.text
+                for i in read_rows(member_file.uri, member_file.kind, spec)
+                if isinstance(i, Row)
+            ]
     assert "good/a.jsonl" in texts
     assert "secret" not in texts
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "secret.jsonl", "t.tar"]

@@ -18,8 +18,8 @@ from entropylong_assets_tests.stages.entropy import tiny
 
 @pytest.fixture(scope="module", params=[tiny.llama, tiny.gemma3])
 def model(request: pytest.FixtureRequest) -> ScoringModel:
-    made: ScoringModel = request.param()
-    return made
+    result: ScoringModel = request.param()
+    return result
 
 
 @pytest.mark.parametrize("chunk", [7, 16, 64, 150])

@@ -163,8 +163,8 @@ def test_word_of_an_anchor_is_looked_up_in_its_chunks(tokenizer: Tokenizer) -> N
     nominated = pl.DataFrame(pairs, schema=["root_id", "anchor", "chunk_id"], orient="row")
     words = {"root_id": ["r"] * 3, "anchor": [1, 2, 3], "word": ["Stone", "lamp", None]}
     chunks = pl.DataFrame({"chunk_id": ["c", "d"], "text": ["A stone's throw", "milestone"]})
-    found = retriever.look_up_words(nominated, pl.DataFrame(words), chunks)
-    assert found["has_word"].to_list() == [True, False, False, None]
+    looked_up = retriever.look_up_words(nominated, pl.DataFrame(words), chunks)
+    assert looked_up["has_word"].to_list() == [True, False, False, None]
 
 
 def test_phrases_of_an_anchor_are_counted(tokenizer: Tokenizer) -> None:

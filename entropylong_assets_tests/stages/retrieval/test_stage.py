@@ -215,9 +215,9 @@ def test_words_nominate_beside_the_vectors(
         scores = bm25(split(row["text_query"]), words)
         others = {c: s for c, s in scores.items() if not c.startswith(row["root_id"])}
         mine = candidates.filter(root_id=row["root_id"], anchor=t).sort("rank")
-        found = mine.filter(pl.col("found_by") != "vector")["chunk_id"].to_list()
+        by_words = mine.filter(pl.col("found_by") != "vector")["chunk_id"].to_list()
         best = sorted(others.values(), reverse=True)[:3]
-        assert sorted((others[c] for c in found), reverse=True) == pytest.approx(best, abs=2e-3)
+        assert sorted((others[c] for c in by_words), reverse=True) == pytest.approx(best, abs=2e-3)
         query = embedder.embed_queries([row["query"]])[0]
         cosines = [float(query @ np.asarray(vectors[c])) for c in mine["chunk_id"]]
         assert mine["similarity"].to_list() == pytest.approx(cosines, abs=1e-5)

@@ -120,10 +120,10 @@ def check_samples(world: World, packed: Packed, tokens: int, bos: tuple[int, ...
             assert tried
             assert all(p["verdict"] in ("low_gain", "surprisal_rose") for p in tried)
     # Dependencies: every accepted pair whose root and context are packed, and no other.
-    found = {(d["root_id"], d["anchor"], d["chunk_id"]): d for d in packed.dependencies}
-    assert len(found) == len(packed.dependencies)
-    assert set(found) == {key for key in accepted if (key[0], key[2]) in context_places}
-    for key, d in found.items():
+    stored = {(d["root_id"], d["anchor"], d["chunk_id"]): d for d in packed.dependencies}
+    assert len(stored) == len(packed.dependencies)
+    assert set(stored) == {key for key in accepted if (key[0], key[2]) in context_places}
+    for key, d in stored.items():
         sample_id, start, end, _ = context_places[key[0], key[2]]
         assert (d["sample_id"], d["context_start"], d["context_end"]) == (sample_id, start, end)
         ids = packed.samples[int(sample_id.rpartition("-")[2])]["input_ids"]

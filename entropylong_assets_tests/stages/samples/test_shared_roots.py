@@ -84,8 +84,8 @@ def check(settings: Settings, shard: str) -> CheckResult:
 
 def faults(settings: Settings, shard: str) -> dict[str, list[str]]:
     """Samples of each root that the check finds faulty."""
-    found = check(settings, shard).examples
-    return {root: sorted(samples) for root, _, samples in found.iter_rows()}
+    examples = check(settings, shard).examples
+    return {root: sorted(samples) for root, _, samples in examples.iter_rows()}
 
 
 def test_roots_of_one_shard_are_in_one_sample_each(settings: Settings) -> None:

@@ -209,9 +209,11 @@ def test_checks_pass_under_every_recipe(
     partition_for: Any, recipe: str | None, tokens: int
 ) -> None:
     partition = partition_for(recipe, tokens=tokens)
-    made = materialize(STAGE, partition)
-    assert made.manifest.summary["samples"] > 0
-    assert len(made.metadata["preview"]) == min(5, made.manifest.summary["dependencies_packed"])
+    materialization = materialize(STAGE, partition)
+    assert materialization.manifest.summary["samples"] > 0
+    assert len(materialization.metadata["preview"]) == min(
+        5, materialization.manifest.summary["dependencies_packed"]
+    )
     outcomes = {result.check.name: result.faulty_rows for result in run_checks(STAGE, partition)}
     assert outcomes == dict.fromkeys((check.name for check in STAGE.checks), 0)
 
@@ -224,11 +226,11 @@ def test_fill_of_the_corpus_leaves_no_padding(
     """Failures: padding remains; a filler is of one of the sample's documents, or a near-duplicate
     of one of its roots; a chunk occurs twice; tokens are not those of the chunk's text."""
     partition = partition_for(recipe, tokens=2048, fill="corpus", layout=layout)
-    made = materialize(STAGE, partition)
-    assert made.manifest.summary["tokens"]["padding"] == 0
-    assert made.manifest.summary["tokens"]["filler"] > 200
-    assert made.manifest.summary["utilisation"] == 1
-    assert made.manifest.determinants["index"]
+    materialization = materialize(STAGE, partition)
+    assert materialization.manifest.summary["tokens"]["padding"] == 0
+    assert materialization.manifest.summary["tokens"]["filler"] > 200
+    assert materialization.manifest.summary["utilisation"] == 1
+    assert materialization.manifest.determinants["index"]
     outcomes = {result.check.name: result.faulty_rows for result in run_checks(STAGE, partition)}
     assert outcomes == dict.fromkeys((check.name for check in STAGE.checks), 0)
 
@@ -294,8 +296,8 @@ def test_metadata_links_samples_to_the_shards_of_their_contexts(
 ) -> None:
     partition = partition_for(recipe, tokens=1024)
     store = partition.store
-    made = materialize(STAGE, partition)
-    header, _, *lines = made.metadata["samples_and_shards"].splitlines()
+    materialization = materialize(STAGE, partition)
+    header, _, *lines = materialization.metadata["samples_and_shards"].splitlines()
     assert header == "| sample | roots from | contexts from |"
     columns = ["chunk_id", "shard"]
     known = dict(store.read(VERIFIED_DEPENDENCIES, SHARD, "contexts", columns).iter_rows())

@@ -55,10 +55,10 @@ def exported(tmp_path_factory):
 
 def mds_samples(uri: str) -> dict[str, list[dict]]:
     """Samples by split."""
-    found = defaultdict(list)
+    by_split = defaultdict(list)
     for index in sorted(Path(uri).glob("mds/*/*/index.json")):
-        found[index.parts[-3]] += list(read_mds(index.parent))
-    return found
+        by_split[index.parts[-3]] += list(read_mds(index.parent))
+    return by_split
 
 
 def test_all_formats_contain_the_ids_of_the_table(exported):

@@ -109,10 +109,10 @@ def test_trainer_learns_every_real_token_of_every_sample(exported, tmp_path, tra
 
 def test_datasets_loads_the_folder_with_types_splits_and_provenance(exported, tmp_path):
     store, export = exported
-    found = read("datasets", export.uri, tmp_path)
+    loaded = read("datasets", export.uri, tmp_path)
     expected = {row["sample_id"]: row for row in table(store, "samples")}
     seen = set()
-    for part in found:
+    for part in loaded:
         assert part["types"] == {
             "input_ids": "int32",
             "labels": "int32",
@@ -126,7 +126,7 @@ def test_datasets_loads_the_folder_with_types_splits_and_provenance(exported, tm
             seen.add(row["sample_id"])
     assert seen == set(expected)
     for name in ("segments", "dependencies"):
-        n = sum(len(row[name]) for part in found for row in part["rows"])
+        n = sum(len(row[name]) for part in loaded for row in part["rows"])
         assert n == len(table(store, name)) > 20
 
 

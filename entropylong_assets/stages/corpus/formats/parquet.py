@@ -180,11 +180,11 @@ def _items(
     rows: Iterator[tuple[int, list[Any]] | BadRow], file: str, source: SourceSettings
 ) -> Iterator[Item]:
     has_id, names = source.id_field is not None, other_fields(source)
-    for found in rows:
-        if isinstance(found, BadRow):
-            yield found
+    for row_values in rows:
+        if isinstance(row_values, BadRow):
+            yield row_values
             continue
-        row, (text, *rest) = found
+        row, (text, *rest) = row_values
         external_id = rest[0] if has_id else None
         others = dict(zip(names, rest[has_id:], strict=True))
         yield make_record_item((file, row), text, external_id, others, source)
