@@ -31,7 +31,7 @@ def retire(
     ] = None,
     settings_file: SettingsFile = None,
     corpus: CorpusName = None,
-    reason: Annotated[str, typer.Option(help="Why; kept in the record.")] = "not given",
+    reason: Annotated[str, typer.Option(help="The reason, for the record.")] = "not given",
     undo: Annotated[bool, typer.Option("--undo", help="Bring it back.")] = False,
     list_all: Annotated[
         bool, typer.Option("--list", help="List everything removed: by whom, when and why.")
@@ -71,18 +71,18 @@ def retire(
         for uri in holdings.exports:
             out.print(f"an earlier export contains documents of it: {escape(uri)}", soft_wrap=True)
         for uri in holdings.doubtful_exports:
-            out.print(f"an export made before may hold its texts: {escape(uri)}", soft_wrap=True)
+            out.print(f"an earlier export may contain its texts: {escape(uri)}", soft_wrap=True)
 
 
 def takedown(
     document: Annotated[
         str, typer.Argument(help="doc_id (32 hex digits, the hash of its text) or external_id.")
     ],
-    reason: Annotated[str, typer.Option(help="Why; kept in the record.")],
+    reason: Annotated[str, typer.Option(help="The reason, for the record.")],
     settings_file: SettingsFile = None,
     corpus: CorpusName = None,
 ) -> None:
-    """Take one document out of a corpus for good, and list what holds it.
+    """Take one document out of a corpus permanently, and list where it is held.
 
     Its shards become stale: the next run makes them without it, and everything that follows. It is
     refused wherever it is read again, with a row in the table `dropped`. Exports made before are
