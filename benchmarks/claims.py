@@ -17,7 +17,7 @@ def machine() -> dict[str, Any]:
     """Return date, device and package versions, under which a figure holds."""
     import torch
 
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
@@ -25,13 +25,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+        description["gpu"] = torch.cuda.get_device_name()
     for package in ("torch", "transformers", "triton", "fa3-fwd"):
         try:
-            found[package] = version(package)
+            description[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return description
 
 
 def _cpu() -> str:

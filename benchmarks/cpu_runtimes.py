@@ -97,7 +97,9 @@ def onnx(module: torch.nn.Module, rows: list[torch.Tensor], folder: Path) -> Pas
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=[], help="runtimes beside transformers")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="runtimes to compare with transformers"
+    )
     parser.add_argument("--out")
     options = parser.parse_args()
     claims = Claims("cpu_runtimes")

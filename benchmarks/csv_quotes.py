@@ -4,8 +4,9 @@
 
 The texts are the documentation of installed packages. False alarms: documents and paragraphs of
 several lines, written by Python's `csv` to tables of 1 to 4 columns, that are taken for rows.
-Misses: lines written as rows without quoting; sixteen times in 400 rows a quote is put at the start
-of one and at the end of one up to eight rows later. A miss is a text with several rows in it.
+Misses: lines written as rows without quoting. Sixteen times in 400 rows, a quote is put at the
+start of a row and another one at the end of a row up to eight rows later. A miss is a text that
+contains several rows.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def _values(columns: Sequence[str], number: int, text: str) -> list[str]:
 
 
 def _records(content: str, delimiter: str) -> list[Record]:
-    found = read_records(_lines(content), Dialect(delimiter), "text")
-    return [item for item in found if isinstance(item, Record)][1:]
+    records = read_records(_lines(content), Dialect(delimiter), "text")
+    return [item for item in records if isinstance(item, Record)][1:]
 
 
 def false_alarms(texts: Sequence[str], draw: random.Random) -> tuple[int, int]:

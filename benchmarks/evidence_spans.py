@@ -105,20 +105,20 @@ def labelled(limit: int, half: str) -> dict[str, Any]:
         roots[pair["id"]] += model.tokenizer.encode([pair["token"]])[0][:1]
     rows = [_row(pair, roots[pair["id"]], model, scorer) for pair in chosen]
     accepted = pl.DataFrame([row for row in rows if _gains(row)])
-    found = EvidenceFinder(model.tokenizer, model.max_positions, scorer).find(
+    evidence = EvidenceFinder(model.tokenizer, model.max_positions, scorer).find(
         accepted, roots, {pair["id"]: pair["context"] for pair in chosen}, count
     )
     by_id = {pair["id"]: pair for pair in chosen}
-    pairs = [by_id[root_id] for root_id in found["root_id"]]
-    spans = found["text"].to_list()
+    pairs = [by_id[root_id] for root_id in evidence["root_id"]]
+    spans = evidence["text"].to_list()
     kind = [classify(p["word"], text, False) for p, text in zip(pairs, spans, strict=True)]
-    found = found.with_columns(
+    evidence = evidence.with_columns(
         pl.Series("kind", kind), pl.Series("length", [len(p["context"]) for p in pairs])
     )
     quoted = [
         _contains(text, p["quote"]) for p, text in zip(pairs, spans, strict=True) if p["quote"]
     ]
-    return figures(found) | {
+    return figures(evidence) | {
         "genuine pairs": len(chosen),
         "of these, surprisal lower by more than a fifth": len(accepted),
         "spans with words that the label quotes": sum(quoted) / len(quoted),
@@ -172,10 +172,10 @@ def main() -> None:
     of_labels.add_argument("limit", type=int)
     of_labels.add_argument("half", choices=["tuning", "held-out"])
     chosen = parser.parse_args()
-    found = (
+    result = (
         stored(chosen.folder) if chosen.command == "stored" else labelled(chosen.limit, chosen.half)
     )
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+    print(json.dumps(result, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

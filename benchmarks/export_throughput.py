@@ -105,7 +105,7 @@ UPSTREAM: dict[TableSet[Any], Summary | None] = {
     CANDIDATE_CONTEXTS: CANDIDATES,
     VERIFIED_DEPENDENCIES: None,
 }
-"""Tables that an export reads beside the samples; all but the roots are empty here."""
+"""Tables that an export reads besides the samples; all but the roots are empty here."""
 
 
 def make_sample(name: str, number: int, rng: np.random.Generator) -> dict[str, pl.DataFrame]:
@@ -207,7 +207,7 @@ def export_one(folder: str, form: str, shards: list[str]) -> None:
 
 
 def baseline(folder: str, megabytes: int) -> float:
-    """Return the seconds to hash and write so many MB without a format."""
+    """Return the seconds to hash and write this many MB without a format."""
     block = np.random.default_rng(0).integers(0, 2**32, 250_000, dtype=np.uint32).data
     path = Path(folder) / "baseline"
     start = time.perf_counter()

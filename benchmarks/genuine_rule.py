@@ -7,9 +7,9 @@ The pairs, their labels and how they were drawn: benchmarks/genuine/README.md. T
 
 - precision: genuine pairs among those that a rule accepts;
 - recall: accepted pairs among the genuine ones;
-- both again for all scored pairs of the corpora with a measurable effect: every pair counts as
-  often as the sampling left out pairs like it. Pairs of the stratum `rest` are left out there: one
-  of them stands for hundreds, and nothing that a rule reads changes for them.
+- both again for all scored pairs of the corpora with a measurable effect: every pair has as weight
+  the number of scored pairs that it represents. Pairs of the stratum `rest` are left out: each
+  represents hundreds, and they have no effect that a rule could measure.
 
 Intervals are 95%, by a bootstrap over root documents.
 """

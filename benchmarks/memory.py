@@ -40,7 +40,7 @@ from entropylong_assets.stages.embeddings.stages import CHUNK_EMBEDDINGS_STAGE
 
 DIMENSION = 384
 AGAIN = " again"
-"""After the name of a stage: it is run a second time, over its own output."""
+"""Suffix of a stage's name: the stage is run a second time, over its own output."""
 RUNS = [
     name
     for stage in STAGES
@@ -215,9 +215,9 @@ def main() -> None:
             if done.returncode:
                 claims.note("failed", documents=documents, stage=stage, code=done.returncode)
                 break
-            found = json.loads(done.stdout.splitlines()[-1])
-            claims.note("stage", **found)
-            peaks.setdefault(stage, []).append(found["peak_mib"])
+            figures = json.loads(done.stdout.splitlines()[-1])
+            claims.note("stage", **figures)
+            peaks.setdefault(stage, []).append(figures["peak_mib"])
     for stage, of_sizes in peaks.items():
         name = stage.replace(" ", "_")
         claims.claim(f"{name}_grows", of_sizes[-1] / of_sizes[0], 2.0, 0, at_most=True)

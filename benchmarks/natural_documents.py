@@ -85,8 +85,8 @@ def main() -> None:
     size = chosen.tokens - len(bos)
     draw = np.random.default_rng(0)
     texts = sorted({doc.text for name in PACKAGES for doc in python_docs.read(name)})
-    found = real_windows(texts, model.tokenizer, size)
-    real = [found[i] for i in draw.permutation(len(found))[: chosen.windows]]
+    windows = real_windows(texts, model.tokenizer, size)
+    real = [windows[i] for i in draw.permutation(len(windows))[: chosen.windows]]
     shuffled = [shuffled_window(window, texts, model.tokenizer, draw) for window in real]
     scorer = ChunkedScorer(load_scorer(model))
     scores = score_windows([*real, *shuffled], scorer, bos, (chosen.tokens, chosen.short))
@@ -97,7 +97,7 @@ def main() -> None:
         for w, s in zip([*real, *shuffled], scores, strict=True)
     ]
     figures = {
-        "documents": len(found),
+        "documents": len(windows),
         "windows": len(real),
         "auc": float((a[:, None] > b[None]).mean()),
         "paired": float((a > b).mean()),

@@ -1,4 +1,4 @@
-"""Near-duplicates and decontamination: what is found, at what cost.
+"""Near-duplicates and decontamination: recall, precision, time and memory.
 
     python -m benchmarks.near_duplicates --documents 100000 --orders 2
     python -m benchmarks.near_duplicates --documents 1000000
@@ -61,7 +61,7 @@ _SYLLABLES = {
 def vocabularies() -> dict[str, list[str]]:
     """2^18 words per script, drawn from 30,000 by Zipf's law; Chinese: 3,000 ideographs."""
     draw = np.random.default_rng(0)
-    found = {}
+    by_script = {}
     for script in ("Latin", "Chinese", "Hindi"):
         if script == "Chinese":
             words = [chr(0x4E00 + i) for i in range(3000)]
@@ -69,8 +69,8 @@ def vocabularies() -> dict[str, list[str]]:
             parts = draw.choice(_SYLLABLES[script], (30_000, 3))
             words = ["".join(row[: 1 + i % 3]) for i, row in enumerate(parts)]
         weights = 1 / np.arange(3, len(words) + 3)
-        found[script] = list(draw.choice(words, 2**18, p=weights / weights.sum()))
-    return found
+        by_script[script] = list(draw.choice(words, 2**18, p=weights / weights.sum()))
+    return by_script
 
 
 def documents(
@@ -132,7 +132,10 @@ def write_shards(folder: Path, count: int, reverse: bool) -> list[str]:
 
 
 def find(folder: Path, shards: Sequence[str]) -> dict[str, Any]:
-    """Run both stages in this process; CPU seconds (the machine may be shared) and peak memory."""
+    """Run both stages in this process; return CPU seconds and peak memory.
+
+    CPU seconds are used because other work may run on the machine.
+    """
     settings = settings_in(folder)
     store = open_store(settings)
     before, start, wall = _peak(), time.process_time(), time.perf_counter()

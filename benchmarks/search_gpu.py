@@ -48,8 +48,8 @@ def exactly(vectors_NE: np.ndarray, queries_QE: np.ndarray, device: str) -> np.n
     queries = torch.from_numpy(queries_QE).to(device).double()
     best = queries.new_full((len(queries), 0), -torch.inf)
     for _, part in blocks(vectors_NE, len(vectors_NE)):
-        found = queries @ torch.from_numpy(part).to(device).double().T
-        best = torch.cat([best, found], 1).topk(min(K, best.shape[1] + len(part))).values
+        similarities = queries @ torch.from_numpy(part).to(device).double().T
+        best = torch.cat([best, similarities], 1).topk(min(K, best.shape[1] + len(part))).values
     return best[:, -1].cpu().numpy()
 
 

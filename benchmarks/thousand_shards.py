@@ -124,8 +124,10 @@ def report_events(
 
 
 def fill(project: Project, instance: dg.DagsterInstance) -> list[str]:
-    """Give all partitions their manifests, and those of the first shard and of all shards their
-    events; return the shards."""
+    """Write the manifests of all partitions; return the shards.
+
+    Also report the events of the first shard, and of the stages over all shards.
+    """
     settings = project.dataset
     store = open_store(settings)
     shards = [shard.key for shard in scan(project.corpus, instance).plan.shards]
@@ -141,13 +143,13 @@ def fill(project: Project, instance: dg.DagsterInstance) -> list[str]:
 def refuse_incomplete(
     project: Project, shards: Sequence[str], instance: dg.DagsterInstance
 ) -> None:
-    """Assert that tables and instance say that everything is made and checked."""
+    """Assert that by tables and instance, everything is materialized and checked."""
     settings = project.dataset
     partition = Partition(settings, open_store(settings))
     for stage in following(project):
         if stage.partitioned:
-            made = instance.get_materialized_partitions(asset_key(settings, stage))
-            assert made == set(shards), stage.name
+            materialized = instance.get_materialized_partitions(asset_key(settings, stage))
+            assert materialized == set(shards), stage.name
         else:
             assert not is_outdated(stage, partition), stage.name
 
@@ -218,7 +220,7 @@ def measure_pages(server: Server, settings: Settings, shard: str) -> dict[str, l
             lambda p: p.get_by_text(stage.checks[0].name).first,
         ),
     }
-    found: dict[str, list[float]] = {name: [] for name in pages}
+    seconds: dict[str, list[float]] = {name: [] for name in pages}
     with sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
@@ -232,9 +234,9 @@ def measure_pages(server: Server, settings: Settings, shard: str) -> dict[str, l
                 start = time.perf_counter()
                 page.goto(f"{server.url}{path}")
                 words(page).wait_for(timeout=60_000)
-                found[name].append(time.perf_counter() - start)
+                seconds[name].append(time.perf_counter() - start)
         browser.close()
-    return found
+    return seconds
 
 
 def main() -> None:

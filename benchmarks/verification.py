@@ -38,12 +38,12 @@ def _load(model: str, dtype: Any) -> ScoringModel:
 
 def _verdicts(passages: list[Passage], scores: list[PositionScores]) -> np.ndarray:
     """Return bool [2, pairs]: accepted by the rules plain and calibrated, at nominated anchors."""
-    found = []
+    verdicts = []
     for passage, score in zip(passages, scores, strict=True):
         every = np.full((2, len(passage.anchors_N)), np.nan, np.float32)
         every[:, passage.nominated_N] = score.entropy_N, score.surprisal_N
-        found.append(passage.verdicts(PositionScores(*every))[:, passage.nominated_N])
-    return np.concatenate(found, axis=1)
+        verdicts.append(passage.verdicts(PositionScores(*every))[:, passage.nominated_N])
+    return np.concatenate(verdicts, axis=1)
 
 
 def shard(claims: Claims, model: str, passages: list[Passage]) -> None:
@@ -186,7 +186,7 @@ def precision(claims: Claims, model: str, passages: list[Passage]) -> None:
 
 
 def prefix(claims: Claims, model: str, passages: list[Passage]) -> None:
-    """Measure what it would save to compute a chunk's keys and values once for all its roots."""
+    """Measure the time saved by computing a chunk's keys and values once for all its roots."""
     tokens = sum(int(passage.request().positions_N[-1]) for passage in passages)
     groups: dict[int, list[Passage]] = {}
     for passage in passages:
@@ -237,7 +237,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=sections, default=sections)
     parser.add_argument("--data", default=PROFILES["quickstart"]["data_uri"])
     parser.add_argument("--model", default=PROFILES["quickstart"]["scoring"]["model"])
-    parser.add_argument("--pairs", type=int, default=120, help="about so many pairs in `shard`")
+    parser.add_argument(
+        "--pairs", type=int, default=120, help="approximate number of pairs in `shard`"
+    )
     parser.add_argument("--out")
     options = parser.parse_args()
     claims = Claims("verification")

@@ -72,24 +72,26 @@ def llama_3_8b() -> ScoringModel:
 def equal_requests(count: int) -> list[ScoringRequest]:
     """Return requests [C; D] of 512 + 2,048 tokens with 100 anchors, the last token included."""
     draw = np.random.default_rng(0)
-    made = []
+    requests = []
     for _ in range(count):
         anchors = draw.choice(np.arange(CONTEXT, CONTEXT + ROOT - 1), ANCHORS - 1, replace=False)
         positions = np.append(np.sort(anchors), CONTEXT + ROOT - 1)
-        made.append(ScoringRequest(draw.integers(0, VOCABULARY, CONTEXT + ROOT), positions))
-    return made
+        requests.append(ScoringRequest(draw.integers(0, VOCABULARY, CONTEXT + ROOT), positions))
+    return requests
 
 
 def mixed_requests(count: int) -> list[ScoringRequest]:
     """Return requests with chunks of 64 to 512 tokens and roots of 256 to 4,096, of whose tokens
     one in 20 is an anchor."""
     draw = np.random.default_rng(1)
-    made = []
+    requests = []
     for _ in range(count):
         context, root = int(draw.integers(64, 513)), int(draw.integers(256, 4097))
         anchors = draw.choice(np.arange(context + 1, context + root), root // 20, replace=False)
-        made.append(ScoringRequest(draw.integers(0, VOCABULARY, context + root), np.sort(anchors)))
-    return made
+        requests.append(
+            ScoringRequest(draw.integers(0, VOCABULARY, context + root), np.sort(anchors))
+        )
+    return requests
 
 
 def head(claims: Claims, _: Shared) -> None:
@@ -304,7 +306,7 @@ def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | Non
     passages = demo_pairs.load(pairs)
     requests = [passage.request(every_anchor=True) for passage in passages]
     nominated = np.concatenate([passage.nominated_N for passage in passages])
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for dtype, float8 in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
         settings = ScoringModelSettings(model=model, dtype=dtype, device="cuda")
         scorer = PackedScorer(load_scoring_model(settings), float8=float8)
@@ -315,7 +317,7 @@ def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | Non
         claims.note("real", scorer=name, mode=scorer.mode, seconds=time.perf_counter() - start)
         verdicts = [p.verdicts(s) for p, s in zip(passages, scores, strict=True)]
         gains = [p.gains(s) for p, s in zip(passages, scores, strict=True)]
-        found[name] = np.concatenate(verdicts, 1), np.concatenate(gains, 1)
+        figures[name] = np.concatenate(verdicts, 1), np.concatenate(gains, 1)
         if dump:
             np.savez(
                 f"{dump}-{name}.npz",
@@ -326,7 +328,7 @@ def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | Non
         (("bfloat16", "float32"), ("float8", "bfloat16")), ("nominated", "every")
     ):
         rows = nominated if which == "nominated" else np.ones_like(nominated)
-        (a, gains_a), (b, gains_b) = (found[name] for name in pair)
+        (a, gains_a), (b, gains_b) = (figures[name] for name in pair)
         for rule, (got, wanted, gain, exact) in enumerate(
             zip(a, b, gains_a, gains_b, strict=False)
         ):
@@ -348,11 +350,11 @@ def real(claims: Claims, shared: Shared, model: str, pairs: str, dump: str | Non
     # The screen with the rule calibrated, at all anchors; half of the contexts give the margins.
     verification = VerificationSettings(rule="calibrated")
     of = np.repeat(np.arange(len(passages)), [len(p.anchors_N) for p in passages])
-    cheap, exact = (_as_pairs(*found[name][1]) for name in ("float8", "bfloat16"))
+    cheap, exact = (_as_pairs(*figures[name][1]) for name in ("float8", "bfloat16"))
     fitted = of % 2 == 0
     margin = fit_margin(cheap.filter(fitted), exact.filter(fitted), verification)
     again = doubtful(cheap, margin, verification)
-    accepted, by_cheap = found["bfloat16"][0][1], found["float8"][0][1]
+    accepted, by_cheap = figures["bfloat16"][0][1], figures["float8"][0][1]
     kept = np.where(again, accepted, by_cheap)
     lengths = np.array([len(r.token_ids_T) for r in requests])
     for which, rows in (("nominated", nominated), ("every", np.ones_like(nominated))):

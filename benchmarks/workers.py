@@ -70,7 +70,7 @@ def write_corpus(folder: Path, shards: int, rows: int) -> None:
 
 
 def definitions() -> dg.Definitions:
-    """Return what the processes of a run load."""
+    """Return the definitions that the processes of a run load."""
     return build_definitions(load_project())
 
 
@@ -95,8 +95,8 @@ def score(shard: str) -> bool:
 
 
 def seconds_on(workers: int, shards: list[str], folder: Path) -> float:
-    """Return the seconds for all shards on so many nodes of one CPU each."""
-    # The same folder and so the same token each time: a process keeps the first one that it reads.
+    """Return the seconds for all shards on this many nodes of one CPU each."""
+    # Uses one folder, and so one token, each time: a process keeps the first token that it reads.
     with LocalRay(folder / "ray", workers=workers - 1, gpus=0) as cluster:
         os.environ |= cluster.client | {"RAY_ADDRESS": cluster.url}
         cluster.wait_for_nodes(workers)

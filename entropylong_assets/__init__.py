@@ -11,7 +11,7 @@ __all__ = ["EntropyLong"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the component only when it is asked for: it brings Dagster."""
+    """Import the component only when it is used, since it imports Dagster."""
     if name == "EntropyLong":
         from entropylong_assets.component import EntropyLong
 

@@ -8,8 +8,8 @@
       scoring: {model: HuggingFaceTB/SmolLM2-135M}
 
 The attributes are those of a settings file. Without `corpora` and `datasets`, the dataset is named
-like the component's folder and its corpus `<folder>_corpus`, so that several components can stand
-side by side.
+like the component's folder and its corpus `<folder>_corpus`, so that a project can have several
+components.
 """
 
 from __future__ import annotations

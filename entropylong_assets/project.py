@@ -16,7 +16,7 @@ One corpus and one dataset can be written without names; they are then called `c
     corpus: {sources: [...]}
     scoring: {model: ...}
 
-Which settings there are follows from the stages, each of which owns its sections.
+The stages determine which settings exist: each stage owns its sections.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ class Project(Section):
         return [stage for stage in self.stages if stage.scope == scope]
 
     def resources(self, stage: Stage) -> StepResources:
-        """What a step of this stage asks of a cluster node."""
-        found: StepResources = getattr(self.cluster.resources, stage.name)  # type: ignore[attr-defined]
-        return found
+        """Resources that a step of this stage requests of a cluster node."""
+        resources: StepResources = getattr(self.cluster.resources, stage.name)  # type: ignore[attr-defined]
+        return resources
 
 
 def _find(kind: str, known: Mapping[str, Settings], name: str | None) -> Settings:
@@ -113,7 +113,7 @@ def _find(kind: str, known: Mapping[str, Settings], name: str | None) -> Setting
     return known[name]
 
 
-# Settings of earlier versions that have moved, and where to.
+# Settings of earlier versions that have moved, with their new names.
 _MOVED = {
     "corpus.root_fraction": "roots.fraction",
     "corpus.root_min_tokens": "roots.min_tokens",
@@ -134,9 +134,9 @@ def make_project(
 ) -> Project:
     """Make a project from the content of a settings file.
 
-    profile: laid under the values, unless they name one themselves. default_names: of the corpus
-    and the dataset of a file without `corpora` and `datasets`. Raises SettingsError, in one line
-    that names the field and what is allowed.
+    profile: name of the profile to start from, unless the values name one. default_names: of the
+    corpus and the dataset of a file without `corpora` and `datasets`. Raises SettingsError, in one
+    line that names the field and what is allowed.
     """
     content = dict(values)
     base = _profile(content.pop("profile", profile or DEFAULT_PROFILE))
@@ -193,15 +193,15 @@ def _named(
 
 
 def _mapping(content: Mapping[Any, Any], key: Any, place: str = "") -> Mapping[Any, Any]:
-    found = content.get(key, {})
-    if not isinstance(found, Mapping):
+    value = content.get(key, {})
+    if not isinstance(value, Mapping):
         place = printable(place.rstrip(".") or str(key), 60)
-        raise SettingsError(f"{place}: expected keys and values, not {type(found).__name__}")
-    return found
+        raise SettingsError(f"{place}: expected keys and values, not {type(value).__name__}")
+    return value
 
 
 def _entry(written: Mapping[Any, Any], name: Any, place: str) -> dict[Any, Any]:
-    """The settings written under the name of a corpus or dataset; none if only the name is."""
+    """The settings under the name of a corpus or dataset; empty if there is only the name."""
     own = {} if written[name] is None else dict(_mapping(written, name, place))
     for key in ("name", "data_uri"):
         if key in own:
@@ -298,7 +298,7 @@ def _validated(
 
 
 def _refuse_unshared_places(project: Project) -> None:
-    """Raises SettingsError if the nodes of a cluster would not share what steps read and write."""
+    """Raise SettingsError if the nodes of a cluster would not share what steps read and write."""
     if project.cluster.engine == "local":
         return
     places = [("data_uri", project.data_uri)]

@@ -1,4 +1,4 @@
-"""BM25 once more, by its textbook formula (Robertson and Zaragoza 2009), over lists of words."""
+"""BM25 by its textbook formula (Robertson and Zaragoza 2009), over lists of words; an oracle."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class World:
-    """A corpus and a dataset of which everything was run, with the instance that knows the runs."""
+    """A corpus and a dataset with all stages materialized, and the instance of their runs."""
 
     project: Project
     settings: Settings
-    """Of the dataset."""
+    """Settings of the dataset."""
     store: TableStore
     instance: dg.DagsterInstance
     shards: tuple[str, ...]
@@ -81,7 +81,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """A new bucket, reached as a user reaches one: by the environment."""
+    """A new bucket, configured through environment variables as a user does it."""
     from entropylong_assets.storage.s3 import S3
     from entropylong_assets_tests.storage import faulty_s3
 

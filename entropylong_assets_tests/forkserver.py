@@ -1,7 +1,7 @@
-"""Processes that the tests start in order to kill them, forked from a server that is warm.
+"""Processes that the tests start in order to kill them, forked from a warm server.
 
-Python has one forkserver for a process, with the modules that its first user asked for. Were each
-test file to ask for its own, the suite would depend on which of them a worker takes first.
+A process has one forkserver, which imports the modules that its first user sets. If each test file
+set its own, the result would depend on which of them a pytest worker runs first.
 """
 
 import multiprocessing

@@ -1,6 +1,6 @@
-"""The method of the paper once more, in NumPy and float64, sharing no code with the pipeline.
+"""The method of the paper in NumPy and float64, as an oracle: it shares no code with the pipeline.
 
-One forward pass of the whole [C; D] for every pair, all logits, a Llama written out by hand.
+A Llama written by hand computes all logits in one forward pass of the whole [C; D] per pair.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def is_rare(texts: list[str], root: str, end: int) -> bool:
     before, after = re.findall(r"\w+|\.", root[:end]), re.findall(r"\w+|\.", root[end:])
 
     def documents(phrase: list[str]) -> int:
-        found = 0
+        count = 0
         for text in texts:
             words, n = re.findall(r"\w+|\.", text), len(phrase)
-            found += any(words[k : k + n] == phrase for k in range(len(words)))
-        return found
+            count += any(words[k : k + n] == phrase for k in range(len(words)))
+        return count
 
     return documents(before[-3:]) <= 8 and documents([before[-1], *after[:1]]) <= 60
 

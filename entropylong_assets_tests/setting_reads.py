@@ -1,4 +1,4 @@
-"""Which settings a piece of code really reads.
+"""Recording which settings a piece of code really reads.
 
 `recorded(settings)` returns a copy of the settings of a corpus or dataset that behaves like the
 original, and a set that fills with the dotted paths of the settings that are read from it, leaf by
@@ -26,7 +26,7 @@ stage:
 
     reads = computation_reads(stage, partition)
     determining = leaves(settings, stage.determined_by(settings))
-    assert determining <= reads                    # else a change makes content stale for nothing
+    assert determining <= reads                    # else a change makes content stale needlessly
     assert reads - determining == WITHOUT_EFFECT   # else a change leaves stale content unnoticed
 """
 

@@ -1,4 +1,4 @@
-"""The component in a `dg` project of somebody else's, as a team would use it."""
+"""The component in another `dg` project, as a team would use it."""
 
 from __future__ import annotations
 

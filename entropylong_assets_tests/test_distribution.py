@@ -1,4 +1,4 @@
-"""The wheel: built, installed into an environment of its own, and run without the repository."""
+"""The wheel: built, installed into a new environment, and run without the repository."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ def without_code(text: str) -> str:
 def links(page: Path) -> Iterator[str]:
     """Iterate over the relative links and images of a page, in Markdown and in HTML."""
     text = without_code(page.read_text(encoding="utf-8"))
-    found = re.findall(r"\]\(([^)\s]+)\)", text)
-    found += re.findall(r'(?:src|srcset|href)="([^"]+)"', text)
-    for link in found:
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    targets += re.findall(r'(?:src|srcset|href)="([^"]+)"', text)
+    for link in targets:
         if not re.match(r"[a-z]+:", link):
             yield link
 

@@ -1,6 +1,6 @@
 """The package of docs/extending.md, installed and used as the page says.
 
-One run in a process of its own, since entry points are read when Python starts.
+One run in another process, since entry points are read when Python starts.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ def result(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    printed: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     export = next((folder / "data" / "dataset" / "exports").iterdir())
-    found["export"] = (export / "token_lines" / "train.txt").read_text()
-    return found
+    printed["export"] = (export / "token_lines" / "train.txt").read_text()
+    return printed
 
 
 def test_rule_of_another_package_decides(result: dict[str, object]) -> None:

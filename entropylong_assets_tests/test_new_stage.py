@@ -1,6 +1,6 @@
-"""A stage of another package, declared in one folder, is everywhere that the built-in ones are.
+"""A stage of another package, declared in one folder, appears everywhere like the built-in ones.
 
-The toy stage `similar_candidates` stands between retrieval and verification: it keeps the
+The example stage `similar_candidates` is between retrieval and verification. It keeps the
 candidates whose similarity reaches a setting.
 """
 
@@ -144,15 +144,15 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Stage, ...]
     for name in [name for name in sys.modules if name.startswith("toy_stages")]:
         monkeypatch.delitem(sys.modules, name)
     toy: Stage = importlib.import_module("toy_stages.similarity.stage").SIMILAR_CANDIDATES_STAGE
-    made: dict[str, Stage] = {}
+    by_name: dict[str, Stage] = {}
     for stage in STAGES:
-        inputs = tuple(made[source.name] for source in stage.inputs)
+        inputs = tuple(by_name[source.name] for source in stage.inputs)
         if stage.tables is VERIFIED_DEPENDENCIES:
-            inputs += (made[NAME],)
-        made[stage.name] = replace(stage, inputs=inputs)
+            inputs += (by_name[NAME],)
+        by_name[stage.name] = replace(stage, inputs=inputs)
         if stage.tables is CANDIDATE_CONTEXTS:
-            made[NAME] = replace(toy, inputs=(made[stage.name],))
-    return tuple(made.values())
+            by_name[NAME] = replace(toy, inputs=(by_name[stage.name],))
+    return tuple(by_name.values())
 
 
 @pytest.fixture
@@ -323,6 +323,6 @@ def test_doctor_examines_the_tables_of_a_new_stage(
     assert int(after.message.split()[0]) == int(before.message.split()[0]) + 1
     manifest = Path(store.folder(toy.tables, "s")) / "manifest.json"
     manifest.write_text("{}")
-    found = doctor_checks.tables(project.dataset, of_dataset)
-    assert found.verdict == "fault"
-    assert NAME in found.message
+    finding = doctor_checks.tables(project.dataset, of_dataset)
+    assert finding.verdict == "fault"
+    assert NAME in finding.message

@@ -1,4 +1,4 @@
-"""The whole pipeline through real Dagster runs, held against an independent reference."""
+"""The whole pipeline through real Dagster runs, compared with an independent reference."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def read(world: World, tables: TableSet, table: str) -> pl.DataFrame:
 
 def versions(store: TableStore) -> dict[tuple[str, str], str]:
     """Data versions of all partitions of the pipeline, from documents to samples."""
-    made = FOLLOWING[: FOLLOWING.index(_stage(LONG_CONTEXT_SAMPLES)) + 1]
+    names = FOLLOWING[: FOLLOWING.index(_stage(LONG_CONTEXT_SAMPLES)) + 1]
     return {
         (stage.name, shard): store.require(stage.tables, shard).data_version
-        for stage in made
+        for stage in names
         for shard in store.shards(stage.tables)
     }
 
@@ -79,15 +79,15 @@ def test_every_check_of_every_stage_ran_and_passed(world: World) -> None:
 def test_anchors_are_those_of_the_reference(world: World, tiny_models: tuple[str, str]) -> None:
     model, entropy = reference.Llama(tiny_models[0]), world.settings.entropy
     bos = list(load_tokenizer(world.settings.scoring).bos_ids)
-    found = 0
+    count = 0
     for row in read(world, ENTROPY_SCORES, "roots").iter_rows(named=True):
         entropies, surprisals = model.scores([*bos, *row["token_ids"]])
         np.testing.assert_allclose(row["entropies"], entropies[1:], atol=2e-5)
         np.testing.assert_allclose(row["surprisals"], surprisals[1:], atol=2e-4)
         expected = reference.anchors(entropies[1:], entropy.alpha, entropy.min_anchor_position)
         assert row["anchors"] == expected
-        found += len(expected)
-    assert found > 40
+        count += len(expected)
+    assert count > 40
 
 
 def test_candidates_are_the_nearest_chunks(world: World) -> None:
@@ -98,15 +98,15 @@ def test_candidates_are_the_nearest_chunks(world: World) -> None:
     queries = read(world, CANDIDATE_CONTEXTS, "queries")
     asked = embedder.embed_queries(queries["query"].to_list()).astype(np.float64)
     candidates = read(world, CANDIDATE_CONTEXTS, "candidates").sort("root_id", "anchor", "rank")
-    found = candidates.group_by("root_id", "anchor", maintain_order=True).agg("chunk_id")
-    by_anchor = {(r, a): c for r, a, c in found.iter_rows()}
+    nominated = candidates.group_by("root_id", "anchor", maintain_order=True).agg("chunk_id")
+    by_anchor = {(r, a): c for r, a, c in nominated.iter_rows()}
     for (root_id, anchor), query in zip(
         queries.select("root_id", "anchor").iter_rows(), asked, strict=True
     ):
         expected = reference.nearest(query, vectors, root_id, world.settings.retrieval.top_k)
         similarity = [float(query @ vectors[c]) for c in expected]
         got = [float(query @ vectors[c]) for c in by_anchor[root_id, anchor]]
-        # Near ties may change places in float32; what may not is how near the chosen ones are.
+        # In float32 near ties may be ordered differently, but the similarities must be the same.
         np.testing.assert_allclose(got, similarity, atol=1e-6)
     assert len(asked) > 40
 
@@ -209,7 +209,7 @@ def test_document_in_two_shards_counts_once(world: World) -> None:
 
 
 def test_near_duplicate_of_a_root_is_rejected(world: World) -> None:
-    """Copying a root would resolve every anchor in it and teach nothing."""
+    """A copy of a root would resolve all of its anchors, and a model would learn nothing."""
     pairs = read(world, VERIFIED_DEPENDENCIES, "pairs")
     copies = pairs.filter(verdict="near_duplicate")
     assert len(copies) > 0

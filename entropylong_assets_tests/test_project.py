@@ -42,10 +42,10 @@ def test_profile_contains_its_values(profile: str) -> None:
     compared = 0
     for section, values in PROFILES[profile].items():
         owner: Settings = project.corpus if section in OF_CORPUS else project.dataset
-        found = owner if section == "corpus" else getattr(owner, section)
+        section_or_owner = owner if section == "corpus" else getattr(owner, section)
         for name, value in values.items() if isinstance(values, dict) else []:
             if name != "sources":
-                assert getattr(found, name) == value
+                assert getattr(section_or_owner, name) == value
                 compared += 1
     assert compared > 0 or profile == "calibrated"
 

@@ -82,8 +82,8 @@ def test_recorded_settings_are_of_the_same_kind(dataset: Settings) -> None:
 
 
 def test_leaves_expand_sections(dataset: Settings) -> None:
-    found = leaves(dataset, ["roots", "seed", "corpus.embedding.model"])
-    assert found == {
+    paths = leaves(dataset, ["roots", "seed", "corpus.embedding.model"])
+    assert paths == {
         "roots.number",
         "roots.fraction",
         "roots.fraction_by_source",

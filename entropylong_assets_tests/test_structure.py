@@ -59,13 +59,13 @@ def test_private_parts_of_dagster_are_used_by_two_modules_alone() -> None:
 
 def docstrings(tree: ast.Module) -> set[int]:
     """Ids of the constants that are docstrings, of attributes too."""
-    found = set()
+    ids = set()
     for node in ast.walk(tree):
         for body in (getattr(node, "body", None), getattr(node, "orelse", None)):
             for statement in body if isinstance(body, list) else []:
                 if isinstance(statement, ast.Expr):
-                    found.add(id(statement.value))
-    return found
+                    ids.add(id(statement.value))
+    return ids
 
 
 @pytest.mark.parametrize("name", [stage.name for stage in STAGES])

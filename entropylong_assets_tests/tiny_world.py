@@ -98,7 +98,7 @@ def write_models(folder: Path, seed: int = 3) -> tuple[str, str]:
 
 
 def write_corpus(folder: Path) -> None:
-    """Two JSON Lines files of 12 documents; one stands in both, one is nearly another's copy."""
+    """Two JSON Lines files of 12 documents. One is in both files, one is a near-copy of another."""
     folder.mkdir(parents=True, exist_ok=True)
     first = [document(seed) for seed in range(100, 112)]
     second = [document(seed) for seed in range(200, 210)]

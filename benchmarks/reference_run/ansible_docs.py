@@ -50,14 +50,14 @@ def read_modules(archive: Path) -> Iterator[Module]:
 
 def literals(content: bytes) -> dict[str, str]:
     """Return the documentation strings that a module assigns, by name. Raises SyntaxError."""
-    found = {}
+    strings = {}
     for node in ast.parse(content).body:
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Constant):
             continue
         names = [t.id for t in node.targets if isinstance(t, ast.Name) and t.id in _NAMES]
         if isinstance(node.value.value, str):
-            found.update(dict.fromkeys(names, node.value.value))
-    return found
+            strings.update(dict.fromkeys(names, node.value.value))
+    return strings
 
 
 def render(name: str, strings: Mapping[str, str]) -> str:

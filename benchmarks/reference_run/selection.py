@@ -1,4 +1,4 @@
-"""Chooses the documents of training, within limits, and the held-out ones, in a fixed order."""
+"""Chooses documents for training, within limits, and held-out documents, in a fixed order."""
 
 from __future__ import annotations
 

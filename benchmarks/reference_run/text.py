@@ -55,7 +55,7 @@ class Document(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """Take comments and link targets out of a page, and more than one empty line in a row."""
+    """Remove comments, link targets and repeated empty lines from a page."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n").expandtabs(4)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)
@@ -99,7 +99,7 @@ def _is_other(line: str) -> bool:
 
 
 def is_english_prose(text: str) -> bool:
-    """Say whether a page is English, and prose rather than a table, a list of names or a log."""
+    """Return whether a page is English prose and not a table, a list of names or a log."""
     words = len(text.split())
     foreign = len(text) - len(text.encode("ascii", errors="ignore"))
     return (

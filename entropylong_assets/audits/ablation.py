@@ -1,9 +1,8 @@
-"""Ablations over stored scores: what α, ε, K, order and verification change, without a forward
-pass.
+"""Ablations over stored scores: effects of α, ε, K, order and verification, without a forward pass.
 
-Entropies of all tokens are stored, so anchors can be counted at any α. Pairs were scored for the
-anchors of the α, w and K in force: dependencies at a lower α, another w or a larger K are not in
-the tables. Such rows have a note and no figures.
+Entropies of all tokens are stored, so anchors can be counted at any α. Pairs were scored only for
+the anchors, queries and candidates of the present α, w and K: the tables do not contain the
+dependencies at a lower α, another w or a larger K. Such rows have a note and no figures.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ EPSILONS = (0.2, 0.4, 0.6, 0.8)
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 
 _MOMENTS = ("mean", "std", "surprisal_mean", "surprisal_std")
-"""Columns of a root that decide, with α, which of its positions are anchors."""
+"""Columns of a root that determine its anchors at any α."""
 
 PAPER_RULE = "plain"
 PAPER = {
@@ -95,7 +94,7 @@ def read_scores(store: TableStore, shards: Sequence[str]) -> Scores:
     roots = store.read_all(ENTROPY_SCORES, shards, "roots", columns)
     contexts = store.read_all(VERIFIED_DEPENDENCIES, shards, "contexts")
     return Scores(
-        # A document that occurs in two shards is a root of one of them, with the same scores.
+        # A document may be a root in two shards, with the same scores: it counts once.
         roots=roots.unique("root_id", maintain_order=True),
         pairs=store.read_all(VERIFIED_DEPENDENCIES, shards, "pairs"),
         contexts=contexts.unique("chunk_id", keep="first", maintain_order=True),
@@ -126,17 +125,18 @@ def judge_again(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataF
 
 
 def under_rule(settings: VerificationSettings, rule: str) -> VerificationSettings:
-    """The settings with another rule in force, the only one evaluated.
+    """Return the settings with another rule in force, the only one evaluated.
 
-    Not validated: stored scores are judged, so no controls are drawn.
+    They are not validated: a rule may need controls that the settings do not draw, because stored
+    scores are judged.
     """
     return settings.model_copy(update={"rule": rule, "compared_rules": ()})
 
 
 def _cut(scores: Scores, keep: pl.Expr) -> Scores:
-    """The pairs that are kept, and the controls of their anchors.
+    """Return the scores of some pairs, and of the controls of their anchors.
 
-    keep: of the columns of `pairs` and the moments of their root.
+    keep: condition on the columns of `pairs` and `_MOMENTS` of their root.
     """
     moments = scores.roots.select("root_id", *_MOMENTS)
     pairs = scores.pairs.join(moments, on="root_id", maintain_order="left").filter(keep)
@@ -174,7 +174,7 @@ def _verdict_figures(scores: Scores, settings: VerificationSettings) -> dict[str
 def _distance(scores: Scores, settings: Settings) -> float | None:
     """Median distance from context to anchor (tokens), in samples packed again in memory.
 
-    Fillers of the corpus are left out: they would have to be drawn again for every variant.
+    The samples have no fillers from the corpus: they would have to be drawn again for each variant.
     """
     samples = settings.samples
     if samples.fill == "corpus":
@@ -207,7 +207,7 @@ Row = dict[str, Any]
 
 
 class _Ablation:
-    """The rows of an ablation, knob by knob."""
+    """The rows of an ablation, one varied setting after the other."""
 
     def __init__(self, scores: Scores, settings: Settings) -> None:
         self._scores = scores
@@ -237,7 +237,7 @@ class _Ablation:
         return {"roots": self._scores.n_roots, **row, **figures}
 
     def _figures(self, rule: str, scores: Scores, **changes: Any) -> dict[str, Any]:
-        """Figures under a rule with changed settings, or the note why there are none."""
+        """Figures under a rule with changed settings, or a note that says why there are none."""
         if rule in self._missing:
             return {"note": self._missing[rule]}
         return _verdict_figures(scores, self._rules[rule].model_copy(update=changes))
@@ -297,7 +297,7 @@ class _Ablation:
 
 
 def ablate(scores: Scores, settings: Settings) -> pl.DataFrame:
-    """Make one row per knob, value and evaluated rule, with the columns of `SCHEMA`.
+    """Make one row per varied setting, value and evaluated rule, with the columns of `SCHEMA`.
 
     settings: those that the scores were made with.
     """

@@ -13,7 +13,7 @@ from rich.table import Table
 from entropylong_assets.storage.tables import TableStore
 
 FOLDER = "ablation"
-"""Folder of the files in that of the dataset."""
+"""Folder of the files, inside the dataset's folder."""
 
 _CONTEXTS = {"retrieved": ("acceptance", "#0072B2"), "random": ("false_acceptance", "#E69F00")}
 """Columns and colours of the chart (Okabe and Ito) by kind of context."""
@@ -79,8 +79,8 @@ _FIGURES = (
 _LEGEND = """anchors, deps: per root; paper: the same by α and by ε, of Llama-3-8B on its corpus
 accepted, random: shares of retrieved and of random contexts that pass the rule
 ΔI, I drop: mean gain and mean surprisal drop of accepted pairs (drop in nats)
-The files also contain the 95% intervals, and whether those of random contexts are rough (too few
-roots for the correlation of their trials to be estimated: one was assumed)."""
+The files also contain the 95% intervals. Those of random contexts are marked as rough if there are
+too few roots to estimate the correlation of their trials: then one is assumed."""
 
 
 def print_ablation(console: Console, table: pl.DataFrame) -> None:
@@ -102,7 +102,9 @@ def print_ablation(console: Console, table: pl.DataFrame) -> None:
     for knob, value, distance in (
         table.drop_nulls("median_distance").select("knob", "value", "median_distance").iter_rows()
     ):
-        console.print(f"{knob} {value}: contexts lie {distance:,.0f} tokens before, in the median")
+        console.print(
+            f"{knob} {value}: median distance from context to anchor {distance:,.0f} tokens"
+        )
     notes = table.drop_nulls("note").select("knob", "value", "note").unique(maintain_order=True)
     for knob, value, note in notes.iter_rows():
         console.print(f"{knob} {value}: {note}")

@@ -1,4 +1,4 @@
-"""What the pages of the evidence are made from: all audit tables, and Markdown of figures."""
+"""Reading all audit tables for the evidence page, and writing its figures as Markdown."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ _ORDER = (OURS, "entropylong", "policylong", "no_verify", "quest", "nextlong", "
 
 
 def recipe_order(recipes: Iterable[str]) -> list[str]:
-    """Sort recipes for tables and charts: ours, then from the most to the least of the method,
-    then those of other packages by name."""
+    """Sort recipes for tables and charts.
+
+    Ours is first; then come the built-in ones, from those that use most of the method to those that
+    use least; then those of other packages by name.
+    """
     known = {recipe: place for place, recipe in enumerate(_ORDER)}
     return sorted(recipes, key=lambda recipe: (known.get(recipe, len(known)), recipe))
 
@@ -39,8 +42,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(row: Mapping[str, Any] | None, form: str = "{:.3f}") -> str:
-    """Value and interval of a row with value (or rate), low and high, and is_rough if known; a dash
-    without a value."""
+    """Format value and interval of a row with value (or rate), low, high and perhaps is_rough.
+
+    A row without a value gives a dash.
+    """
     if row is None:
         return "–"
     value = row.get("value", row.get("rate"))
@@ -76,7 +81,7 @@ class AuditTables:
         self.anchors = read(LONG_RANGE_AUDIT, "anchors")
         self.windows = read(LONG_RANGE_AUDIT, "windows")
         self.dependencies = read(LONG_RANGE_AUDIT, "dependencies")
-        # Skipped without a second model.
+        # The audit is skipped if there is no second model.
         audited = [shard for shard in shards if store.manifest(CROSS_MODEL_AUDIT, shard)]
         second = [store.read(CROSS_MODEL_AUDIT, shard, "pairs") for shard in audited]
         empty = pl.DataFrame(schema=pl.Schema(CROSS_MODEL_AUDIT.schemas["pairs"]))
@@ -103,10 +108,9 @@ class AuditTables:
         return {(row["recipe"], row["measure"]): row for row in rows}
 
     def difference(self, recipe: str, rival: str, score: str) -> Mean:
-        """Mean of the recipe's drop of a score minus the rival's, anchor by anchor.
+        """Mean over anchors of the recipe's drop of a score minus the rival's.
 
-        Both are compared with the same random passages, as many tokens of them as their contexts
-        have.
+        Both drops are relative to the same random passages, cut to the length of the contexts.
         """
         keys = ["root_id", "anchor"]
         drops = self.anchors.select(

@@ -1,8 +1,8 @@
-"""Scored pairs, scored again by a model of another family, which had no part in the choice.
+"""Scoring pairs again with a model of another family, whose scores did not choose them.
 
-The second model has its own tokens: the two models share text only. Its position for an anchor is
-the token that contains the anchor's first character. A pair holds if the second model's own ΔI
-exceeds ε there. Pairs are grouped by the compared rules that accept them.
+The second model has its own tokenizer, so the two models share only text. Its position for an
+anchor is the token that contains the anchor's first character. A pair holds if the second model's
+ΔI at that token exceeds ε. Pairs are grouped by the compared rules that accept them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ INSIDE_CHARACTER, TOO_LONG, NO_PREFIX = "inside_a_character", "too_long_for_mode
 
 
 def group_rows(pairs: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """Split pairs by the compared rules that accept them; those of most rules first.
+    """Split pairs by the compared rules that accept them; groups of most rules first.
 
-    A group has the names of its rules, joined by commas, or `none`. pairs: accepted_by.
+    The name of a group consists of the names of its rules, joined by commas, or `none`. pairs:
+    accepted_by.
     """
     rules = pl.col("accepted_by").list
     named = pairs.with_columns(group=pl.when(rules.len() > 0).then(rules.join(", ")))
@@ -71,7 +72,7 @@ def choose_pairs(
 
 
 def offsets(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of a text without special ones, and the characters that each stands for."""
+    """Return the token ids of a text, without special tokens, and the character span of each."""
     encoded = tokenizer.hf_tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )
@@ -79,7 +80,7 @@ def offsets(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int,
 
 
 def position_of(character: int, spans: Sequence[tuple[int, int]]) -> int | None:
-    """The token that contains this character."""
+    """Return the position of the token that contains this character, or None."""
     return next((i for i, (start, end) in enumerate(spans) if start <= character < end), None)
 
 
@@ -93,7 +94,7 @@ class _Planned:
 
 
 class SecondAudit:
-    """Scores pairs with a second model; `rows` and `dropped` are those of the tables."""
+    """Scores pairs with a second model. `rows` and `dropped` are the rows of the audit's tables."""
 
     def __init__(
         self, roots: Sequence[ScoredRoot], first: Tokenizer, second: AuditModel, separator: str

@@ -1,4 +1,4 @@
-"""docs/evidence.md: what the audits found, whatever it is, with settings and date."""
+"""The page docs/evidence.md: all findings of the audits, with settings and date."""
 
 from __future__ import annotations
 
@@ -108,8 +108,10 @@ _SHAPE = {"alpha": ("2", "anchors_per_root"), "epsilon": ("0.4", "dependencies_p
 
 
 def shape_table(audited: AuditTables) -> str:
-    """Anchors by α and dependencies by ε beside the paper's, also as shares of those at its own
-    values."""
+    """Anchors by α and dependencies by ε next to the paper's figures.
+
+    Each is also given as a share of the figure at the paper's own α or ε.
+    """
     rows = ablate(audited.scores, audited.settings).iter_rows(named=True)
     by_key = {(row["knob"], row["value"], row["rule"]): row for row in rows}
     lines = []
@@ -135,7 +137,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _one_line(value: str) -> str:
-    """The value as a cell of a Markdown table: line ends as in JSON, and no bars."""
+    """Return the value as a cell of a Markdown table, with escaped line ends and bars."""
     return value.replace("\n", r"\n").replace("|", "/")
 
 
@@ -148,10 +150,10 @@ def write_evidence(
     planted: PlantedFigures,
     seconds: float,
 ) -> str:
-    """Return the page: all figures, and the words that follow from them.
+    """Return the page: all figures, and the sentences that follow from them.
 
     description: name and value of what the dataset was made with. second_model: its identity; empty
-    without one. seconds: time that the last call took.
+    if there is none. seconds: duration of the last call.
     """
     settings = [[name, _one_line(value)] for name, value in description]
     return _PAGE.format(

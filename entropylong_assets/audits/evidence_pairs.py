@@ -17,7 +17,7 @@ from entropylong_assets.stages.verification.false_acceptance import acceptance_r
 from entropylong_assets.stages.verification.gain import accepted_by
 
 MAX_LIFT = 1000
-"""A lift above this rests on one or two random contexts that passed: its value says nothing."""
+"""A lift above this depends on one or two random contexts that passed, so it is not shown."""
 
 
 def null_table(audited: AuditTables) -> str:
@@ -36,7 +36,7 @@ def null_table(audited: AuditTables) -> str:
 
 
 def null_words(audited: AuditTables) -> list[str]:
-    """The ε that holds the wished rate and the lift, per rule; and the rules at equal yield."""
+    """Sentences on ε at the wished rate and the lift, per rule, and on rules at equal yield."""
     lines = []
     wished = audited.settings.audit.wished_false_acceptance
     for rule in audited.rules:
@@ -88,7 +88,7 @@ def equal_epsilon(pairs: pl.DataFrame, rule: str) -> float | None:
 
 
 def second_words(audited: AuditTables, model: str) -> str:
-    """What the second model says of pairs that the rules accept and reject."""
+    """Sentences and table on the second model's scores of accepted and rejected pairs."""
     if not len(audited.second):
         return (
             "No second model was named (`audit.model`), so this page does not show what another "
@@ -118,7 +118,7 @@ _OF_SECOND = ("hold there", "surprisal drop there (nats)")
 
 
 def equal_gains_table(second: pl.DataFrame, epsilon: float) -> str:
-    """What the second model says of accepted pairs, by the first model's gain."""
+    """Table of the second model's scores of pairs, by the first model's gain and by group."""
     groups = {name: rows for name, rows in group_rows(second).items() if name != NO_RULE}
     edges = [epsilon, *(edge for edge in (0.6, 0.8) if edge > epsilon), float("inf")]
     lines = []
@@ -137,7 +137,7 @@ def equal_gains_table(second: pl.DataFrame, epsilon: float) -> str:
 
 
 def planted_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `planted.measure`."""
+    """The rows of `planted.measure` as a table."""
     lines = [
         [
             row["measure"],
@@ -152,12 +152,12 @@ def planted_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def forms_table(forms: pl.DataFrame) -> str:
-    """The counts of `planted.count_by_form`."""
+    """The counts of `planted.count_by_form` as a table."""
     return table(forms.columns, [[str(cell) for cell in row] for row in forms.iter_rows()])
 
 
 def shortfall_words(nats: float | None, alpha: float) -> str:
-    """How far the values of the planted facts are from being anchors."""
+    """A sentence on how far the values of the planted facts are from being anchors."""
     if nats is None:
         return "No document that needs a fact was a root."
     side = "below" if nats > 0 else "above"

@@ -1,4 +1,4 @@
-"""The evidence that compares recipes."""
+"""The part of the evidence page that compares recipes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DISTANCES = (128, 256, 512)
 
 
 def recipe_table(audited: AuditTables) -> str:
-    """The measures of every recipe, and what its rule accepts of random contexts."""
+    """The measures of every recipe, and the share of random contexts that its rule accepts."""
     rows = audited.recipe_rows()
     random = {
         row["rule"]: number(row, "{:.2%}")
@@ -59,7 +59,7 @@ def recipe_table(audited: AuditTables) -> str:
 
 
 def served_table(audited: AuditTables) -> str:
-    """Surprisal drop of the anchors that a verified context was chosen for, by its place."""
+    """Surprisal drop of the anchors of verified contexts, by the place of the context."""
     rows, lines = audited.recipe_rows(), []
     names = ("near", "in_place", "over_replaced")
     for recipe in audited.recipes:
@@ -77,7 +77,7 @@ def served_table(audited: AuditTables) -> str:
 
 
 def verdict_lines(audited: AuditTables) -> list[str]:
-    """Whether our recipe beats each rival on the anchors' surprisal drop, in words."""
+    """Sentences on whether our recipe beats each rival on the anchors' surprisal drop."""
     if OURS not in audited.recipes:
         return []
     lines = []
@@ -107,7 +107,7 @@ def verdict_lines(audited: AuditTables) -> list[str]:
 
 
 def selection_words(audited: AuditTables) -> str:
-    """Which roots the recipes are compared on, and what that favours."""
+    """Sentences on which roots the recipes are compared on, and which recipes that favours."""
     compared, sampled = (f["root_id"].n_unique() for f in (audited.windows, audited.trials))
     words = (
         f"{compared} of the {sampled} audited roots are compared: those for which the rule in "
@@ -123,9 +123,9 @@ def selection_words(audited: AuditTables) -> str:
 
 
 def roots_needed(mean: Mean) -> float:
-    """Roots at which an interval of this spread would leave out zero; infinite for a mean of zero.
+    """Number of roots at which the interval would exclude zero; infinite for a mean of zero.
 
-    The spread is taken to shrink with the square root of their number.
+    Assumes that the interval shrinks with the square root of the number of roots.
     """
     if mean.low is None or mean.high is None or not mean.value:
         return float("inf")
@@ -134,7 +134,7 @@ def roots_needed(mean: Mean) -> float:
 
 
 def overlap_words(pairs: pl.DataFrame, rules: Iterable[str]) -> str:
-    """How far the rules accept the same contexts of the same roots, two rules at a time."""
+    """Sentences on how many contexts of the same roots two rules both accept, per pair of rules."""
     accepted = {
         rule: set(pairs.filter(accepted_by(rule)).select("root_id", "chunk_id").iter_rows())
         for rule in rules
@@ -152,7 +152,7 @@ def overlap_words(pairs: pl.DataFrame, rules: Iterable[str]) -> str:
 
 
 def pieces_words(audited: AuditTables) -> str:
-    """What the layout of recipe `nextlong` alone does to its figures."""
+    """A sentence on how the layout of recipe `nextlong` affects its figures."""
     length = audited.settings.samples.meta_chunk_tokens
     anchors = audited.anchors.select("root_id", "anchor").unique()
     first = int((anchors["anchor"] < length).sum()) / max(1, len(anchors))

@@ -1,14 +1,14 @@
-"""What contexts do in their place in a sample, for the anchors of their root, under every recipe.
+"""Measuring how much contexts in their place in a sample help the anchors, for every recipe.
 
-Each window (`windows.py`) is scored whole, and with all contexts replaced by random passages of the
-same total length; without contexts the root's scores are stored. For the verified context of
-highest priority, the window is also scored with that context alone replaced in its place; with the
-context directly before the root its scores are stored. Windows longer than the model takes are left
-out and counted.
+Each window (`windows.py`) is scored twice: as it is, and with all contexts replaced by random
+passages of the same total length. The scores of the root alone are already stored. For the verified
+context of highest priority, the window is also scored with only that context replaced; the scores
+given that context directly before the root are already stored. Windows that are too long for the
+model are left out and counted.
 
-LongPPL's key tokens (Fang et al., 2024): gain over 2 nats from the short to the long window, and a
-loss under 2 nats in the long one. Dependency score (after ProLong, Chen et al., 2024): relative
-drop of the mean loss of a root segment given a segment of a context.
+LongPPL's key tokens (Fang et al., 2024): tokens whose loss drops by more than 2 nats from the short
+to the long window, to less than 2 nats. Dependency score (after ProLong, Chen et al., 2024):
+relative drop of the mean loss of a root segment given a segment of a context.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ Scores = Sequence[PositionScores]
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A window with the numbers of its requests."""
+    """A window, and the numbers of its requests."""
 
     window: Window
     root: ScoredRoot
     whole: int
     random: int
-    """With random passages in place of the contexts."""
+    """The window with random passages in place of the contexts."""
     short: int | None
-    """In the short window, if that begins within the contexts."""
+    """The short window, if it begins inside the contexts."""
     short_has_all: bool
     """Whether the short window contains the whole window."""
     segments: list[tuple[int, int]]
-    """Root segments alone and given a context segment."""
+    """Pairs: a root segment alone, and given a context segment."""
     single: tuple[Span, int] | None
-    """The verified context of highest priority, and the request with it replaced."""
+    """The verified context of highest priority, and the window with only that one replaced."""
 
     @property
     def skipped(self) -> int:
-        """Tokens of the root without a prefix, which have no score."""
+        """Number of tokens of the root that have no prefix and hence no score."""
         return int((self.window.places < 1).sum())
 
 
@@ -83,7 +83,7 @@ class LongRange:
     def add(self, recipe: str, root: ScoredRoot, group: Group, drawn: Sequence[Context]) -> None:
         """Plan one root under one recipe, or leave it out.
 
-        drawn: random passages, at least as many tokens as the contexts.
+        drawn: random passages with at least as many tokens as the contexts.
         """
         window = make_window(recipe, group, self._framing, self._settings)
         filling = random_tokens(drawn, window.context_tokens)
@@ -104,7 +104,7 @@ class LongRange:
         )
 
     def _request(self, request: ScoringRequest) -> int:
-        """Number of the request; equal requests are scored once."""
+        """Add a request, and return its number. Equal requests are scored once."""
         key = request.token_ids_T.tobytes() + b"|" + request.positions_N.tobytes()
         if key not in self._numbers:
             self._numbers[key] = len(self.requests)

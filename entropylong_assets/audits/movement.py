@@ -1,4 +1,4 @@
-"""How acceptance of retrieved and of random contexts moves with settings and lengths."""
+"""How acceptance of retrieved and of random contexts depends on settings and lengths."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _by_epsilon(audited: AuditTables) -> list[list[str]]:
 def _by_bin(
     audited: AuditTables, name: str, edges: Sequence[int], binned: tuple[pl.Expr, pl.Expr]
 ) -> list[list[str]]:
-    """One line per bin. binned: the binned value of a pair, and of a trial."""
+    """One line per bin. binned: expressions for the binned value of a pair and of a trial."""
     labels = [f"below {edges[0]}", *(f"from {edge}" for edge in edges)]
     frames = [
         frame.with_columns(bin=value.cut(list(edges), labels=labels, left_closed=True))

@@ -1,7 +1,7 @@
 """How often contexts that should not help pass the rule: scores and rates of held-out controls.
 
-Held-out controls (`null_contexts.py`) are judged against the root's stored controls, as a candidate
-is.
+Held-out controls (`null_contexts.py`) are judged like candidates: against the root's stored
+controls.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from entropylong_assets.stages.verification.settings import VerificationSettings
 
 RETRIEVED = "retrieved"
-"""Kind of the roots' own pairs, with which held-out controls are compared."""
+"""Kind of the roots' own candidates, with which held-out controls are compared."""
 
 _SCORES = ("entropy", "surprisal")
 _TRIALS: dict[str, Any] = {
@@ -105,7 +105,7 @@ def _trials(
 def rates(trials: pl.DataFrame, pairs: pl.DataFrame, rules: Iterable[str]) -> list[dict[str, Any]]:
     """Share of contexts that each rule accepts, by kind of context and rule: the rows of `rates`.
 
-    pairs: of the same roots, scored; they are the kind `retrieved`.
+    pairs: scored pairs of the same roots; their kind is `retrieved`.
     """
     rules, rows = list(rules), []
     for kind in (RETRIEVED, *KINDS):
@@ -130,7 +130,7 @@ def rates(trials: pl.DataFrame, pairs: pl.DataFrame, rules: Iterable[str]) -> li
 def holding_epsilon(gains: np.ndarray, total: int, wished: float) -> float | None:
     """Return the least ε at which at most the share `wished` of `total` trials passes (gain > ε).
 
-    gains: of the trials that nothing but ε could reject. None: any ε does.
+    gains: of the trials that only ε can reject. Returns None if this holds at any ε.
     """
     allowed = int(np.floor(wished * total + 1e-9))
     if len(gains) <= allowed:
@@ -141,10 +141,10 @@ def holding_epsilon(gains: np.ndarray, total: int, wished: float) -> float | Non
 def epsilon_for(
     trials: pl.DataFrame, settings: VerificationSettings, wished: float, seed: int, draws: int = 400
 ) -> dict[str, float | None]:
-    """The least ε at which the rule in force accepts a wished share of random contexts at most.
+    """The least ε at which the rule in force accepts at most a wished share of random contexts.
 
-    With the 95% interval of a bootstrap over roots. All are None if there are no random contexts or
-    the rule does not read ε; each is None if any ε holds the rate.
+    Also its 95% interval, by a bootstrap over roots. All three are None if there are no random
+    contexts or the rule does not read ε; one of them is None if the rate is low enough at any ε.
     """
     unknown = dict.fromkeys(("epsilon_for_rate", "epsilon_low", "epsilon_high"))
     rule = RULES[settings.rule]

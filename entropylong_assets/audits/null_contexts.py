@@ -1,8 +1,8 @@
 """Held-out controls: contexts that should not help, of three kinds.
 
-`random`: chunks of the corpus, drawn anew, so that none is a stored control. `topical`: chunks of
+`random`: chunks of the corpus, drawn again, so that none is a stored control. `topical`: chunks of
 documents on the root's topic that no anchor retrieved. `shuffled`: accepted chunks with their
-sentences in another order. Each is as long as what it stands for.
+sentences in another order. The first two are as long as the root's retrieved chunks.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from entropylong_assets.stages.verification.controls import (
 
 KINDS = ("random", "topical", "shuffled")
 
-# Only after Latin marks is white space needed: "v1.2" is no border. Tibetan's marks are not among
-# Unicode's ends of sentences.
+# Latin marks end a sentence only before white space: "v1.2" is no border. The marks of Tibetan are
+# missing in Unicode's list of sentence ends.
 _SENTENCE_BREAK = regex.compile(
     r"""(?V1)
       (?<=[.!?])\s+
@@ -38,7 +38,7 @@ _SENTENCE_BREAK = regex.compile(
 )
 
 _EXTRA_HITS = 32
-"""Hits searched per query beyond those that the root's anchors retrieved."""
+"""Number of hits per query that are searched in addition to those that the anchors retrieved."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ class NullContext:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where held-out controls come from."""
+    """The chunks and the search that held-out controls are drawn from."""
 
     universe: ChunkUniverse
     fetch: FetchChunks
     nearest: Callable[[Sequence[str], str, int], list[list[str]]]
-    """(queries, root_id, limit) to chunk ids per query, the most similar first."""
+    """Gets (queries, root_id, limit) and returns chunk ids per query, the most similar first."""
 
 
 @dataclass(frozen=True)
 class RootTexts:
-    """What is stored of one root beside its pairs."""
+    """Texts and chunks that are stored for one root, besides its pairs."""
 
     queries: Sequence[str]
     """Query texts of its anchors."""
@@ -76,7 +76,7 @@ class RootTexts:
 
 @dataclass(frozen=True)
 class _Unrelated:
-    """What a random or topical control of a root must be."""
+    """Conditions on a random or topical control of a root."""
 
     root: ScoredRoot
     nominated: frozenset[str]

@@ -1,4 +1,4 @@
-"""The indexed corpus, as `null_calibration` draws held-out controls from it."""
+"""Opening the indexed corpus from which `null_calibration` draws held-out controls."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def open_corpus(partition: Partition) -> Corpus:
     index = open_searched_index(partition)
 
     def nearest(queries: Sequence[str], root_id: str, limit: int) -> list[list[str]]:
-        found = nominate(
+        candidates = nominate(
             index.search,
             index.embedder.embed_queries(queries),
             [root_id] * len(queries),
             limit,
             index.universe.total,
         )
-        by_query = {k[0]: v["chunk_id"].to_list() for k, v in found.group_by("query")}
+        by_query = {k[0]: v["chunk_id"].to_list() for k, v in candidates.group_by("query")}
         return [by_query.get(i, []) for i in range(len(queries))]
 
     return Corpus(

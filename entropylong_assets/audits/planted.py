@@ -1,8 +1,8 @@
-"""What became of the planted facts: recall of every stage, precision, and accepted decoys.
+"""Results on the planted facts: recall of every stage, precision, and accepted decoys.
 
-A pair is true if the anchor lies in the fact's value and the chunk is of the stating document. At
-other anchors nothing is known to be true or false, since facts of one form share their wording:
-pairs there are counted apart.
+A pair is true if its anchor is in the fact's value and its chunk is of the stating document. Pairs
+at other anchors are counted separately: facts of one form share their wording, so these pairs are
+neither true nor false.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def values_of(
 
 
 def _document_ids(store: TableStore, shards: Sequence[str]) -> dict[str, str]:
-    """Text to doc_id."""
+    """Return the doc_id of each text."""
     documents = store.read_all(CORPUS_DOCUMENTS, shards, "documents", ["text", "doc_id"])
     return dict(documents.select("text", "doc_id").iter_rows())
 
@@ -75,10 +75,10 @@ def shortfall(values: pl.DataFrame, alpha: float) -> float | None:
 
 @dataclass(frozen=True)
 class PlantedFigures:
-    """What the page of evidence shows of the planted facts.
+    """The figures of the planted facts on the evidence page.
 
-    rows: of `measure` at every α. forms: of `count_by_form` at the lowest, `forms_alpha`.
-    shortfall: of `shortfall` at the highest, the dataset's.
+    rows: result of `measure` at every α. forms: result of `count_by_form` at `forms_alpha`, the
+    lowest α. shortfall: result of `shortfall` at the highest α, that of the dataset.
     """
 
     rows: list[dict[str, Any]]
@@ -181,7 +181,7 @@ def measure(
 def count_by_form(
     pairs: pl.DataFrame, values: pl.DataFrame, alpha: float, rules: Iterable[str]
 ) -> pl.DataFrame:
-    """Count the facts of each form by how far they got.
+    """Count the facts of each form that reach each stage.
 
     Columns: form, facts, anchor (the value contains one), retrieved (the stating document was
     nominated for it), and one per rule: facts with an accepted true pair. Arguments as in

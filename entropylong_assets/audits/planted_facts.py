@@ -1,10 +1,10 @@
 """Planted facts: a generated corpus of invented facts, whose dependencies are known.
 
 Each fact is stated in one short document and needed in another, whose other sentences are plain
-prose. Two decoys look alike: a statement of the same form about other names, and a document about
-the same place that does not state the fact. The forms (planted_forms.json) differ in what the value
-is (a name, number, date, symbol of code, section, word), in how alike both documents are worded,
-and in language.
+prose. Two decoys resemble the stating document: a statement of the same form about other names, and
+a document about the same place without the fact. The forms (planted_forms.json) differ in the kind
+of value (a name, number, date, symbol of code, section, word), in how similarly both documents are
+worded, and in language.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _VERBS = ("drop", "purge", "reset", "flush", "clear", "forget")
 _FORMS_FILE = Path(__file__).with_name("planted_forms.json")
 _PROSE_FILE = Path(__file__).with_name("planted_prose.txt")
 _SENTENCES = 6
-"""Sentences of plain prose around each fact. No two documents share one: a repeated sentence is a
-dependency too, and would not be counted as planted."""
+"""Sentences of plain prose around each fact. No two documents share one, because a repeated
+sentence would be a dependency that is not counted as planted."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def plant(count: int, seed: int) -> list[Fact]:
 def write_corpus(facts: Sequence[Fact], uri: str) -> None:
     """Write the documents as JSON Lines, shuffled.
 
-    A file with this content is left as it is: writing it again would make its shards stale.
+    A file with the same content is not written again, since this would make its shards stale.
     """
     texts = [t for fact in facts for t in (fact.needing, fact.stating, *fact.decoys)]
     random.Random(1).shuffle(texts)  # noqa: S311

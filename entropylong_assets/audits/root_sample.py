@@ -1,4 +1,4 @@
-"""What every audit starts from: a shard's scored roots, sampled by hash, and means over roots."""
+"""A sample of a shard's scored roots, chosen by hash, for the audits; and means over roots."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ class Mean:
 def clustered_mean(
     values: Sequence[float], clusters: Sequence[str], confidence: float = 0.95
 ) -> Mean:
-    """Mean of values whose clusters (roots) are independent, while values of one cluster are not.
+    """Mean of values in clusters (roots): clusters are independent, values of one cluster are not.
 
-    The variance is the ratio estimator's over clusters; the interval is Student's with one degree
-    of freedom fewer than clusters.
+    The variance is that of the ratio estimator over clusters. The interval is Student's, with as
+    many degrees of freedom as clusters, minus one.
     """
     if not len(values):
         return Mean(None, None, None, 0, 0)

@@ -1,4 +1,4 @@
-"""One shard's audits: from the tables of the stages to those of the audits."""
+"""The audits of one shard: reads the tables of the stages and writes those of the audits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.schemas import TableSet
 
 SKIPPED_DRAWS = 64
-"""Draws of the control passages that are skipped: recipe `random` takes the first ones."""
+"""Number of drawn passages that are skipped, because recipe `random` uses the first ones."""
 
 
 def calibrate_null(
@@ -73,7 +73,7 @@ def calibrate_null(
 
 
 def _texts_of(roots: Sequence[ScoredRoot], partition: Partition) -> Iterator[RootTexts]:
-    """What is stored of each root beside its pairs."""
+    """Yield texts and chunks that are stored for each root, besides its pairs."""
     store, shard = partition.store, partition.shard
     queries = store.read(CANDIDATE_CONTEXTS, shard, "queries").sort("root_id", "anchor")
     controls = store.read(VERIFIED_DEPENDENCIES, shard, "control_contexts")
@@ -165,7 +165,7 @@ def audit_long_range(
 
 
 def _require_verdicts(settings: Settings) -> None:
-    """Raises SampleError if a recipe verifies by a rule whose verdicts are not stored."""
+    """Raise SampleError if a recipe verifies by a rule whose verdicts are not stored."""
     for recipe in settings.audit.recipes:
         rule = RECIPES[recipe].rule
         if rule not in (None, IN_FORCE, *evaluated_rules(settings.verification)):
@@ -182,7 +182,7 @@ def _n_tokens(contexts: Sequence[Context]) -> int:
 def _draw_passages(pool: Pool, group: Group, wanted: int) -> list[Context]:
     """Draw random passages of `wanted` tokens for the control of a window.
 
-    They are other draws than those of recipe `random`, unless the corpus is too small.
+    They differ from the passages of recipe `random`, unless the corpus is too small.
     """
     passages: list[Context] = []
     for context in islice(pool.at_random(group), SKIPPED_DRAWS, None):

@@ -42,14 +42,14 @@ _NO_MODEL = "audit.model names no second model; name one of another family to ha
 
 
 def second_model(settings: Settings) -> ScoringModelSettings | None:
-    """Settings of the second model: the first one's under its name. None if none is named."""
-    found: ScoringModelSettings = settings.scoring
+    """Settings of the second model: those of the first, with its name. None if none is named."""
+    first: ScoringModelSettings = settings.scoring
     name = settings.audit.model
-    return found.model_copy(update={"model": name}) if name else None
+    return first.model_copy(update={"model": name}) if name else None
 
 
 def _searched_index(partition: Partition) -> dict[str, Any]:
-    """The index, and the shards of it, that the partition's candidates were searched in."""
+    """The index, and its shards, in which the partition's candidates were searched."""
     searched = partition.store.summary(CANDIDATE_CONTEXTS, partition.shard)
     return {"index": searched.index, "excluded_shards": sorted(searched.excluded_shards)}
 
@@ -74,7 +74,7 @@ def _identify_second_model(partition: Partition) -> Mapping[str, Any]:
 
 
 def _judged(settings: Settings) -> set[str]:
-    """Settings that the verdicts depend on: the rules and what they read."""
+    """Settings that the verdicts depend on: the rules, and the settings that the rules read."""
     rules = evaluated_rules(settings.verification)
     read = {f"verification.{field}" for rule in rules.values() for field in rule.settings}
     return {"verification.rule", "verification.compared_rules", *read}

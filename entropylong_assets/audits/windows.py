@@ -50,7 +50,7 @@ def make_window(recipe: str, group: Group, framing: Framing, settings: Settings)
     """Lay out the group as its sample does, without padding and filler."""
     total = len(framing.root_ids(group)) + framing.bos_tokens
     total += sum(len(context.token_ids) for context in group.chosen)
-    # A single group: the layout of several has no effect, and windows may be shorter than samples.
+    # The other settings concern samples of several groups. The window may be shorter than a sample.
     samples = SampleSettings(order=settings.samples.order, fill="verified_only")
     samples = samples.model_copy(update={"tokens": total})
     token_ids: list[int] = []
@@ -73,13 +73,13 @@ def make_window(recipe: str, group: Group, framing: Framing, settings: Settings)
 
 
 def random_tokens(contexts: Sequence[Context], length: int) -> NDArray[np.int64] | None:
-    """The first `length` tokens of random passages in a row; None if there are fewer."""
+    """Return the first `length` tokens of the concatenated passages; None if there are fewer."""
     joined = [int(i) for context in contexts for i in context.token_ids]
     return np.array(joined[:length], np.int64) if len(joined) >= length else None
 
 
 def replace_contexts(window: Window, filling: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The window's tokens with every context overwritten, one after the other, by `filling`."""
+    """Return the window's tokens, with those of all contexts replaced in order by `filling`."""
     token_ids, used = window.token_ids.copy(), 0
     for span in window.spans:
         length = span.end - span.start

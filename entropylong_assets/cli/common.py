@@ -40,7 +40,7 @@ DatasetName = Annotated[
 ]
 
 
-RESUME = "What is finished is kept; run the same command again to go on from there."
+RESUME = "Finished work is kept; run the same command again to resume."
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def resumable() -> Iterator[None]:
 
 
 def _print_overdue() -> None:
-    """In another thread, while the main one is in a call that can't be interrupted."""
+    """Print the message from another thread, because the main one can't be interrupted."""
     number = stop_signal() or signal.SIGINT
     os.write(2, f"\nstopped by {number.name}. {RESUME}\n".encode())
 
@@ -70,8 +70,8 @@ def _print_error(markup: str) -> None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End a user's mistake, or a store out of reach, with its one line and exit code 2."""
-    # Dagster's notes to developers on what it may change; our pins decide when that reaches users.
+    """End a user's mistake, or an unreachable store, with one line and exit code 2."""
+    # Dagster warns of features that it may change. Users need not know: its version is pinned.
     warnings.filterwarnings("ignore", message=r".* is currently in (preview|beta), and may have")
     try:
         yield

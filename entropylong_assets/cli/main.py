@@ -222,11 +222,11 @@ def verify_export(
     with plain_errors():
         from entropylong_assets.stages.training_data.verify import verify_export as verify
 
-        found = verify(uri)
-    for fault in found.faults:
+        result = verify(uri)
+    for fault in result.faults:
         out.print(f"[red]{escape(fault)}[/]", soft_wrap=True)
-    out.print(f"{found.files:,} files, {found.bytes:,} bytes, {len(found.faults)} faults")
-    raise typer.Exit(1 if found.faults else 0)
+    out.print(f"{result.files:,} files, {result.bytes:,} bytes, {len(result.faults)} faults")
+    raise typer.Exit(1 if result.faults else 0)
 
 
 @app.command()
@@ -279,11 +279,11 @@ def doctor(settings_file: SettingsFile = None) -> None:
 
         colours = {"ok": "green", "warning": "yellow", "fault": "red"}
         faults = 0
-        for found in examine(project):
-            faults += found.verdict == "fault"
+        for finding in examine(project):
+            faults += finding.verdict == "fault"
             out.print(
-                f"[{colours[found.verdict]}]{found.verdict:8}[/]{found.subject:24} "
-                f"{escape(found.message)}",
+                f"[{colours[finding.verdict]}]{finding.verdict:8}[/]{finding.subject:24} "
+                f"{escape(finding.message)}",
                 soft_wrap=True,
             )
     raise typer.Exit(1 if faults else 0)

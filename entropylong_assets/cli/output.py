@@ -104,22 +104,23 @@ def print_export(console: Console, settings: Settings) -> None:
     store = open_store(settings)
     if store.manifest(TRAINING_DATASET) is None:
         return
-    made = store.summary(TRAINING_DATASET)
+    summary = store.summary(TRAINING_DATASET)
     table = Table(show_header=False, title="Exported", title_justify="left")
-    splits = ", ".join(f"{name} {n:,}" for name, n in made.splits.items())
+    splits = ", ".join(f"{name} {n:,}" for name, n in summary.splits.items())
     for name, value in (
-        ("formats", ", ".join(made.formats)),
-        ("samples", f"{splits}; {made.tokens:,} tokens, {made.bytes:,} bytes"),
+        ("formats", ", ".join(summary.formats)),
+        ("samples", f"{splits}; {summary.tokens:,} tokens, {summary.bytes:,} bytes"),
         (
             "dependencies",
-            f"{made.dependencies:,} at {made.anchors:,} anchors of {made.roots_scored:,} roots",
+            f"{summary.dependencies:,} at {summary.anchors:,} anchors of "
+            f"{summary.roots_scored:,} roots",
         ),
-        ("shards", f"{made.shards:,}, left out {made.shards_left_out:,}"),
+        ("shards", f"{summary.shards:,}, left out {summary.shards_left_out:,}"),
     ):
         table.add_row(name, escape(str(value)))
     console.print(table)
     destination = settings.export.destination or f"{store.dataset_uri}/exports"
-    console.print(f"uri: {escape(f'{destination}/{made.version}')}", soft_wrap=True)
+    console.print(f"uri: {escape(f'{destination}/{summary.version}')}", soft_wrap=True)
     if store.manifest(REPORT) is not None:
         report = f"{store.dataset_uri}/{store.summary(REPORT).path}"
         console.print(f"report: {escape(report)}", soft_wrap=True)

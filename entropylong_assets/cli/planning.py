@@ -112,27 +112,27 @@ def pilot(
 
         effort = Effort(roots=roots, root_tokens=10**9, verified=Budget(tokens, None))
         sample = _sample(settings, effort)
-        made = make_pilot(sample, load_tokenizer(settings.scoring), show, samples)
-    _print_pilot(made)
+        result = make_pilot(sample, load_tokenizer(settings.scoring), show, samples)
+    _print_pilot(result)
 
 
-def _print_pilot(made: Pilot) -> None:
+def _print_pilot(pilot: Pilot) -> None:
     """Plain lines, which a pipe takes as well as a terminal."""
-    for title, pairs in (("Accepted", made.accepted), ("Rejected", made.rejected)):
+    for title, pairs in (("Accepted", pilot.accepted), ("Rejected", pilot.rejected)):
         for number, pair in enumerate(pairs, 1):
             out.print(f"{title} {number}", style="bold")
             for line in _pair_lines(pair):
                 out.print(line, soft_wrap=True)
             out.print()
     out.print("Funnel", style="bold")
-    for name, count, note in made.funnel:
+    for name, count, note in pilot.funnel:
         out.print(f"  {name:<24} {count:>10,}  {escape(note)}".rstrip(), soft_wrap=True)
-    if made.empty:
-        out.print(f"[yellow]Nothing accepted:[/] {escape(made.empty)}.", soft_wrap=True)
-    if made.suggestions:
+    if pilot.empty:
+        out.print(f"[yellow]Nothing accepted:[/] {escape(pilot.empty)}.", soft_wrap=True)
+    if pilot.suggestions:
         out.print()
         out.print("Suggested settings", style="bold")
-    for suggestion in made.suggestions:
+    for suggestion in pilot.suggestions:
         out.print(f"  {suggestion.setting}: [bold]{escape(suggestion.value)}[/]", soft_wrap=True)
         out.print(f"    {escape(suggestion.basis)}", soft_wrap=True)
 

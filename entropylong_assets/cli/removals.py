@@ -31,13 +31,13 @@ def retire(
     ] = None,
     settings_file: SettingsFile = None,
     corpus: CorpusName = None,
-    reason: Annotated[str, typer.Option(help="Why; kept in the record.")] = "not given",
+    reason: Annotated[str, typer.Option(help="The reason, for the record.")] = "not given",
     undo: Annotated[bool, typer.Option("--undo", help="Bring it back.")] = False,
     list_all: Annotated[
         bool, typer.Option("--list", help="List everything removed: by whom, when and why.")
     ] = False,
 ) -> None:
-    """Take a shard or a whole source out of a corpus and its datasets, until asked back.
+    """Take a shard or a whole source out of a corpus and its datasets, until it is brought back.
 
     It leaves the plan and the partitions at once, and the index, candidates, samples and exports
     when they are made again. Its files are not read again, and its tables are kept. Exports made
@@ -59,7 +59,7 @@ def retire(
         with open_instance() as instance:
             if undo:
                 back = bring_back(chosen, name, instance)
-                out.print(f"{chosen.name}: back: {', '.join(back) or 'no shard'}. {NEXT}")
+                out.print(f"{chosen.name}: brought back: {', '.join(back) or 'no shard'}. {NEXT}")
                 return
             removal = retire_name(chosen, name, instance, reason)
         shards = retired_shards(chosen, name)
@@ -67,22 +67,22 @@ def retire(
             f"{chosen.name}: {removal.kind} {name} is retired, {len(shards):,} shards. {NEXT}",
             soft_wrap=True,
         )
-        found = find_exports(open_store(chosen), project.datasets_over(chosen.name), shards)
-        for uri in found.exports:
-            out.print(f"an export made before holds documents of it: {escape(uri)}", soft_wrap=True)
-        for uri in found.doubtful_exports:
-            out.print(f"an export made before may hold its texts: {escape(uri)}", soft_wrap=True)
+        holdings = find_exports(open_store(chosen), project.datasets_over(chosen.name), shards)
+        for uri in holdings.exports:
+            out.print(f"an earlier export contains documents of it: {escape(uri)}", soft_wrap=True)
+        for uri in holdings.doubtful_exports:
+            out.print(f"an earlier export may contain its texts: {escape(uri)}", soft_wrap=True)
 
 
 def takedown(
     document: Annotated[
         str, typer.Argument(help="doc_id (32 hex digits, the hash of its text) or external_id.")
     ],
-    reason: Annotated[str, typer.Option(help="Why; kept in the record.")],
+    reason: Annotated[str, typer.Option(help="The reason, for the record.")],
     settings_file: SettingsFile = None,
     corpus: CorpusName = None,
 ) -> None:
-    """Take one document out of a corpus for good, and list what holds it.
+    """Take one document out of a corpus permanently, and list where it is held.
 
     Its shards become stale: the next run makes them without it, and everything that follows. It is
     refused wherever it is read again, with a row in the table `dropped`. Exports made before are
@@ -121,7 +121,7 @@ def _corpus_with(project: Project, name: str, corpus: str | None) -> Settings:
     from entropylong_assets.orchestration.retirement import knows
 
     if corpus is None and len(project.corpora) > 1:
-        found = [settings for settings in project.corpora.values() if knows(settings, name)]
-        if len(found) == 1:
-            return found[0]
+        corpora = [settings for settings in project.corpora.values() if knows(settings, name)]
+        if len(corpora) == 1:
+            return corpora[0]
     return project.find_corpus(corpus)

@@ -1,7 +1,7 @@
 """Progress of a run: bars in a terminal, plain lines in a pipe or file.
 
-Dagster redirects the descriptors 1 and 2 to a file of compute logs while a step runs. What is shown
-goes to a copy of descriptor 1, so that it appears at once and a terminal stays a terminal.
+While a step runs, Dagster redirects the file descriptors 1 and 2 to a file of compute logs. So
+progress is written to a copy of descriptor 1: it appears at once, also as bars in a terminal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class JobProgress:
-    """How far a job is. Shards that it skips are not counted."""
+    """Progress of a job. Shards that it skips are not counted."""
 
     name: str
     shards: int
@@ -46,7 +46,7 @@ class JobProgress:
     task: TaskID | None = None
 
     def seconds_left(self, now: float) -> float | None:
-        """From the mean time of finished shards; None before the first has finished."""
+        """From the mean time of finished shards; None if no shard is finished."""
         if not self.finished:
             return None
         mean = (self.shard_began - self.began) / self.finished
@@ -54,7 +54,7 @@ class JobProgress:
 
     @property
     def completed(self) -> float:
-        """Shards, with the share of the present step."""
+        """Number of finished shards, plus the finished share of the present step."""
         share = self.state.share if self.state else None
         return self.finished + (share or 0.0) * 0.99
 
@@ -72,7 +72,7 @@ class JobProgress:
 
 
 def _visible_stream(stack: ExitStack) -> TextIO:
-    """Standard output, past what redirects its descriptor."""
+    """A copy of standard output that later redirections of its descriptor do not affect."""
     try:
         copied = os.dup(sys.stdout.fileno())
     except (OSError, ValueError):  # not a file, as in tests
@@ -81,7 +81,7 @@ def _visible_stream(stack: ExitStack) -> TextIO:
 
 
 class RunProgress:
-    """Shows a run while it goes on. `watcher` is for the run; enter this around it."""
+    """Shows the progress of a run. Enter it around the run, and pass `watcher` to the run."""
 
     def __init__(self, every: float = SECONDS_BETWEEN_LINES) -> None:
         self._every = every

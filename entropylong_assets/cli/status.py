@@ -44,11 +44,11 @@ def status(
         from entropylong_assets.orchestration.local_run import open_instance
 
         with open_instance(project) as instance:
-            found = project_status.project_status(project, instance, dataset)
+            statuses = project_status.project_status(project, instance, dataset)
         if as_json:
-            print(json.dumps(project_status.as_json(found), indent=2, ensure_ascii=False))
+            print(json.dumps(project_status.as_json(statuses), indent=2, ensure_ascii=False))
         else:
-            print_status(found)
+            print_status(statuses)
 
 
 def print_status(statuses: Sequence[StageStatus]) -> None:
@@ -74,10 +74,10 @@ def print_status(statuses: Sequence[StageStatus]) -> None:
             table.add_row(status.stage.name, *(f"{n:,}" if n else "" for n in counts))
         out.print(table)
         for status in of_owner:
-            for found, shards in status.reasons().items():
+            for partition_state, shards in status.reasons().items():
                 more = f" and {len(shards) - 1:,} more" if len(shards) > 1 else ""
                 out.print(
-                    f"{found.state}: {status.stage.name}, {escape(shards[0])}{more}: "
-                    f"{escape(found.reason)}",
+                    f"{partition_state.state}: {status.stage.name}, {escape(shards[0])}{more}: "
+                    f"{escape(partition_state.reason)}",
                     soft_wrap=True,
                 )

@@ -32,7 +32,7 @@ def trial(
     settings_file: SettingsFile = None,
     dataset: DatasetName = None,
     prepare_only: Annotated[
-        bool, typer.Option("--prepare", help="Write the folder anew and stop: train elsewhere.")
+        bool, typer.Option("--prepare", help="Write the folder again and stop: train elsewhere.")
     ] = False,
     evaluation: Annotated[
         str | None,

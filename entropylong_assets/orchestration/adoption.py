@@ -1,7 +1,7 @@
 """Reporting partitions to a Dagster instance that did not make them.
 
-The data carries its manifests and the outcomes of its checks, so that it can be moved, shared and
-exported anywhere; the instance shows it.
+Manifests and outcomes of checks are stored with the data, so it can be moved, shared and exported
+without its instance, and any other instance can show it.
 """
 
 from __future__ import annotations

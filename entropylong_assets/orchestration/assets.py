@@ -45,12 +45,15 @@ from entropylong_assets.storage.tables import WHOLE
 disable_progress_bars()
 
 observers: list[Callable[[Stage, str, ProgressState], None]] = []
-"""Called with the progress of every step in this process, beside the run's log: how the command
-line shows it. They get the stage, the shard and the state."""
+"""Functions called with the progress of every step in this process: stage, shard and state. The
+command line shows progress through them; the run's log has it anyway."""
 
 
 def _observer(stage: Stage, shard: str) -> Observer:
-    """What a step reports its progress to. It also ends the step if the run was asked to stop."""
+    """Return the function that a step reports its progress to.
+
+    It raises KeyboardInterrupt, which ends the step, if the process was asked to stop.
+    """
 
     def notify(state: ProgressState) -> None:
         stop_if_asked()
@@ -61,7 +64,10 @@ def _observer(stage: Stage, shard: str) -> Observer:
 
 
 def _partition(context: Any, settings: Settings, stage: Stage) -> Partition:
-    """The partition of this run, under the settings of the launchpad. Raises SettingsError."""
+    """Return the partition of this run under the settings of the launchpad.
+
+    Raises SettingsError if a setting has an invalid value.
+    """
     chosen = chosen_settings(settings, stage, context.resources)
     shard = context.partition_key if stage.partitioned else WHOLE
     return Partition(chosen, open_store(chosen), shard)
@@ -99,7 +105,7 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
                 context.log.warning(f"{stage.name} is skipped: {reason}")
                 return
             context.log.info(f"{stage.name}, {partition.shard}: started")
-            made = materialize(
+            materialization = materialize(
                 stage,
                 partition,
                 log=lambda line: context.log.info(f"{stage.name}, {partition.shard}: {line}"),
@@ -107,8 +113,8 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
                 observer=_observer(stage, partition.shard),
             )
         yield dg.MaterializeResult(
-            metadata=materialization_metadata(stage.tables, made),
-            data_version=dg.DataVersion(made.manifest.data_version),
+            metadata=materialization_metadata(stage.tables, materialization),
+            data_version=dg.DataVersion(materialization.manifest.data_version),
         )
 
     return asset
@@ -133,7 +139,7 @@ def build_checks(project: Project, settings: Settings, stage: Stage) -> dg.Asset
         + [settings_check_spec(settings, stage)],
         can_subset=True,
         compute_kind="duckdb",
-        # Without a policy, a cluster node that dies during a check fails the run.
+        # Without a retry policy, a cluster node that dies during a check fails the run.
         retry_policy=RETRIES,
         op_tags=step_tags(project.cluster, project.cluster.resources.checks),  # type: ignore[attr-defined]
         required_resource_keys=resource_keys(settings, stage),
@@ -143,7 +149,7 @@ def build_checks(project: Project, settings: Settings, stage: Stage) -> dg.Asset
             partition = _partition(context, settings, stage)
         selected = {key.name for key in context.selected_asset_check_keys}
         if SETTINGS_CHECK in selected:
-            # Compared with the settings of the file: a launchpad may have had others.
+            # Compares with the settings of the file, not with those of the launchpad.
             with step_errors():
                 fault = settings_fault(stage, replace(partition, settings=settings))
             yield settings_check_result(settings, stage, fault)

@@ -5,8 +5,8 @@ per corpus and per dataset. A shard's asset is requested if it is missing, or if
 was made again with other content. A changed setting, or a new version of an input over all shards,
 recomputes no old shard.
 
-Our own conditions look into our tables and the instance, so the sensors are evaluated by the code
-server (`use_user_code_server`).
+Our own conditions read our tables and the instance, so the code server evaluates the sensors
+(`use_user_code_server`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ AssetResult = dg.AutomationResult[dg.AssetKey]
 
 
 class ContainedInInputs(dg.AutomationCondition[dg.AssetKey]):
-    """True for shards that the inputs over all shards contain as they are now.
+    """True for shards whose present content is part of the inputs over all shards.
 
-    An index leaves out shards that failed their checks, and takes in new ones once per batch: a
-    shard whose candidates were searched before would never find its own source's documents.
+    The index leaves out shards that failed their checks, and adds new ones once per batch. A search
+    before the index contains the shard would miss all documents that were added with it.
     """
 
     def __init__(self, settings: Settings, stage: Stage) -> None:
@@ -64,10 +64,10 @@ class ContainedInInputs(dg.AutomationCondition[dg.AssetKey]):
 
 
 class PassedChecks(dg.AutomationCondition[dg.AssetKey]):
-    """True for partitions of an input that have passed their blocking checks as they are now.
+    """True for partitions of an input whose present content has passed its blocking checks.
 
-    Read from the outcomes beside the data. For Dagster, checks that a killed run had planned count
-    as not executed, although the data and its outcomes have not changed.
+    Reads the outcomes stored with the data. Dagster itself counts checks that a killed run had
+    planned as not executed, although the data and its outcomes have not changed.
     """
 
     def __init__(self, settings: Settings, inputs: Sequence[Stage]) -> None:
@@ -102,8 +102,8 @@ class PassedChecks(dg.AutomationCondition[dg.AssetKey]):
 class StillMissing(dg.AutomationCondition[dg.AssetKey]):
     """False for shards that were missing when the tick began and have been made since.
 
-    Dagster reads what was made before it reads what is being made: a shard whose run ends between
-    the two is neither made nor in progress, and would be requested again.
+    Dagster first reads which partitions exist, then which are in progress. A shard whose run ends
+    between the two reads is in neither list, and would be requested again.
     """
 
     @property
@@ -131,8 +131,8 @@ class StillMissing(dg.AutomationCondition[dg.AssetKey]):
 class Outdated(dg.AutomationCondition[dg.AssetKey]):
     """True if a stage over all shards, made now, would contain other shards or other content.
 
-    Follows from the tables and the outcomes of checks, not from the events since the last tick: an
-    update that ends while the stage is being made would otherwise be missed.
+    Compares tables and outcomes of checks instead of reading the events since the last tick, which
+    would miss an input that is updated while the stage is being made.
     """
 
     def __init__(self, settings: Settings, stage: Stage) -> None:
@@ -159,11 +159,13 @@ class Outdated(dg.AutomationCondition[dg.AssetKey]):
         stages = [self._stage, *self._stage.upstream()]
         keys = [asset_key(self._settings, stage) for stage in stages]
         records = instance.get_asset_records(keys)
-        made = tuple(sorted(r.asset_entry.last_materialization_storage_id or 0 for r in records))
+        materializations = tuple(
+            sorted(r.asset_entry.last_materialization_storage_id or 0 for r in records)
+        )
         checks = instance.get_event_records(
             dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION), limit=1
         )
-        return made, checks[0].storage_id if checks else 0
+        return materializations, checks[0].storage_id if checks else 0
 
 
 def condition_of(settings: Settings, stage: Stage) -> Condition | None:
@@ -182,7 +184,7 @@ def condition_of(settings: Settings, stage: Stage) -> Condition | None:
 
 
 def _inputs_changed(settings: Settings, stage: Stage) -> Condition:
-    """An input of the shard was made again with other content, by a run without the stage."""
+    """An input of the shard was made again with other content, in a run without this stage."""
     changed = _C.data_version_changed() & ~_C.executed_with_root_target()
     whole = [asset_key(settings, source) for source in stage.inputs if not source.partitioned]
     matches = _C.any_deps_match(changed.with_label("content_changed"))
@@ -192,7 +194,8 @@ def _inputs_changed(settings: Settings, stage: Stage) -> Condition:
 def _ready(settings: Settings, stage: Stage) -> Condition:
     """All inputs exist, have passed their blocking checks, and are not being made.
 
-    Inputs that this tick requests come into the same run, where their checks hold back the rest.
+    Inputs requested in the same tick are made in the same run, in which a failed blocking check
+    stops the stages after it.
     """
     passed = PassedChecks(settings, stage.inputs)
     return (
@@ -214,10 +217,10 @@ def _per_shard(settings: Settings, stage: Stage) -> Condition:
 
 
 def _per_batch(settings: Settings, stage: Stage) -> Condition:
-    """For a stage over all shards: it is outdated, and the shards before it have settled.
+    """For a stage over all shards: it is outdated, and no shard of its inputs is about to change.
 
-    Which of them are complete and healthy the stage looks up itself; a failed shard does not hold
-    it back.
+    The stage itself looks up which shards are complete and healthy, so a failed shard does not
+    delay it.
     """
     next_shards = [
         _C.any_deps_match(_not_tried() & _ready(settings, source)).allow(

@@ -27,8 +27,8 @@ def build_definitions(project: Project, *, with_executor: bool = True) -> dg.Def
     owners = [*project.corpora.values(), *project.datasets.values()]
     _refuse_contradictions(project, owners)
     with warnings.catch_warnings():
-        # Notes to developers on what Dagster may change, one per check; our pins decide when that
-        # reaches users.
+        # Dagster warns, once per check, of features that it may change. Users need not know: its
+        # version is pinned.
         for category in (dg.PreviewWarning, dg.BetaWarning):
             warnings.simplefilter("ignore", category)
         return _definitions(project, owners, with_executor)
@@ -53,13 +53,13 @@ def _definitions(
 
 
 def _refuse_contradictions(project: Project, owners: Sequence[Settings]) -> None:
-    """Raises SettingsError if a name stands for something else in the data."""
+    """Raise SettingsError if a name stands for something else in the data."""
     for settings in owners:
         try:
             refuse_contradiction(settings, project.stages_of(settings), open_store(settings))
         except SettingsError:
             raise
         except Exception:
-            # Definitions load without the store (no credentials, no network); whatever it raised,
-            # the first step reports. The other names lie in the same store.
+            # Definitions must load even if the store can't be reached (no credentials, no network);
+            # the first step then reports the error. The other names are in the same store.
             return

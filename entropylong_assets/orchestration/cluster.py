@@ -30,7 +30,7 @@ def executor(project: Project) -> dg.ExecutorDefinition:
     """The executor of all runs. Raises SettingsError if the extra of its engine is missing."""
     cluster = project.cluster
     if cluster.engine == "local":
-        # Runs are spread over processes, a run's steps are not: they share the loaded models.
+        # Each run has a process of its own; its steps share that process and the loaded models.
         return in_process_executor
     missing = [name for name in _NEEDS[cluster.engine] if importlib.util.find_spec(name) is None]
     if missing:
@@ -55,7 +55,7 @@ def executor(project: Project) -> dg.ExecutorDefinition:
 
 
 def step_tags(cluster: ClusterSettings, resources: StepResources) -> dict[str, str]:
-    """Op tags by which a step asks Ray for its resources.
+    """Op tags with which a step requests its resources from Ray.
 
     Empty on other engines: Kubernetes gets the resources from the executor.
     """
@@ -70,7 +70,7 @@ def ray_config(resources: StepResources) -> Mapping[str, Any]:
     if resources.memory is not None:
         config["memory"] = int(resources.memory)
     if not resources.num_gpus:
-        # Ray would leave all of the node's GPUs visible, and `device: auto` would take one.
+        # Otherwise Ray leaves all GPUs of the node visible, and `device: auto` would use one.
         config["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
     return config
 
@@ -101,7 +101,7 @@ def kubernetes_config(resources: StepResources) -> Mapping[str, Any]:
 
 
 def resources_by_step(project: Project) -> dict[str, StepResources]:
-    """What each step of each corpus and dataset asks for, by the step's name."""
+    """Resources that each step of each corpus and dataset requests, by the step's name."""
     steps: dict[str, StepResources] = {}
     for settings in (*project.corpora.values(), *project.datasets.values()):
         for stage in project.stages_of(settings):
@@ -112,9 +112,9 @@ def resources_by_step(project: Project) -> dict[str, StepResources]:
 
 
 def ray_nodes(address: str | None) -> list[Mapping[str, float]]:
-    """What each living node of a Ray cluster has, by Ray's names: `CPU`, `GPU`, `memory` (bytes).
+    """Resources of each live node of a Ray cluster: `CPU`, `GPU`, `memory` (bytes).
 
-    Raises what Ray raises where there is no cluster at the address, or the token is another.
+    Raises an error of Ray if no cluster answers at the address, or if it refuses the token.
     """
     from ray.util.state import list_nodes
 
@@ -123,7 +123,7 @@ def ray_nodes(address: str | None) -> list[Mapping[str, float]]:
 
 
 def unplaceable_steps(project: Project, nodes: Sequence[Mapping[str, float]]) -> list[str]:
-    """Names of steps that ask for more than any of these nodes has, and so would never start."""
+    """Names of steps that request more than any of these nodes has, and so would never start."""
 
     def fits(resources: StepResources, node: Mapping[str, float]) -> bool:
         return (

@@ -31,22 +31,22 @@ def build_corpus_jobs(project: Project, corpus: Settings) -> list[dg.JobDefiniti
     datasets = project.datasets_over(corpus.name)
 
     def scan_sources(context: Any, chosen: Settings) -> None:
-        found = scan(chosen, context.instance)
-        register(chosen, found, context.instance)
-        context.log.info(found.message)
+        result = scan(chosen, context.instance)
+        register(chosen, result, context.instance)
+        context.log.info(result.message)
 
     def retire_name(context: Any, chosen: Settings) -> None:
         given = context.op_config
         if given["undo"]:
             back = bring_back(chosen, given["name"], context.instance)
-            context.log.info(f"back: {', '.join(back) or 'no shard'}; materialize them")
+            context.log.info(f"brought back: {', '.join(back) or 'no shard'}; materialize them")
             return
         by = f"run {context.run_id}"
         removal = retire(chosen, given["name"], context.instance, given["reason"], by)
         context.log.info(f"{removal.kind} {removal.name} is retired: {removal.reason}")
         store = open_store(chosen)
         for uri in find_exports(store, datasets, retired_shards(chosen, removal.name)).exports:
-            context.log.warning(f"an export made before holds documents of it: {uri}")
+            context.log.warning(f"an earlier export contains documents of it: {uri}")
 
     def take_document_down(context: Any, chosen: Settings) -> None:
         given = context.op_config
@@ -66,8 +66,8 @@ def build_corpus_jobs(project: Project, corpus: Settings) -> list[dg.JobDefiniti
         _job(
             corpus,
             "retire",
-            "Takes a shard or a source out of the corpus and its datasets, until asked back with "
-            "`undo`. Then run `index`, and `build_samples` and `export` of each dataset.",
+            "Takes a shard or a source out of the corpus and its datasets, until brought back "
+            "with `undo`. Then run `index`, and `build_samples` and `export` of each dataset.",
             retire_name,
             {
                 "name": dg.Field(str, description="Key of a shard, or name of a source."),

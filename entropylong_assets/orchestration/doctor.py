@@ -1,4 +1,4 @@
-"""What would stop a run on this machine, and what to do about it: `entropylong doctor`.
+"""Finds what would stop a run on this machine, and says what to do: `entropylong doctor`.
 
 Each check gives one finding. It reads and probes; it changes nothing, except that it writes a small
 file into the data folder and removes it again.
@@ -28,18 +28,18 @@ Question = tuple[str, Callable[[], Finding]]
 
 
 def examine(project: Project) -> Iterator[Finding]:
-    """All findings, one per check, in the order in which one would mend them.
+    """Yield all findings, one per check, in the order in which they should be fixed.
 
-    An error in one check ends neither the others nor the doctor.
+    An error in one check becomes its finding; the other checks run.
     """
     instance: dg.DagsterInstance | None = None
     try:
         instance = _open_instance(project)
-    except Exception as error:  # a broken dagster.yaml or storage raises whatever it likes
+    except Exception as error:  # a broken dagster.yaml or storage may raise any error
         yield Finding(
             "instance",
             "fault",
-            f"DAGSTER_HOME={os.environ.get('DAGSTER_HOME', '')}: {line(error)}; mend its "
+            f"DAGSTER_HOME={os.environ.get('DAGSTER_HOME', '')}: {line(error)}; correct its "
             "dagster.yaml, or start its database and set the DAGSTER_PG names",
         )
     if instance is not None:
@@ -79,8 +79,8 @@ def _of_the_machine(project: Project) -> Iterator[Question]:
 def _answers(questions: Iterator[Question]) -> Iterator[Finding]:
     for subject, check in questions:
         try:
-            found = check()
-            yield Finding(subject, found.verdict, found.message)
+            finding = check()
+            yield Finding(subject, finding.verdict, finding.message)
         except Exception as error:
             yield Finding(subject, "fault", line(error))
 
@@ -134,7 +134,7 @@ def _daemon(instance: dg.DagsterInstance) -> Finding:
         return Finding(
             "daemon",
             "fault",
-            "it has never run here: nothing queued, scheduled or sensed will start; "
+            "it has never run here: no queued run, schedule or sensor will start; "
             "run `make ui`, or the service `dagster-daemon run`",
         )
     newest = max(beats, key=lambda beat: beat.timestamp)
@@ -143,15 +143,15 @@ def _daemon(instance: dg.DagsterInstance) -> Finding:
     errors = [e for s in statuses if s.last_heartbeat for e in s.last_heartbeat.errors or []]
     if errors:
         first = " ".join(errors[0].message.split())[:200]
-        return Finding("daemon", "fault", f"its last round failed: {first}; see its log")
+        return Finding("daemon", "fault", f"its last iteration failed: {first}; see its log")
     if silent:
         return Finding(
             "daemon",
             "fault",
-            f"no sign of life for {age:,.0f} s ({few(silent)}): nothing queued, scheduled or "
-            "sensed will start; run `make ui`, or the service `dagster-daemon run`",
+            f"no heartbeat for {age:,.0f} s ({few(silent)}): no queued run, schedule or sensor "
+            "will start; run `make ui`, or the service `dagster-daemon run`",
         )
-    return Finding("daemon", "ok", f"{len(statuses)} daemons alive, heard {age:,.0f} s ago")
+    return Finding("daemon", "ok", f"{len(statuses)} daemons, last heartbeat {age:,.0f} s ago")
 
 
 def _pools(project: Project, instance: dg.DagsterInstance) -> Finding:
@@ -164,7 +164,7 @@ def _pools(project: Project, instance: dg.DagsterInstance) -> Finding:
             if name is None:
                 continue
             pools[name] = limits.get(name, default)
-            # A pool that has the corpus' name protects its table.
+            # A pool named after the corpus limits the writers of its vector table.
             if name != stage.pool and pools[name] != 1:
                 return Finding(
                     "pools",
@@ -199,15 +199,15 @@ def _partitions(project: Project, settings: Settings, instance: dg.DagsterInstan
         return Finding(
             subject,
             "fault",
-            f"Dagster knows {few(lost)}, but {settings.data_uri} does not hold it; materialize "
-            "it again, or name the data_uri that it was made under",
+            f"Dagster knows {few(lost)}, but {settings.data_uri} does not contain it; "
+            "materialize it again, or set data_uri to the one that it was made under",
         )
     if registered - planned:
         return Finding(
             subject,
             "warning",
             f"{few(sorted(registered - planned))} registered but in no plan of "
-            f"{settings.data_uri}; delete the partition, or name the data_uri that it belongs to",
+            f"{settings.data_uri}; delete the partition, or set data_uri to the one that has it",
         )
     if planned - registered:
         return Finding(
@@ -236,8 +236,8 @@ def _ray(project: Project, instance: dg.DagsterInstance) -> Finding:
         return Finding(
             "ray",
             "warning",
-            f"{few(unplaceable)}: none of {len(nodes)} nodes has what they ask for, and they wait "
-            "until one has; lower it under cluster.resources (num_gpus: 0 where there is no GPU)",
+            f"{few(unplaceable)}: none of {len(nodes)} nodes has the resources that they request, "
+            "so they would wait; lower them under cluster.resources (num_gpus: 0 without a GPU)",
         )
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     return Finding("ray", "ok", f"{address}, {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs")

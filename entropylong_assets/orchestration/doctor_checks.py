@@ -87,7 +87,7 @@ def device(settings: Settings) -> Finding:
         message = f"{torch.cuda.get_device_name()}, {dtype}, {free >> 30} of {total >> 30} GiB free"
         if free < total / 2:
             return Finding(
-                "device", "warning", f"{message}; another process holds it: see `nvidia-smi`"
+                "device", "warning", f"{message}; another process uses it: see `nvidia-smi`"
             )
         return Finding("device", "ok", message)
     if shutil.which("nvidia-smi") and not torch.version.cuda:
@@ -164,7 +164,7 @@ def embedding_model(corpus: Settings) -> Finding:
 
 
 def _shown(name: str, side: Side) -> str:
-    """The prompt of queries or documents, and the task if it is another."""
+    """The prompt of queries or documents, and the task if it has another name."""
     prompt = f"{name} prompt {printable(side.prompt)!r}" if side.prompt else f"no {name} prompt"
     return prompt if side.task in (name, None) else f"{prompt} (task {side.task})"
 
@@ -180,20 +180,20 @@ def sources(corpus: Settings) -> Finding:
     for source in corpus.sources:
         if source.name in known.retired_sources:
             continue
-        found = list_files(source)
-        if not found:  # a run would go on with the shards so far, but this is hardly meant
+        listed = list_files(source)
+        if not listed:  # a run would continue with the known shards, which is hardly intended
             raise CorpusError(
                 f"source '{source.name}': no file at {source.uri}; put files there or correct "
                 "the source's uri"
             )
-        files += len(found)
-        new |= {f.uri for f in found if known.empty.get(f.uri) != f.version} - planned
-        for row in islice(read_rows(found[0].uri, found[0].kind, source), ROWS_READ):
+        files += len(listed)
+        new |= {f.uri for f in listed if known.empty.get(f.uri) != f.version} - planned
+        for row in islice(read_rows(listed[0].uri, listed[0].kind, source), ROWS_READ):
             if isinstance(row, BadRow):
                 where = f"{row.file}, row {row.row}: {row.detail}; {REMEDIES[row.reason]}"
                 skips = corpus.on_bad_row == "skip"
                 return Finding("sources", "warning" if skips else "fault", where)
-    # Only the files that are known are compared: rows of new ones would have to be counted.
+    # Compares known files only, since the rows of new ones would have to be counted.
     plan = replan(corpus, known, max_new_files=0)
     message = f"{len(corpus.sources)} sources, {files:,} files, {len(planned):,} planned"
     for what, names, remedy in (
@@ -243,9 +243,9 @@ def staleness(settings: Settings, stages: Sequence[Stage]) -> Finding:
     partition = Partition(settings, open_store(settings))
     stale = []
     for status in status_of(partition, stages, ()):
-        for found, shards in status.reasons().items():
-            if found.state == "stale":
-                stale.append(f"{status.stage.name} ({len(shards):,}): {found.reason}")
+        for partition_state, shards in status.reasons().items():
+            if partition_state.state == "stale":
+                stale.append(f"{status.stage.name} ({len(shards):,}): {partition_state.reason}")
     if stale:
         message = f"{few(stale)}; `entropylong run` makes them again, or restore the setting"
         return Finding("up to date", "warning", message)

@@ -26,7 +26,7 @@ RETRIES = dg.RetryPolicy(
 )
 """Retries after about 15, 45 and 105 seconds; only errors that `plain_errors` allows."""
 
-# Errors of the operating system that say something about the request, not about the moment.
+# Errors of the operating system that the same request would raise again.
 _LASTING = (
     FileNotFoundError,
     FileExistsError,
@@ -65,7 +65,7 @@ _TRANSIENT_WORDS = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same step may well succeed in a minute."""
+    """Whether the same step is likely to succeed if it is retried within minutes."""
     if isinstance(error, _LASTING):
         return False
     if isinstance(error, ConnectionError | TimeoutError | OSError):
@@ -82,7 +82,7 @@ def is_ours(error: BaseException) -> bool:
 
 
 def line(error: BaseException) -> str:
-    """One line for people, without the credentials of the environment."""
+    """Return the error as one line for users, without the credentials of the environment."""
     if is_ours(error):
         message = str(error)
     else:
@@ -92,12 +92,15 @@ def line(error: BaseException) -> str:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End a step with one line: for good if a user has to act, to be retried if the fault is
-    transient. An error that is not our own has its traceback as the cause."""
+    """Raise dg.Failure with one line in place of any error of a step.
+
+    Dagster retries the step only if the fault is transient. An error that is not our own is the
+    cause of the failure, so that its traceback is shown, unless it contains credentials.
+    """
     try:
         yield
     except Exception as error:
-        # The traceback repeats the messages.
+        # A traceback would show the messages of all causes.
         messages = "".join(str(link) for link in _chain(error))
         shows_credentials = without_credentials(messages) != messages
         cause = None if is_ours(error) or shows_credentials else error
@@ -108,8 +111,8 @@ def plain_errors() -> Iterator[None]:
 class StopRequestedError(dg.DagsterError, dg.DagsterExecutionInterruptedError):
     """A step was asked to stop.
 
-    Dagster retries a step with a retry policy even if it was interrupted (dagster#15026), but not
-    for an error of its own. It cancels the run for an interruption. So this is both.
+    Dagster retries an interrupted step that has a retry policy (dagster#15026), but never one that
+    raised a DagsterError. It cancels the run only for an interruption. So this class is both.
     """
 
 
@@ -117,7 +120,7 @@ class StopRequestedError(dg.DagsterError, dg.DagsterExecutionInterruptedError):
 def step_errors() -> Iterator[None]:
     """`plain_errors` around the work of a step; a request to stop ends the step for good.
 
-    Raises StopRequestedError if this process was asked to stop, whatever the work raised then.
+    Raises StopRequestedError if this process was asked to stop, whichever error the work raised.
     """
     with watch_signals():
         try:
@@ -136,7 +139,7 @@ def step_errors() -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and its causes, as a traceback shows them."""
+    """Yield the error and its causes, as a traceback shows them."""
     seen: list[BaseException] = []
     waiting = [error]
     while waiting:
@@ -153,12 +156,12 @@ def disk_trouble(error: BaseException) -> str | None:
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in line:
         return (
-            f"no space left on the disk: {line}; free some, or name another data_uri (for files in "
-            f"the making: another TMPDIR, now {tempfile.gettempdir()})"
+            f"no space left on the disk: {line}; free some, or set another data_uri (for temporary "
+            f"files: another TMPDIR, now {tempfile.gettempdir()})"
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in line:
         return (
-            f"no permission: {line}; give it to the user of this process, or name another place "
+            f"no permission: {line}; grant it to the user of this process, or name another place "
             f"in the settings"
         )
     return None

@@ -1,4 +1,4 @@
-"""`make evidence`: what is not up to date of pipeline, audits and planted facts, then the page."""
+"""`make evidence`: updates pipeline, audits and planted facts, then writes the page."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 
 FACTS = 108
 PLANTED_ALPHA = 1.5
-"""The planted facts are measured with more anchors too: the dataset's α may leave most of them
-out."""
+"""Lower α for the planted facts: at the dataset's own α, most of them may be no anchors."""
 
 
 def planted_project(settings: Settings) -> Project:
     """The same models and rule over the planted corpus, under `<dataset>/planted`."""
     own = settings.model_dump(mode="json", exclude={"name", "corpus", "data_uri", "roots", "seed"})
     alpha = min(settings.entropy.alpha, PLANTED_ALPHA)
-    # What is measured at the planted facts is whether their entropy makes them anchors.
+    # Anchors are chosen by entropy: the audit measures whether that finds the planted facts.
     own["entropy"] |= {"min_anchor_position": 16, "alpha": alpha, "anchors": "entropy"}
     own["samples"] |= {"tokens": 4096}
     return make_project(
@@ -49,7 +48,7 @@ def planted_project(settings: Settings) -> Project:
                 "min_chars": 20,
             },
             "embedding": settings.corpus.embedding.model_dump(mode="json"),
-            # The documents that need a fact, and no others.
+            # These lengths make roots of the documents that need a fact, and of no others.
             "roots": {"fraction": 1.0, "min_tokens": 100, "max_tokens": 512},
         }
     )
@@ -62,7 +61,7 @@ def make_evidence(
     file: str,
     report: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Write the page to `file`. What is up to date is not made again. Raises RunError."""
+    """Write the page to `file` after materializing what is stale. Raises RunError."""
     start = time.monotonic()
     register_shards(settings.corpus, instance)
     run_project(project, instance, datasets=[settings.name])
@@ -84,7 +83,7 @@ def _run_planted(settings: Settings) -> None:
     write_corpus(plant(FACTS, settings.seed), planted_uri(settings))
     project = planted_project(settings)
     with dg.DagsterInstance.ephemeral() as other:
-        # An instance of its own: its shards are no partitions of the corpus.
+        # In an instance of its own, because its shards are no partitions of the corpus.
         register_shards(project.corpus, other)
         run_project(project, other, with_export=False)
 
@@ -101,16 +100,16 @@ def evidence_page(settings: Settings, seconds: float) -> str:
         [settings.entropy.alpha, planted.entropy.alpha],
         list(evaluated_rules(planted.verification)),
     )
-    made = open_dataset(settings, open_store(settings))
-    audited = made.store.shards(LONG_RANGE_AUDIT)
+    dataset = open_dataset(settings, open_store(settings))
+    audited = dataset.store.shards(LONG_RANGE_AUDIT)
     models = [
-        made.store.summary(CROSS_MODEL_AUDIT, shard).second_model
-        for shard in made.store.shards(CROSS_MODEL_AUDIT)
+        dataset.store.summary(CROSS_MODEL_AUDIT, shard).second_model
+        for shard in dataset.store.shards(CROSS_MODEL_AUDIT)
     ]
     return write_evidence(
-        AuditTables(made.store, audited, made.settings),
+        AuditTables(dataset.store, audited, dataset.settings),
         date=datetime.now(UTC).date().isoformat(),
-        description=made.description,
+        description=dataset.description,
         second_model=next(filter(None, models), ""),
         planted=figures,
         seconds=seconds,

@@ -1,9 +1,9 @@
 """Which data a Dagster instance shows: one `data_uri` per name of a corpus or dataset.
 
-Asset keys contain only the names. An instance that showed data of the same names under another
-`data_uri` would call partitions materialized that are not there, and mix their histories. So the
-instance remembers the `data_uri` of each name, in its own storage. Data know nothing of an
-instance: any other instance takes them over without a run (`adoption.py`).
+Asset keys contain only the names. If an instance also showed data of the same names under another
+`data_uri`, it would show partitions as materialized that do not exist there, and mix the histories
+of both. So the instance stores the `data_uri` of each name. The data does not depend on an
+instance: any other one can take it over without a run (`adoption.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class InstanceError(ValueError):
 def bind_data(owners: Iterable[Settings], instance: dg.DagsterInstance) -> None:
     """Make the instance remember where the data of these corpora and datasets are.
 
-    Raises InstanceError if it shows data of the same name under another data_uri. Data that have
-    been moved from there are taken over.
+    Raises InstanceError if it shows data of the same name under another data_uri. If that data has
+    been moved, the instance stores the new place.
     """
     keys = {_KEY.format(settings.name): settings for settings in owners}
     known = instance.daemon_cursor_storage.get_cursor_values(set(keys))
@@ -56,7 +56,7 @@ def _place(data_uri: str) -> str:
 
 
 def _has_data(settings: Settings, data_uri: str) -> bool:
-    """Whether the name has data there; taken for granted if the store can't be reached."""
+    """Whether the name has data there; True if the store can't be reached."""
     store = open_store(settings)
     try:
         return read_record(TableStore(data_uri, store.corpus), settings.name) is not None

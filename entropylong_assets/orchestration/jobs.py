@@ -27,9 +27,9 @@ BUILD_SAMPLES = Job(
 )
 EVERYTHING = Job(
     "everything",
-    "Takes one shard from its file to samples, the index included. For many shards, rather "
-    "backfill the corpus' `ingest`, run `index` once and backfill `build_samples`: here the index "
-    "is made once per shard.",
+    "Takes one shard from its file to samples, including the index. It makes the index once per "
+    "shard: for many shards, backfill the corpus' `ingest`, run `index` once, and backfill "
+    "`build_samples` instead.",
     72,
 )
 

@@ -42,7 +42,7 @@ class LocalRunLauncher(dg.DefaultRunLauncher):
             if started is None:
                 return CheckRunHealthResult(WorkerStatus.RUNNING)
             if is_alive(*started):
-                # From now on by its mark: the clock may be set, forwards or back.
+                # Later calls compare the mark, which does not depend on the clock.
                 self._instance.add_run_tags(run.run_id, process_tags(run.run_id, started[0]))
                 return CheckRunHealthResult(WorkerStatus.RUNNING)
             mark = f"//{started[0]}/"
@@ -66,7 +66,10 @@ def death_of(mark: str) -> str:
 
 
 def is_alive(pid: int, seen: float) -> bool:
-    """Whether the process `pid` that was there at the time `seen` is still the same one."""
+    """Whether the process that had the id `pid` at the time `seen` still runs.
+
+    seen: seconds since the epoch.
+    """
     try:
         if Path("/proc/uptime").exists():
             ticks = _start_ticks(pid)
@@ -83,12 +86,12 @@ def is_alive(pid: int, seen: float) -> bool:
 
 
 def process_tags(run_id: str, pid: int) -> dict[str, str]:
-    """Tags of a run that say which process it is."""
+    """Tags that name the process of a run."""
     return {PROCESS_TAG: f"{run_id}/{process_mark(pid)}"}
 
 
 def _mark_of(run: dg.DagsterRun) -> str | None:
-    """The mark of the run's process; not its parent's, whose tags a re-executed run has."""
+    """The mark of the run's process, or None. A re-executed run has its parent's tags as well."""
     owner, _, mark = run.tags.get(PROCESS_TAG, "").partition("/")
     return mark if owner == run.run_id else None
 
@@ -99,7 +102,7 @@ def process_mark(pid: int) -> str:
 
 
 def is_marked_alive(mark: str) -> bool:
-    """Whether a marked process lives; taken for granted on a machine that is not this one."""
+    """Whether a marked process still runs; True if it is on another machine."""
     host, boot, pid, ticks = mark.split("/")
     if host != _machine():
         return True
@@ -111,8 +114,10 @@ def is_marked_alive(mark: str) -> bool:
 
 
 def _machine() -> str:
-    """The host's name and, on Linux, the namespace of its process ids: a container that shares
-    the name does not share those."""
+    """Name of the host and, on Linux, namespace of its process ids.
+
+    Containers of the same host name differ in the namespace.
+    """
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -137,10 +142,10 @@ def _start_ticks(pid: int) -> int | None:
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Fails runs whose marked process is dead, and frees the pools' slots that ended runs hold.
+    """Fail runs whose marked process is dead, and free the pool slots of ended runs.
 
-    The daemon does so for itself; where none runs, a new run would wait for such a slot for ever.
-    Returns the ids of the runs that it failed.
+    The daemon does the same. Without a daemon, a new run would wait for such a slot forever.
+    Returns the ids of the failed runs.
     """
     ended = []
     alive = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
@@ -159,7 +164,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 
 
 def end_stopped_run(instance: dg.DagsterInstance, run_id: str, *, canceled: bool = False) -> None:
-    """End a run whose process is about to be ended by force, and free its slots of pools.
+    """End a run whose process is about to be ended by force, and free its pool slots.
 
     canceled: a user asked for it here. Otherwise the run is canceled if Dagster was asked to
     terminate it, and failed if only its process was asked to stop.

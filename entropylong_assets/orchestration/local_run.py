@@ -72,8 +72,8 @@ def register_shards(
 
     A shard whose partition was deleted in Dagster is retired instead of registered again.
 
-    accept_changes: as `plan_shards` does, for a caller that runs the shards. Otherwise changed
-    files are only named, and the next tick of a sensor starts their runs. Raises CorpusError, and
+    accept_changes: see `plan_shards`; for callers that run the shards afterwards. Otherwise changed
+    files are only listed, and the next tick of a sensor starts their runs. Raises CorpusError, and
     registers nothing, if a source lacks the fields that its settings name.
     """
     store = open_store(corpus)

@@ -17,8 +17,8 @@ from entropylong_assets.storage.schemas import TableSet
 PREVIEW_ROWS = 64
 _CELL_CHARS = 100
 _WIDE_COLUMNS, _WIDE_ROWS, _WIDE_CELL_CHARS = 7, 3, 24
-"""A frame of more columns is turned, since Dagster's dialog does not scroll sideways: a line per
-column, with this many rows beside each other."""
+"""A frame of more columns is transposed, since Dagster's dialog does not scroll sideways: one line
+per column, with at most this many rows side by side and characters per cell."""
 _LONG_ID = re.compile(r"[0-9a-f]{32,}")
 
 
@@ -50,14 +50,14 @@ def _cell(value: Any, chars: int) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     text = _LONG_ID.sub(lambda match: f"{match.group()[:8]}…", " ".join(text.split()))
     text = text if len(text) <= chars else text[: chars - 1] + "…"
-    # With backslashes: the UI shows character references as they are written.
+    # Escaped by backslashes, because the UI does not decode character references.
     return re.sub(r"([\\`*_\[\]<>|&~#!])", r"\\\1", text)
 
 
 def preview(frame: pl.DataFrame, rows: int = PREVIEW_ROWS) -> dg.MarkdownMetadataValue:
-    """The first rows as a Markdown table, turned if it has many columns.
+    """The first rows as a Markdown table, transposed if it has many columns.
 
-    Long texts and ids are cut, markup in them is escaped.
+    Long texts and ids are cut, and markup in them is escaped.
     """
     shown = frame.head(rows)
     if frame.width > _WIDE_COLUMNS:
@@ -112,26 +112,30 @@ def as_dagster(metadata: Metadata) -> dict[str, Any]:
     return {name.replace(" ", "_"): value(raw) for name, raw in metadata.items()}
 
 
-def materialization_metadata(tables: TableSet[Any], made: Materialization) -> dict[str, Any]:
+def materialization_metadata(
+    tables: TableSet[Any], materialization: Materialization
+) -> dict[str, Any]:
     """All metadata of one materialization: place, counts, schema, cost, what the stage reports.
 
     Names are those of settings and columns: lower case with underscores, dots between levels.
     """
-    manifest = made.manifest
+    manifest = materialization.manifest
     metadata: dict[str, Any] = {
         "dagster/row_count": manifest.tables[tables.main].rows,
         "dagster/column_schema": table_schema(tables),
-        "dagster/uri": made.uri,
-        "seconds": short(round(made.seconds, 2)),
+        "dagster/uri": materialization.uri,
+        "seconds": short(round(materialization.seconds, 2)),
         "bytes": sum(table.bytes for table in manifest.tables.values()),
         **_figures(manifest.summary),
         "settings": dg.MetadataValue.json(manifest.determinants.get("settings", {})),
     }
-    if made.rate:
-        metadata[f"{made.unit}_per_second".replace(" ", "_")] = short(round(made.rate, 1))
-    if made.left_out:
-        metadata["left_out"] = dg.MetadataValue.json(dict(made.left_out))
-    reported = as_dagster(made.metadata)
-    # The summary has single figures of what a stage also reports as a mapping.
+    if materialization.rate:
+        metadata[f"{materialization.unit}_per_second".replace(" ", "_")] = short(
+            round(materialization.rate, 1)
+        )
+    if materialization.left_out:
+        metadata["left_out"] = dg.MetadataValue.json(dict(materialization.left_out))
+    reported = as_dagster(materialization.metadata)
+    # Left out: mappings whose figures the summary already gives one by one.
     twice = {name.partition(".")[0] for name in metadata if "." in name}
     return metadata | {name: value for name, value in reported.items() if name not in twice}

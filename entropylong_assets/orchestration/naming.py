@@ -36,10 +36,10 @@ def prefixed(settings: Settings, name: str) -> str:
 
 
 def settings_key(settings: Settings, section: str = "") -> str:
-    """Key of the resource that gives a section, or without one the settings in no section.
+    """Key of the resource that has a section, or by default the settings outside all sections.
 
-    Not the name alone: Dagster has resources of its own (`io_manager`), and keys are attributes
-    of a tuple (`index`, `count`).
+    The key has a prefix, because Dagster has resources of its own (`io_manager`) and makes keys
+    fields of a named tuple, which has `index` and `count` already.
     """
     return f"{settings.name}_settings" + (f"__{section}" if section else "")
 

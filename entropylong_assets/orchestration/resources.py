@@ -1,9 +1,8 @@
 """The settings of a corpus or dataset as Dagster resources, one per section.
 
-The launchpad of a job shows the sections that its stages read. Dagster itself checks names, types
-and words (`order: shufle`) while one types. It has no numbers with bounds: a number out of bounds,
-or settings that contradict each other, end the step that reads them with one line. It sorts
-sections and settings by name, whatever their order here is.
+The launchpad of a job shows the sections that its stages read, sorted by name. While a user types,
+it checks names, types and enumerated values (`order: shufle`). It can't check the bounds of numbers
+or settings that contradict each other: these fail the step that reads them, with one line.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from entropylong_assets.settings.section import Settings, SettingsError, one_lin
 from entropylong_assets.stages.stage import Stage
 
 _FIXED = ("name", "data_uri", "corpus")
-"""Not for a single run to change: they say where the data is."""
+"""Settings that a single run can't change, because they name the data."""
 
 
 def _launchpad_type(annotation: Any, value: Any) -> Any:
-    """The type that Dagster's config system knows in place of a type of the settings."""
+    """Return the type of Dagster's config system that stands for a type of the settings."""
     if get_origin(annotation) is Annotated:
         return _launchpad_type(get_args(annotation)[0], value)
     if isinstance(value, BaseModel):

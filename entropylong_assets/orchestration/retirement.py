@@ -79,8 +79,9 @@ def retire(
 ) -> Removal:
     """Take a shard or a source out of a corpus and its datasets; return the record.
 
-    The rest follows when the stages are materialized again. Does nothing if it is retired already,
-    except that what a killed command left undone is done. Raises CorpusError for an unknown name.
+    Its data leaves index, samples and exports when these are materialized again. If it is retired
+    already, only completes what a killed command left undone. Raises CorpusError for an unknown
+    name.
     """
     removal = record_removal(open_store(corpus), _kind(corpus, name), name, reason, by)
     retire_deleted_partitions(corpus, instance)
@@ -139,7 +140,8 @@ class TakenDown:
             f"export {uri}: its formats store no ids, so it may hold the document"
             for uri in held.doubtful_exports
         ]
-        return lines if len(lines) > 1 else [*lines, "held nowhere; it is refused if it is read"]
+        nowhere = "no shard, sample or export holds it; it will be refused if it is read"
+        return lines if len(lines) > 1 else [*lines, nowhere]
 
 
 def take_down(

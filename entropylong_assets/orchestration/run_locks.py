@@ -73,7 +73,7 @@ def _lock(path: Path, on_wait: Callable[[str], None]) -> tuple[int, bool]:
                 on_wait(os.pread(handle, 20, 0).decode() or "another process")
             waited = True
             time.sleep(POLL_SECONDS)
-        except FileNotFoundError:  # removed between two looks
+        except FileNotFoundError:  # removed since it was opened
             pass
         except BaseException:
             os.close(handle)

@@ -35,7 +35,7 @@ def job_origin(job_name: str) -> RemoteJobOrigin:
 
 @contextmanager
 def recording_origin(instance: dg.DagsterInstance, job_name: str) -> Iterator[None]:
-    """Give runs that are created meanwhile the origin of a job.
+    """Give runs that are created inside this context the origin of a job.
 
     `execute_in_process` creates its run itself and takes no origin.
     """

@@ -53,7 +53,7 @@ class Selection:
         return [s for s in project.stages_of(settings) if s.name in names[first : last + 1]]
 
     def shards_of(self, plan: ShardPlan) -> list[str]:
-        """Those of a corpus' shards to run."""
+        """The shards of a corpus to run."""
         keys = [shard.key for shard in plan.shards]
         return [key for key in keys if not self.shards or key in self.shards]
 
@@ -88,9 +88,9 @@ class ExpectedJob:
     up_to_date: int = 0
     """Shards for which it has nothing to make."""
     reasons: dict[Stage, dict[str, str]] = field(default_factory=dict)
-    """By stage and shard: why."""
+    """By stage and shard: why it has to be made."""
     skipped: dict[Stage, dict[str, str]] = field(default_factory=dict)
-    """By stage and shard: why there is nothing to make or nothing to make it from."""
+    """By stage and shard: why it is skipped."""
 
     @property
     def shards(self) -> list[str]:
@@ -108,7 +108,7 @@ def expected_jobs(
     """
     selection.check_shards(plans.values())
     corpora, datasets = selection.owners(project)
-    made: dict[tuple[str, Stage], set[str]] = {}
+    running: dict[tuple[str, Stage], set[str]] = {}
     for settings in (*corpora, *datasets):
         partition = Partition(settings, open_store(settings))
         plan = plans[partition.corpus.name]
@@ -118,7 +118,7 @@ def expected_jobs(
             for shard in shards:
                 here = replace(partition, shard=shard)
                 for stage in stages:
-                    follows = _running_input(stage, here, made)
+                    follows = _running_input(stage, here, running)
                     reason = f"{follows.name} runs" if follows else run_reason(stage, here)
                     if reason is None:
                         continue
@@ -129,17 +129,17 @@ def expected_jobs(
                         expected.skipped.setdefault(stage, {})[shard] = skip
                         continue
                     expected.reasons.setdefault(stage, {})[shard] = reason
-                    made.setdefault((owner_name(settings, stage), stage), set()).add(shard)
+                    running.setdefault((owner_name(settings, stage), stage), set()).add(shard)
             expected.up_to_date = len(shards) - len(expected.shards)
             yield expected
 
 
 def _running_input(
-    stage: Stage, partition: Partition, made: dict[tuple[str, Stage], set[str]]
+    stage: Stage, partition: Partition, running: dict[tuple[str, Stage], set[str]]
 ) -> Stage | None:
     """An input of the partition that is expected to run as well, or None."""
     for source in stage.inputs:
-        shards = made.get((owner_name(partition.settings, source), source), set())
+        shards = running.get((owner_name(partition.settings, source), source), set())
         if shards and (partition.shard in shards or not (source.partitioned and stage.partitioned)):
             return source
     return None

@@ -33,7 +33,7 @@ from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
 
 EQUAL_FAILURES = 3
-"""After so many shards in a row that fail for the same reason, a job is given up."""
+"""Number of shards in a row that fail for the same reason before a job is given up."""
 
 
 class RunError(ValueError):
@@ -68,14 +68,14 @@ class RunFailuresError(RunError):
 
 @dataclass(frozen=True)
 class Watcher:
-    """Functions that a caller has called during a run of many jobs."""
+    """Functions that are called during a run of many jobs."""
 
     on_start: Callable[[Settings, Job, str], None] = lambda *_: None
     """Gets the corpus or dataset, the job and a shard that the job is about to run on."""
     on_end: Callable[[Settings, Job, str, bool], None] = lambda *_: None
     """Gets the same, and whether the job has run; for shards that are up to date as well."""
     on_missing: Callable[[str, MissingSourceError], None] = lambda *_: None
-    """Gets a shard that should be read again and can't, and why. It keeps what data it has."""
+    """Gets a shard that should be read again but can't be, and why. Its present data is kept."""
     on_job: Callable[[Settings, Job, Sequence[str], int], None] = lambda *_: None
     """Gets a job before its first run, the shards that it will run on, and how many it skips."""
     on_skip: Callable[[Settings, Stage, str, str], None] = lambda *_: None
@@ -111,8 +111,8 @@ class Runner:
         self._instance, self._watcher = instance, watcher
         self._failures: list[Failure] = []
         self._held_back: dict[str, set[str]] = defaultdict(set)
-        """By corpus or dataset: shards that no later stage can take, because a job failed on them,
-        or because they were never read and their files are missing now."""
+        """By corpus or dataset: shards that later stages skip, because a job failed on them, or
+        because they were never read and their files are missing."""
         self.runs = 0
 
     def raise_failures(self) -> None:
@@ -128,15 +128,16 @@ class Runner:
         follow: bool = True,
         always: bool = False,
     ) -> None:
-        """Run the jobs of these stages: those that need it, or `always` all.
+        """Run the jobs of these stages on the shards that need it.
 
-        follow: run the stages of the job after one that needs it as well, since they read it.
+        always: run all of them. follow: if one stage of a job needs to run, also run the stages
+        after it, since they read its output.
         """
         corpus = corpus_of(settings).name
         for job, of in jobs_by_stage(stages).items():
             out = self._held_back[corpus] | self._held_back[settings.name]
             if WHOLE in out:
-                reason = "it was not run, because what it is made from failed"
+                reason = "it was not run, because its input failed"
                 self._watcher.on_skip(settings, of[0], WHOLE, reason)
                 return
             of_job = list(shards) if of[0].partitioned else [WHOLE]
@@ -209,9 +210,9 @@ class Runner:
         return True
 
     def _keeps_failing(self, settings: Settings, job: Job) -> bool:
-        """Whether the last shards failed for one reason, as on a full disk: others would, too.
+        """Whether the last shards all failed for one reason, such as a full disk.
 
-        A check that fails says something about its shard only.
+        The other shards would fail as well. Failed checks do not count: they concern one shard.
         """
         last = self._failures[-EQUAL_FAILURES:]
         same = {

@@ -84,8 +84,10 @@ def _few(names: Sequence[str]) -> str:
 
 
 def run_key(shard: Shard) -> str:
-    """Changes whenever a scan finds the files of a shard changed, so that each change is requested
-    once, also if a file has become again what it was before."""
+    """Return a key that changes whenever a scan finds the files of a shard changed.
+
+    So each change is requested once, even if it restores earlier content.
+    """
     content = shard.model_dump(mode="json", exclude={"position", "corpus_rows"})
     return f"{shard.key}@{fingerprint(content)}"
 
@@ -131,10 +133,10 @@ def plan_without_saving(corpus: Settings) -> ShardPlan:
     return replan(corpus, load_plan(open_store(corpus)))
 
 
-def register(corpus: Settings, found: Scan, instance: dg.DagsterInstance) -> None:
+def register(corpus: Settings, result: Scan, instance: dg.DagsterInstance) -> None:
     """Add the partitions of new shards."""
-    if found.unregistered:
-        instance.add_dynamic_partitions(partition_set(corpus), list(found.unregistered))
+    if result.unregistered:
+        instance.add_dynamic_partitions(partition_set(corpus), list(result.unregistered))
         remember_partitions(corpus, instance)
 
 

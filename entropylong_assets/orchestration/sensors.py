@@ -29,7 +29,7 @@ FILES_PER_DAY = 2_000
 """The same for the daily schedule."""
 
 SECONDS_BETWEEN_TICKS = int(os.environ.get("ENTROPYLONG_TICK_SECONDS", "30"))
-"""Of all sensors."""
+"""Minimum time between two ticks of a sensor."""
 
 
 def build_sensors(project: Project, settings: Settings) -> list[dg.SensorDefinition]:
@@ -64,7 +64,7 @@ def _carrier(settings: Settings, keys: list[dg.AssetKey]) -> dg.SensorDefinition
     return dg.AutomationConditionSensorDefinition(
         name,
         target=dg.AssetSelection.assets(*keys),
-        # The conditions look into our own tables, which the daemon alone can't.
+        # The conditions read our own tables, which only the code server can do.
         use_user_code_server=True,
         # A run for each shard, so that one that fails is retried alone.
         emit_backfills=False,
@@ -94,14 +94,14 @@ def _new_files(settings: Settings, stages: list[Stage]) -> dg.SensorDefinition:
         ),
     )
     def new_files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        found = scan(settings, context.instance, FILES_PER_TICK)
-        context.log.info(found.message)
-        if not found.requests:
-            return dg.SensorResult(skip_reason=found.message)
+        result = scan(settings, context.instance, FILES_PER_TICK)
+        context.log.info(result.message)
+        if not result.requests:
+            return dg.SensorResult(skip_reason=result.message)
         partitions = dg.DynamicPartitionsDefinition(name=partition_set(settings))
         return dg.SensorResult(
-            run_requests=found.requests,
-            dynamic_partitions_requests=[partitions.build_add_request(list(found.unregistered))],
+            run_requests=result.requests,
+            dynamic_partitions_requests=[partitions.build_add_request(list(result.unregistered))],
         )
 
     return new_files
@@ -118,10 +118,10 @@ def _daily_scan(settings: Settings, stages: list[Stage]) -> Any:
         ),
     )
     def daily_scan(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        found = scan(settings, context.instance, FILES_PER_DAY)
-        context.log.info(found.message)
-        register(settings, found, context.instance)
-        return found.requests or dg.SkipReason(found.message)
+        result = scan(settings, context.instance, FILES_PER_DAY)
+        context.log.info(result.message)
+        register(settings, result, context.instance)
+        return result.requests or dg.SkipReason(result.message)
 
     return daily_scan
 
@@ -145,7 +145,7 @@ def _refresh(settings: Settings, job: Job, stages: list[Stage]) -> Any:
         outdated = sorted({s for stage in stages for s in outdated_shards(stage, partition)})
         if not outdated:
             return dg.SkipReason(f"all eligible shards are contained in {names}")
-        context.log.info(f"not contained as they are now: {', '.join(outdated[:20])}")
+        context.log.info(f"present data not contained: {', '.join(outdated[:20])}")
         return dg.RunRequest()
 
     return refresh

@@ -24,7 +24,7 @@ from entropylong_assets.stages.versioning import THREADS, code_version
 from entropylong_assets.storage.tables import WHOLE
 
 PARTITIONS_PER_TICK = 2_000
-"""Partitions that one tick looks at. The next ticks look at the others."""
+"""Maximum number of partitions per tick. The next ticks continue."""
 
 SECONDS_BETWEEN_TICKS = 30
 

@@ -33,13 +33,13 @@ def project_status(
     of_corpus: dict[str, list[StageStatus]] = {}
     for corpus in corpora:
         of_corpus[corpus.name] = _of_owner(project, corpus, corpus)
-    found = [status for statuses in of_corpus.values() for status in statuses]
+    all_statuses = [status for statuses in of_corpus.values() for status in statuses]
     for settings in datasets:
         before = of_corpus[settings.corpus.name]
-        found += _of_owner(project, settings, settings.corpus, before)
+        all_statuses += _of_owner(project, settings, settings.corpus, before)
     if instance is not None:
-        _mark_running(found, instance)
-    return found
+        _mark_running(all_statuses, instance)
+    return all_statuses
 
 
 def _of_owner(
@@ -77,12 +77,12 @@ def as_json(statuses: Sequence[StageStatus]) -> list[dict[str, Any]]:
             "counts": {state: status.count(state) for state in STATES},
             "reasons": [
                 {
-                    "state": found.state,
-                    "reason": found.reason,
+                    "state": partition_state.state,
+                    "reason": partition_state.reason,
                     "count": len(shards),
                     "shards": shards[:EXAMPLES],
                 }
-                for found, shards in status.reasons().items()
+                for partition_state, shards in status.reasons().items()
             ],
         }
         for status in statuses

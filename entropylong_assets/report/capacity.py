@@ -1,7 +1,7 @@
 """The capacity plan: GPU hours, storage, index and cost of a run of any size. Pure arithmetic.
 
-Each rate is either measured, with the words of benchmarks/RESULTS.md that report it, or assumed and
-labelled so. `capacity_text.py` writes the plan as Markdown.
+Each rate is either measured, and quotes the words of benchmarks/RESULTS.md that report it, or
+labelled as assumed. `capacity_text.py` writes the plan as Markdown.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def verification_tokens(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a workload takes. GPU hours are of one H100."""
+    """Resources that a workload needs. GPU hours are of one H100."""
 
     workload: Workload
     pairs: float
@@ -227,7 +227,7 @@ def plan_capacity(work: Workload) -> Plan:
     alone = work.roots * work.root_tokens
     size = work.chunks / index.rows
     queries = work.roots * work.anchors
-    # The embedder's work is proportional to tokens; the growth of attention is left out.
+    # Assumes that the embedder's work is proportional to tokens, and ignores that of attention.
     embedded = work.chunks * work.chunk_tokens / encoder.tokens
     text = work.chunks * work.chunk_tokens * CHARS.value
     vector = 4.0 * encoder.dimension
@@ -248,7 +248,7 @@ def plan_capacity(work: Workload) -> Plan:
         * encoder.dimension
         / EXACT_SEARCH.value
         / HOUR,
-        # √n partitions: assigning a vector takes √n products, and a query scans lists of √n.
+        # With √n partitions, assigning a vector takes √n products, and a query scans lists of √n.
         index_build_core_hours=index.build_seconds
         * size**1.5
         * (encoder.dimension / 384)

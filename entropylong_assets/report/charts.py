@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, VERMILION, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#767676"
 HEIGHT = 240
-"""Height of a chart (pixels); it is as wide as its place on the page."""
+"""Height of a chart (pixels). It fills the width of the page."""
 _SERIES = ["retrieved, ΔI", "retrieved, ΔI*", "random, ΔI"]
 
 Charts = Mapping[str, Rows]

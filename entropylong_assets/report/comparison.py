@@ -1,8 +1,8 @@
 """Two datasets side by side: what differs in settings, counts, acceptance and accepted pairs.
 
-Counts are taken by DuckDB in each dataset's own tables. What the two are compared on, the accepted
-pairs and the roots, is written to temporary Parquet files and joined there, so that memory stays
-bounded and the datasets may lie in different stores.
+DuckDB counts in each dataset's own tables. The accepted pairs and the roots of both are written to
+temporary Parquet files and joined, so that memory stays bounded and the datasets may be in
+different stores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Overlap:
 
     @property
     def jaccard(self) -> float | None:
-        """Share of the items of either dataset that both have; None if neither has any."""
+        """Number of items in both divided by the number in either; None if neither has any."""
         total = self.both + self.only_a + self.only_b
         return self.both / total if total else None
 
@@ -62,7 +62,7 @@ class DatasetCounts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare_datasets` found. A pair is a distinct (root_id, anchor, chunk_id)."""
+    """Result of `compare_datasets`. A pair is a distinct (root_id, anchor, chunk_id)."""
 
     names: tuple[str, str]
     a: DatasetCounts
@@ -73,9 +73,9 @@ class Comparison:
     pairs: Overlap
     """Pairs accepted by the rule of their dataset."""
     rejected_by_b: int
-    """Pairs accepted in A that B scored and rejected; the others B did not score."""
+    """Pairs accepted only in A that B scored and rejected. B did not score the others."""
     rejected_by_a: int
-    """The same of pairs accepted in B."""
+    """Pairs accepted only in B that A scored and rejected."""
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return (name, value of A, value of B) as text: settings that differ, then counts."""
@@ -156,10 +156,10 @@ def differing_settings(a: RunSource, b: RunSource) -> list[tuple[str, str, str]]
         values = source.recorded.get(path)
         return "not recorded" if values is None else as_text(without_secrets(values))
 
-    found = []
+    differing = []
     if (a.store.uri, a.store.corpus) != (b.store.uri, b.store.corpus):
-        found.append(("corpus", a.store.corpus, b.store.corpus))
-    return found + [
+        differing.append(("corpus", a.store.corpus, b.store.corpus))
+    return differing + [
         (path, text(a, path), text(b, path))
         for path in paths
         if a.recorded.get(path) != b.recorded.get(path)
@@ -192,7 +192,7 @@ _COMPARED_ON = {
 
 
 def _count(source: RunSource, folder: Path) -> DatasetCounts:
-    """Count one dataset, and write what it is compared on to Parquet files in a new folder."""
+    """Count one dataset, and write its accepted pairs and roots to files in a new folder."""
     folder.mkdir()
     with open_tables(source.store, source.shards) as session:
         counts = rows(session, _COUNTS)[0]

@@ -1,8 +1,8 @@
-"""A sample of a corpus, and what a trial measures on it.
+"""A sample of a corpus, and the measurements of a trial on it.
 
-Documents are sampled from the whole range of the shards, and a trial runs every stage on them as
-far as the candidates (`trial.py`). Passes are planned as a run plans them, a few are scored, and
-all of it is extrapolated to the corpus (`replicates.py`).
+Documents are sampled from the whole range of the shards. A trial runs all stages on them up to the
+candidates (`trial.py`). Forward passes are planned as in a run, a few are executed, and the results
+are extrapolated to the corpus (`replicates.py`).
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
 
 @dataclass(frozen=True)
 class Effort:
-    """How much an estimate reads and scores."""
+    """Limits on what an estimate reads and scores."""
 
     rows: int = 1024
     """Rows chosen from the sources; their texts are tokenized."""
     pool_chars: int = 1_000_000
     """Characters of the documents that are embedded and searched."""
     roots: int = 24
-    """Roots measured, at most."""
+    """Maximum number of measured roots."""
     root_tokens: int = 24_000
-    """Tokens of the measured roots, at most, but at least 6 roots."""
+    """Maximum number of tokens of the measured roots; at least 6 roots are measured."""
     verified: Budget = FEW
     """Candidates that are verified."""
     seed: int = 0
-    """Of the choice of rows."""
+    """Seed of the choice of rows."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was sampled, and what a trial measured on it."""
+    """The sampled documents, and the measurements of a trial on them."""
 
     sources: tuple[SourceSample, ...]
     settings: Settings
@@ -83,7 +83,7 @@ class Sample:
     rates: dict[str, float]
     """Units per second here: `chunks`, `anchors`, `tokens`."""
     device: str
-    """Of the scoring model."""
+    """Identity of the scoring model."""
 
     def point(self) -> Totals:
         return point(self.rows, self.measured, _accepted(self.verified))
@@ -100,7 +100,7 @@ class Sample:
         """Tokens of further passes per accepted pair, to find its evidence span."""
         if accepted := self.verified.accepted:
             return self.verified.evidence_tokens / accepted
-        # Nothing was accepted, so nothing was measured: a few passes of mean length are assumed.
+        # If nothing was accepted, nothing was measured: assume a few passes of mean length.
         length = self.measured.context_tokens + float(
             self.measured.tokens.mean() if len(self.measured.tokens) else 0
         )
@@ -116,10 +116,10 @@ def take_sample(
 ) -> Sample:
     """Sample the sources of a dataset's corpus and run a trial on the sample.
 
-    plan: shards of the corpus, registered or not. on_stage: gets a line for people before each
-    part. documents: number of documents of the corpus to estimate for; None: as many as it has.
+    plan: shards of the corpus, registered or not. on_stage: called before each part with a line for
+    users. documents: number of documents of the corpus to estimate for; None: as many as it has.
     Raises CorpusError if a source lacks its text field, TrialError if no row of the sample becomes
-    a document, and what loading the models raises.
+    a document, and the errors of loading the models.
     """
     on_stage("a sample of the sources")
     sources = sample_documents(settings.corpus, plan, effort.rows, effort.seed)
@@ -134,7 +134,7 @@ def take_sample(
             "look at corpus.sources, min_chars and max_chars"
         )
     with open_trial(settings, pool, [d.doc_id for d in chosen], on_stage) as trial:
-        made = [trial.store.summary(CHUNK_EMBEDDINGS, shard) for shard in trial.shards]
+        summaries = [trial.store.summary(CHUNK_EMBEDDINGS, shard) for shard in trial.shards]
         pool_chars = sum(len(d.text) for d in pool)
         chars = sum(s.weight * sum(len(d.text) for d in s.all_documents()) for s in sources)
         have = sum(s.weight * sum(1 for _ in s.all_documents()) for s in sources)
@@ -157,8 +157,8 @@ def take_sample(
             lengths=lengths,
             pool_documents=len(pool),
             pool_share=pool_share,
-            chunks_per_char=sum(s.chunks for s in made) / pool_chars,
-            dimension=made[0].dimension,
+            chunks_per_char=sum(s.chunks for s in summaries) / pool_chars,
+            dimension=summaries[0].dimension,
             rates=_rates(trial.rates, verified),
             device=str(load_scorer(model, settings.scoring.pack_tokens).device),
         )
@@ -184,7 +184,7 @@ def _lengths(
 def _measure(
     settings: Settings, roots: TrialRoots, model: ScoringModel, pool_share: float
 ) -> tuple[Measured, dict[str, int]]:
-    """Return the measured roots, and the place of each among them."""
+    """Return the measured roots, and the row of each root in them, by its id."""
     bos, positions = model.tokenizer.bos_ids, model.max_positions
     costs = root_costs(roots, settings, bos, positions, pool_share)
 
@@ -214,7 +214,7 @@ def _accepted(verified: VerifiedSample) -> Accepted:
 
 
 def _rates(of_stages: dict[str, float], verified: VerifiedSample) -> dict[str, float]:
-    """Units per second: the rate of scoring is that of the passes given contexts, if there are."""
+    """Units per second. The rate of scoring is that of the passes given contexts, if any ran."""
     tokens = verified.forward_tokens + verified.evidence_tokens
     scoring = tokens / verified.seconds if tokens else of_stages[ENTROPY_SCORES_STAGE.name]
     return {

@@ -1,6 +1,6 @@
 """The few roots and samples that a report shows in full, and how they are chosen.
 
-A report stays small however large the data are: everything else is shown as counts.
+Everything else is shown as counts, so that a report stays small.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ _PAIR = [
 
 
 def _anchors(anchors: Sequence[int], entropies: Sequence[float], pairs: Rows) -> Rows:
-    """Rows of the anchors: position, state, and the candidates of those shown in full."""
+    """Rows of the anchors: position and state, with candidates for anchors shown in full."""
     by_anchor: dict[int, Rows] = {}
     for pair in pairs:
         by_anchor.setdefault(pair["anchor"], []).append(pair)
@@ -197,7 +197,7 @@ def root_details(
 def _passages(
     session: duckdb.DuckDBPyConnection, chunk_ids: Collection[str]
 ) -> dict[str, dict[str, Any]]:
-    found = rows(
+    passages = rows(
         session,
         "SELECT DISTINCT ON (chunk_id) chunk_id, source, text FROM passages "
         "WHERE chunk_id IN (SELECT unnest(?)) ORDER BY chunk_id",
@@ -208,7 +208,7 @@ def _passages(
             "source": visible(row["source"]),
             "text": excerpt(row["text"], PASSAGE_CHARS),
         }
-        for row in found
+        for row in passages
     }
 
 

@@ -112,7 +112,7 @@ _DRAWS = ("documents", "drawn", "not_drawn")
 
 
 def _draws(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
-    """Counts of the draw of roots, one row per shard."""
+    """Documents per shard, and how many of them were drawn as roots; one row per shard."""
     rows = [
         {name: getattr(store.summary(ENTROPY_SCORES, shard), name) for name in _DRAWS}
         for shard in shards
@@ -125,7 +125,7 @@ def open_tables(store: TableStore, shards: Sequence[str]) -> Iterator[duckdb.Duc
     """Open a session with the views of `VIEWS` over these shards.
 
     The view `draws` has the documents of each shard and how many of them the draw of roots
-    selected. Raises as `querying`.
+    selected. Raises the errors of `querying`.
     """
     views: dict[str, View] = {name: (t, list(shards), table) for name, (t, table) in VIEWS.items()}
     with querying(store, views | {"draws": _draws(store, shards)}) as session:

@@ -1,8 +1,9 @@
 """A sample of the documents of a corpus: rows from the whole range of its shards, chosen by hash.
 
-The first rows of a shard say little about the others: files are sorted by date, site or length.
-What is read is bounded. A shard of up to `SCANNED_ROWS` rows is read as a whole, and the rows with
-the lowest hashes are kept. Of a larger shard, windows at hash-drawn places are read.
+The first rows of a shard do not represent the others, because files are often sorted by date, site
+or length. The amount of reading is bounded: a shard of up to `SCANNED_ROWS` rows is read as a
+whole, and the rows with the lowest hashes are chosen. Larger shards are read in windows whose
+places are drawn by hash.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.shards import Shard, ShardPlan, read_shard, source_of
 
 SCANNED_ROWS = 20_000
-"""A shard of more rows is read in windows."""
+"""Shards with more rows are read in windows."""
 WINDOWS = 8
-"""Windows per large shard, one in each equal part of it."""
+"""Number of windows per large shard, one in each equal part of it."""
 SHARDS = 16
-"""Shards read per corpus, but at least one per source."""
+"""Number of shards read per corpus, divided among its sources; at least two of each are read."""
 MIN_ROWS = 32
-"""Rows chosen per source, if it has as many."""
+"""Minimum number of rows chosen per source, if it has as many."""
 
 T = TypeVar("T")
 
@@ -98,9 +99,9 @@ def sample_documents(
 ) -> list[SourceSample]:
     """Choose about `rows` rows of a corpus, of each source in proportion to its rows.
 
-    A document that is in the sample twice is kept once. on_shard: gets the key of each shard before
-    it is read. Raises CorpusError if a source lacks its text field or can't be read; shards whose
-    files are missing are passed over.
+    A document that is in the sample twice is kept once. on_shard: called with the key of each shard
+    before it is read. Raises CorpusError if a source lacks its text field or can't be read; shards
+    whose files are missing are passed over.
     """
     by_source: dict[str, list[Shard]] = {}
     for shard in plan.shards:
@@ -182,7 +183,7 @@ def choose_rows(shard: Shard, source: SourceSettings, n: int, seed: int) -> list
 
 
 def _row_by_row(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield rows that a source's `where` leaves out one by one, as rows that can be chosen."""
+    """Yield the items, and each row that the source's `where` leaves out as an item of its own."""
     for item in items:
         if isinstance(item, NotSelected):
             yield from (NotSelected(item.file, item.row + i, 1) for i in range(item.n_rows))
@@ -195,7 +196,7 @@ def _row_hash(seed: int) -> Callable[[Item], int]:
 
 
 def windows(shard: Shard, n: int, seed: int) -> list[tuple[int, int]]:
-    """Return ranges (start, stop) of together `n` rows: one in each equal part of the shard."""
+    """Return ranges (start, stop) with `n` rows in total, one in each equal part of the shard."""
     count = min(WINDOWS, n)
     ranges = []
     for i in range(count):

@@ -1,4 +1,4 @@
-"""What a run over the sources takes: counts, storage, time and cost, each with its interval."""
+"""Estimates for a run over the sources: counts, storage, time and cost, each with its interval."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOUR = 3600.0
 
 
 class SizeError(ValueError):
-    """A size is none. The message is one line and names what is allowed."""
+    """A size can't be read or used. The message is one line and says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Size:
 
 
 UNITS = ("documents", "roots", "samples", "tokens", "dependencies")
-"""What a size can be given in; `tokens` are those of the samples."""
+"""Units of a size. `tokens` are those of the samples."""
 
 
 def parse_size(text: str) -> Size:
@@ -47,7 +47,7 @@ def parse_size(text: str) -> Size:
         value = 0.0
     if match is None or match[2] not in UNITS or value <= 0:
         raise SizeError(
-            f"--at {text}: no size; write 'paper', a number and one of {', '.join(UNITS)} "
+            f"--at {text}: not a size; write 'paper', a number and one of {', '.join(UNITS)} "
             "(e.g. '1e9 documents'), or figures of the capacity plan (e.g. 'roots=20000')"
         )
     return Size(value, match[2])
@@ -67,7 +67,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate, and what to know of it."""
+    """An estimate, and warnings about it."""
 
     figures: list[Figure]
     warnings: list[str]
@@ -80,8 +80,11 @@ class Estimate:
 def make_estimate(
     sample: Sample, size: Size | None = None, hour_price: float | None = None
 ) -> Estimate:
-    """Estimate all figures. size: None for the sources as they are. hour_price: of an hour of this
-    machine, in any currency."""
+    """Estimate all figures.
+
+    size: None for the sources as they are. hour_price: price of an hour of this machine, in any
+    currency.
+    """
     point = sample.point()
     documents, roots = _factors(sample, point, size)
     of_point = _figures(sample, point, documents, roots, hour_price)
@@ -98,7 +101,7 @@ def make_estimate(
 
 
 def _factors(sample: Sample, point: Totals, size: Size | None) -> tuple[float, float]:
-    """Return how many times as many documents, and how many times as many roots per document."""
+    """Return the factors by which documents, and roots per document, exceed those of the corpus."""
     if size is None:
         return 1.0, 1.0
     if size.unit == "documents":
@@ -118,7 +121,7 @@ def _factors(sample: Sample, point: Totals, size: Size | None) -> tuple[float, f
 
 
 def _roots_for(sample: Sample, point: Totals, samples: float) -> float:
-    """How many times as many roots make so many samples. More roots never make fewer samples."""
+    """Return the factor of the number of roots that makes this many samples, by binary search."""
     low, high = 1e-12, 1e12
     for _ in range(100):
         middle = (low * high) ** 0.5
@@ -130,7 +133,7 @@ def _roots_for(sample: Sample, point: Totals, samples: float) -> float:
 
 
 def _samples(sample: Sample, t: Totals, documents: float, roots: float) -> float:
-    """Number of samples: each shard is packed for itself, and its last sample is partly full."""
+    """Number of samples. Each shard is packed separately, and its last sample is partly full."""
     times = documents * roots
     shards = max(1.0, len(sample.shard_rows) * documents)
     per_sample = FULLNESS * sample.settings.samples.tokens
@@ -197,13 +200,13 @@ def _figures(
 
 
 def warnings_of(sample: Sample, point: Totals, documents: float, roots: float) -> list[str]:
-    """Return what a reader should know: no roots, few documents, nothing accepted."""
+    """Return warnings for the reader: no roots, few documents, nothing accepted."""
     settings = sample.settings.roots
     n = len(sample.lengths.tokens)
-    found = []
+    warnings = []
     lost = 1 - n / max(sample.chosen_rows, 1)
     if lost > 0.2:
-        found.append(
+        warnings.append(
             f"{lost:.0%} of {sample.chosen_rows:,} rows looked at become no document (bad rows, "
             "copies, or outside corpus.min_chars and max_chars)"
         )
@@ -216,24 +219,24 @@ def warnings_of(sample: Sample, point: Totals, documents: float, roots: float) -
     )
     drawn = point.drawn * documents * roots
     if not sample.lengths.eligible:
-        found.append(f"No root: {of_length}. Change these limits")
+        warnings.append(f"No root: {of_length}. Change these limits")
     elif drawn < 1:
-        found.append(
+        warnings.append(
             f"No root, or hardly any: {drawn:.2f} are expected. Raise roots.number or "
             f"roots.fraction; {of_length}"
         )
     else:
-        found += _warn_of_shards(sample, drawn, documents)
+        warnings += _warn_of_shards(sample, drawn, documents)
         if len(sample.lengths.eligible) < n / 2:
-            found.append(f"Few documents can be roots: {of_length}")
+            warnings.append(f"Few documents can be roots: {of_length}")
     contexts, accepted = sample.verified.total("contexts"), sample.verified.total("accepted")
     if contexts and not accepted:
-        found.append(
+        warnings.append(
             f"None of {contexts:,} contexts looked at was accepted, so that dependencies, samples "
             "and cost per each are little more than upper limits; `entropylong pilot` verifies "
             "more"
         )
-    return found
+    return warnings
 
 
 def _warn_of_shards(sample: Sample, drawn: float, documents: float) -> Sequence[str]:

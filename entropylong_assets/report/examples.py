@@ -1,8 +1,8 @@
 """Dependencies that a report shows first, and the order in which it lists all others.
 
-Genuine ones stand before those of common wording: a reader judges the data by what it shows first.
-A dependency is genuine if the rule `genuine` accepts its pair; where that rule was not evaluated,
-the kind of the dependency decides.
+Genuine dependencies are listed before those of common wording, because readers judge the data by
+the first examples. A dependency is genuine if the rule `genuine` accepts its pair. If that rule was
+not evaluated, dependencies are ordered by their kind.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OF_SAMPLES = (
     _DEPENDENCIES.format(where="WHERE sample_id IN (SELECT unnest(?))")
     + f"FROM marked ORDER BY {_ORDER.format(place='')}"
 )
-# The first of each root before the second of any.
+# Lists the first dependency of each root before the second of any root.
 _BEST = (
     _DEPENDENCIES.format(where="")
     + f"""
@@ -76,10 +76,10 @@ def dependencies_of(
 
     Rows are those of the table `dependencies`, with a Boolean `genuine`.
     """
-    found: dict[str, Rows] = {sample_id: [] for sample_id in sample_ids}
+    by_sample: dict[str, Rows] = {sample_id: [] for sample_id in sample_ids}
     for row in rows(session, _OF_SAMPLES, list(sample_ids)):
-        found[row["sample_id"]].append(row)
-    return found
+        by_sample[row["sample_id"]].append(row)
+    return by_sample
 
 
 class SampleText:
@@ -124,13 +124,13 @@ _SHOWN = (
 
 def examples(session: duckdb.DuckDBPyConnection, store: TableStore, tokenizer: Tokenizer) -> Rows:
     """Return the best dependencies of all samples as text, at most `EXAMPLES`."""
-    found = rows(session, _BEST)
+    dependencies = rows(session, _BEST)
     texts: dict[str, SampleText] = {}
-    for sample_id in dict.fromkeys(row["sample_id"] for row in found):
+    for sample_id in dict.fromkeys(row["sample_id"] for row in dependencies):
         token_ids = read_token_ids(store, sample_id)
         assert token_ids is not None
         texts[sample_id] = SampleText(token_ids, tokenizer)
-    return [_example(row, texts[row["sample_id"]]) for row in found]
+    return [_example(row, texts[row["sample_id"]]) for row in dependencies]
 
 
 def _example(row: Mapping[str, Any], text: SampleText) -> dict[str, Any]:

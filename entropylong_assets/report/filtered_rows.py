@@ -1,4 +1,4 @@
-"""Reading the rows of a table that satisfy a condition, without holding the others."""
+"""Reading the rows of a table that satisfy a condition, without keeping the others in memory."""
 
 from __future__ import annotations
 

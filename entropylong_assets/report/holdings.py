@@ -1,4 +1,4 @@
-"""Where documents are held: the shards, samples and exports of a corpus and its datasets."""
+"""Finding the shards, samples and exports that contain a document."""
 
 from __future__ import annotations
 
@@ -29,34 +29,35 @@ _DOC_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Holdings:
-    """Where documents are held."""
+    """Shards, samples and exports that contain some documents."""
 
     shards: tuple[str, ...] = ()
     samples: tuple[tuple[str, str], ...] = ()
     """Name of the dataset and id of the sample."""
     exports: tuple[str, ...] = ()
-    """URIs of exports that hold one of the documents."""
+    """URIs of exports that contain one of the documents."""
     doubtful_exports: tuple[str, ...] = ()
-    """URIs of exports that may: their formats store no ids, or their manifest can't be read."""
+    """URIs of exports that may contain one: their formats store no ids, or their manifest can't be
+    read."""
 
 
 def find_doc_ids(store: TableStore, name: str) -> list[str]:
-    """The doc_id that a name stands for: itself, or those of documents with this external id.
+    """Return the doc_ids of a name: the name itself, or those of documents with this external id.
 
-    Looks into retired shards too. Raises CorpusError if no document has this external id.
+    Retired shards are searched as well. Raises CorpusError if no document has this external id.
     """
     if _DOC_ID.fullmatch(name):
         return [name]
-    found: set[str] = set()
+    doc_ids: set[str] = set()
     for shard in _shards(store):
         for batch in _documents(store, shard, ["doc_id", "external_id"]):
-            found |= set(batch.filter(pl.col("external_id") == name)["doc_id"])
-    if not found:
+            doc_ids |= set(batch.filter(pl.col("external_id") == name)["doc_id"])
+    if not doc_ids:
         raise CorpusError(
             f"corpus {store.corpus}: no document has the id '{printable(name, 60)}'; give the "
             "doc_id (32 hex digits) or the source's own id"
         )
-    return sorted(found)
+    return sorted(doc_ids)
 
 
 def find_document(store: TableStore, datasets: Sequence[Settings], doc_id: str) -> Holdings:
@@ -107,8 +108,8 @@ def _datasets_over(store: TableStore) -> list[str]:
     """Names of all datasets over the corpus, of any settings file, sorted."""
     paths = store.fs.ls(store.root, detail=False) if store.fs.exists(store.root) else []
     names = sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
-    found = ((name, read_record(store, name)) for name in names)
-    return [n for n, r in found if r and (r.kind, r.corpus) == ("dataset", store.corpus)]
+    records = ((name, read_record(store, name)) for name in names)
+    return [n for n, r in records if r and (r.kind, r.corpus) == ("dataset", store.corpus)]
 
 
 def _exports(
@@ -117,7 +118,7 @@ def _exports(
     shards: Sequence[str],
     doc_ids: Collection[str] | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Exports that hold one of these documents, or any of these shards, and doubtful ones."""
+    """Exports that contain one of these documents or shards, and exports that may contain one."""
     held, doubtful = list[str](), list[str]()
     for uri in (uri for settings in datasets for uri in _export_uris(settings)):
         try:

@@ -31,7 +31,7 @@ from entropylong_assets.storage.folders import locked, replace_file
 
 
 class ReportError(ValueError):
-    """The report can't be written. One line that says what to do."""
+    """The report can't be written. The message is one line that says what to do."""
 
 
 _FOLDER = Path(__file__).parent / "page"
@@ -42,8 +42,8 @@ _SCRIPTS = ("dom.js", "root_view.js", "sample_view.js", "page.js")
 def _vega() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script, in the version that Altair targets.
 
-    Bundling takes longer than all the rest of a report, so that the script is kept in the cache
-    folder, after the hash of its bytes: a damaged one is made again.
+    Bundling takes longer than the rest of a report. So the script is stored in the cache folder,
+    together with the hash of its bytes; a damaged script is bundled again.
     """
     import altair as alt
 
@@ -55,7 +55,7 @@ def _vega() -> str:
         if digest == hashlib.sha256(script.encode()).hexdigest():
             return script
     script = _bundle(version)
-    with contextlib.suppress(OSError):  # no place to write to: the next process bundles again
+    with contextlib.suppress(OSError):  # if it can't be stored, the next process bundles again
         kept.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(script.encode()).hexdigest()
         with locked(kept.parent):
@@ -67,7 +67,7 @@ def _bundle(version: str) -> str:
     import vl_convert
 
     script = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]
-    # Inside a string this reads the same; as markup it would end the element.
+    # `</script` would end the element. In a string of the script, `<\/script` means the same.
     return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE)
 
 
@@ -146,9 +146,9 @@ def save_report(
     against: Settings | None = None,
     tokenizer_for: TokenizerFor = load_tokenizer,
 ) -> str:
-    """Write the report to `file`, or to report.html in the dataset's folder; return where.
+    """Write the report to `file`, or to report.html in the dataset's folder; return its place.
 
-    Raises ReportError if the file can't be written, and whatever `make_report` raises.
+    Raises ReportError if the file can't be written, and the errors of `make_report`.
     """
     content = make_report(settings, against=against, tokenizer_for=tokenizer_for).encode()
     if file is None:

@@ -32,7 +32,7 @@ class JudgedPair(ShownPair):
 
 @dataclass(frozen=True)
 class Pilot:
-    """What a pilot found."""
+    """Result of a pilot."""
 
     funnel: list[tuple[str, int, str]]
     """Step, count, and a note on it."""
@@ -46,7 +46,8 @@ class Pilot:
 def make_pilot(sample: Sample, tokenizer: Tokenizer, shown: int, samples: int | None) -> Pilot:
     """Make a pilot of a sample whose roots were verified.
 
-    shown: accepted and rejected pairs shown, of each. samples: wished number of samples.
+    shown: number of accepted pairs, and of rejected pairs, that are shown. samples: wished number
+    of samples; None: no number of roots is suggested.
     """
     scores = scores_of(sample)
     scored = scores.pairs.filter(pl.col("entropy_context").is_not_null())
@@ -66,7 +67,7 @@ def make_pilot(sample: Sample, tokenizer: Tokenizer, shown: int, samples: int | 
 
 
 def scores_of(sample: Sample) -> Scores:
-    """The verified candidates, as an ablation reads them."""
+    """Return the verified candidates in the form that an ablation reads."""
     tables = sample.verified.tables
     schemas = VERIFIED_DEPENDENCIES.schemas
     chunks = {c for root in sample.trial.candidates for c in root.candidates["chunk_id"]}
@@ -143,7 +144,7 @@ def _funnel(
 
 
 def _distinct(pairs: pl.DataFrame, n: int) -> pl.DataFrame:
-    """The pairs of largest gain, of each root and each chunk one at most while others are left."""
+    """Return the pairs of largest gain: one per chunk, and one per root before further ones."""
     best = pairs.sort("gain", "chunk_id", descending=[True, False], nulls_last=True)
     once = best.unique("chunk_id", keep="first", maintain_order=True)
     first = once.unique("root_id", keep="first", maintain_order=True)
@@ -157,7 +158,7 @@ def _distinct(pairs: pl.DataFrame, n: int) -> pl.DataFrame:
 
 
 def _near_misses(scored: pl.DataFrame) -> pl.DataFrame:
-    """Rejected pairs: of each reason the one of largest gain, and those of middling gain."""
+    """Order rejected pairs: first the one of largest gain per reason, then those of median gain."""
     rejected = scored.filter(~pl.col("accepted")).sort("gain", descending=True, nulls_last=True)
     nearest = rejected.unique("verdict", keep="first", maintain_order=True)
     middle = rejected.slice(len(rejected) // 2, len(nearest))

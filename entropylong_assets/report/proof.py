@@ -1,4 +1,4 @@
-"""What the audits measured, if they were made: figures and the rows of their charts."""
+"""The figures of the audits, and the rows of their charts, if audits were made."""
 
 from __future__ import annotations
 
@@ -30,49 +30,52 @@ Figure = tuple[str, Any, str]
 
 def audited_shards(store: TableStore, shards: Sequence[str], audit: TableSet[Any]) -> list[str]:
     """Return those of `shards` whose audit was made from their present dependencies."""
-    found = []
+    audited = []
     for shard in shards:
-        made = store.manifest(audit, shard)
+        manifest = store.manifest(audit, shard)
         now = store.require(VERIFIED_DEPENDENCIES, shard).data_version
-        if made and made.determinants.get("inputs", {}).get(VERIFIED_DEPENDENCIES.name) == now:
-            found.append(shard)
-    return found
+        if (
+            manifest
+            and manifest.determinants.get("inputs", {}).get(VERIFIED_DEPENDENCIES.name) == now
+        ):
+            audited.append(shard)
+    return audited
 
 
 def audit_coverage(store: TableStore, shards: Sequence[str]) -> list[dict[str, Any]]:
     """Return for each audit: its name, how many shards have it, of how many, and a note.
 
-    An audit of older dependencies does not count, nor one that was skipped. note: what is needed
-    beside the command that makes the audits; empty if nothing.
+    Audits of older dependencies and skipped audits do not count. note: what is needed besides the
+    command that makes the audits, or an empty text.
     """
-    found = []
+    coverage = []
     for audit in (NULL_CALIBRATION, CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT):
-        made = audited_shards(store, shards, audit)
+        audited = audited_shards(store, shards, audit)
         note = ""
         if audit is CROSS_MODEL_AUDIT:
-            skipped = [store.summary(CROSS_MODEL_AUDIT, shard).skipped for shard in made]
-            made = [shard for shard, why in zip(made, skipped, strict=True) if not why]
-            note = "" if made else "needs a second model in audit.model"
+            skipped = [store.summary(CROSS_MODEL_AUDIT, shard).skipped for shard in audited]
+            audited = [shard for shard, why in zip(audited, skipped, strict=True) if not why]
+            note = "" if audited else "needs a second model in audit.model"
         name = audit.name.replace("_", " ")
-        found.append({"name": name, "made": len(made), "of": len(shards), "note": note})
-    return found
+        coverage.append({"name": name, "made": len(audited), "of": len(shards), "note": note})
+    return coverage
 
 
 def gather_proof(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> tuple[list[Figure], dict[str, Rows]]:
-    """Return the figures of the audits and the training trial, and the rows of the audits' charts;
-    empty without them.
+    """Return the figures of the audits and the training trial, and the rows of the audits' charts.
 
-    Charts: `by_chance` (kind, rule, rate, low, high, is_rough, passed, total), `recipes` (recipe,
-    measure, value, low, high, roots). Intervals are 95%, over roots.
+    Both are empty if there are none. Charts: `by_chance` (kind, rule, rate, low, high, is_rough,
+    passed, total), `recipes` (recipe, measure, value, low, high, roots). Intervals are 95%, over
+    roots.
     """
     figures: list[Figure] = []
     charts: dict[str, Rows] = {"by_chance": [], "recipes": []}
     if null := audited_shards(store, shards, NULL_CALIBRATION):
-        found, charts["by_chance"] = _null_calibration(store, null, settings)
+        more, charts["by_chance"] = _null_calibration(store, null, settings)
         figures += [("shards with null calibration", f"{len(null):,} of {len(shards):,}", "text")]
-        figures += found
+        figures += more
     if second := audited_shards(store, shards, CROSS_MODEL_AUDIT):
         figures += _second_model(store, second)
     if long_range := audited_shards(store, shards, LONG_RANGE_AUDIT):
@@ -91,7 +94,7 @@ def _null_calibration(
     roots = trials["root_id"].unique()
     audited = pl.col("root_id").is_in(roots.to_list()) & pl.col("entropy_context").is_not_null()
     pairs = read_rows(store, VERIFIED_DEPENDENCIES, shards, "pairs", audited)
-    found = rates(trials, pairs, evaluated_rules(settings.verification))
+    rows = rates(trials, pairs, evaluated_rules(settings.verification))
     wished = settings.audit.wished_false_acceptance
     epsilon = epsilon_for(trials, settings.verification, wished, settings.seed)
     return [
@@ -106,7 +109,7 @@ def _null_calibration(
             epsilon["epsilon_for_rate"],
             "number",
         ),
-    ], [row for row in found if row["total"]]
+    ], [row for row in rows if row["total"]]
 
 
 def _second_model(store: TableStore, shards: Sequence[str]) -> list[Figure]:
@@ -115,12 +118,12 @@ def _second_model(store: TableStore, shards: Sequence[str]) -> list[Figure]:
         return []
     summaries = [store.summary(CROSS_MODEL_AUDIT, shard) for shard in shards]
     models = sorted({summary.second_model for summary in summaries if summary.second_model})
-    found = summarize(rows)
+    figures = summarize(rows)
     return [
         ("second model", ", ".join(models), "text"),
         *(
             (f"pairs {group_label(group)} that hold in the second model", share, "share")
-            for group, share in found["holds"].items()
+            for group, share in figures["holds"].items()
         ),
-        ("rank correlation of gains", found["gain_rank_correlation"], "number"),
+        ("rank correlation of gains", figures["gain_rank_correlation"], "number"),
     ]

@@ -24,17 +24,17 @@ STAGES: tuple[Stage, ...] = (
     *LONG_CONTEXT_SAMPLES_STAGE.upstream(),
     LONG_CONTEXT_SAMPLES_STAGE,
 )
-"""The stages that samples are made by, in the order in which data flows."""
+"""The stages whose results samples depend on, in the order in which data flows."""
 
 _THREADS = 16
 _OTHER_DETERMINANTS = ("code", "settings", "inputs")
 
 
 class RecordedSettings:
-    """What determined the shards of a dataset, stage by stage."""
+    """The determinants of a dataset's shards, stage by stage."""
 
     def __init__(self, store: TableStore, shards: Sequence[str]) -> None:
-        """Raises TableError if a stage of the dataset has no tables for a shard."""
+        """Raise TableError if a stage of the dataset has no tables for a shard."""
         manifests = {stage: _manifests(store, stage, shards) for stage in STAGES}
         self._settings: dict[str, list[Any]] = {}
         self.identities: dict[str, list[Any]] = {}
@@ -50,19 +50,19 @@ class RecordedSettings:
 
     @property
     def values(self) -> dict[str, list[Any]]:
-        """Distinct values of every recorded setting, by dotted path down to single settings."""
-        found: dict[str, list[Any]] = {}
+        """Distinct values of every recorded setting, by the dotted path of the single setting."""
+        all_values: dict[str, list[Any]] = {}
         for path, recorded in self._settings.items():
             for value in recorded:
                 for leaf, single in _leaves(path, value):
-                    _add(found, leaf, single)
-        return found
+                    _add(all_values, leaf, single)
+        return all_values
 
     def laid_over(self, settings: Settings) -> Settings:
-        """Return `settings` with the recorded values in the place of its own.
+        """Return `settings` with the recorded values in place of its own.
 
-        Of a setting in which shards differ, the first value counts; one that no longer exists is
-        left out. Raises TableError if a recorded value is not valid any more.
+        If shards differ in a setting, the first value is used. Settings that no longer exist are
+        left out. Raises TableError if a recorded value is no longer valid.
         """
         tree: dict[str, Any] = {}
         for path, values in self._settings.items():
@@ -80,14 +80,14 @@ class RecordedSettings:
 
 
 def _manifests(store: TableStore, stage: Stage, shards: Sequence[str]) -> list[Manifest]:
-    """Manifests of a stage. Those of the corpus may be missing: the data are complete without."""
+    """Manifests of a stage. Those of the corpus may be missing: the dataset does not need them."""
     if stage.scope == "dataset":
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(lambda shard: store.require(stage.tables, shard), shards))
     partitions = shards if stage.partitioned else [WHOLE]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda shard: store.manifest(stage.tables, shard), partitions)
-        return [manifest for manifest in found if manifest is not None]
+        manifests = pool.map(lambda shard: store.manifest(stage.tables, shard), partitions)
+        return [manifest for manifest in manifests if manifest is not None]
 
 
 def _add(values: dict[str, list[Any]], name: str, value: Any) -> None:

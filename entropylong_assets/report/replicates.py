@@ -1,13 +1,14 @@
 """Totals of a corpus from sampled documents and roots, and their intervals by the bootstrap.
 
-Every total is computed many times: from documents drawn again (from all sampled shards, or from
-shards drawn again if there are others), from roots drawn again as a run draws them, and with what
-measured roots and verified candidates, drawn again, say of each root. The spread of these
-replicates is the interval: it covers what the sample leaves open and the randomness of the draw.
+Every total is computed many times. Each replicate resamples the documents (of all sampled shards;
+the shards are resampled too if the corpus has others), draws roots from them as a run does, and
+resamples the measured roots and the verified candidates that give the figures of each root. The
+interval is the spread of the replicates: it covers the error of the sample and the randomness of
+the draw of roots.
 
-What a root takes depends on its length more than on anything else: contexts grow with the length,
-and each pass contains the root. So a measured root counts relative to `length · (context + length /
-2)` (a ratio estimator), and a few of them suffice.
+The cost of a root depends mostly on its length: the number of contexts grows with the length, and
+each pass contains the root. So the figures of a measured root are taken relative to `length ·
+(context + length / 2)` (a ratio estimator), and a few roots suffice.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 MAX_SIMULATED = 4096
-"""Roots simulated per replicate; of more, a sample of them is scaled."""
+"""Maximum number of roots simulated per replicate. A sample stands for a larger number."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class Measured:
     shared: Array
     unshared: Array
     trend: float
-    """Most likely place between shared (0) and unshared (1); see `root_costs`."""
+    """Most likely value between shared (0) and unshared (1); see `root_costs`."""
     is_certain: bool
-    """Whether `shared` is exact, as the trial's chunks are enough."""
+    """Whether `shared` is exact, because the trial has enough chunks."""
     context_tokens: float
     """Mean length of a context (tokens)."""
     pool_share: float = 1.0
@@ -71,7 +72,7 @@ SEARCHED = ("passes", "pass_tokens", "pairs")
 """Quantities that depend on what was searched."""
 QUANTITIES = ("anchors", "passes", "pass_tokens", "pairs", "control_tokens")
 LINEAR = np.array([True, True, False, True, True])
-"""Whether a quantity is proportional to the length of a root; else to the work of its passes."""
+"""Whether a quantity is proportional to the length of a root, and not to the work of its passes."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def point(rows: Sequence[Rows], measured: Measured, accepted: Accepted) -> Total
     n_roots = (np.concatenate(lengths), np.concatenate(counts), np.concatenate(known))
     each = _of_roots(measured, ratios, n_roots[0], n_roots[2], measured.trend)
     n, ok = float(accepted.contexts.sum()), float(accepted.contexts_accepted.sum())
-    # One half as in Jeffreys' prior: no accepted context in a small sample is not none at all.
+    # One half is added as in Jeffreys' prior: a small sample without accepted contexts does not
+    # mean that there are none.
     share = (ok + 0.5 * (ok == 0)) / n if n else 0.0
     each = _limited(measured, each, share)
     return _totals(rows, weights, n_roots[:2], each, (share, _per_context(accepted)))
@@ -147,7 +149,7 @@ def _replicate(
     ratios = _ratios(measured, again, trend)
     each = _of_roots(measured, ratios, roots[0], roots[2], trend)
     if m:
-        # Roots of equal length differ as the measured ones do.
+        # Roots of equal length vary as much as the measured roots do.
         other = again[draw.integers(0, m, len(roots[0]))]
         noise = _deviations(measured, ratios, again, trend)[other] * _sizes(
             roots[0], measured.context_tokens
@@ -166,9 +168,9 @@ def _replicate(
 def _blurred(
     draw: np.random.Generator, measured: Measured, each: Array, is_known: NDArray[np.bool_]
 ) -> Array:
-    """Add to roots that were measured what another sample of the chunks would have shown.
+    """Vary measured roots by the randomness of the sample of chunks that was searched.
 
-    Of n contexts a search in the share f of the chunks sees about n·f: a binomial count.
+    A search in the share f of the chunks finds a binomial number of n contexts, about n·f.
     """
     f = measured.pool_share
     if f >= 1 or not is_known.any():
@@ -190,7 +192,7 @@ def _weight(rows: Rows) -> float:
 
 
 def _resample(draw: np.random.Generator, rows: Rows) -> Array:
-    """Weight of each row in a replicate; all of them sum to the rows of the source."""
+    """Weight of each row in a replicate. The weights sum to the number of rows of the source."""
     n = len(rows.shard)
     if rows.is_complete or not n:
         return np.full(n, _weight(rows))
@@ -218,7 +220,7 @@ def _expected(rows: Rows, weights: Array) -> tuple[NDArray[np.int64], Array]:
 def _draw_roots(
     draw: np.random.Generator, rows: Rows, weights: Array
 ) -> tuple[NDArray[np.int64], Array]:
-    """Draw the roots of a source as a run does. Returns as `_expected`."""
+    """Draw the roots of a source as a run does. Returns the same as `_expected`."""
     at, expected = _expected(rows, weights)
     if rows.is_complete or not weights[at].sum():
         return at, expected
@@ -239,7 +241,7 @@ def _values(measured: Measured, trend: float) -> Array:
 
 
 def _ratios(measured: Measured, chosen: NDArray[np.int64], trend: float) -> Array:
-    """Value per size of these measured roots together, one per quantity."""
+    """Total value of these measured roots divided by their total size, one per quantity."""
     if not len(chosen):
         return np.zeros(len(QUANTITIES))
     sizes = _sizes(measured.tokens, measured.context_tokens)
@@ -250,7 +252,7 @@ def _ratios(measured: Measured, chosen: NDArray[np.int64], trend: float) -> Arra
 def _deviations(
     measured: Measured, ratios: Array, chosen: NDArray[np.int64], trend: float
 ) -> Array:
-    """What each measured root has more per size than all together; its mean is 0."""
+    """Deviation of each measured root's value per size from that of all roots; its mean is 0."""
     sizes = _sizes(measured.tokens, measured.context_tokens)
     deviations = _values(measured, trend) / sizes - ratios
     result: Array = deviations - deviations[chosen].mean(0)
@@ -260,7 +262,7 @@ def _deviations(
 def _of_roots(
     measured: Measured, ratios: Array, tokens: Array, known: NDArray[np.int64], trend: float
 ) -> Array:
-    """Quantities of each root: its own if it was measured, else by its length."""
+    """Quantities of each root: its measured ones, or those that follow from its length."""
     each = _sizes(tokens, measured.context_tokens) * ratios
     if len(measured.tokens):
         own = _values(measured, trend)[np.maximum(known, 0)]

@@ -1,11 +1,11 @@
-"""What each root of a trial would take in a run over the whole corpus: passes, tokens and pairs.
+"""Costs of each root of a trial in a run over the whole corpus: passes, tokens and pairs.
 
-A trial searches a sample of the corpus, so that its anchors share their nearest chunks more often
-than they would share those of the whole corpus. Neighbours of a random sample are neighbours of the
-whole: of the K nearest chunks of the whole, a sample of the share f contains about K·f, and they
-are the K·f nearest ones in it. So candidates of rank up to K·f in the trial stand for all K, each
-for 1/f of them. If K·f is below 1, two anchors with the same nearest chunk in the sample share
-between none and all of their K chunks of the whole: `unshared` is the upper limit.
+A trial searches a sample of the corpus, in which anchors share their nearest chunks more often than
+in the whole corpus. A sample with the share f of the corpus contains about K·f of an anchor's K
+nearest chunks, and these are its K·f nearest chunks in the sample. So candidates of rank up to K·f
+in the trial represent all K, each of them 1/f candidates. If K·f is below 1, two anchors with the
+same nearest chunk in the sample may share none or all of their K chunks in the whole corpus:
+`unshared` is the upper limit of the cost.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Passes:
         return Passes(self.passes * factor, self.tokens * factor, self.pairs * factor)
 
     def towards(self, other: Passes, share: float) -> Passes:
-        """Return the value at this share of the way to another."""
+        """Interpolate linearly: self at share 0, the other at share 1."""
         return Passes(
             self.passes + share * (other.passes - self.passes),
             self.tokens + share * (other.tokens - self.tokens),
@@ -68,7 +68,7 @@ class TrialRoots:
 
     candidates: list[RootCandidates]
     without: list[tuple[str, int, int]]
-    """Id, tokens and anchors of roots without any candidate."""
+    """Id, number of tokens and number of anchors of the roots without any candidate."""
     context_ids: dict[str, list[int]]
     """Token ids of each candidate, the separator's included, by chunk."""
     table: pl.DataFrame
@@ -76,7 +76,7 @@ class TrialRoots:
     candidate_rows: int
     """(anchor, chunk) pairs retrieved."""
     refused_candidates: int
-    """Those of them that the leak check refused."""
+    """Retrieved pairs that the leak check refused."""
 
 
 def read_trial(trial: Trial, tokenizer: Tokenizer) -> TrialRoots:
@@ -102,14 +102,14 @@ def read_trial(trial: Trial, tokenizer: Tokenizer) -> TrialRoots:
         encoded = tokenizer.encode(new["text"].to_list())
         for chunk_id, ids in zip(new["chunk_id"], encoded, strict=True):
             context_ids[chunk_id] = [*ids, *tokenizer.separator_ids]
-    found = [trial.store.summary(CANDIDATE_CONTEXTS, shard) for shard in trial.shards]
+    summaries = [trial.store.summary(CANDIDATE_CONTEXTS, shard) for shard in trial.shards]
     return TrialRoots(
         roots,
         without,
         context_ids,
         trial.store.read_all(ENTROPY_SCORES, trial.shards, "roots"),
-        sum(summary.candidates for summary in found),
-        sum(summary.near_duplicate for summary in found),
+        sum(summary.candidates for summary in summaries),
+        sum(summary.near_duplicate for summary in summaries),
     )
 
 
@@ -132,7 +132,7 @@ def root_costs(
     max_positions: int,
     pool_share: float,
 ) -> list[RootCost]:
-    """Return what each root takes. pool_share: share of the corpus' chunks that the trial has."""
+    """Return the cost of each root. pool_share: share of the corpus' chunks that the trial has."""
     wanted = candidates_per_anchor(settings)
     rank = min(float(wanted), max(wanted * min(1.0, pool_share), 1e-9))
     costs = [
@@ -193,10 +193,10 @@ def sharing_trend(
     max_positions: int,
     pool_share: float,
 ) -> float:
-    """Return where between `shared` (0) and `unshared` (1) the passes are if K·f is below 1.
+    """Return the value between `shared` (0) and `unshared` (1) that the passes have at K·f below 1.
 
-    The share of distinct contexts among the pairs grows as fewer neighbours are looked at; its
-    growth per logarithm of the rank is continued to K·f. 0 if K·f is at least 1.
+    The share of distinct contexts among the pairs grows as fewer neighbours are considered. Its
+    growth per logarithm of the rank is extrapolated to K·f. Returns 0 if K·f is at least 1.
     """
     wanted = candidates_per_anchor(settings)
     rank = wanted * pool_share

@@ -40,11 +40,11 @@ class RunSource:
     store: TableStore
     shards: tuple[str, ...]
     settings: Settings
-    """The settings in force, with the recorded ones in their place."""
+    """The settings that the tables were made with: the recorded ones, and others from the file."""
     recorded: Mapping[str, Sequence[Any]]
     """Distinct recorded values of each setting, by dotted path; several if shards differ."""
     description: list[tuple[str, str]]
-    """Name and value of what determined the dataset, as text."""
+    """Name and value of the settings and models that determined the dataset, as text."""
 
     @property
     def name(self) -> str:
@@ -56,9 +56,9 @@ def open_dataset(
 ) -> RunSource:
     """Open a dataset by its settings.
 
-    What it was made with is read from its manifests; `settings` supplies what they don't record.
-    store: its tables; None: those under `settings.data_uri`. shards: None for all that have
-    samples. Raises TableError if there are none.
+    Its manifests record the settings that it was made with; `settings` supplies the others. store:
+    its tables; None: those under `settings.data_uri`. shards: None for all that have samples.
+    Raises TableError if there are none.
     """
     store = store or TableStore(settings.data_uri, settings.corpus.name, settings.name)
     if shards is None:
@@ -85,7 +85,7 @@ def open_dataset(
 
 
 def export_of(source: RunSource) -> str | None:
-    """Return the version of the export of exactly these shards as they are now, or None."""
+    """Return the version of the export of exactly the present data of these shards, or None."""
     store, name = source.store, LONG_CONTEXT_SAMPLES.name
     manifest = store.manifest(TRAINING_DATASET)
     if manifest is None:
@@ -156,7 +156,7 @@ _KEY_FIGURES = (
 def _key_figures(headline: list[tuple[str, Any, str]]) -> list[tuple[str, Any, str]]:
     key = [figure for figure in headline if figure[0] in _KEY_FIGURES]
     intervals = [value for name, value, _ in headline if name == "… 95% interval"]
-    # A rate of zero without its interval would promise too much.
+    # A rate of zero would mislead without its interval.
     shown = [value.partition(" (")[0] for value in intervals if value]
     return key + [("false acceptance, 95% interval", value, "text") for value in shown]
 

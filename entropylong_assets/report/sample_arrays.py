@@ -20,9 +20,9 @@ class Lengths:
     """Tokens of the sampled documents, and which of them can be roots."""
 
     tokens: Mapping[str, int]
-    """By document, in tokens of the scoring model."""
+    """Length of each document in tokens of the scoring model."""
     eligible: frozenset[str]
-    """Documents that are long and short enough."""
+    """Documents whose length is within the limits of roots."""
     corpus_rows: Mapping[str, int]
     """Rows of the corpus when a shard was registered, by shard."""
 
@@ -42,9 +42,9 @@ def choose_roots(
     lengths: Lengths,
     limits: tuple[int, int],
 ) -> list[SampledDocument]:
-    """Return the roots to measure: of each source in proportion to its roots, by their hash, so
-    that those are among them that a run draws.
+    """Return the roots to measure: of each source in proportion to its roots.
 
+    They are chosen by the hash that the draw uses, so that roots of a real run are among them.
     limits: maximum number of roots, and of their tokens; at least `MIN_ROOTS` are chosen.
     """
     ordered: list[tuple[float, SampledDocument]] = []
@@ -70,7 +70,7 @@ def choose_roots(
 def choose_pool(
     sources: Sequence[SourceSample], root_ids: set[str], max_chars: int
 ) -> list[SampledDocument]:
-    """Return the documents of the trial: the roots, and others by hash as far as they fit."""
+    """Return the documents of the trial: the roots, and others by hash up to the limit."""
     documents = [(source.weight, d) for source in sources for d in source.all_documents()]
     roots = [d for _, d in documents if d.doc_id in root_ids]
     room = max_chars - sum(len(d.text) for d in roots)
@@ -97,7 +97,7 @@ def make_rows(
     lengths: Lengths,
     measured: dict[str, int],
 ) -> tuple[Rows, ...]:
-    """The chosen rows as arrays. measured: place of each measured root."""
+    """Return the chosen rows as arrays. measured: row of each measured root, by its id."""
     result = []
     for source in sources:
         share = share_of(settings, source, lengths)

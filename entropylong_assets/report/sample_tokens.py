@@ -9,7 +9,7 @@ from entropylong_assets.storage.tables import TableStore
 
 _TABLE = "samples"
 _ROWS_PER_BATCH = 4
-"""Samples decoded at once."""
+"""Number of samples decoded at once."""
 
 
 def shard_of(sample_id: str) -> str:
@@ -20,7 +20,7 @@ def shard_of(sample_id: str) -> str:
 def read_token_ids(store: TableStore, sample_id: str) -> list[int] | None:
     """Return the token ids of one sample, or None if there is no such sample.
 
-    The id is looked up in the column of ids; token ids are then read of its row group alone, a few
+    The id is looked up in the column of ids. Then token ids are read only from its row group, a few
     rows at a time. Raises TableError if the table is damaged.
     """
     shard = shard_of(sample_id)
@@ -51,10 +51,12 @@ def _row(parquet: pq.ParquetFile, group: int, row: int) -> list[int]:
 def some_sample_ids(store: TableStore, limit: int, first: str = "") -> list[str]:
     """Return at most `limit` ids of existing samples, those of the shard `first` before others."""
     shards = sorted(store.shards(LONG_CONTEXT_SAMPLES), key=lambda shard: (shard != first, shard))
-    found: list[str] = []
+    sample_ids: list[str] = []
     for shard in shards:
-        if len(found) == limit:
+        if len(sample_ids) == limit:
             break
-        ids = store.head(LONG_CONTEXT_SAMPLES, shard, _TABLE, ["sample_id"], limit - len(found))
-        found += ids["sample_id"].to_list()
-    return found
+        ids = store.head(
+            LONG_CONTEXT_SAMPLES, shard, _TABLE, ["sample_id"], limit - len(sample_ids)
+        )
+        sample_ids += ids["sample_id"].to_list()
+    return sample_ids

@@ -1,7 +1,7 @@
-"""Reports and exports for a browser, over loopback: Dagster's UI can't open files.
+"""Serving reports and exports to a browser over loopback, since Dagster's UI can't open files.
 
-Served are the pages of reports, and the files that the manifests of exports list. Any other path
-is unknown, so that nothing else of the disk or the bucket can be read.
+It serves the pages of reports and the files that the manifests of exports list. Any other path is
+not found, so that nothing else on the disk or in the bucket can be read.
 
     /                                      links to all of it
     /<dataset>/report.html                 the report that `entropylong report` wrote
@@ -34,7 +34,7 @@ _TYPES = {
     "json": "application/json",
     "md": "text/plain; charset=utf-8",
 }
-# A page of ours loads nothing; a report has a stricter policy of its own in its head.
+# The index page loads nothing. A report has a stricter policy in its own head.
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -44,7 +44,7 @@ _PLAIN = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 class ServeError(ValueError):
-    """The pages can't be served. One line that says what to do."""
+    """The pages can't be served. The message is one line that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _names(fs: Any, folder: str) -> list[str]:
 
 
 def _files_of(settings: Settings) -> Iterator[tuple[str, ServedFile]]:
-    """Paths below the dataset's name, and their files."""
+    """Yield the paths below the dataset's name, with their files."""
     fs, root = open_uri(f"{settings.data_uri}/{settings.name}")
     if fs.exists(f"{root}/report.html"):
         yield "report.html", ServedFile(fs, f"{root}/report.html")
@@ -141,7 +141,9 @@ def make_server(datasets: Mapping[str, Settings], port: int = PORT) -> Threading
 
         def _answer(self) -> None:
             if not self._is_for_us():
-                self.send_error(HTTPStatus.FORBIDDEN, "this server answers to its loopback name")
+                self.send_error(
+                    HTTPStatus.FORBIDDEN, "this server answers only to its loopback name"
+                )
                 return
             path = unquote(urlsplit(self.path).path).lstrip("/")
             if not path:
@@ -152,7 +154,7 @@ def make_server(datasets: Mapping[str, Settings], port: int = PORT) -> Threading
                 self.send_error(HTTPStatus.NOT_FOUND, "no such report or export")
 
         def _is_for_us(self) -> bool:
-            """Whether the browser asked for this host: a foreign name may point here too."""
+            """Whether the request names this host: another name may resolve to this address too."""
             host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
             return host in (HOST, "localhost")
 

@@ -17,7 +17,7 @@ from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
 
 _SUGGESTIONS = 8
-"""Ids of existing samples that an error names."""
+"""Number of existing samples that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class ShownDependency(ShownPair):
     """A verified dependency of a sample."""
 
     distance: int
-    """Tokens from the context to the anchor."""
+    """Number of tokens from the end of the context to the anchor."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def show_sample(
 ) -> ShownSample:
     """Read one sample as text.
 
-    strongest: number of dependencies shown, those of largest gain. window: tokens of the root
+    strongest: number of dependencies shown, those of largest gain. window: number of root tokens
     shown before an anchor; half as many are shown after it. Raises TableError if there is no such
     sample; the message names a few that exist.
     """
@@ -106,7 +106,7 @@ def show_sample(
 def texts_around(
     tokenizer: Tokenizer, root_ids: Sequence[int], anchor: int, window: int
 ) -> dict[str, str]:
-    """Return `before`, `token` and `after` of an anchor: `window` tokens and half as many."""
+    """Return `before`, `token` and `after` of an anchor: `window` tokens before, half after it."""
     return {
         "before": _text(tokenizer, root_ids[max(0, anchor - window) : anchor]),
         "token": _text(tokenizer, root_ids[anchor : anchor + 1]),

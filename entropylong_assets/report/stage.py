@@ -32,8 +32,10 @@ def _exported_shards(export: Manifest) -> list[str]:
 
 
 def _identify(partition: Partition) -> Mapping[str, Any]:
-    """Versions of the audits and the trial that the report shows: they are made by hand, before or
-    after it."""
+    """Versions of the audits and the trial that the report shows.
+
+    Users start these, before or after the report, so they are no inputs of its stage.
+    """
     from entropylong_assets.audits.trial.published import identity
 
     store = partition.store
@@ -83,7 +85,7 @@ def _compute(step: Step) -> Result:
 
 
 def _stored_pages(store: TableStore, shard: str) -> pl.DataFrame:
-    """The pages as they are stored now: path, bytes, sha256; a missing page has no row."""
+    """The stored pages: path, bytes, sha256. A missing page has no row."""
     rows = []
     for path in store.read(REPORT, shard, "pages", ["path"])["path"]:
         try:

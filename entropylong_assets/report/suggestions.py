@@ -18,7 +18,7 @@ STILL_RISING = 0.2
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A setting, the suggested value, and why."""
+    """A setting, the suggested value, and the reason."""
 
     setting: str
     value: str
@@ -26,14 +26,17 @@ class Suggestion:
 
 
 def suggest(sample: Sample, table: pl.DataFrame | None, samples: int | None) -> list[Suggestion]:
-    """Return all suggestions. table: of `audits.ablation.ablate`; None if nothing was verified.
-    samples: wished number of samples; None: no number of roots is suggested."""
+    """Return all suggestions.
+
+    table: result of `audits.ablation.ablate`; None if nothing was verified. samples: wished number
+    of samples; None: no number of roots is suggested.
+    """
     settings = sample.settings
     rule = settings.verification.rule
-    found = []
+    suggestions = []
     if table is not None:
         rows = table.filter(pl.col("rule") == rule)
-        found = [
+        suggestions = [
             suggest_alpha(rows, settings.entropy.alpha),
             suggest_epsilon(
                 rows,
@@ -43,7 +46,7 @@ def suggest(sample: Sample, table: pl.DataFrame | None, samples: int | None) -> 
             ),
             suggest_top_k(rows, settings.retrieval.top_k),
         ]
-    return [*found, *([suggest_roots(sample, samples)] if samples else [])]
+    return [*suggestions, *([suggest_roots(sample, samples)] if samples else [])]
 
 
 def _rows(table: pl.DataFrame, knob: str) -> list[dict[str, Any]]:
@@ -59,9 +62,9 @@ def _share(row: dict[str, Any]) -> str:
 
 
 def suggest_alpha(table: pl.DataFrame, present: float) -> Suggestion:
-    """Suggest the α above the present one whose pairs are clearly accepted more often, else it.
+    """Suggest a higher α if its pairs are clearly accepted more often, or else the present one.
 
-    table: rows of an ablation under the rule in force. A lower α was not verified.
+    table: rows of an ablation under the rule in force. Pairs of a lower α were not verified.
     """
     rows = _rows(table, "alpha")
     now = next((row for row in rows if float(row["value"]) == present), None)
@@ -157,12 +160,12 @@ def suggest_roots(sample: Sample, samples: int) -> Suggestion:
         return Suggestion(
             "roots.number", "–", "the sample yields no root, so that none can be suggested"
         )
-    roots, made = estimate.figure("roots"), estimate.figure("samples")
+    roots, expected = estimate.figure("roots"), estimate.figure("samples")
     suited = len(sample.lengths.eligible) / max(sample.chosen_rows, 1)
     number = round(roots.value / max(suited, 1e-9))
     basis = (
         f"{number / max(rows, 1):.2g} of all rows, of which {suited:.0%} have a length for roots: "
-        f"{roots.value:,.0f} roots, {made.low:,.0f} to {made.high:,.0f} samples (95%)"
+        f"{roots.value:,.0f} roots, {expected.low:,.0f} to {expected.high:,.0f} samples (95%)"
     )
     if number > rows:
         basis += (

@@ -1,4 +1,4 @@
-"""Text of the corpus on its way into a page: made visible, and unable to be markup or script."""
+"""Preparing text of the corpus for a page: visible, and unable to act as markup or script."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from entropylong_assets.stages.entropy.model import Tokenizer
 
-# C0 and C1 controls but tab and newline; what is invisible; what turns the direction of text
-# (UAX 9); line separators; interlinear marks; tags and lone surrogates.
+# C0 and C1 controls except tab and newline; invisible characters; marks of text direction (UAX 9);
+# line separators; interlinear marks; tags and lone surrogates.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _IN_JSON = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _LONGEST_CHARACTER = 4
-"""Tokens that one character may be spread over, in a byte-level vocabulary."""
+"""Maximum number of tokens of one character, in a byte-level vocabulary."""
 
 
 def _shown(match: re.Match[str]) -> str:
@@ -28,29 +28,29 @@ def _shown(match: re.Match[str]) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with controls, direction marks and invisible characters as what names them.
+    """Replace controls, direction marks and invisible characters by symbols or code points.
 
-    Joiners (U+200C, U+200D) stay: scripts and emoji need them.
+    Joiners (U+200C, U+200D) are kept: scripts and emoji need them.
     """
     return _HIDDEN.sub(_shown, text)
 
 
 def as_json(value: Any) -> str:
-    """JSON that can stand inside a `<script>` element and ends nothing there."""
+    """Return JSON that can't end the `<script>` element that contains it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.translate(_IN_JSON)
 
 
 def excerpt(text: str, limit: int) -> str:
-    """At most `limit` characters of a text, made visible; a cut is marked."""
+    """Return at most `limit` characters of a text, made visible; a cut is marked."""
     text = text.strip()
     return visible(text if len(text) <= limit else text[:limit] + "…")
 
 
 def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to the one before it, made visible.
+    """Return the text that each token adds to those before it, made visible.
 
-    A character spread over several tokens stands with the first of them, the others are empty.
+    If a character consists of several tokens, the first has its text and the others are empty.
     """
     texts: list[str] = []
     previous: list[int] = []
@@ -63,7 +63,7 @@ def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
             text = after[len(before) :] if after.startswith(before) else tokenizer.decode(piece)
             if "\ufffd" not in text:
                 break
-        else:  # not a character at all: as the tokenizer shows one token
+        else:  # not a whole character: decode the token alone
             piece = [token_ids[at]]
             text = tokenizer.decode(piece)
         texts += [visible(text), *[""] * (len(piece) - 1)]

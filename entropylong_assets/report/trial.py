@@ -1,7 +1,8 @@
 """A trial: the stages of a dataset over sampled documents, in a temporary store.
 
-Every step is that of a real run: documents, chunks, vectors, index, roots, candidates, and if asked
-for dependencies, with their checks. Nothing is written to the tables of the corpus or the dataset.
+It runs the stages of a real run with their checks: documents, chunks, vectors, index, roots and
+candidates, and on request dependencies. Nothing is written to the tables of the corpus or the
+dataset.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from entropylong_assets.stages.stage import Partition, Stage
 from entropylong_assets.storage.tables import WHOLE, TableStore
 
 _ROWS = 1_000_000_000
-"""Rows per shard: each source of the trial is one shard."""
+"""Maximum number of rows per shard, so that each source of the trial is one shard."""
 
 
 class TrialError(ValueError):
@@ -38,14 +39,14 @@ class Trial:
     """A dataset over sampled documents, in a temporary store."""
 
     settings: Settings
-    """Of the dataset, with other sources and roots."""
+    """Settings of the dataset, with other sources and roots."""
     store: TableStore
     shards: tuple[str, ...]
-    """One per source."""
+    """Keys of the shards, one per source."""
     rates: dict[str, float] = field(default_factory=dict)
     """Units per second of each stage, by its name: chunks, tokens or anchors."""
     on_stage: Callable[[str], None] = lambda _: None
-    """Gets the name of each stage before it runs."""
+    """Called with the name of each stage before it runs."""
 
     def run(self, stage: Stage) -> None:
         """Materialize a stage and its blocking checks. Raises TrialError if a check fails."""
@@ -56,8 +57,9 @@ class Trial:
         )
         done, seconds = 0.0, 0.0
         for shard in self.shards if stage.partitioned else [WHOLE]:
-            made = materialize(stage, replace(partition, shard=shard))
-            done, seconds = done + made.rate * made.seconds, seconds + made.seconds
+            materialization = materialize(stage, replace(partition, shard=shard))
+            done += materialization.rate * materialization.seconds
+            seconds += materialization.seconds
             for result in run_checks(
                 stage, replace(partition, shard=shard), set(stage.blocking_checks)
             ):
@@ -81,11 +83,11 @@ def open_trial(
     root_ids: Sequence[str],
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Trial]:
-    """Run a dataset over these documents as far as `candidate_contexts`.
+    """Run the stages of a dataset up to `candidate_contexts` over these documents.
 
-    root_ids: documents that become roots; they must be those with the lowest `root_hash` of all
-    that are long and short enough. Other documents below the same hash are dropped by their length,
-    as in a run. The store is removed at the end.
+    root_ids: documents that become roots. They must be those with the lowest `root_hash` of all
+    whose length is within the limits of roots. Other documents with such a hash are drawn as well
+    and dropped by their length, as in a run. The store is removed at the end.
     """
     with tempfile.TemporaryDirectory(prefix="entropylong-trial-") as folder:
         trial = _make(settings, documents, root_ids, Path(folder), on_stage)
@@ -145,6 +147,6 @@ def _roots_of(
         )
         for name, documents in by_source.items()
     }
-    # The next float: the division may have rounded down.
+    # Use the next float, because the division may have rounded down.
     shares = {name: min(1.0, share * (1 + 2**-50)) for name, share in shares.items()}
     return roots.model_copy(update={"number": None, "fraction": 0.0, "fraction_by_source": shares})

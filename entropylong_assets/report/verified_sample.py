@@ -24,13 +24,13 @@ from entropylong_assets.stages.verification.shard_verification import Verifier
 
 @dataclass(frozen=True)
 class Budget:
-    """How many candidates are verified."""
+    """Limits on the number of verified candidates."""
 
     tokens: int = 40_000
-    """Tokens of all passes; at least two roots are verified."""
+    """Maximum number of tokens of all passes; at least two roots are verified."""
     contexts_per_root: int | None = 4
-    """Roots differ more than the contexts of a root, so a few of each suffice; None: as many as the
-    root's part of `tokens` allows."""
+    """Maximum number of contexts per root: roots differ more than the contexts of a root, so a few
+    suffice. None: as many as the root's part of `tokens` allows."""
 
 
 FEW = Budget()
@@ -38,7 +38,7 @@ FEW = Budget()
 
 @dataclass(frozen=True)
 class VerifiedRoot:
-    """Counts of one root whose candidates were verified in part, up to the rank that counts."""
+    """Counts of one root of which some candidates were verified, for candidates up to a rank."""
 
     contexts: int
     """Distinct contexts scored."""
@@ -75,7 +75,8 @@ def verify_sample(
 ) -> VerifiedSample:
     """Verify candidates of a trial, chosen by hash.
 
-    rank: candidates up to this rank are counted. Without a limit per root, others are verified too.
+    rank: only candidates up to this rank are counted. If `contexts_per_root` is None, candidates of
+    higher ranks are verified too.
     """
     chosen: list[RootCandidates] = []
     tokens = 0
@@ -128,8 +129,8 @@ def _choose(
 ) -> RootCandidates:
     """Return the root with some of its candidates, chosen by hash.
 
-    contexts: maximum number of them. room: tokens of their passes, the number of controls, and the
-    token ids of each chunk.
+    contexts: maximum number of candidates. room: maximum number of tokens of their passes, number
+    of controls, and the token ids of each chunk.
     """
     passed = root.candidates.filter(leak_check=PASSED)
     ids = sorted(
@@ -146,7 +147,7 @@ def _choose(
 
 
 def _tokens(root: RootCandidates, context_ids: Mapping[str, Sequence[int]], controls: int) -> int:
-    """Tokens of the passes of a root, the controls' included."""
+    """Number of tokens of the passes of a root, including those of its controls."""
     last = dict(root.candidates.group_by("chunk_id").agg(pl.col("anchor").max()).iter_rows())
     sizes = [len(context_ids[chunk_id]) + anchor for chunk_id, anchor in last.items()]
     return sum(sizes) + controls * max(sizes, default=0)

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class ExtensionError(ValueError):
-    """An extension of another package can't be loaded. One line that says which one and why."""
+    """An extension of another package can't be loaded. The message is one line: which one, why."""
 
 
 @functools.cache

@@ -20,7 +20,7 @@ _COLOURS = ("#bbbbbb", "#ddaa33", "#cc3311", "#4477aa", "#228833", "#aa3377")
 
 
 _LEAST_SPAN = 0.01
-"""Smallest range of an axis of intervals: values near 0 would be drawn on one of 1e-77 and less."""
+"""Minimum range of an axis of intervals: values near 0 would be drawn on an axis up to 1e-77."""
 _LABEL_CHARS = 40
 
 
@@ -39,7 +39,7 @@ def as_markdown(figure: Figure, description: str) -> str:
     """Return a Markdown text that contains the chart itself, so that it needs no other file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # Signs that the font lacks are drawn as boxes; a reader of a log can't mend that.
+        # Characters that the font lacks are drawn as boxes. Users can't change that.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         figure.savefig(buffer, format="png", dpi=110)
     return f"![{description}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"

@@ -66,13 +66,13 @@ def spreads(keys: Sequence[pl.DataFrame]) -> dict[str, Spread]:
     return {thing: spread_of(rows[thing].value_counts()["count"].to_list()) for thing in THINGS}
 
 
-def spread_lines(found: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
-    """Return name and text of each spread, for a card or report. found: as JSON, by thing."""
+def spread_lines(spreads: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
+    """Return name and text of each spread, for a card or report. spreads: as JSON, by thing."""
     return [
         (
             f"{thing} of dependencies, effective number",
             f"{spread['effective']:,.1f} of {spread['number']:,}; "
             f"the largest has {spread['largest_share']:.1%} of the dependencies",
         )
-        for thing, spread in found.items()
+        for thing, spread in spreads.items()
     ]

@@ -16,7 +16,7 @@ from entropylong_assets.storage.manifest import Manifest
 
 @dataclass(frozen=True)
 class Materialization:
-    """A published partition, and what to report of making it."""
+    """A published partition, and what to report about its materialization."""
 
     manifest: Manifest
     metadata: Metadata
@@ -24,7 +24,7 @@ class Materialization:
     unit: str
     rate: float
     left_out: Mapping[str, str]
-    """Shards that a stage over all shards left out, and why."""
+    """Shards that a stage over all shards left out, with the reasons."""
     uri: str
     """Folder of the partition: an absolute path if it is local."""
 
@@ -39,8 +39,8 @@ def materialize(
 ) -> Materialization:
     """Open the inputs, compute, and publish one partition.
 
-    Raises TableError if an input is missing, and whatever the computation raises; then the old
-    partition stays as it was.
+    Raises TableError if an input is missing, and the errors of the computation. After an error, the
+    previous partition is unchanged.
     """
     progress = Progress(stage.unit, log, observer)
     left_out = {} if stage.partitioned else eligible_shards(stage, partition).left_out

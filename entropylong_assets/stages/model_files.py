@@ -34,8 +34,8 @@ class ModelFiles:
     gguf_file: str | None
     """Name of the file in `folder` if the weights are a GGUF file."""
     identity: str
-    """Name and content: equal for equal weights under the same name, on any machine. The content of
-    a model of the hub is its commit."""
+    """Name and hash of the content: equal for equal weights under the same name, on any machine.
+    For a model of the hub, its commit takes the place of the hash."""
 
 
 class HubModel(NamedTuple):
@@ -55,8 +55,8 @@ class HubModel(NamedTuple):
 def refusal(setting: str, reference: str, error: Exception, otherwise: str) -> ModelError:
     """Make the error for a model that a library can't load.
 
-    setting: section of the settings, `scoring` or `embedding`. otherwise: the message unless the
-    model needs trust_remote_code; `{reason}` stands for the library's own message.
+    setting: section of the settings, `scoring` or `embedding`. otherwise: message for all models
+    that do not need trust_remote_code; `{reason}` stands for the library's own message.
     """
     if "trust_remote_code" in str(error):
         return ModelError(
@@ -154,7 +154,7 @@ def _snapshot(model: HubModel, reference: str, trust_remote_code: bool) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"model {reference}: it is no local folder or file, and the model hub did not give it "
+            f"model {reference}: no local folder or file, and the model hub did not provide it "
             f"({reason}); check the name, the revision, the network, or HF_TOKEN for a gated model"
         ) from None
 

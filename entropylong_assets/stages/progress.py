@@ -20,8 +20,8 @@ class ProgressState:
     rate: float
     """Units per second since the start."""
     items: tuple[str, int, int] | None = None
-    """What the computation goes through if its units can't be counted beforehand: name, finished,
-    all. Tokens, for example, are only known root by root."""
+    """Items with a known number, if the number of units is not known beforehand: name, finished,
+    total. The number of tokens, for example, is known only root by root."""
     seconds_left: float | None = None
 
     @property
@@ -95,7 +95,7 @@ class Progress:
         self._report()
 
     def reach(self, items: str, done: int, total: int) -> None:
-        """Say that `done` of `total` items are finished."""
+        """Report that `done` of `total` items are finished."""
         self._items = items, done, total
         self._report()
 

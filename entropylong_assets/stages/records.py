@@ -1,7 +1,7 @@
-"""The record of a corpus or dataset: what its name stands for, once it has data.
+"""The record of a corpus or dataset that has data: what its name stands for.
 
-It lies at `<data_uri>/<name>/record.json`, so that a name that is used again for something else is
-refused when the settings are loaded, before anything is overwritten.
+It is stored at `<data_uri>/<name>/record.json`. If the name is used again for something else, the
+settings are refused when they are loaded, before anything is overwritten.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Record(BaseModel):
     kind: str
     """`corpus` or `dataset`."""
     corpus: str
-    """Name of the corpus; of a corpus, its own."""
+    """Name of the dataset's corpus, or of the corpus itself."""
     permanent: dict[str, Any] = {}
     """Settings that can't change while the name is kept, by dotted path."""
 
 
 def record_of(settings: Settings, stages: Sequence[Stage]) -> Record:
-    """The record of a corpus or dataset under these settings. stages: its own."""
+    """Return the record of a corpus or dataset under these settings. stages: those of its scope."""
     permanent = {path: setting_at(settings, path) for s in stages for path in s.permanent}
     if is_corpus(settings):
         return Record(kind="corpus", corpus=settings.name, permanent=permanent)
@@ -61,9 +61,9 @@ def write_record(stage: Stage, partition: Partition) -> None:
 
 
 def refuse_contradiction(settings: Settings, stages: Sequence[Stage], store: TableStore) -> None:
-    """Raises SettingsError if the name stands for something else under the same data_uri.
+    """Raise SettingsError if the name stands for something else under the same data_uri.
 
-    A store that can't be reached says nothing: the first step reports it.
+    Does nothing if the store can't be reached: the first step reports that.
     """
     try:
         known = read_record(store, settings.name)

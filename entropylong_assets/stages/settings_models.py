@@ -20,7 +20,7 @@ def corpus_model(stages: Stages) -> type[CorpusSettings]:
     """Class of a corpus' settings: its own fields and the sections of the corpus stages."""
 
     class Corpus(CorpusSettings):
-        """Settings of one corpus: its sources, and what is made of them once for all datasets."""
+        """Settings of one corpus: its sources, and the stages that all its datasets share."""
 
         @model_validator(mode="after")
         def _sections_agree(self) -> Corpus:
@@ -71,11 +71,11 @@ def _resources(default: StepResources) -> type[StepResources]:
 
 def sections(stages: Stages, scope: str) -> dict[str, type[Section]]:
     """The sections that the stages of a scope own, by name."""
-    found: dict[str, type[Section]] = {}
+    by_name: dict[str, type[Section]] = {}
     for stage in stages:
         for name, section in stage.sections.items() if stage.scope == scope else ():
-            assert found.setdefault(name, section) is section, f"two sections named {name}"
-    return found
+            assert by_name.setdefault(name, section) is section, f"two sections named {name}"
+    return by_name
 
 
 def _fields(stages: Stages, scope: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ settings, tables, summary, computation and SQL checks, and declares them once as
 
 Assets, jobs, partitions, automation conditions, versions, staleness, column schemas, cluster
 resources, `entropylong doctor` and the report follow from these declarations; `pipeline.py` lists
-them. Stages know nothing of Dagster.
+them. Stages do not depend on Dagster.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Link(str):
 Metadata = Mapping[
     str, "int | float | str | Markdown | Link | Mapping[str, Any] | list[Any] | pl.DataFrame"
 ]
-"""What a stage reports beside its summary. Mappings and lists are shown as JSON, frames as a
+"""What a stage reports besides its summary. Mappings and lists are shown as JSON, frames as a
 table of their first rows."""
 
 
@@ -58,15 +58,15 @@ class Job:
     name: str
     description: str
     hours: int
-    """A run that takes longer is ended and its partition failed."""
+    """Time limit of a run. A longer run is ended, and its partition has failed."""
 
 
 @dataclass(frozen=True)
 class Check:
     """A check written in SQL: a query whose rows are the faults.
 
-    The file is `<folder>/<name>.sql`. A blocking check holds back what follows; with `warns` a
-    failure is a warning.
+    The file is `<folder>/<name>.sql`. If a blocking check fails, later stages do not run; with
+    `warns`, a failure is a warning.
     """
 
     name: str
@@ -96,7 +96,7 @@ def is_corpus(settings: Settings) -> bool:
 
 @dataclass(frozen=True)
 class Step(Partition):
-    """A partition in the making, as the computation of a stage sees it."""
+    """A partition that is being made: the argument of a stage's computation."""
 
     stage: Stage = field(kw_only=True)
     determinants: Mapping[str, Any] = field(kw_only=True)
@@ -142,7 +142,7 @@ class Stage:
     """Shown in the UI: first line, then what a user must know."""
     compute: Callable[[Step], Result]
     """Writes the tables of one partition and returns its summary. Raises ValueErrors of this
-    package, with one line for the user, for whatever the user can mend."""
+    package, with one line for the user, for everything that the user can correct."""
     inputs: tuple[Stage, ...] = ()
     partitioned: bool = True
     """One partition per shard of the corpus; else one over all shards."""
@@ -150,17 +150,17 @@ class Stage:
     """Settings that this stage owns, by the name of their section."""
     determined_by: Callable[[Settings], Sequence[str]]
     """Dotted paths of the settings that determine the content, e.g. `verification.epsilon`, or
-    `verification` for a whole section. Changing any other setting leaves the content as it is."""
+    `verification` for a whole section. No other setting changes the content."""
     identify: Callable[[Partition], Mapping[str, Any]] = lambda _: {}
     """What else determines the content: identities of models, versions of source files, the tag of
     the index. JSON values; computed without loading a model."""
     removals: Callable[[Partition], Mapping[str, Any]] = lambda _: {}
     """Determinants that name what was removed from the corpus and must not be in the content. A
-    partition that was made before is stale, and no stage over all shards uses it."""
+    partition that was made before a removal is stale, and no stage over all shards uses it."""
     permanent: tuple[str, ...] = ()
     """Dotted paths of settings that can't change while the corpus or dataset keeps its name."""
     code_version: int
-    """Rises when a change of the code changes the content."""
+    """Increased when a change of the code changes the content."""
     check_folder: Path | None = None
     checks: tuple[Check, ...] = ()
     views: Callable[[Partition], Mapping[str, View]] = lambda _: {}
@@ -170,18 +170,19 @@ class Stage:
     validate: Callable[[Settings], None] = lambda _: None
     """Raises ValueError if settings of different sections contradict each other."""
     skip_reason: Callable[[Partition], str | None] = lambda _: None
-    """Why there is nothing to make for the partition, or None. It is then skipped with a warning,
-    and not requested by the automation. Reads settings and summaries of inputs only."""
+    """Why there is nothing to make for the partition, or None. If there is a reason, the partition
+    is skipped with a warning and not requested by the automation. Reads only settings and summaries
+    of inputs."""
     requires_up_to_date_inputs: bool = False
     """For a stage over all shards: leave out shards made under other settings or code."""
     job: Job
     automation: Automation = "by_hand"
     resources: StepResources = CPU_STEP
-    """What a step asks of a cluster node unless `cluster.resources` says otherwise."""
+    """Resources that a step requests of a cluster node, unless `cluster.resources` sets others."""
     pool: str | None = None
     """Dagster pool that limits steps running at once; `{corpus}` stands for the corpus' name."""
     unit: str = "rows"
-    """What its progress counts."""
+    """Unit of its progress, e.g. tokens."""
     kinds: frozenset[str] = frozenset()
     group: str = ""
     """Suffix of the group in the UI; empty: the group of its corpus or dataset."""
@@ -199,7 +200,7 @@ class Stage:
         return tuple(check.name for check in self.checks if check.blocking)
 
     def upstream(self) -> Iterator[Stage]:
-        """All stages that this one is made from, inputs of inputs first, each once."""
+        """All direct and indirect inputs of this stage, each once; inputs of inputs come first."""
         seen: list[Stage] = []
 
         def visit(stage: Stage) -> None:
@@ -212,7 +213,7 @@ class Stage:
         yield from seen
 
     def chain(self) -> list[Stage]:
-        """This stage's partitioned inputs and their inputs, as far as they go shard by shard."""
+        """This stage's inputs that are partitioned by shard, and their own such inputs."""
         seen: list[Stage] = []
 
         def visit(stage: Stage) -> None:

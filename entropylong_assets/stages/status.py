@@ -1,7 +1,7 @@
 """The state of each partition: up to date, stale, failed, missing or skipped, and why.
 
-Answered from the manifests and check outcomes beside the data, so that it holds for data of any
-Dagster instance.
+It is read from the manifests and check outcomes that are stored with the data, so it does not
+depend on the Dagster instance that made the data.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ class StageStatus:
 
     def count(self, state: State) -> int:
         """Number of partitions in this state."""
-        return sum(found.state == state for found in self.states.values())
+        return sum(partition_state.state == state for partition_state in self.states.values())
 
     def reasons(self) -> dict[PartitionState, list[str]]:
         """Shards by state and reason, in the order of `STATES`, without those up to date."""
         groups: dict[PartitionState, list[str]] = {}
-        for shard, found in self.states.items():
-            if found.state != "up_to_date":
-                groups.setdefault(found, []).append(shard)
+        for shard, partition_state in self.states.items():
+            if partition_state.state != "up_to_date":
+                groups.setdefault(partition_state, []).append(shard)
         return dict(sorted(groups.items(), key=lambda g: (STATES.index(g[0].state), g[0].reason)))
 
 
 def settings_fault(stage: Stage, partition: Partition) -> str | None:
     """Why a partition was not made under these settings and this code, or None.
 
-    None as well if the partition does not exist: then there is nothing that could be stale.
+    Also None if the partition does not exist.
     """
     manifest = partition.store.manifest(stage.tables, partition.shard)
     return None if manifest is None else settings_difference(stage, manifest, partition.settings)
@@ -74,7 +74,7 @@ def partition_state(stage: Stage, partition: Partition) -> PartitionState:
         if skipped:
             return PartitionState("skipped", skipped)
         return PartitionState("missing", "not materialized")
-    # A wrong setting first: it also explains the inputs that a stage over all shards leaves out.
+    # Settings are compared first: they also explain why a stage over all shards leaves shards out.
     stale = settings_fault(stage, partition) or stale_reason(stage, partition)
     if stale:
         return PartitionState("stale", stale)
@@ -91,10 +91,10 @@ def status_of(
     """The status of the stages of one corpus or dataset, in the order of the data.
 
     partition: its settings and tables. shards: those of the corpus' plan; shards that only the
-    tables hold are added. before: of the corpus, for a dataset, so that a partition with a stale
-    input counts as stale. Reads a few small files per partition.
+    tables contain are added. before: for a dataset, the status of its corpus, so that a partition
+    with a stale input counts as stale. Reads a few small files per partition.
     """
-    planned, found = set(shards), list(before)
+    planned, statuses = set(shards), list(before)
     for stage in stages:
         keys = [WHOLE]
         if stage.partitioned:
@@ -109,15 +109,15 @@ def status_of(
                 )
             )
         status = StageStatus(partition.settings, stage, dict(zip(keys, states, strict=True)))
-        _follow_inputs(status, {s.stage: s for s in found})
-        found.append(status)
-    return found[len(before) :]
+        _follow_inputs(status, {s.stage: s for s in statuses})
+        statuses.append(status)
+    return statuses[len(before) :]
 
 
 def _follow_inputs(status: StageStatus, known: dict[Stage, StageStatus]) -> None:
     """Mark up-to-date partitions as stale if one of their inputs is."""
-    for shard, found in status.states.items():
-        if found.state != "up_to_date":
+    for shard, partition_state in status.states.items():
+        if partition_state.state != "up_to_date":
             continue
         for source in status.stage.inputs:
             inputs = known[source].states if source in known else {}

@@ -44,8 +44,8 @@ _UNIT = regex.compile(
     """,
     regex.VERBOSE,
 )
-# Blocks that hold all of these scripts, and others. `_WORD` splits a text without them alike, in a
-# third of the time.
+# Blocks that contain all of these scripts, and others. `_WORD` splits texts without them the same
+# way, in a third of the time.
 _NEEDS_UNIT = re.compile("[\u0e00-\u1fff\u2800-\u28ff\u2e80-\U0010ffff]")
 
 
@@ -62,7 +62,7 @@ def split_units(text: str) -> list[str]:
 
 
 def _fold(text: str) -> str:
-    # Marks are apart from their letters in NFKD only, and Hangul syllables are whole in NFC only.
+    # Only NFKD separates marks from letters, and only NFC keeps Hangul syllables whole.
     bare = _IGNORED.sub("", unicodedata.normalize("NFKD", text))
     return unicodedata.normalize("NFC", bare.casefold())
 

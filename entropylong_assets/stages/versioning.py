@@ -1,8 +1,8 @@
 """What determines a partition's content, whether it is up to date, and which shards may be used.
 
 A partition is determined by the code version of its stage, the settings that the stage declares,
-the data versions of its inputs, and what the stage identifies beside them (models, source files).
-All of it is recorded in the manifest, so every question is answered from the data alone.
+the data versions of its inputs, and what the stage identifies besides (models, source files). The
+manifest records all of it, so every question is answered from the data alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from entropylong_assets.storage.manifest import Manifest, TableError
 from entropylong_assets.storage.tables import WHOLE
 
 THREADS = 16
-"""Manifests read at once."""
+"""Number of manifests read in parallel."""
 
 
 def determining_settings(stage: Stage, settings: Settings) -> dict[str, Any]:
@@ -34,10 +34,10 @@ def determining_settings(stage: Stage, settings: Settings) -> dict[str, Any]:
 
 def setting_at(settings: Settings, path: str) -> Any:
     """The value at a dotted path; a section as a mapping of JSON values."""
-    found = reduce(getattr, path.split("."), settings)
-    if isinstance(found, tuple):
-        return [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in found]
-    return found.model_dump(mode="json") if isinstance(found, BaseModel) else found
+    value = reduce(getattr, path.split("."), settings)
+    if isinstance(value, tuple):
+        return [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def code_version(stage: Stage, settings: Settings) -> str:
@@ -62,7 +62,7 @@ def determinants(stage: Stage, partition: Partition) -> dict[str, Any]:
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as a manifest gives them back: tuples become lists."""
+    """Return the values as they are read from a manifest: tuples become lists."""
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 
@@ -108,9 +108,10 @@ def stale_reason(stage: Stage, partition: Partition) -> str | None:
 
 
 def removal_fault(stage: Stage, partition: Partition) -> str | None:
-    """Why a partition may hold what was removed from the corpus, or None.
+    """Why a partition may contain what was removed from the corpus, or None.
 
-    Of a stage over all shards its only partition counts. None as well if it is not materialized.
+    For a stage over all shards, its only partition is examined. Also None if the partition is not
+    materialized.
     """
     shard = partition.shard if stage.partitioned else WHOLE
     here = Partition(_settings_of(stage, partition), partition.store, shard)
@@ -129,29 +130,29 @@ def is_up_to_date(stage: Stage, partition: Partition) -> bool:
     return stale_reason(stage, partition) is None
 
 
-def _difference(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    if made.get("code") != wanted["code"]:
+def _difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    if recorded.get("code") != wanted["code"]:
         return "made by other code"
     for kind, what in (("settings", "setting"), ("inputs", "input")):
-        before, now = made.get(kind, {}), wanted[kind]
+        before, now = recorded.get(kind, {}), wanted[kind]
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 return f"{what} {name} has changed"
     for name in sorted(wanted.keys() - {"code", "settings", "inputs"}):
-        if made.get(name) != wanted[name]:
+        if recorded.get(name) != wanted[name]:
             return f"{name} has changed"
     return None
 
 
 def settings_difference(stage: Stage, manifest: Manifest, settings: Settings) -> str | None:
-    """The first setting in which a partition differs from these, or that its code does; or None."""
-    made = manifest.determinants
+    """The first difference between a partition's settings or code and the present ones, or None."""
+    recorded = manifest.determinants
     wanted = {
-        **made,
+        **recorded,
         "code": stage.code_version,
         "settings": determining_settings(stage, settings),
     }
-    return _difference(made, wanted)
+    return _difference(recorded, wanted)
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,12 @@ class Eligibility:
 
 
 def eligible_shards(stage: Stage, partition: Partition) -> Eligibility:
-    """Look at every shard of the stage's inputs.
+    """Divide the shards of the stage's inputs into eligible ones and ones that are left out.
 
-    A shard is eligible if every stage that its input is made from, shard by shard, is materialized,
-    made from what the others are now, and has passed its blocking checks; with
-    `requires_up_to_date_inputs` also under the present settings and code. Inputs over all shards
-    must contain it as it is now.
+    A shard is eligible if each of its partitioned inputs is materialized, was made from the present
+    data of its own inputs, and has passed its blocking checks; with `requires_up_to_date_inputs`,
+    each must also have been made under the present settings and code. Inputs over all shards must
+    contain the present data of the shard.
     """
     shards = sorted({s for i in stage.inputs if i.partitioned for s in _shards(i, partition)})
     with ThreadPoolExecutor(THREADS) as pool:
@@ -180,27 +181,27 @@ def eligible_shards(stage: Stage, partition: Partition) -> Eligibility:
 
 
 def _fault(stage: Stage, partition: Partition) -> str | None:
-    found = shard_fault(stage, partition)
-    for source in stage.inputs if found is None else ():
+    fault = shard_fault(stage, partition)
+    for source in stage.inputs if fault is None else ():
         if not source.partitioned:
-            found = found or _containment_fault(source, partition)
-    return found
+            fault = fault or _containment_fault(source, partition)
+    return fault
 
 
 def _containment_fault(whole: Stage, partition: Partition) -> str | None:
-    """Why a stage over all shards does not contain a shard as it is now, or None."""
+    """Why a stage over all shards does not contain the present data of a shard, or None."""
     partitioned = [source for source in whole.inputs if source.partitioned]
     if not partitioned:
         return None
-    found = shard_fault(whole, partition)
-    if found is not None:
-        return found
+    fault = shard_fault(whole, partition)
+    if fault is not None:
+        return fault
     manifest = partition.store.manifest(whole.tables, WHOLE)
     recorded = manifest.determinants.get("inputs", {}) if manifest else {}
     for source in partitioned:
         version = partition.store.require(source.tables, partition.shard).data_version
         if recorded.get(source.name, {}).get(partition.shard) != version:
-            return f"{whole.name} does not contain it as it is now; materialize {whole.name} again"
+            return f"{whole.name} does not contain its present data; materialize {whole.name} again"
     return None
 
 
@@ -218,9 +219,9 @@ def shard_fault(stage: Stage, partition: Partition) -> str | None:
             return f"{source.name} is not materialized"
         if manifest.format_version != source.tables.format_version:
             return f"{source.name} was written in format {manifest.format_version}"
-        made = manifest.determinants
+        recorded = manifest.determinants
         for name in (i.name for i in source.inputs if i.partitioned):
-            if made.get("inputs", {}).get(name) != versions[name]:
+            if recorded.get("inputs", {}).get(name) != versions[name]:
                 return f"{source.name} was made from an older {name}; materialize it again"
         if stage.requires_up_to_date_inputs:
             what = settings_difference(source, manifest, _settings_of(source, partition))
@@ -237,7 +238,7 @@ def shard_fault(stage: Stage, partition: Partition) -> str | None:
 
 
 def failed_check(stage: Stage, partition: Partition) -> str | None:
-    """The first blocking check that the partition has not passed as it is now, or None."""
+    """The first blocking check that the present data of the partition has not passed, or None."""
     outcomes = partition.store.check_outcomes(stage.tables, partition.shard)
     for name in stage.blocking_checks:
         outcome = outcomes.get(name)

@@ -102,8 +102,8 @@ def reporting_damage(store: TableStore, views: Views) -> Iterator[None]:
 def connect(store: TableStore, views: Views, only: str | None = None) -> duckdb.DuckDBPyConnection:
     """Open a session that has these views.
 
-    only: a query; views whose names do not occur in it are left out. Data that exceeds the memory
-    limit is written to a folder of the session, readable only by this user. The folder is removed
+    only: a query; the session has only the views that it names. Data that exceeds the memory limit
+    is written to a folder of the session, readable only by this user. The folder is removed
     with the session or, if the process was killed, when the next session starts. Raises the errors
     of `reporting_damage`.
     """

@@ -118,15 +118,15 @@ def read_removal(store: TableStore, kind: Kind, name: str) -> Removal | None:
 
 
 def read_removals(store: TableStore) -> list[Removal]:
-    """All records of the store's corpus: sources, shards, documents, each sorted by name."""
+    """Read all records of the store's corpus: sources, shards, documents, each sorted by name."""
     removed = find_removed(store)
     names: dict[Kind, list[str]] = {
         "source": sorted(removed.sources),
         "shard": sorted(removed.shards),
         "document": sorted(removed.documents),
     }
-    found = [read_removal(store, kind, name) for kind, of in names.items() for name in of]
-    return [removal for removal in found if removal is not None]
+    removals = [read_removal(store, kind, name) for kind, of in names.items() for name in of]
+    return [removal for removal in removals if removal is not None]
 
 
 def delete_removal(store: TableStore, kind: Literal["shard", "source"], name: str) -> None:

@@ -170,7 +170,7 @@ class TableStore:
         Without a lock, a recent file may belong to another writer, whose manifest will name it.
         """
         kept = {table.file for manifest in keep for table in manifest.tables.values()}
-        # By the clock of the store: the manifest has just been written.
+        # The manifest has just been written, so its time is the present one by the store's clock.
         now = self.fs.modified(f"{folder}/{MANIFEST}")
         for path in self.fs.ls(folder, detail=False, refresh=True):
             name = path.rstrip("/").rpartition("/")[2]

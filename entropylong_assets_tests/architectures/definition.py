@@ -1,6 +1,6 @@
-"""The plain definition of a score, written again: the oracle of the engine's modes.
+"""The plain definition of a score, written independently: the oracle of the engine's modes.
 
-One sequence per forward pass of a copy that has computed nothing before; entropies in float64.
+One sequence per forward pass, each with a new copy of the model; entropies in float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringReq
 
 
 def defined_scores(fresh: Any, request: ScoringRequest) -> PositionScores:
-    """fresh: a model of transformers that has computed nothing yet; it is left as it is."""
+    """fresh: a model of transformers that has not computed anything; it is not changed."""
     hf_model = copy.deepcopy(fresh)
     ids = torch.from_numpy(request.token_ids_T)
     with torch.no_grad():
@@ -39,9 +39,9 @@ def largest_difference(a: Sequence[PositionScores], b: Sequence[PositionScores])
 def requests_of_lengths(lengths: Sequence[int], seed: int = 0) -> list[ScoringRequest]:
     """Random sequences, each scored at some positions that end before the sequence does."""
     draw = np.random.default_rng(seed)
-    made = []
+    requests = []
     for length in lengths:
         last = int(draw.integers(max(2, length // 4), length))
         positions = np.unique(draw.integers(1, last + 1, 20))
-        made.append(ScoringRequest(draw.integers(3, 290, length), positions))
-    return made
+        requests.append(ScoringRequest(draw.integers(3, 290, length), positions))
+    return requests

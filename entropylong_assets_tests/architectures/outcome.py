@@ -1,4 +1,4 @@
-"""What becomes of one model type: loaded from a folder, examined by the doctor, and scored."""
+"""The outcome of one model type: loaded from a folder, examined by the doctor, and scored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from entropylong_assets_tests.architectures.tiny_models import (
 from entropylong_assets_tests.tiny_world import tiny_settings
 
 LENGTHS = [240, 30, 100, 66, 240, 10, 150]
-"""Below, at and beyond all windows, chunks and switches of the tiny models."""
+"""Lengths below, at and beyond all windows, chunks and switches of the tiny models (tokens)."""
 
 MAX_ROOT_TOKENS = 50
 
@@ -116,7 +116,7 @@ def one_line(message: str, folder: Path) -> str:
 
 
 def finding_of(folder: Path) -> Finding:
-    """What the doctor says of a dataset with this model."""
+    """The doctor's finding for a dataset with this model."""
     settings = tiny_settings(
         folder.parent / "corpus",
         folder.parent / "data",

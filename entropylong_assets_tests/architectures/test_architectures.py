@@ -75,7 +75,7 @@ def test_every_class_is_scored_or_refused_in_one_line(
 
 
 def report(outcome: Outcome) -> None:
-    """Leave the outcome for the table of docs/architectures.md, if that is being made."""
+    """Save the outcome for the table of docs/architectures.md, if that is being written."""
     folder = os.environ.get("ENTROPYLONG_ARCHITECTURES_REPORT")
     if folder:
         file = Path(folder) / f"{outcome.name.replace(' ', '_').replace(':', '')}.json"

@@ -1,6 +1,6 @@
 """Tiny random models of any causal class of transformers, made from the defaults of its config.
 
-A config is made small by the names of its fields. `OVERRIDES` holds what the names don't say.
+Fields of a config get small values by their names. `OVERRIDES` contains all other values.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
 
 
 def test_pairs_for_the_second_model_are_chosen_from_every_group() -> None:
-    """Else the few pairs that only the plain rule accepts are lost among the many rejected."""
+    """Otherwise there would be hardly any of the few pairs that only the plain rule accepts."""
     both, plain, neither = ["plain", "calibrated"], ["plain"], list[str]()
     verdicts = [both] * 5 + [plain] * 3 + [neither] * 200
     pairs = pl.DataFrame(

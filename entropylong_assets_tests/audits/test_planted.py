@@ -54,8 +54,7 @@ def names_in(text: str) -> set[str]:
 
 
 def misses(fact: Fact, facts: list[Fact]) -> set[str]:
-    """The place that only the two documents of this fact both name, unless its decoy names it
-    too."""
+    """The place that only the two documents of this fact name, if its decoy does not name it."""
     elsewhere = {
         n for f in facts if f.value != fact.value for n in names_in(f.needing) | names_in(f.stating)
     }
@@ -65,8 +64,10 @@ def misses(fact: Fact, facts: list[Fact]) -> set[str]:
 
 
 def test_a_decoy_about_another_place_is_noticed() -> None:
-    """Every template begins with a capital, so any decoy shares a title-case word. Decoys that name
-    no place would be too easy to reject, and the measured precision too high."""
+    """Decoys about another place would be too easy to reject, and the measured precision too high.
+
+    Every template begins with a capital letter, so any decoy shares a title-case word.
+    """
     facts = plant(24, 7)
     for number, fact in enumerate(facts):
         of_its_kind = facts[(number + 12) % len(facts)].decoys  # about another place
@@ -77,7 +78,7 @@ def test_a_decoy_about_another_place_is_noticed() -> None:
 
 
 def test_write_corpus_leaves_equal_content_as_it_is(tmp_path: Path) -> None:
-    """A newer file would make `make evidence` materialize the planted corpus at every call."""
+    """Otherwise `make evidence` would materialize the planted corpus at every call."""
     file = tmp_path / "facts.jsonl"
     write_corpus(plant(2, 7), str(file))
     os.utime(file, ns=(1, 1))
@@ -95,8 +96,10 @@ def write_table(
 
 
 def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
-    """One of two facts is found: the other's value is not above τ. Pairs accepted at other anchors
-    count neither for nor against, and anchors below the given α are left out."""
+    """One of two facts is found: the value of the other is not above τ.
+
+    Pairs at other anchors are counted separately, and anchors below the given α are left out.
+    """
     facts, store, tokenizer = plant(2, 3), TableStore(str(tmp_path)), byte_tokenizer()
     texts = [t for f in facts for t in (f.needing, f.stating, *f.decoys)]
     ids = {t: doc_id(t) for t in texts}
@@ -137,10 +140,10 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
     values = values_of(store, ["s"], tokenizer, facts)
     assert shortfall(values, 2.0) == pytest.approx((-0.5 + 0.25) / 2)
 
-    found = scored_pairs(store, ["s"], facts, values)
+    scored = scored_pairs(store, ["s"], facts, values)
 
     def counts(alpha: float, name: str, rule: str = "") -> tuple[int, int]:
-        rows = measure(found, values, alpha, ["plain", "calibrated"])
+        rows = measure(scored, values, alpha, ["plain", "calibrated"])
         row = next(r for r in rows if r["rule"] == rule and r["measure"].startswith(name))
         assert row["alpha"] == alpha
         return row["passed"], row["total"]
@@ -157,13 +160,13 @@ def test_recall_and_precision_by_hand(tmp_path: Path) -> None:
         assert counts(alpha, "pairs accepted at other anchors", "plain") == (2, 2)
         assert counts(alpha, "pairs accepted at other anchors", "calibrated") == (0, 2)
 
-    forms = count_by_form(found, values, 2.0, ["plain", "calibrated"])
+    forms = count_by_form(scored, values, 2.0, ["plain", "calibrated"])
     assert forms.columns == ["form", "facts", "anchor", "retrieved", "plain", "calibrated"]
     assert forms.rows() == [("capital", 1, 1, 1, 1, 1), ("ship", 1, 0, 0, 0, 0)]
 
 
 def test_every_form_is_planted_as_often() -> None:
-    """A figure for all facts would otherwise be that of the commonest form."""
+    """Otherwise the most common form would dominate the figures for all facts."""
     by_form = Counter(fact.form for fact in plant(108, 5))
     assert len(by_form) == 12
     assert set(by_form.values()) == {9}

@@ -85,12 +85,12 @@ def audited(
     audit |= {"segment_tokens": 8, "segment_pairs": 2}
     settings = tiny_settings(world.corpus, data, tiny_models, audit=audit)
     store = open_store(settings)
-    found = AuditedWorld(settings, store, world.shards, world.corpus, tiny_models)
-    for partition in found.partitions():
+    audited_world = AuditedWorld(settings, store, world.shards, world.corpus, tiny_models)
+    for partition in audited_world.partitions():
         for stage in AUDITS:
             materialize(stage, partition)
             list(run_checks(stage, partition))
-    return found
+    return audited_world
 
 
 def read(world: AuditedWorld, tables: TableSet[Any], table: str) -> pl.DataFrame:
@@ -229,8 +229,8 @@ def test_audits_depend_on_the_index_of_the_candidates(
 
 
 def test_up_to_date_audits_are_not_run_again(audited: AuditedWorld, tmp_path: Path) -> None:
-    """An audit that an interrupted run had finished, or that a changed setting does not concern,
-    stays as it is."""
+    """An audit that an interrupted run had finished, or that does not depend on a changed setting,
+    is not run again."""
     data = tmp_path / "data"
     shutil.copytree(audited.settings.data_uri, data)
     audit = {**audited.audit, "pairs": 1}

@@ -96,8 +96,8 @@ def test_own_list_is_pinned_and_has_no_name_twice() -> None:
     ],
 )  # fmt: skip
 def test_license_is_spdx(tmp_path: Path, metadata: str, expression: str | None) -> None:
-    found = read_license(make_sdist(tmp_path, "a", {}, metadata))
-    assert found == (expression or metadata.removeprefix("License-Expression: ").strip())
+    license_found = read_license(make_sdist(tmp_path, "a", {}, metadata))
+    assert license_found == (expression or metadata.removeprefix("License-Expression: ").strip())
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_changed_epsilon_makes_stale_what_it_determines_and_starts_nothing(day
     since = time.time()
     stale = {asset: why for asset, why in day.server.stale().items() if asset not in known}
     # The first of them; what follows is marked once that is renewed. The export holds rates that
-    # are computed anew under the rule.
+    # are computed again under the rule.
     changed = ["has a new code version"]
     assert stale == {
         "verified_dependencies": dict.fromkeys(ALL, changed),

@@ -100,7 +100,7 @@ def test_a_changed_epsilon_shows_what_became_stale_and_a_backfill_renews_it(day:
     stale = {asset: why for asset, why in server.stale().items() if asset not in known}
     made = OLD | {GOOD}
     # The first of them; what follows is marked once that is renewed. The export holds rates that
-    # are computed anew under the rule.
+    # are computed again under the rule.
     changed = ["has a new code version"]
     assert stale == {
         "verified_dependencies": dict.fromkeys(made, changed),

@@ -171,7 +171,7 @@ def test_a_run_whose_own_process_is_killed_is_resumed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The named failure: a run that stays "started" for ever, or is begun anew from the top."""
+    """The named failure: a run that stays "started" forever, or starts again from the beginning."""
     values = tiny_values(world.corpus, tmp_path / "data", tiny_models, cluster={"engine": "ray"})
     project = make_project(values)
     server = Server(tmp_path, values, ray.dagster_yaml)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from entropylong_assets_tests.faults.reference import Reference, begin
-from entropylong_assets_tests.faults.summary import PROPERTY, Tale
+from entropylong_assets_tests.faults.summary import PROPERTY, FaultRecord
 
 
 @pytest.fixture(scope="session")
@@ -14,16 +14,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Tale:
-    """What a test writes here stands in the report of the suite."""
+def record(request: pytest.FixtureRequest) -> FaultRecord:
+    """Figures of a test, which the report of the suite sums up."""
     request.node.user_properties.append((PROPERTY, {}))
-    return Tale()
+    return FaultRecord()
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> None:
-    """Before the report of the call is made: a fixture's end would come too late for it."""
-    tale = item.funcargs.get("tell") if hasattr(item, "funcargs") else None
-    if call.when == "call" and isinstance(tale, Tale):
+    """Add the figures to the test's report. When fixtures end, the report has been made already."""
+    record = item.funcargs.get("record") if hasattr(item, "funcargs") else None
+    if call.when == "call" and isinstance(record, FaultRecord):
         for name, figures in item.user_properties:
             if name == PROPERTY:
-                figures |= tale.figures()
+                figures |= record.figures()

@@ -1,4 +1,4 @@
-"""Starts, kills and ends the processes of the suite, each in a process group of its own."""
+"""Starting, killing and ending the processes of the suite, each in its own process group."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from entropylong_assets_tests.faults import witness
 from entropylong_assets_tests.forkserver import PROCESSES
 
 PATIENCE = 180.0
-"""Seconds after which a stage of the tiny world counts as hanging."""
+"""Seconds after which a process counts as hanging."""
 
 
 class Stage:
-    """One stage of one shard, going on in a process of its own from the moment it is made."""
+    """One stage of one shard, running in its own process as soon as the object is made."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Stage:
         die_at: int | None = None,
         **options: Any,
     ) -> None:
-        """`options`: of `run_stage`."""
+        """options: further arguments of `run_stage`."""
         self.name, self.home = f"{asset}, {shard}", home
         self._pipe, theirs = PROCESSES.Pipe()
         self._process = PROCESSES.Process(
@@ -46,40 +46,41 @@ class Stage:
         self.began, self.ended = time.monotonic(), 0.0
 
     def kill_after(self, seconds: float) -> bool:
-        """SIGKILL to its group `seconds` from its start; whether it was still going on."""
+        """Send SIGKILL `seconds` after its start. Returns whether the process was still running."""
         self._process.join(max(0.0, self.began + seconds - time.monotonic()))
         return self.kill()
 
     def kill_when(self, met: Callable[[], bool]) -> bool:
-        """Send SIGKILL as soon as `met`. Returns whether the process was still running."""
+        """Send SIGKILL as soon as `met()`. Returns whether the process was still running."""
         while self._process.is_alive() and not met():
             pass
         return self.kill()
 
     def kill(self) -> bool:
+        """Send SIGKILL to its process group. Returns whether the process was still running."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid or -1, signal.SIGKILL)
         return self.killed()
 
     def killed(self) -> bool:
-        """Waits for its end; whether that was SIGKILL."""
+        """Wait for the end of the process. Returns whether it was ended by SIGKILL."""
         self._process.join(PATIENCE)
-        assert self._process.exitcode is not None, f"{self.name}: it hangs"
+        assert self._process.exitcode is not None, f"{self.name}: the process hangs"
         if self._process.exitcode != -signal.SIGKILL:
             assert self._process.exitcode == 0, self.outcome()
         self._pipe.close()
         return self._process.exitcode == -signal.SIGKILL
 
     def outcome(self) -> tuple[str, Any]:
-        """("done", acts on files) or ("failed", its line)."""
-        assert self._pipe.poll(PATIENCE), f"{self.name}: it hangs\n{self._output()}"
+        """Wait for the result: ("done", number of file operations) or ("failed", message)."""
+        assert self._pipe.poll(PATIENCE), f"{self.name}: the process hangs\n{self._output()}"
         try:
             return self._pipe.recv()
         except EOFError:
-            return "failed", f"died without a word\n{self._output()}"
+            return "failed", f"the process died without a message\n{self._output()}"
 
     def finish(self) -> int:
-        """Waits until it has succeeded; returns its acts on files."""
+        """Wait until the stage has succeeded; return its number of file operations."""
         state, message = self.outcome()
         assert state == "done", f"{self.name}: {message}"
         self.ended = time.monotonic()
@@ -88,7 +89,7 @@ class Stage:
         return int(message)
 
     def fail(self) -> str:
-        """Waits until it has failed; returns its line."""
+        """Wait until the stage has failed; return its message."""
         state, message = self.outcome()
         assert state == "failed", f"{self.name}: it did not fail"
         self._process.join(PATIENCE)
@@ -102,7 +103,10 @@ class Stage:
 def witnessed(
     data: Path, whole: Mapping[str, str], rows: Mapping[str, list[str]]
 ) -> Iterator[witness.Seen]:
-    """A reader beside what happens inside; what it saw is in the yielded dictionary afterwards."""
+    """Let a reader read the data while the context runs.
+
+    What it observed is in the yielded dictionary after the context has ended.
+    """
     pipe, theirs = PROCESSES.Pipe()
     process = PROCESSES.Process(target=witness.watch, args=(str(data), whole, rows, theirs))
     process.start()
@@ -121,6 +125,7 @@ def witnessed(
 
 
 def forkserver_threads() -> int:
+    """Number of threads of the forkserver."""
     pipe, theirs = PROCESSES.Pipe()
     process = PROCESSES.Process(target=child.threads_of_forkserver, args=(theirs,))
     process.start()

@@ -20,7 +20,7 @@ from entropylong_assets_tests.stage_names import BY_NAME, FOLLOWING
 from entropylong_assets_tests.tiny_world import tiny_values, write_corpus, write_models
 
 FIRST, SHARD = "tiny-00000", "tiny-00001"
-"""The second shard is killed: the first one stands beside it and must stay as it is."""
+"""The runs on the second shard are killed. The first shard must not change."""
 
 AUDITS = ("null_calibration", "long_range_audit")
 STAGES = ("scan", *FOLLOWING, *AUDITS)
@@ -32,22 +32,23 @@ def shard_of(asset: str) -> str:
 
 @dataclass
 class Reference:
-    """`folder` holds for each made stage data and instance before it, and data after it."""
+    """An undisturbed run. `folder` contains, per stage, data and instance before it, data after."""
 
     folder: Path
     content: dict[str, Any]
-    """Of the settings file."""
+    """Content of the settings file."""
     seconds: dict[str, float] = field(default_factory=dict)
-    acts: dict[str, int] = field(default_factory=dict)
-    """Acts on files under the data folder in an undisturbed run of the stage."""
+    """Duration of each stage."""
+    operations: dict[str, int] = field(default_factory=dict)
+    """File operations under the data folder in an undisturbed run of each stage."""
     lance_files: dict[str, int] = field(default_factory=dict)
-    """Files that the stage adds to the LanceDB table."""
+    """Number of files that each stage adds to the LanceDB table."""
 
     def values(self, data: Path) -> dict[str, Any]:
         return self.content | {"data_uri": str(data)}
 
     def make(self, last: str) -> None:
-        """Runs all stages up to this one, undisturbed, unless they have been."""
+        """Run all stages up to this one, except those that have run already."""
         data, home = self.folder / "data", self.folder / "home"
         values = self.values(data)
         for asset in STAGES[: STAGES.index(last) + 1]:
@@ -59,19 +60,19 @@ class Reference:
                 shutil.copytree(self.folder / name, self.folder / asset / f"{name}-before")
             files = lance_files(data)
             stage = Stage(values, home, asset, shard_of(asset))
-            self.acts[asset] = stage.finish()
+            self.operations[asset] = stage.finish()
             self.seconds[asset] = stage.ended - stage.began
             self.lance_files[asset] = lance_files(data) - files
             shutil.copytree(data, self.after(asset))
 
     def copy(self, stage: str, data: Path, home: Path) -> None:
-        """Puts data and instance there as they were before a stage."""
+        """Copy data and instance as they were before a stage."""
         shutil.copytree(self.folder / stage / "data-before", data)
         shutil.copytree(self.folder / stage / "home-before", home)
         show_data(home, data)
 
     def command(self, folder: Path) -> tuple[list[str], dict[str, str]]:
-        """Copies what there was before the scan to `data` and `home` in a folder.
+        """Copy data and instance as they were before the scan to `data` and `home` in a folder.
 
         Returns the command `entropylong run` over them, and its environment.
         """
@@ -86,7 +87,7 @@ class Reference:
         return self.folder / stage / "data-after"
 
     def tree(self, stage: str) -> dict[str, str]:
-        """Hash of every file after a stage, as `witness.tree_of` gives it."""
+        """Hash of every file after a stage, as returned by `witness.tree_of`."""
         return witness.tree_of(self.after(stage), self.folder / "data")
 
     def versions(self, stage: str) -> dict[str, str]:
@@ -98,12 +99,12 @@ class Reference:
         }
 
     def rows(self, stage: str) -> dict[str, list[str]]:
-        """What the rows of a shard may be before and after a stage: copies leave with the index."""
-        found: dict[str, list[str]] = {}
+        """Hashes that the rows of each shard may have during a stage: those before and after it."""
+        digests: dict[str, list[str]] = {}
         for data in (self.folder / stage / "data-before", self.after(stage)):
             for shard, digest in witness.rows_of(str(data)).items():
-                found.setdefault(shard, []).append(digest)
-        return found
+                digests.setdefault(shard, []).append(digest)
+        return digests
 
 
 def lance_files(data: Path) -> int:
@@ -111,7 +112,7 @@ def lance_files(data: Path) -> int:
 
 
 def begin(folder: Path) -> Reference:
-    """Models, corpus and an empty instance; stages are made as they are asked for."""
+    """Write models, corpus and an empty instance. `Reference.make` runs the stages on demand."""
     models = write_models(folder)
     write_corpus(folder / "corpus")
     for name in ("data", "home"):
@@ -123,7 +124,7 @@ def begin(folder: Path) -> Reference:
 
 
 def show_data(home: Path, data: Path) -> None:
-    """Let a copied instance show copied data. It refuses them as long as the first ones exist."""
+    """Make a copied instance show the copied data, which it refuses while the original exists."""
     keys = [f"entropylong/data_uri/{name}" for name in (DEFAULT_CORPUS, DEFAULT_DATASET)]
     with dg.DagsterInstance.from_config(str(home)) as instance:
         instance.daemon_cursor_storage.set_cursor_values({key: str(data) for key in keys})

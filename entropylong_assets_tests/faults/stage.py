@@ -21,10 +21,10 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def watch_files(folder: str, die_at: int | None) -> list[int]:
-    """Counts this process' changes of files under `folder`, and at number `die_at` kills it.
+    """Count this process' changes of files under `folder`; kill it before change `die_at`.
 
-    Reading counts for nothing: an export reads many files for each that it writes. By Python's
-    audit events: LanceDB's acts, which are Rust's, are not among them.
+    Uses Python's audit events, which do not include the changes that LanceDB makes in Rust. Reads
+    are not counted: an export reads many files for each that it writes.
     """
     count = [0]
 
@@ -88,7 +88,7 @@ def execute(values: Mapping[str, Any], asset: str, shard: str) -> None:
 
 
 def give_up_rights() -> None:
-    """Permissions of files hold for this process from now on, even if it is root's."""
+    """Make file permissions apply to this process, even if its user is root."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the call; this process
     data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice 32 bits
@@ -109,9 +109,10 @@ def run_stage(
     pauses: bool = True,
     rights: bool = True,
 ) -> None:
-    """Target of a process. Sends "started", then ("done", acts on files) or ("failed", why).
+    """Target of a process. Sends "started", then ("done", file operations) or ("failed", message).
 
-    pauses: between the tries of a step that failed. rights: those of root over permissions.
+    pauses: pause between the attempts of a failed step. rights: keep root's right to ignore file
+    permissions.
     """
     os.setsid()
     os.environ["DAGSTER_HOME"] = home
@@ -139,7 +140,7 @@ def run_stage(
 
 
 def threads_of_forkserver(pipe: Connection) -> None:
-    """Target of a process: how many threads its parent, the forkserver, has."""
+    """Target of a process. Sends the number of threads of its parent, the forkserver."""
     with open(f"/proc/{os.getppid()}/status") as status:
         pipe.send(next(int(line.split()[1]) for line in status if line.startswith("Threads:")))
 

@@ -1,4 +1,4 @@
-"""What the suite prints at its end, and writes where ENTROPYLONG_FAULTS_REPORT says."""
+"""The report at the end of the suite, also written to the path ENTROPYLONG_FAULTS_REPORT."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 SEED = int(os.environ.get("ENTROPYLONG_FAULTS_SEED", "6"))
 PROPERTY = "faults"
-"""Tests tell of what they did under this name; such properties come through pytest-xdist."""
+"""Name of the pytest property with a test's figures; pytest-xdist passes properties on."""
 
 
-class Tale:
-    """What one test did and found; the fixture `tell`."""
+class FaultRecord:
+    """Faults that one test caused, and what it observed; the fixture `record`."""
 
     def __init__(self) -> None:
         self.kills: Counter[str] = Counter()
@@ -24,7 +24,7 @@ class Tale:
         self.differences: list[str] = []
 
     def figures(self) -> dict[str, Any]:
-        """What is not nothing, as pytest-xdist can send it."""
+        """All figures above 0, in types that pytest-xdist can send."""
         return {
             name: dict(value) if isinstance(value, Counter) else value
             for name, value in vars(self).items()
@@ -32,9 +32,9 @@ class Tale:
         }
 
 
-def _gather(reporter: Any) -> tuple[Tale, int, int]:
-    """All tales together, with the numbers of tests that recorded one, passed and failed."""
-    whole, counts = Tale(), Counter[str]()
+def _gather(reporter: Any) -> tuple[FaultRecord, int, int]:
+    """Sum up all records; return also the numbers of tests with a record, passed and failed."""
+    whole, counts = FaultRecord(), Counter[str]()
     for outcome in ("passed", "failed"):
         for report in reporter.stats.get(outcome, []):
             for name, figures in getattr(report, "user_properties", []):
@@ -52,7 +52,7 @@ def _gather(reporter: Any) -> tuple[Tale, int, int]:
     return whole, counts["passed"], counts["failed"]
 
 
-def _markdown(whole: Tale, passed: int, failed: int) -> str:
+def _markdown(whole: FaultRecord, passed: int, failed: int) -> str:
     lines = [
         f"{datetime.now(UTC).date().isoformat()}, seed {SEED}: {passed} tests passed, "
         f"{failed} failed.",
@@ -64,8 +64,8 @@ def _markdown(whole: Tale, passed: int, failed: int) -> str:
         f"| other faults | {whole.faults.total()} |",
         *(f"| … {name} | {n} |" for name, n in sorted(whole.faults.items())),
         f"| recoveries: reruns that ended with the undisturbed tables | {whole.recoveries} |",
-        f"| times that a reader looked meanwhile | {whole.looks} |",
-        f"| … partitions, exports and shards that it found whole | {whole.whole_seen} |",
+        f"| times that a reader read all data meanwhile | {whole.looks} |",
+        f"| … complete partitions, exports and shards that it read | {whole.whole_seen} |",
         f"| differences | {len(whole.differences) or 'none'} |",
         *(f"| … | {one} |" for one in whole.differences),
     ]

@@ -21,7 +21,7 @@ from entropylong_assets.stages.versioning import stale_reason
 from entropylong_assets_tests.e2e.server import PROJECT
 from entropylong_assets_tests.faults.comparing import rerun
 from entropylong_assets_tests.faults.reference import STAGES, Reference, shard_of
-from entropylong_assets_tests.faults.summary import Tale
+from entropylong_assets_tests.faults.summary import FaultRecord
 from entropylong_assets_tests.stage_names import path_of
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
@@ -34,17 +34,19 @@ BACK = "-2d"
 def run_under_a_clock(
     reference: Reference, stage: str, data: Path, home: Path, *, set_back_in_the_middle: bool
 ) -> None:
-    """The stage in a process of its own, whose clock goes back once its run has started, or is
-    back from the first."""
+    """Run the stage in a process whose clock is set back.
+
+    set_back_in_the_middle: set it back once the run has started, not before.
+    """
     clock = home / "clock"
     clock.write_text("+0" if set_back_in_the_middle else BACK)
-    known = {record.dagster_run.run_id for record in runs_of(home)}
+    known = {run.dagster_run.run_id for run in runs_of(home)}
     values = json.dumps(reference.values(data))
     environment = os.environ | {
         "LD_PRELOAD": str(FAKETIME),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # nor does it go back where a real clock is set
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # setting a real clock does not change it either
         "DAGSTER_HOME": str(home),
         "PYTHONPATH": str(PROJECT),
     }
@@ -58,7 +60,7 @@ def run_under_a_clock(
             stderr=output,
         )
         while set_back_in_the_middle and clock.read_text() != BACK:
-            assert process.poll() is None, "the clock was to be set back in the middle"
+            assert process.poll() is None, "the stage ended before the clock was set back"
             started = (r.dagster_run.run_id for r in runs_of(home) if r.start_time is not None)
             if set(started) - known:
                 clock.write_text(BACK)
@@ -80,26 +82,26 @@ def newest_event(home: Path, asset: str) -> dg.EventLogRecord:
 @pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_the_clock_goes_back_in_the_middle_of_a_stage(
-    reference: Reference, stage: str, tmp_path: Path, tell: Tale
+    reference: Reference, stage: str, tmp_path: Path, record: FaultRecord
 ) -> None:
     reference.make(stage)
     data, home = tmp_path / "data", tmp_path / "home"
     reference.copy(stage, data, home)
     run_under_a_clock(reference, stage, data, home, set_back_in_the_middle=True)
     yesterday = time.time() - 86_400
-    newest = max(runs_of(home), key=lambda record: record.storage_id)
+    newest = max(runs_of(home), key=lambda run: run.storage_id)
     assert newest.start_time is not None
     assert newest.start_time > yesterday > newest_event(home, stage).timestamp
-    tell.faults["clock set back"] += 1
-    rerun(reference, stage, data, home, tell)
+    record.faults["clock set back"] += 1
+    rerun(reference, stage, data, home, record)
 
 
 @needs_faketime
 @pytest.mark.long
 def test_samples_made_after_the_clock_went_back_are_exported(
-    reference: Reference, tmp_path: Path, tell: Tale
+    reference: Reference, tmp_path: Path, record: FaultRecord
 ) -> None:
-    """By its times the export would seem later than the samples that it does not hold."""
+    """By the clock, the export is newer than the samples that it does not contain."""
     reference.make(STAGES[-1])
     data, home = tmp_path / "data", tmp_path / "home"
     reference.copy(STAGES[-1], data, home)
@@ -113,8 +115,8 @@ def test_samples_made_after_the_clock_went_back_are_exported(
     reference = replace(reference, content={**reference.content, "seed": 7})
     run_under_a_clock(reference, "verified_dependencies", data, home, set_back_in_the_middle=False)
     run_under_a_clock(reference, "long_context_samples", data, home, set_back_in_the_middle=False)
-    exported, made = (newest_event(home, a) for a in ("training_dataset", "long_context_samples"))
-    assert made.timestamp < exported.timestamp
+    export, samples = (newest_event(home, a) for a in ("training_dataset", "long_context_samples"))
+    assert samples.timestamp < export.timestamp
     assert reason() is not None
-    tell.faults["clock set back"] += 1
-    tell.recoveries += 1
+    record.faults["clock set back"] += 1
+    record.recoveries += 1

@@ -1,5 +1,5 @@
-"""A full disk and a folder without write permission: one line, nothing half-written, and a rerun
-ends in the undisturbed tables."""
+"""A full disk and a folder without write permission: a one-line error, no incomplete data, and a
+rerun gives the tables of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from entropylong_assets_tests.faults import witness
 from entropylong_assets_tests.faults.comparing import rerun
 from entropylong_assets_tests.faults.processes import Stage, witnessed
 from entropylong_assets_tests.faults.reference import STAGES, Reference, shard_of
-from entropylong_assets_tests.faults.summary import SEED, Tale
+from entropylong_assets_tests.faults.summary import SEED, FaultRecord
 
 DISK_MIB = 32
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is a disk of its own."""
+    """A folder on its own disk."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(
+    mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], capture_output=True
     )
-    if made.returncode:
-        pytest.skip(f"no disk can be mounted here: {made.stderr.decode().strip()}")
+    if mount.returncode:
+        pytest.skip(f"no disk can be mounted here: {mount.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def leave_free(disk: Path, n_bytes: int) -> None:
-    """Fills the disk but for so much."""
+    """Fill the disk until only `n_bytes` are free."""
     filler = disk / "filler"
     filler.unlink(missing_ok=True)
     with filler.open("wb") as file:
         file.write(bytes(max(0, shutil.disk_usage(disk).free - n_bytes)))
 
 
-def fill_and_rerun(reference: Reference, stage: str, times: int, disk: Path, tell: Tale) -> None:
+def fill_and_rerun(
+    reference: Reference, stage: str, times: int, disk: Path, record: FaultRecord
+) -> None:
     reference.make(stage)
     data, home, shard = disk / "data", disk.parent / "home", shard_of(stage)
     reference.copy(stage, data, home)
@@ -53,61 +55,61 @@ def fill_and_rerun(reference: Reference, stage: str, times: int, disk: Path, tel
             state, message = Stage(
                 reference.values(data), home, stage, shard, pauses=False
             ).outcome()
-            if state == "done":  # the room was enough
+            if state == "done":  # the free space was enough
                 continue
-            tell.faults["full disk"] += 1
+            record.faults["full disk"] += 1
             assert "no space left" in message, message
             assert "\n" not in message
         (disk / "filler").unlink()
-        rerun(reference, stage, data, home, tell)
-    tell.looks, tell.whole_seen = seen["looks"], seen.get("whole", 0)
-    tell.differences += [f"seen: {fault}" for fault in seen["faults"]]
-    assert tell.differences == []
-    assert tell.faults["full disk"] >= 1
+        rerun(reference, stage, data, home, record)
+    record.looks, record.whole_seen = seen["looks"], seen.get("whole", 0)
+    record.differences += [f"seen: {fault}" for fault in seen["faults"]]
+    assert record.differences == []
+    assert record.faults["full disk"] >= 1
 
 
-def test_a_full_disk_in_short(reference: Reference, disk: Path, tell: Tale) -> None:
-    fill_and_rerun(reference, "chunk_embeddings", 2, disk, tell)
+def test_a_full_disk_in_short(reference: Reference, disk: Path, record: FaultRecord) -> None:
+    fill_and_rerun(reference, "chunk_embeddings", 2, disk, record)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk(reference: Reference, stage: str, disk: Path, tell: Tale) -> None:
-    fill_and_rerun(reference, stage, 3, disk, tell)
+def test_a_full_disk(reference: Reference, stage: str, disk: Path, record: FaultRecord) -> None:
+    fill_and_rerun(reference, stage, 3, disk, record)
 
 
 def allow(folder: Path, mode: int) -> None:
-    """Of a folder and all folders in it."""
+    """Set the permissions of a folder and of all folders in it."""
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
             path.chmod(mode)
 
 
-def refuse_and_rerun(reference: Reference, stage: str, where: Path, tell: Tale) -> None:
+def refuse_and_rerun(reference: Reference, stage: str, where: Path, record: FaultRecord) -> None:
     reference.make(stage)
     data, home, shard = where / "data", where / "home", shard_of(stage)
     reference.copy(stage, data, home)
     before = witness.tree_of(data)
     allow(data, 0o555)
     message = Stage(reference.values(data), home, stage, shard, rights=False).fail()
-    tell.faults["no write permission"] += 1
+    record.faults["no write permission"] += 1
     assert "no permission: " in message, message
     assert str(data) in message
     assert "\n" not in message
     assert witness.tree_of(data) == before
     allow(data, 0o755)
-    rerun(reference, stage, data, home, tell)
+    rerun(reference, stage, data, home, record)
 
 
 def test_a_folder_without_write_permission_in_short(
-    reference: Reference, tmp_path: Path, tell: Tale
+    reference: Reference, tmp_path: Path, record: FaultRecord
 ) -> None:
-    refuse_and_rerun(reference, "corpus_documents", tmp_path, tell)
+    refuse_and_rerun(reference, "corpus_documents", tmp_path, record)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_folder_without_write_permission(
-    reference: Reference, stage: str, tmp_path: Path, tell: Tale
+    reference: Reference, stage: str, tmp_path: Path, record: FaultRecord
 ) -> None:
-    refuse_and_rerun(reference, stage, tmp_path, tell)
+    refuse_and_rerun(reference, stage, tmp_path, record)

@@ -1,5 +1,5 @@
-"""SIGKILL to run workers of a real server with its daemon: the run is marked failed, its slots are
-given back, and the next run of the same job ends in the undisturbed tables."""
+"""SIGKILL to run workers of a real server with its daemon: the run is marked as failed, its pool
+slots are freed, and the next run of the same job gives the tables of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from entropylong_assets_tests.faults import witness
 from entropylong_assets_tests.faults.comparing import differences
 from entropylong_assets_tests.faults.processes import witnessed
 from entropylong_assets_tests.faults.reference import STAGES, Reference, shard_of
-from entropylong_assets_tests.faults.summary import SEED, Tale
+from entropylong_assets_tests.faults.summary import SEED, FaultRecord
 
 JOBS = {
     "corpus__index": ("embedding_index", "embedding_index"),
@@ -38,7 +38,7 @@ def end_of(server: Server, run: str) -> str:
 
 
 def kill_worker(server: Server, job: str, shard: str | None, after: float) -> bool:
-    """Launches the job and kills its process; whether the run failed of it."""
+    """Launch the job and kill its process. Returns whether the run failed because of that."""
     run = server.launch(job, shard)
     process = server.wait(f"the process of {run}", lambda: server.process_of(run), 120)
     time.sleep(after)
@@ -50,7 +50,7 @@ def kill_worker(server: Server, job: str, shard: str | None, after: float) -> bo
 
 
 @pytest.mark.long
-def test_killed_run_workers(reference: Reference, tmp_path: Path, tell: Tale) -> None:
+def test_killed_run_workers(reference: Reference, tmp_path: Path, record: FaultRecord) -> None:
     reference.make(STAGES[-1])
     data, home = tmp_path / "data", tmp_path / "dagster"
     reference.copy("training_dataset", data, home)
@@ -72,22 +72,22 @@ def test_killed_run_workers(reference: Reference, tmp_path: Path, tell: Tale) ->
                         kills += kill_worker(
                             server, job, shard, draw.uniform(0, reference.seconds[first] / 3)
                         )
-                tell.kills["Dagster run worker"] += kills
+                record.kills["Dagster run worker"] += kills
                 assert kills == KILLS
                 assert end_of(server, server.launch(job, shard)) == "SUCCESS"
-            tell.differences += differences(reference, last, data)
-            tell.differences += [f"seen: {fault}" for fault in seen["faults"]]
-            tell.looks += seen["looks"]
-            tell.whole_seen += seen.get("whole", 0)
-            assert tell.differences == []
-            tell.recoveries += 1
+            record.differences += differences(reference, last, data)
+            record.differences += [f"seen: {fault}" for fault in seen["faults"]]
+            record.looks += seen["looks"]
+            record.whole_seen += seen.get("whole", 0)
+            assert record.differences == []
+            record.recoveries += 1
 
 
 @pytest.mark.long
 def test_a_killed_command_does_not_hold_up_the_next(
-    reference: Reference, tmp_path: Path, tell: Tale
+    reference: Reference, tmp_path: Path, record: FaultRecord
 ) -> None:
-    """Its run would keep the slot of its pool, and no daemon is there to take it back."""
+    """Otherwise its run would keep its pool slot, because no daemon frees it."""
     reference.make(STAGES[-1])
     data = tmp_path / "data"
     command, environment = reference.command(tmp_path)
@@ -103,7 +103,7 @@ def test_a_killed_command_does_not_hold_up_the_next(
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        tell.kills["the command line"] += 1
+        record.kills["the command line"] += 1
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -112,10 +112,10 @@ def test_a_killed_command_does_not_hold_up_the_next(
         witness.tree_of(data, reference.folder / "data"),
         reference.tree("report"),
     )
-    # The index and what searched it were made after all shards, as in the undisturbed run.
-    tell.differences = sorted(
+    # Index and candidates were made after all shards, as in the undisturbed run.
+    record.differences = sorted(
         n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)
     )
-    tell.differences += witness.left_behind(data)
-    assert tell.differences == []
-    tell.recoveries += 1
+    record.differences += witness.leftovers(data)
+    assert record.differences == []
+    record.recoveries += 1

@@ -13,7 +13,7 @@ import pytest
 from entropylong_assets_tests.e2e.server import PROJECT, Server
 from entropylong_assets_tests.faults import witness
 from entropylong_assets_tests.faults.reference import STAGES, Reference
-from entropylong_assets_tests.faults.summary import Tale
+from entropylong_assets_tests.faults.summary import FaultRecord
 
 SECONDS = 10.0
 RESUMES = "run the same command again"
@@ -25,9 +25,9 @@ def staging(data: Path, table: str) -> list[Path]:
 
 @pytest.mark.long
 def test_a_stopped_command_resumes_where_it_was(
-    reference: Reference, tmp_path: Path, tell: Tale
+    reference: Reference, tmp_path: Path, record: FaultRecord
 ) -> None:
-    """Five stops in five stages, then one run to the end: the tables of an undisturbed run."""
+    """Five stops in five stages, then a complete run: it gives the tables of an undisturbed run."""
     reference.make(STAGES[-1])
     data, home = tmp_path / "data", tmp_path / "home"
     command, environment = reference.command(tmp_path)
@@ -63,15 +63,15 @@ def test_a_stopped_command_resumes_where_it_was(
     ours, theirs = witness.tree_of(data, reference.folder / "data"), reference.tree("report")
     # The report's size and hash depend on the folder's own path, which the page shows.
     names = {n for n in ours.keys() | theirs.keys() if not n.startswith("dataset/report/")}
-    tell.differences = sorted(n for n in names if ours.get(n) != theirs.get(n))
-    tell.differences += witness.left_behind(data)
-    assert tell.differences == []
-    tell.recoveries += 1
+    record.differences = sorted(n for n in names if ours.get(n) != theirs.get(n))
+    record.differences += witness.leftovers(data)
+    assert record.differences == []
+    record.recoveries += 1
 
 
 @pytest.mark.long
 def test_a_run_terminated_in_the_ui_stops(reference: Reference, tmp_path: Path) -> None:
-    """Dagster would try its step again after 15 s, and the run would end as a success."""
+    """The failure: Dagster retried the step after 15 s, and the run succeeded."""
     reference.make(STAGES[-1])
     data, home = tmp_path / "data", tmp_path / "dagster"
     reference.copy("verified_dependencies", data, home)

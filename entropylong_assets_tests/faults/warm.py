@@ -1,9 +1,9 @@
-"""What the forkserver of the suite loads once, so that a stage to be killed starts in little time.
+"""Modules that the forkserver of the suite imports once, so that stages start quickly.
 
-Python's `forkserver` is a process of its own that imports this module and nothing else, and forks
-a child for every stage. What starts threads is not among them (LanceDB, Polars, Arrow): no thread
-survives a fork, and each child imports these itself. `test_kills` holds that the forkserver has
-one thread.
+Python's `forkserver` is a process that imports only this module, and forks a child for every stage.
+Libraries that start threads (LanceDB, Polars, Arrow) are not imported here, since threads do not
+survive a fork: each child imports them itself. `test_kills` checks that the forkserver has one
+thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A reader beside the killed writers, which must only ever see absent or whole partitions."""
+"""A reader of data that killed processes write: every partition must be missing or complete."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from typing import Any
 
 import polars as pl
 
-LEFT_BEHIND = (".staging-", ".put-", ".batches-", ".tmp-", "staging-")
+TEMPORARY = (".staging-", ".put-", ".batches-", ".tmp-", "staging-")
+"""Prefixes of files and folders that exist only while something is written."""
 
 
 def rows_of(data: str, shard: str | None = None, tag: str | None = None) -> dict[str, str]:
-    """Hash over all columns of the rows of each shard of the LanceDB table, in order of their ids;
-    empty where there is no table."""
+    """Hash of the rows of each shard of the LanceDB table: all columns, sorted by id.
+
+    Empty if there is no table.
+    """
     from entropylong_assets.stages.embeddings.table import open_table
     from entropylong_assets.storage.manifest import TableError
     from entropylong_assets.storage.tables import TableStore
@@ -44,10 +47,10 @@ def rows_of(data: str, shard: str | None = None, tag: str | None = None) -> dict
 
 
 def tree_of(data: Path, *others: Path) -> dict[str, str]:
-    """Hash of every file but LanceDB's own, byte for byte but for two things that a kill does
-    change: the folder's own path, and the number of commits that the LanceDB table has seen.
+    """Hash of every file, except those of LanceDB.
 
-    others: paths that the folder had when some of it was written.
+    Leaves out what legitimately differs: the path of the folder, and the number of commits to the
+    LanceDB table. others: earlier paths of the folder.
     """
     hashes = {}
     for path in sorted(data.rglob("*")):
@@ -61,17 +64,17 @@ def tree_of(data: Path, *others: Path) -> dict[str, str]:
     return hashes
 
 
-def left_behind(data: Path) -> list[str]:
-    """What killed writers left that a rerun should have cleared away."""
+def leftovers(data: Path) -> list[str]:
+    """Temporary files and folders of killed writers, which a rerun must remove."""
     return [
         str(path.relative_to(data))
         for path in data.rglob("*")
-        if path.name.startswith(LEFT_BEHIND) and "lancedb" not in path.relative_to(data).parts
+        if path.name.startswith(TEMPORARY) and "lancedb" not in path.relative_to(data).parts
     ]
 
 
 def _tables(data: str, whole: Mapping[str, str], counts: Counter[str]) -> list[str]:
-    """`whole`: version of each partition, by `asset/shard`."""
+    """Faults of the partitions. whole: expected version of each, by `asset/shard`."""
     from entropylong_assets.storage.tables import TableStore
     from entropylong_assets_tests.stage_names import BY_NAME
 
@@ -89,12 +92,13 @@ def _tables(data: str, whole: Mapping[str, str], counts: Counter[str]) -> list[s
             content = store.fs.cat_file(f"{store.folder(tables, shard)}/{file.file}")
             rows = len(store.read(tables, shard, table))
             if hashlib.sha256(content).hexdigest() != file.sha256 or rows != file.rows:
-                faults.append(f"{name}: table {table} is not as its manifest says")
+                faults.append(f"{name}: table {table} differs from its manifest")
         counts["whole"] += 1
     return faults
 
 
 def _exports(data: str, counts: Counter[str]) -> list[str]:
+    """Faults of exports, reports and the plan of shards."""
     from entropylong_assets.stages.training_data.verify import verify_export
 
     faults, dataset = [], Path(data) / "dataset"
@@ -104,7 +108,7 @@ def _exports(data: str, counts: Counter[str]) -> list[str]:
         if path.is_dir():
             faults += verify_export(str(path)).faults
         elif not path.read_bytes().rstrip().endswith(b"</html>"):
-            faults.append(f"{path.name} is cut short")
+            faults.append(f"{path.name} is incomplete")
         counts["whole"] += 1
     plan = Path(data) / "corpus" / "shards.json"
     if plan.exists():
@@ -116,9 +120,9 @@ def _exports(data: str, counts: Counter[str]) -> list[str]:
 def watch(
     data: str, whole: Mapping[str, str], rows: Mapping[str, list[str]], pipe: Connection
 ) -> None:
-    """Target of a process: look again and again until the signal to end, then send what was seen.
+    """Target of a process: read everything repeatedly until the signal to end; send the results.
 
-    `rows`: the hashes that the rows of each shard in the LanceDB table may have.
+    rows: hashes that the rows of each shard in the LanceDB table may have.
     """
     os.environ["RUST_BACKTRACE"] = "0"
     counts: Counter[str] = Counter()
@@ -135,8 +139,8 @@ def watch(
                 for shard, digest in rows_of(data).items():
                     counts["whole"] += 1
                     if digest not in rows.get(shard, ()):
-                        faults.append(f"LanceDB: rows of {shard} are neither absent nor whole")
-        except Exception as error:  # whatever a reader meets is what the test is about
+                        faults.append(f"LanceDB: rows of {shard} are incomplete")
+        except Exception as error:  # any error of a reader is a fault
             faults.append(f"{type(error).__name__}: {error}")
         if last or faults[50:]:
             break

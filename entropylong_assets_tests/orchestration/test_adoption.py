@@ -1,4 +1,4 @@
-"""Data that another Dagster instance made: nothing is computed again, and the UI shows it."""
+"""Data of another Dagster instance is shown in the UI, and nothing is computed again."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_copied_data_need_no_run_and_are_shown(moved: Project, world: World) -> 
         assert len(partitions) == 2 * 8 + 4
         for settings, stage, shard in partitions:
             assert_known(instance, settings, stage, shard)
-        # The instance is not asked to know it twice.
+        # It is reported only once.
         assert run_project(moved, instance) == 0
         for settings, stage, shard in partitions:
             records = instance.fetch_materializations(
@@ -73,16 +73,16 @@ def assert_known(
     assert event.tags["dagster/data_version"] == manifest.data_version
     rows = manifest.tables[stage.tables.main].rows
     assert event.metadata["dagster/row_count"].value == rows
-    found: dict[str, bool] = {}
+    evaluated: dict[str, bool] = {}
     for check in stage.checks:
         history = instance.event_log_storage.get_asset_check_execution_history(
             dg.AssetCheckKey(key, check.name), limit=100
         )
         latest = next(r for r in history if r.partition == (None if shard == WHOLE else shard))
         assert latest.evaluation is not None
-        found[check.name] = latest.evaluation.passed
+        evaluated[check.name] = latest.evaluation.passed
     outcomes = open_store(settings).check_outcomes(stage.tables, shard)
-    assert found == {name: outcome.passed for name, outcome in outcomes.items()}
+    assert evaluated == {name: outcome.passed for name, outcome in outcomes.items()}
 
 
 def test_what_failed_its_checks_is_run_again(moved: Project, world: World) -> None:
@@ -124,7 +124,7 @@ def test_an_instance_adopts_newer_data_again_and_again(moved: Project, world: Wo
         for version in ("0" * 16, "1" * 16):
             assert run_project(moved, instance) == 0
             assert_known(instance, moved.corpus, stage, world.shards[0])
-            # As after another instance has made it anew, and the data were reverted since.
+            # As if another instance had made it again, and the data was reverted since.
             instance.report_runless_asset_event(
                 dg.AssetMaterialization(
                     key, partition=world.shards[0], tags={"dagster/data_version": version}

@@ -11,7 +11,7 @@ import pytest
 def test_loading_the_definitions_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The failure: `dg dev` printed forty lines of PreviewWarning and BetaWarning per load.
 
-    In a process of its own, since the tests themselves ignore these warnings.
+    Runs in another process, since the tests themselves ignore these warnings.
     """
     monkeypatch.setenv("ENTROPYLONG_PROFILE", "quickstart")
     load = (

@@ -211,7 +211,7 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "rank twice": sets("candidates", 1, rank=1),
             "chunk twice": sets("candidates", 1, chunk_id="B-00000"),
             "more than K": doubles("candidates", 1, rank=3, chunk_id="G-00000"),
-            "found by words nobody asked for": sets("candidates", 1, found_by="text"),
+            "found by words without a text search": sets("candidates", 1, found_by="text"),
             "found by both": sets("candidates", 1, found_by="both"),
             "unknown search": sets("candidates", 1, found_by="maybe"),
         },

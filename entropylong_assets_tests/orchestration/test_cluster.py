@@ -1,4 +1,4 @@
-"""What the settings `cluster` become on Ray and Kubernetes, and the files of deploy/."""
+"""How Ray and Kubernetes receive the settings `cluster`, and the files of deploy/."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def stage_of(step: str) -> str:
 
 def steps(project: Project) -> dict[str, dg.OpDefinition]:
     """Every step of every job of assets in the definitions, by its key."""
-    found: dict[str, dg.OpDefinition] = {}
+    by_key: dict[str, dg.OpDefinition] = {}
     for job in build_definitions(project).get_repository_def().get_all_jobs():
         for node in job.nodes if job.asset_layer.executable_asset_keys else ():
             assert isinstance(node.definition, dg.OpDefinition)
-            found[node.name] = node.definition
-    return found
+            by_key[node.name] = node.definition
+    return by_key
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:
@@ -68,9 +68,9 @@ def test_every_step_asks_ray_for_its_resources() -> None:
     from dagster_ray.configs import RayExecutionConfig
 
     asked = {"entropy_scores": {"num_cpus": 6, "memory": "16GiB"}, "checks": {"num_cpus": 0.5}}
-    found = steps(on("ray", asked))
-    assert len(found) == 2 * len(STAGES)
-    for step, op in found.items():
+    all_steps = steps(on("ray", asked))
+    assert len(all_steps) == 2 * len(STAGES)
+    for step, op in all_steps.items():
         name = stage_of(step)
         config = RayExecutionConfig.from_tags(op.tags)
         # Without a CPU Ray would put the step on the head node, whatever that has to do.
@@ -101,7 +101,7 @@ def test_steps_differ_in_their_tags_alone_between_engines() -> None:
 
 
 def test_code_versions_do_not_depend_on_the_engine() -> None:
-    """The same partition made here or there is the same partition."""
+    """Otherwise a partition would be stale after a change of the engine."""
 
     def code(project: Project) -> dict[str, str | None]:
         graph = build_definitions(project).resolve_asset_graph()

@@ -1,4 +1,4 @@
-"""The doctor names each fault in one line that says what to do: each one is made here."""
+"""The doctor names each fault in one line that says what to do. The tests cause each fault."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SUBJECTS = [
 
 
 class Installation:
-    """Data of a project that ran whole, with an instance and a daemon of its own: no fault."""
+    """A project without a fault: all its data, an instance, and a daemon's heartbeat."""
 
     def __init__(self, folder: Path, world: World, models: tuple[str, str]) -> None:
         self.home, self.data, self.sources = folder / "home", folder / "data", folder / "corpus"
@@ -95,7 +95,7 @@ class Installation:
                 )
 
     def findings(self) -> dict[str, Finding]:
-        return {found.subject: found for found in examine(self.project)}
+        return {finding.subject: finding for finding in examine(self.project)}
 
     def manifest(self, tables: TableSet) -> Path:
         return next((self.data / tables.scope / tables.name).glob("*/manifest.json"))
@@ -108,16 +108,16 @@ def installation(
     tiny_models: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Installation:
-    made = Installation(tmp_path, world, tiny_models)
-    monkeypatch.setenv("DAGSTER_HOME", str(made.home))
-    return made
+    sound = Installation(tmp_path, world, tiny_models)
+    monkeypatch.setenv("DAGSTER_HOME", str(sound.home))
+    return sound
 
 
 def test_no_fault_is_found_where_there_is_none(installation: Installation) -> None:
-    found = list(examine(installation.project))
-    assert [f.subject for f in found] == SUBJECTS
+    findings = list(examine(installation.project))
+    assert [f.subject for f in findings] == SUBJECTS
     # The data were made from other files than these copies, and the doctor says so.
-    stale = {f.subject for f in found if f.verdict != "ok"}
+    stale = {f.subject for f in findings if f.verdict != "ok"}
     assert stale == {"corpus up to date", "dataset up to date"}
     assert not (installation.data / ".doctor").exists()
 
@@ -269,9 +269,9 @@ def other_embedder(p: Installation) -> None:
 Break = Callable[[Installation], None]
 FAULTS: list[tuple[Break, str, str, str]] = [
     (no_daemon, "daemon", "fault", "never run here"),
-    (silent_daemon, "daemon", "fault", "no sign of life for 7,2"),
+    (silent_daemon, "daemon", "fault", "no heartbeat for 7,2"),
     (daemon_with_error, "daemon", "fault", "ZeroDivisionError: in a tick"),
-    (broken_yaml, "instance", "fault", "mend its dagster.yaml"),
+    (broken_yaml, "instance", "fault", "correct its dagster.yaml"),
     (other_launcher, "instance", "warning", "copy `run_launcher`"),
     (old_storage, "instance", "fault", "`dagster instance migrate`"),
     (many_writers, "pools", "fault", "`dagster instance concurrency set lancedb_writer_corpus 1`"),
@@ -326,20 +326,20 @@ def test_each_fault_is_named_with_its_remedy(
     ):
         pytest.skip("this machine has the device")
     damage(installation)
-    found = installation.findings()
-    assert found[subject].verdict == verdict
-    assert words in found[subject].message
-    assert "\n" not in found[subject].message
+    findings = installation.findings()
+    assert findings[subject].verdict == verdict
+    assert words in findings[subject].message
+    assert "\n" not in findings[subject].message
     # The other checks run all the same.
     of_instance = {"daemon", "pools", "corpus partitions", "dataset partitions"}
-    assert set(SUBJECTS) - set(found) <= of_instance
+    assert set(SUBJECTS) - set(findings) <= of_instance
 
 
 def test_a_full_disk_is_named(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_checks, "MIN_FREE_BYTES", 1 << 60)
-    found = installation.findings()["disk"]
-    assert found.verdict == "fault"
-    assert "GiB free at" in found.message
+    finding = installation.findings()["disk"]
+    assert finding.verdict == "fault"
+    assert "GiB free at" in finding.message
 
 
 def test_the_command_prints_a_line_each_and_ends_with_1_on_a_fault(
@@ -363,16 +363,16 @@ def test_the_command_prints_a_line_each_and_ends_with_1_on_a_fault(
 def embedder_finding(folder: Path, **embedding: Any) -> Finding:
     values = {"embedding": {"model": str(folder), "device": "cpu", **embedding}}
     corpus = make_project(values).corpus
-    (found,) = _answers(iter([("corpus embedding model", partial(embedding_model, corpus))]))
-    assert found.message.isprintable()
-    return found
+    (finding,) = _answers(iter([("corpus embedding model", partial(embedding_model, corpus))]))
+    assert finding.message.isprintable()
+    return finding
 
 
 def test_the_embedder_s_prompts_are_shown(tmp_path: Path) -> None:
     folder = write_prompted(tmp_path, prompts={"query": "river: "})
-    found = embedder_finding(folder, document_prompt="stone\n")
-    assert found.verdict == "ok"
-    assert found.message == (
+    finding = embedder_finding(folder, document_prompt="stone\n")
+    assert finding.verdict == "ok"
+    assert finding.message == (
         f"{folder}, 32 dimensions, windows of 64 tokens, query prompt 'river: ', document prompt "
         "'stone\\\\n'"
     )
@@ -380,18 +380,20 @@ def test_the_embedder_s_prompts_are_shown(tmp_path: Path) -> None:
 
 def test_the_embedder_s_tasks_are_shown(tmp_path: Path) -> None:
     folder = write_adapters(tmp_path, ["retrieval", "code"])
-    found = embedder_finding(folder, trust_remote_code=True)
-    assert "no query prompt (task retrieval), no document prompt (task retrieval)" in found.message
+    finding = embedder_finding(folder, trust_remote_code=True)
+    assert (
+        "no query prompt (task retrieval), no document prompt (task retrieval)" in finding.message
+    )
 
 
 @pytest.mark.parametrize("write", REFUSED, ids=lambda write: write.__name__)
 def test_a_model_that_is_no_embedder_is_a_fault(
     write: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    found = embedder_finding(write(tmp_path))
-    assert found.verdict == "fault"
-    assert REFUSED[write] in found.message
-    assert len(found.message) < 500
+    finding = embedder_finding(write(tmp_path))
+    assert finding.verdict == "fault"
+    assert REFUSED[write] in finding.message
+    assert len(finding.message) < 500
 
 
 def test_a_model_that_fails_in_the_middle_of_its_window_is_a_fault(tmp_path: Path) -> None:
@@ -402,9 +404,9 @@ def test_a_model_that_fails_in_the_middle_of_its_window_is_a_fault(tmp_path: Pat
         '        if features["input_ids"].shape[1] > 40:\n            raise IndexError("table")\n'
     )
     code.write_text(code.read_text().replace(line, fails + line))
-    found = embedder_finding(folder, trust_remote_code=True)
-    assert found.verdict == "fault"
-    assert "can't embed a text of 48 tokens (IndexError: table)" in found.message
+    finding = embedder_finding(folder, trust_remote_code=True)
+    assert finding.verdict == "fault"
+    assert "can't embed a text of 48 tokens (IndexError: table)" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -417,12 +419,12 @@ def test_a_model_that_fails_in_the_middle_of_its_window_is_a_fault(tmp_path: Pat
 def test_doubts_about_the_embedder_are_warnings(
     tmp_path: Path, name: str, embedding: dict[str, Any], note: str
 ) -> None:
-    found = embedder_finding(write_prompted(tmp_path / name), **embedding)
-    assert (found.verdict, note in found.message) == ("warning", True)
+    finding = embedder_finding(write_prompted(tmp_path / name), **embedding)
+    assert (finding.verdict, note in finding.message) == ("warning", True)
 
 
 def test_a_window_above_the_positions_is_a_warning(tmp_path: Path) -> None:
-    found = embedder_finding(above_positions(tmp_path))
-    assert found.verdict == "warning"
-    assert "windows of 64 tokens" in found.message
-    assert "declare windows of 128 tokens" in found.message
+    finding = embedder_finding(above_positions(tmp_path))
+    assert finding.verdict == "warning"
+    assert "windows of 64 tokens" in finding.message
+    assert "declare windows of 128 tokens" in finding.message

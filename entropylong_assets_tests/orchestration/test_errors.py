@@ -54,7 +54,7 @@ FAULTS = {
     "no permission": (PermissionError("x.jsonl"), False),
     "fault in the code": (TypeError("unsupported operand"), False),
     "wrong value": (ValueError("bad"), False),
-    "bad input": (CorpusError("x.jsonl, row 3: not JSON; mend the line"), False),
+    "bad input": (CorpusError("x.jsonl, row 3: not JSON; correct the line"), False),
 }
 
 
@@ -185,7 +185,7 @@ def uses_the_pool() -> None:
 
 
 def test_run_of_a_killed_command_is_failed_and_its_slot_freed(tmp_path: Path) -> None:
-    """Otherwise the next command would wait for the slot for ever: no daemon frees it."""
+    """Otherwise the next command would wait for the slot forever: no daemon frees it."""
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     ids = {"dead": str(uuid.uuid4()), "alive": str(uuid.uuid4())}
     tags = {

@@ -55,22 +55,22 @@ class Place:
 def place(
     world: World, tiny_models: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Place:
-    made = Place(world, tiny_models, tmp_path)
-    monkeypatch.setenv("DAGSTER_HOME", str(made.home))
+    copied = Place(world, tiny_models, tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(copied.home))
     with open_instance() as instance:  # takes over the data
-        project = made.project()
+        project = copied.project()
         register_shards(project.corpus, instance)
         assert run_project(project, instance) == 0
-    return made
+    return copied
 
 
 def statuses(instance: dg.DagsterInstance, project: Project, shard: str) -> set[str]:
     """Status of each check of the verified shard, as Dagster shows it."""
     key = asset_key(project.dataset, VERIFY)
     keys = [dg.AssetCheckKey(key, check.name) for check in VERIFY.checks]
-    found = instance.event_log_storage.get_asset_check_partition_info(keys, partition_keys=[shard])
-    assert len(found) == len(keys)
-    return {info.latest_execution_status.value for info in found}
+    infos = instance.event_log_storage.get_asset_check_partition_info(keys, partition_keys=[shard])
+    assert len(infos) == len(keys)
+    return {info.latest_execution_status.value for info in infos}
 
 
 def test_a_killed_run_takes_no_shard_out_of_the_export(place: Place) -> None:
@@ -78,7 +78,7 @@ def test_a_killed_run_takes_no_shard_out_of_the_export(place: Place) -> None:
     place.kill_verification()
     with open_instance() as instance:
         project = place.project()
-        assert statuses(instance, project, place.shard) == {"PLANNED"}  # the trap is set
+        assert statuses(instance, project, place.shard) == {"PLANNED"}  # hides the good results
         assert run_project(project, instance) == 0
         assert statuses(instance, project, place.shard) == {"SUCCEEDED"}
         run_export(project, project.dataset, instance)

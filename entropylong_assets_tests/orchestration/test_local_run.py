@@ -1,4 +1,4 @@
-"""Runs of the command line: what they run, go past, skip and wait for."""
+"""Runs of the command line: what they run, leave out, skip and wait for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ EXPORT, REPORT = BY_NAME["training_dataset"], BY_NAME["report"]
 
 @dataclass
 class Recorder:
-    """Everything that a run tells its watcher."""
+    """Records every call of a run to its watcher."""
 
     jobs: list[tuple[str, list[str], int]] = field(default_factory=list)
     ran: list[tuple[str, str]] = field(default_factory=list)
@@ -158,7 +158,7 @@ def test_a_bad_shard_does_not_stop_the_others(
 def test_a_job_that_fails_alike_on_every_shard_is_given_up(
     tiny_models: tuple[str, str], tmp_path: Path
 ) -> None:
-    """A missing model, as a full disk, would fail thousands of shards one after the other."""
+    """A missing model or a full disk would fail thousands of shards one after the other."""
     (tmp_path / "corpus").mkdir()
     for number in range(EQUAL_FAILURES + 2):
         line = json.dumps({"text": f"file {number} " * 10, "id": str(number)})
@@ -171,7 +171,7 @@ def test_a_job_that_fails_alike_on_every_shard_is_given_up(
         with pytest.raises(RunFailuresError, match="and 2 more failures"):
             run_project(project, instance, watcher=recorded.watcher())
     assert len(recorded.failures) == EQUAL_FAILURES
-    reason = "it was not run, because what it is made from failed"
+    reason = "it was not run, because its input failed"
     assert recorded.skipped["near_duplicates", WHOLE] == reason
 
 

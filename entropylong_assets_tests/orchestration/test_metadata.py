@@ -47,9 +47,9 @@ def shown_by(world: World) -> Iterator[tuple[Stage, str, dict[str, Any]]]:
                 asset_key(settings, stage), limit=100
             ).records
             for record in records:
-                made = record.asset_materialization
-                assert made is not None
-                yield stage, made.partition or WHOLE, dict(made.metadata)
+                materialization = record.asset_materialization
+                assert materialization is not None
+                yield stage, materialization.partition or WHOLE, dict(materialization.metadata)
 
 
 def numbers(value: Any) -> Iterator[float]:

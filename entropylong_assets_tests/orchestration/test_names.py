@@ -107,13 +107,13 @@ def test_no_two_definitions_share_a_name(defs: dg.Definitions) -> None:
 
 
 def _steps(defs: dg.Definitions) -> list[dg.OpDefinition]:
-    found: dict[int, dg.OpDefinition] = {}
+    by_id: dict[int, dg.OpDefinition] = {}
     for job in jobs(defs):
         for node in job.nodes:
             assert isinstance(node.definition, dg.OpDefinition)
-            found[id(node.definition)] = node.definition
+            by_id[id(node.definition)] = node.definition
     # A job holds copies of a step: one definition by name and pool.
-    return list({(op.name, op.pool): op for op in found.values()}.values())
+    return list({(op.name, op.pool): op for op in by_id.values()}.values())
 
 
 def test_jobs_are_those_of_each_owner(defs: dg.Definitions) -> None:

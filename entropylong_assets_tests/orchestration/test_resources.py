@@ -1,4 +1,4 @@
-"""The launchpad shows every setting, and what it gives back is those settings."""
+"""The launchpad shows every setting, and returns the settings unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from entropylong_assets_tests.stage_names import BY_NAME
 
 
 def through_dagster(settings: Settings, override: Mapping[str, Any] | None = None) -> Settings:
-    """The settings that a stage which reads all of them sees, with these changed in a launchpad."""
+    """Return the settings that a stage gets if these are changed in the launchpad."""
     seen: list[Settings] = []
     everything = replace(BY_NAME["corpus_documents"], determined_by=lambda s: fields_of(s))
 
@@ -140,7 +140,7 @@ def test_value_of_another_type_or_an_unknown_name_never_starts(override: dict[st
 
 
 def test_bounds_are_in_the_descriptions() -> None:
-    """Dagster's config has no numbers with bounds, so they are at least where one types."""
+    """Dagster's config has no numbers with bounds, so the descriptions have to show them."""
     resource = settings_resources(make_project().dataset)["dataset_settings__verification"]
     verification = resource.config_schema.as_field().config_type
     assert "Allowed: less than 1." in verification.fields["epsilon"].description

@@ -90,7 +90,7 @@ class Place:
 def finished(
     world: World, tiny_models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path]:
-    """Settings and source folder of a corpus of which everything was made. Read only."""
+    """Settings and source folder of a corpus with all stages materialized. Read only."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(world.corpus, folder / "in")
     texts = [document(seed) for seed in range(500, 512)]
@@ -135,8 +135,8 @@ def test_a_retired_shard_leaves_index_candidates_samples_and_exports(place: Plac
     assert any(part in texts for part in parts)
     retire(project.corpus, C, instance, "licence withdrawn", "ana")
     assert instance.get_dynamic_partitions("corpus_shards") == [A, B]
-    found = find_exports(place.store, [project.dataset], [C])
-    assert found.exports == (export_uri(project.dataset, first),)
+    holdings = find_exports(place.store, [project.dataset], [C])
+    assert holdings.exports == (export_uri(project.dataset, first),)
     # An export made now, before the others have new candidates, would hold its contexts.
     with pytest.raises(RunFailuresError, match="candidate_contexts was made before something was"):
         run_export(project, project.dataset, instance)
@@ -150,8 +150,8 @@ def test_a_retired_shard_leaves_index_candidates_samples_and_exports(place: Plac
         assert not retired_text & place.in_samples(shard)
     assert set(open_table(place.store).rows_by_shard()) == {A, B}
     assert not any(part in place.exported() for part in parts)
-    assert place.run() == 0  # and stays out
-    # Brought back it is embedded again, and everything is as it was.
+    assert place.run() == 0  # the shard stays retired
+    # When it is brought back, it is embedded again, and the earlier data is restored.
     assert bring_back(project.corpus, C, instance) == [C]
     assert instance.get_dynamic_partitions("corpus_shards") == [A, B, C]
     assert place.run() > 0
@@ -236,7 +236,7 @@ def test_a_document_taken_down_leaves_every_shard_sample_and_export(place: Place
     assert dropped.rows() == [("taken_down", f"document {doc_id} was taken down")]
     assert len(place.documents("tiny-00003")) == 1
     assert place.run() == 0
-    # Asked for again, the same record stays, and the present samples are free of it.
+    # A second takedown keeps the record, and finds no sample with the document.
     (again,) = take_down(project.corpus, [project.dataset], doc_id, "again")
     assert again.removal == taken.removal
     assert (again.held.shards, again.held.samples) == ((), ())
@@ -248,7 +248,8 @@ def test_an_unknown_id_is_refused_and_an_unknown_hash_is_kept_for_later(place: P
     with pytest.raises(CorpusError, match="no document has the id 'nobody'; give the doc_id"):
         take_down(place.project.corpus, [], "nobody", "x")
     (taken,) = take_down(place.project.corpus, [], "0" * 32, "x")
-    assert taken.lines()[-1] == "held nowhere; it is refused if it is read"
+    expected = "no shard, sample or export holds it; it will be refused if it is read"
+    assert taken.lines()[-1] == expected
     assert place.run() == 0  # nothing held it, so nothing is stale
 
 
@@ -259,10 +260,10 @@ def test_a_partition_deleted_in_the_ui_is_retired_at_the_next_scan(place: Place)
     corpus, instance = place.project.corpus, place.instance
     register_shards(corpus, instance)
     instance.delete_dynamic_partition("corpus_shards", B)
-    found = scan(corpus, instance)
-    assert found.retired == (B,)
-    assert B in found.message
-    assert found.requests == []
+    result = scan(corpus, instance)
+    assert result.retired == (B,)
+    assert B in result.message
+    assert result.requests == []
     register_shards(corpus, instance)
     assert instance.get_dynamic_partitions("corpus_shards") == [A, C]
     (record,) = read_removals(place.store)
@@ -351,12 +352,12 @@ def test_files_without_a_shard_are_a_finding(place: Place) -> None:
     assert sources(place.project.corpus).verdict == "ok"
     new = place.corpus / "new.jsonl"
     new.write_text(json.dumps({"text": document(1), "id": "n"}) + "\n")
-    found = sources(place.project.corpus)
-    assert found.verdict == "warning"
+    finding = sources(place.project.corpus)
+    assert finding.verdict == "warning"
     assert f"in no shard yet: {new}; register them with `entropylong scan` or the job " in (
-        found.message
+        finding.message
     )
-    assert "`corpus__scan`" in found.message
+    assert "`corpus__scan`" in finding.message
     retire(place.project.corpus, A, place.instance, "x")  # its file is not new again
     new.unlink()
     assert sources(place.project.corpus).verdict == "ok"
@@ -391,7 +392,7 @@ def test_commands_retire_list_undo_and_take_down(
     assert output.endswith(": licence")
     assert call("scan")[1].startswith("corpus: 2 shards, new: none")
     code, output = call("retire", B, "--undo")
-    assert (code, output.partition(". ")[0]) == (0, f"corpus: back: {B}")
+    assert (code, output.partition(". ")[0]) == (0, f"corpus: brought back: {B}")
     assert call("scan")[1].startswith("corpus: 3 shards, new: none")
     code, output = call("takedown", "a3", "--reason", "asked for")
     assert code == 0

@@ -45,7 +45,7 @@ query($job: String!, $location: String!, $repository: String!) {
 
 
 def test_a_run_is_listed_under_its_job_and_code_location() -> None:
-    """Asked as the UI asks, through GraphQL, of a code server that knows nothing of the run."""
+    """Queries GraphQL as the UI does, on a code server that did not start the run."""
     location, repository = run_origin.CODE_LOCATION, "__repository__"
     variables = {"job": "count", "location": location, "repository": repository}
     with dg.DagsterInstance.local_temp() as instance:
@@ -55,8 +55,8 @@ def test_a_run_is_listed_under_its_job_and_code_location() -> None:
             temp_workspace_file([(location, __file__, "defs")]) as workspace,
             define_out_of_process_context(workspace, None, instance) as context,
         ):
-            found = execute_dagster_graphql(context, RUNS, variables)
-    (listed,) = found.data["runsFeedOrError"]["results"]
+            answer = execute_dagster_graphql(context, RUNS, variables)
+    (listed,) = answer.data["runsFeedOrError"]["results"]
     assert listed["id"] == run.run_id
     assert listed["repositoryOrigin"] == {
         "repositoryLocationName": location,
@@ -64,7 +64,7 @@ def test_a_run_is_listed_under_its_job_and_code_location() -> None:
     }
     tags = {tag["key"]: tag["value"] for tag in listed["tags"]}
     assert tags["dagster/code_location"] == location
-    assert found.data["pipelineOrError"]["runs"] == [{"runId": run.run_id}]
+    assert answer.data["pipelineOrError"]["runs"] == [{"runId": run.run_id}]
 
 
 def test_the_code_location_has_the_name_of_the_projects_files() -> None:

@@ -44,8 +44,8 @@ def write_document(path: Path, word: str) -> None:
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     (tmp_path / "instance").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "instance")) as made:
-        yield made
+    with dg.DagsterInstance.local_temp(str(tmp_path / "instance")) as local:
+        yield local
 
 
 def evaluate(function: Any, project: Project, instance: dg.DagsterInstance, **given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Source files that change back, are empty, go away or are renamed: runs go on, and say so."""
+"""Source files that change back, are empty, deleted or renamed: runs continue, and report it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def partition_of(project: Project, shard: str = "in-00000") -> Partition:
 def test_a_file_that_changes_back_is_asked_for_each_time(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    """Dagster starts one run per run key, for ever."""
+    """Dagster never starts a second run for the same run key."""
     file, project = tmp_path / "in/a.jsonl", project_of(tmp_path)
     keys = []
     for text, time in ((A, 1), (B, 2), (A, 1), (B, 2), (A, 1)):
@@ -116,8 +116,8 @@ def test_the_data_follow_a_file_that_changes_back(tmp_path: Path) -> None:
             assert stale_reason(CORPUS_DOCUMENTS_STAGE, partition) is not None
             materialize(CORPUS_DOCUMENTS_STAGE, partition)
             assert stale_reason(CORPUS_DOCUMENTS_STAGE, partition) is None
-            (found,) = partition.store.read(CORPUS_DOCUMENTS, "in-00000", "documents")["text"]
-            assert found.startswith(text)
+            (stored,) = partition.store.read(CORPUS_DOCUMENTS, "in-00000", "documents")["text"]
+            assert stored.startswith(text)
 
 
 # ------------------------------------------------------------------------------ missing files
@@ -131,7 +131,7 @@ def test_a_shard_keeps_its_data_when_its_file_is_missing(
     project = project_of(tmp_path)
     register_shards(project.corpus, instance)
     partition = partition_of(project)
-    made = materialize(CORPUS_DOCUMENTS_STAGE, partition).manifest
+    manifest = materialize(CORPUS_DOCUMENTS_STAGE, partition).manifest
     (tmp_path / "in/a.jsonl").unlink()
     plan = register_shards(project.corpus, instance, accept_changes=True)
     assert plan.missing == (str(tmp_path / "in/a.jsonl"),)
@@ -140,7 +140,7 @@ def test_a_shard_keeps_its_data_when_its_file_is_missing(
     # Asked for by hand, it is refused in a line, and the data stay.
     with pytest.raises(MissingSourceError, match=r"^shard in-00000: .*a.jsonl does not exist; put"):
         materialize(CORPUS_DOCUMENTS_STAGE, partition)
-    assert partition.store.require(CORPUS_DOCUMENTS, "in-00000") == made
+    assert partition.store.require(CORPUS_DOCUMENTS, "in-00000") == manifest
     answer = tick(project, instance, "web__new_files")
     assert "missing files (their shards keep their data): " in answer.skip_message
     # Under other settings it is stale; nothing else makes it so.
@@ -159,13 +159,13 @@ def test_a_shard_of_text_files_keeps_its_data_when_one_is_missing(
     project = project_of(tmp_path)
     partition = partition_of(project)
     tick(project, instance, "web__new_files")
-    made = materialize(CORPUS_DOCUMENTS_STAGE, partition).manifest
+    manifest = materialize(CORPUS_DOCUMENTS_STAGE, partition).manifest
     (tmp_path / "in/b.txt").unlink()
     assert not tick(project, instance, "web__new_files").run_requests
     assert stale_reason(CORPUS_DOCUMENTS_STAGE, partition) is None
     with pytest.raises(MissingSourceError, match=r"b.txt does not exist; .* up to date but for"):
         materialize(CORPUS_DOCUMENTS_STAGE, partition)
-    assert partition.store.require(CORPUS_DOCUMENTS, "in-00000") == made
+    assert partition.store.require(CORPUS_DOCUMENTS, "in-00000") == manifest
     # Under other settings it can be made without the file; then the file comes back.
     other = partition_of(project_of(tmp_path, min_chars=7))
     materialize(CORPUS_DOCUMENTS_STAGE, other)
@@ -212,7 +212,7 @@ def test_a_source_that_leaves_the_settings_keeps_its_shards(
     assert stale_reason(CORPUS_DOCUMENTS_STAGE, partition) is None
     with pytest.raises(MissingSourceError, match="the settings have no source 'in'; put it back"):
         materialize(CORPUS_DOCUMENTS_STAGE, partition)
-    # The instance does not know that the shard was made; asking for it would be in vain.
+    # The instance does not know that the shard was made, but a run could not read its files.
     requests = tick_schedule(without, instance, "web__fill_gaps").run_requests
     assert [(r.partition_key, r.asset_selection[0].path[-1]) for r in requests] == [
         ("more-00000", "corpus_documents"),
@@ -343,7 +343,7 @@ def test_run_goes_on_without_its_source_files(home: Home) -> None:
     assert stale.exit_code == 0, stale.output
     assert "not made again, data kept: shard tiny-00000: " in stale.output
     assert "(and 1 more)" in stale.output
-    # Nor does a source that leaves the settings stop anything.
+    # A source that is removed from the settings does not stop the run either.
     other = home.call("run", sources=[{**home.source, "name": "other"}])
     assert other.exit_code == 0, other.output
     assert "4 shards, 1 of them new" in other.output
@@ -378,6 +378,8 @@ def test_no_stage_stops_at_a_shard_without_files_or_rows(home: Home) -> None:
     assert result.exit_code == 0, result.output
     assert "not made again, data kept: shard tiny-00000: " in result.output
     with open_instance() as instance:
-        made = instance.get_materialized_partitions(dg.AssetKey(["corpus", "corpus_documents"]))
-    assert made == {"tiny-00001", "tiny-00002"}
+        materialized = instance.get_materialized_partitions(
+            dg.AssetKey(["corpus", "corpus_documents"])
+        )
+    assert materialized == {"tiny-00001", "tiny-00002"}
     assert "left out: tiny-00000: " in " ".join(result.output.split())

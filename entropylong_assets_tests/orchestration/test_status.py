@@ -52,8 +52,8 @@ def reasons(project: Project, instance: dg.DagsterInstance | None = None) -> dic
 def check_state(instance: dg.DagsterInstance, project: Project) -> dict[str | None, str]:
     """Status of the settings check of verification by shard, as Dagster shows it."""
     key = dg.AssetCheckKey(asset_key(project.dataset, VERIFY), SETTINGS_CHECK)
-    found = instance.event_log_storage.get_asset_check_partition_info([key])
-    return {info.partition_key: info.latest_execution_status.value for info in found}
+    infos = instance.event_log_storage.get_asset_check_partition_info([key])
+    return {info.partition_key: info.latest_execution_status.value for info in infos}
 
 
 def test_a_changed_setting_is_named_with_all_that_follows(values: dict[str, Any]) -> None:
@@ -73,8 +73,8 @@ def test_failed_missing_and_running_shards_are_named(values: dict[str, Any], wor
     failed = CheckOutcome(passed=False, blocking=True, faulty_rows=3)
     store.record_checks(VERIFY.tables, first, {check: failed})
     shutil.rmtree(store.folder(VERIFY.tables, second))
-    found = reasons(project)["verified_dependencies"]
-    assert found == [
+    groups = reasons(project)["verified_dependencies"]
+    assert groups == [
         ("failed", f"check {check} of verified_dependencies failed", 1),
         ("missing", "not materialized", 1),
     ]
@@ -87,8 +87,8 @@ def test_failed_missing_and_running_shards_are_named(values: dict[str, Any], wor
             status=dg.DagsterRunStatus.STARTED,
             asset_selection=frozenset({asset_key(project.dataset, VERIFY)}),
         )
-        found = reasons(project, instance)["verified_dependencies"]
-        assert found[1] == ("running", f"run {run.run_id[:8]} is started", 1)
+        groups = reasons(project, instance)["verified_dependencies"]
+        assert groups[1] == ("running", f"run {run.run_id[:8]} is started", 1)
 
 
 def test_a_launchpad_with_another_epsilon_is_stale_and_warned_of(
@@ -115,8 +115,8 @@ def test_a_launchpad_with_another_epsilon_is_stale_and_warned_of(
         assert not evaluation.blocking
         assert evaluation.severity == dg.AssetCheckSeverity.WARN
         assert evaluation.description == "setting verification.epsilon has changed"
-        found = reasons(project)
-        assert found["verified_dependencies"] == [
+        groups = reasons(project)
+        assert groups["verified_dependencies"] == [
             ("stale", "setting verification.epsilon has changed", 1)
         ]
 

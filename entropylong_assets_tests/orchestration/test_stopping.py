@@ -1,4 +1,4 @@
-"""A run that is asked to stop ends within seconds: canceled, not retried, without a pool's slot."""
+"""A run that is asked to stop ends within seconds: canceled, not retried, its pool slot freed."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def execute_in_child(folder: str, status: str) -> None:
 
 
 class Waits(dg.Executor):
-    """Waits as the in-process executor does for a slot: it takes no notice of signals."""
+    """Waits like the in-process executor for a pool slot: without looking for signals."""
 
     retries = None  # type: ignore[assignment]
 
@@ -167,8 +167,10 @@ class Waits(dg.Executor):
 
 @pytest.mark.parametrize(("status", "end"), [("CANCELING", "CANCELED"), ("STARTED", "FAILURE")])
 def test_a_run_that_waits_for_a_pool_ends_too(status: str, end: str, tmp_path: Path) -> None:
-    """Dagster's executor would wait for the slot first, however long that takes. A run that nobody
-    canceled (its machine is shut down) fails, so that it can be found and repeated."""
+    """The failure: Dagster's executor waited for the slot before it stopped.
+
+    A run that nobody canceled (its machine is shut down) fails, so that users see it and repeat it.
+    """
     (tmp_path / "home").mkdir()
     process = PROCESSES.Process(target=execute_in_child, args=(str(tmp_path), status))
     process.start()

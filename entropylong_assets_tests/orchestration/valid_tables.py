@@ -489,7 +489,7 @@ _SCHEMAS = {
     "file_faults": pl.Schema({"fault": pl.String}),
     "stored": pl.Schema({"path": pl.String, "bytes": pl.Int64, "sha256": pl.String}),
 }
-"""Of views that are no stored tables."""
+"""Schemas of views that are no stored tables."""
 
 
 def valid(stage: str) -> Tables:
@@ -499,9 +499,9 @@ def valid(stage: str) -> Tables:
 
 def views(stage: str, tables: Tables) -> dict[str, duck.View]:
     """As frames with the columns and types that the stage's tables have on disk."""
-    made: dict[str, duck.View] = {}
+    frames: dict[str, duck.View] = {}
     for name, rows in tables.items():
         stored = next((t.schemas[name] for t in TABLES[stage] if name in t.schemas), None)
         schema = _SCHEMAS.get(name) if stored is None else pl.Schema(stored)
-        made[name] = pl.DataFrame(rows, schema=schema)
-    return made
+        frames[name] = pl.DataFrame(rows, schema=schema)
+    return frames

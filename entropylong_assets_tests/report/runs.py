@@ -287,7 +287,7 @@ def write_audits(store: TableStore, shard: str, verified: str | None = None) -> 
 
     verified: version of the dependencies that they were made from; None: the present one.
     """
-    made = {
+    determinants = {
         "inputs": {
             VERIFIED_DEPENDENCIES.name: verified
             or store.require(VERIFIED_DEPENDENCIES, shard).data_version
@@ -338,7 +338,7 @@ def write_audits(store: TableStore, shard: str, verified: str | None = None) -> 
         (CROSS_MODEL_AUDIT, {"pairs": pairs}, second),
         (LONG_RANGE_AUDIT, {"anchors": anchors, "windows": windows}, {}),
     ):
-        with store.write(tables, shard, fingerprint="t", determinants=made) as writer:
+        with store.write(tables, shard, fingerprint="t", determinants=determinants) as writer:
             for table, rows in content.items():
                 writer.append(table, rows)
             writer.summary = summary

@@ -55,7 +55,7 @@ def make(
 def covers(sample: Sample, actual: Actual) -> dict[str, bool]:
     """Whether each figure's interval contains what the run took."""
     estimate = make_estimate(sample)
-    found = {
+    estimated = {
         "roots": actual.roots,
         "anchors": actual.anchors,
         "distinct contexts scored": actual.passes,
@@ -64,7 +64,7 @@ def covers(sample: Sample, actual: Actual) -> dict[str, bool]:
     }
     return {
         name: estimate.figure(name).low <= value <= estimate.figure(name).high
-        for name, value in found.items()
+        for name, value in estimated.items()
     }
 
 
@@ -154,7 +154,7 @@ def test_other_sizes_scale_what_they_concern(make: Make) -> None:
 
 @pytest.mark.parametrize("text", ["1e9", "documents", "0 roots", "5 shards", "1,2.3.4 roots", ""])
 def test_parse_size_refuses_what_is_no_size(text: str) -> None:
-    with pytest.raises(SizeError, match="no size; write 'paper'"):
+    with pytest.raises(SizeError, match="not a size; write 'paper'"):
         parse_size(text)
 
 

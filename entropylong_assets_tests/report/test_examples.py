@@ -39,9 +39,9 @@ def test_dependencies_of_a_sample_are_genuine_first_then_by_gain(store: TableSto
     stored = store.read_all(LONG_CONTEXT_SAMPLES, SHARDS, "dependencies")
     genuine, both = genuine_keys(store), 0
     with open_tables(store, SHARDS) as session:
-        found = dependencies_of(session, stored["sample_id"].unique().to_list())
-    assert sum(len(own) for own in found.values()) == len(stored)
-    for sample_id, own in found.items():
+        dependencies = dependencies_of(session, stored["sample_id"].unique().to_list())
+    assert sum(len(own) for own in dependencies.values()) == len(stored)
+    for sample_id, own in dependencies.items():
         flags = [(d["root_id"], d["anchor"], d["chunk_id"]) in genuine for d in own]
         assert [d["genuine"] for d in own] == flags == sorted(flags, reverse=True)
         assert {d["sample_id"] for d in own} == {sample_id}

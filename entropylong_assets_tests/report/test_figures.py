@@ -94,19 +94,19 @@ def test_funnel_shows_what_disappeared_without_a_reason(tmp_path: Path) -> None:
 
 def test_distributions_count_every_value_once(store: TableStore) -> None:
     with open_tables(store, SHARDS) as session:
-        found = distributions(session)
+        counted = distributions(session)
     roots = rows_of(store, ENTROPY_SCORES, "roots")
     pairs = rows_of(store, VERIFIED_DEPENDENCIES, "pairs")
     controls = rows_of(store, VERIFIED_DEPENDENCIES, "controls")
     entropies = [h for root in roots for h in root["entropies"] if h is not None]
-    assert sum(b["above"] + b["below"] for b in found["entropies"]) == len(entropies)
-    for row in found["entropies"][3:6]:
+    assert sum(b["above"] + b["below"] for b in counted["entropies"]) == len(entropies)
+    for row in counted["entropies"][3:6]:
         inside = sum(row["low"] <= h < row["high"] for h in entropies)
         assert row["above"] + row["below"] == pytest.approx(inside, abs=1)
 
     gains = {name: [p[name] for p in pairs if p[name] is not None] for name in _GAINS}
     for name, series in _GAINS.items():
-        rows = [row for row in found["gains"] if row["series"] == series]
+        rows = [row for row in counted["gains"] if row["series"] == series]
         assert sum(row["pairs"] for row in rows) == len(gains[name]) > 20
         assert sum(row["share"] for row in rows) == pytest.approx(1)
         for row in rows[1:-1]:
@@ -117,26 +117,26 @@ def test_distributions_count_every_value_once(store: TableStore) -> None:
         (by_root[c["root_id"]][c["anchor"]] - c["entropy"]) / by_root[c["root_id"]][c["anchor"]]
         for c in controls
     ]
-    shown = [row for row in found["gains"] if row["series"] == "random, ΔI"]
+    shown = [row for row in counted["gains"] if row["series"] == "random, ΔI"]
     assert sum(row["pairs"] for row in shown) == len(random)
     by_chance = sum(row["pairs"] for row in shown if row["low"] >= 0.4 - 1e-9)
     assert by_chance == sum(g >= 0.4 for g in random) > 0
 
     distances = [d["distance"] for d in rows_of(store, LONG_CONTEXT_SAMPLES, "dependencies")]
     expected = Counter(2.0 ** math.floor(math.log2(d)) for d in distances)
-    assert {row["low"]: row["dependencies"] for row in found["distances"]} == expected
+    assert {row["low"]: row["dependencies"] for row in counted["distances"]} == expected
 
     for name, width in (("rank", 1), ("similarity", 0.05)):
         key = "rank" if name == "rank" else "similarity"
-        for row in found[name]:
+        for row in counted[name]:
             inside = [p for p in pairs if p["gain"] is not None and row["low"] <= p[key]]
             inside = [p for p in inside if p[key] < row["low"] + width]
             assert row["scored"] == len(inside)
             assert row["accepted"] == sum(p["accepted"] for p in inside)
             assert row["share_low"] <= row["share"] <= row["share_high"]
-        assert sum(row["scored"] for row in found[name]) == len(gains["gain"])
-    assert sum(row["pairs"] for row in found["changes"]) == len(gains["gain"])
-    accepted = sum(row["pairs"] for row in found["changes"] if row["accepted"])
+        assert sum(row["scored"] for row in counted[name]) == len(gains["gain"])
+    assert sum(row["pairs"] for row in counted["changes"]) == len(gains["gain"])
+    accepted = sum(row["pairs"] for row in counted["changes"] if row["accepted"])
     assert accepted == sum(p["accepted"] for p in pairs) > 0
 
 
@@ -242,20 +242,20 @@ def test_charts_of_two_datasets_share_their_scales(tmp_path: Path) -> None:
 def test_open_dataset_reads_what_it_was_made_with(tmp_path: Path) -> None:
     """The settings come from the tables, not from the settings in force now."""
     source_of_web = {"corpus": {"sources": [{"name": "web", "uri": "web/*.jsonl"}]}}
-    made = run_settings(
+    original = run_settings(
         tmp_path,
         **source_of_web,
         verification={"epsilon": 0.11},
         roots={"min_tokens": 2, "max_tokens": 600, "fraction_by_source": {"web": 0.5}},
     )
-    write_run(made)
+    write_run(original)
     source = open_dataset(run_settings(tmp_path, **source_of_web, entropy={"alpha": 9.0}))
     assert ("verification.epsilon", "0.11") in source.description
     assert ("roots.fraction_by_source.web", "0.5") in source.description
     assert ("model", "bytes@1") in source.description
     assert ("index", "index-1") in source.description
-    assert source.settings == made
-    assert source.recorded["entropy.alpha"] == [made.entropy.alpha]
+    assert source.settings == original
+    assert source.recorded["entropy.alpha"] == [original.entropy.alpha]
     with pytest.raises(TableError, match="dataset dataset has no samples; materialize"):
         open_dataset(run_settings(tmp_path / "empty"))
 
@@ -264,8 +264,10 @@ def write_again(store: TableStore, shard: str, settings: dict[str, Any]) -> None
     """Publish the pairs of a shard again, as made with other recorded settings."""
     names = ("pairs", "contexts", "controls")
     frames = {name: store.read(VERIFIED_DEPENDENCIES, shard, name) for name in names}
-    made = {"settings": settings}
-    with store.write(VERIFIED_DEPENDENCIES, shard, fingerprint="t", determinants=made) as writer:
+    determinants = {"settings": settings}
+    with store.write(
+        VERIFIED_DEPENDENCIES, shard, fingerprint="t", determinants=determinants
+    ) as writer:
         for name, frame in frames.items():
             writer.append(name, frame)
 

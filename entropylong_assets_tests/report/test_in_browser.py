@@ -101,7 +101,7 @@ def test_the_page_uses_the_width_and_never_more(
 ) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     load(page, files[which])
-    # Where a person can't scroll sideways: tables in a box of their own may be wider.
+    # The page itself must not scroll sideways; tables inside a scroll box may be wider.
     assert page.evaluate("document.documentElement.scrollWidth") == width
     ends = """sections => sections.map(section => Math.max(...[...section.querySelectorAll(
         'svg.marks, table, .tokens, .strip, .card')].map(e => e.getBoundingClientRect().right)))"""

@@ -39,14 +39,14 @@ def tokenizer(settings: Settings) -> Tokenizer:
 
 
 def test_shown_pairs_are_what_the_rule_decided(sample: Sample, tokenizer: Tokenizer) -> None:
-    made = make_pilot(sample, tokenizer, 3, None)
-    assert made.accepted
-    assert made.rejected
-    assert {pair.verdict for pair in made.accepted} == {"accepted"}
-    assert "accepted" not in {pair.verdict for pair in made.rejected}
-    assert len({pair.chunk_id for pair in made.accepted}) == len(made.accepted)
+    pilot = make_pilot(sample, tokenizer, 3, None)
+    assert pilot.accepted
+    assert pilot.rejected
+    assert {pair.verdict for pair in pilot.accepted} == {"accepted"}
+    assert "accepted" not in {pair.verdict for pair in pilot.rejected}
+    assert len({pair.chunk_id for pair in pilot.accepted}) == len(pilot.accepted)
     epsilon = sample.settings.verification.epsilon
-    for pair in made.accepted:
+    for pair in pilot.accepted:
         assert pair.gain == pytest.approx((pair.entropy - pair.entropy_context) / pair.entropy)
         assert pair.calibrated_gain is not None
         assert pair.calibrated_gain > epsilon
@@ -55,16 +55,16 @@ def test_shown_pairs_are_what_the_rule_decided(sample: Sample, tokenizer: Tokeni
 
 
 def test_funnel_counts_each_step(sample: Sample, tokenizer: Tokenizer) -> None:
-    made = make_pilot(sample, tokenizer, 0, None)
-    counts = {name: count for name, count, _ in made.funnel}
+    pilot = make_pilot(sample, tokenizer, 0, None)
+    counts = {name: count for name, count, _ in pilot.funnel}
     pairs = sample.verified.tables["pairs"]
     assert counts["rows looked at"] == 24
     assert counts["documents"] == 23  # one stands in both files
     assert counts["roots of the pilot"] == 4
     assert counts["pairs verified"] == len(pairs.filter(pairs["entropy_context"].is_not_null()))
     assert counts["accepted by calibrated"] == pairs["accepted"].sum() > 0
-    assert not made.accepted
-    assert made.empty is None
+    assert not pilot.accepted
+    assert pilot.empty is None
 
 
 def test_wished_samples_lead_to_a_number_of_roots(sample: Sample, tokenizer: Tokenizer) -> None:
@@ -86,10 +86,10 @@ def test_nothing_accepted_names_the_first_empty_stage(
 ) -> None:
     entropy = settings.entropy.model_copy(update={"alpha": 50.0})
     calm = settings.model_copy(update={"entropy": entropy})
-    made = make_pilot(take_sample(calm, plan_of(calm), FEW), tokenizer, 3, 5)
-    assert made.empty is not None
-    assert "entropy.alpha" in made.empty
-    assert made.accepted == made.rejected == []
+    pilot = make_pilot(take_sample(calm, plan_of(calm), FEW), tokenizer, 3, 5)
+    assert pilot.empty is not None
+    assert "entropy.alpha" in pilot.empty
+    assert pilot.accepted == pilot.rejected == []
 
 
 def test_command_prints_plain_lines_and_publishes_nothing(

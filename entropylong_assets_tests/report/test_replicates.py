@@ -50,8 +50,8 @@ def measured_of(tokens: list[float], per_token: float = 0.1, **over: object) -> 
 
 
 def test_point_matches_a_sum_by_hand() -> None:
-    """4 of 40 rows are known, a quarter of the documents is drawn: each row stands for 2.5 roots of
-    its own length, whatever the lengths of the measured roots."""
+    """4 of 40 rows are known and a quarter of the documents is drawn, so that each row stands for
+    2.5 roots of its own length. The lengths of the measured roots have no effect."""
     totals = point([rows_of([100, 200, 300, 0], 40, 0.25)], measured_of([50, 500]), NOTHING)
     assert totals.documents == 40
     assert totals.drawn == pytest.approx(7.5)
@@ -96,9 +96,9 @@ def test_a_search_in_a_part_of_the_chunks_leaves_the_contexts_open() -> None:
     """60 contexts of which a fifth was searched: 12 were seen, with a deviation of √(12·0.8)."""
     rows = replace(rows_of([100, 200, 300], 3, 0.5), measured=np.arange(3))
     measured = measured_of([100, 200, 300], pool_share=0.2)
-    found = replicates([rows], measured, NOTHING, 2000, 1)
-    assert np.std([t.passes for t in found]) == pytest.approx(np.sqrt(12 * 0.8) / 0.2, rel=0.1)
-    assert np.ptp([t.anchors for t in found]) < 1e-9
+    totals = replicates([rows], measured, NOTHING, 2000, 1)
+    assert np.std([t.passes for t in totals]) == pytest.approx(np.sqrt(12 * 0.8) / 0.2, rel=0.1)
+    assert np.ptp([t.anchors for t in totals]) < 1e-9
 
 
 def test_intervals_cover_what_repeated_samples_show() -> None:
@@ -116,8 +116,8 @@ def test_intervals_cover_what_repeated_samples_show() -> None:
         table = measured.shared * ratios[chosen[:20], None]
         sample = replace(measured, shared=table, unshared=table)
         rows = [rows_of([float(population[i]) for i in chosen], 1500, 0.1)]
-        found = [t.pass_tokens for t in replicates(rows, sample, NOTHING, 200, trial)]
-        low, high = np.quantile(found, [0.025, 0.975])
+        tokens = [t.pass_tokens for t in replicates(rows, sample, NOTHING, 200, trial)]
+        low, high = np.quantile(tokens, [0.025, 0.975])
         misses += not low <= truth <= high
     assert misses <= 9  # 85%
 
@@ -129,8 +129,8 @@ def test_intervals_widen_if_other_shards_were_not_read() -> None:
     measured = measured_of([100, 400])
 
     def width(source: Rows) -> float:
-        found = [t.root_tokens for t in replicates([source], measured, NOTHING, 100, 3)]
-        return float(np.std(found))
+        tokens = [t.root_tokens for t in replicates([source], measured, NOTHING, 100, 3)]
+        return float(np.std(tokens))
 
     assert width(replace(rows, source_shards=50)) > 2 * width(rows)
 
@@ -141,6 +141,6 @@ def test_anchors_that_share_no_context_are_the_upper_limit() -> None:
     rows = [rows_of([100], 10, 1.0)]
     low, high = point(rows, measured, NOTHING).passes, 2 * point(rows, measured, NOTHING).passes
     assert point(rows, open_ended, NOTHING).passes == pytest.approx((low + high) / 2)
-    found = [t.passes for t in replicates(rows, open_ended, NOTHING, 300, 2)]
-    assert low <= min(found) < low + 0.2 * (high - low)
-    assert high >= max(found) > high - 0.2 * (high - low)
+    passes = [t.passes for t in replicates(rows, open_ended, NOTHING, 300, 2)]
+    assert low <= min(passes) < low + 0.2 * (high - low)
+    assert high >= max(passes) > high - 0.2 * (high - low)

@@ -36,7 +36,7 @@ from entropylong_assets_tests.report.runs import (
 def write_export(store: TableStore, shards: tuple[str, ...], version: str) -> None:
     """Tables of an export of these shards, without its files."""
     versions = {s: store.require(LONG_CONTEXT_SAMPLES, s).data_version for s in shards}
-    made = {"inputs": {LONG_CONTEXT_SAMPLES.name: versions}}
+    determinants = {"inputs": {LONG_CONTEXT_SAMPLES.name: versions}}
     none = dict.fromkeys(TrainingDatasetSummary.model_fields, 0)
     empty = {
         name: {}
@@ -55,7 +55,7 @@ def write_export(store: TableStore, shards: tuple[str, ...], version: str) -> No
     tokenizer = store.summary(LONG_CONTEXT_SAMPLES, shards[0]).tokenizer
     texts = {"version": version, "model": "bytes@1", "formats": ["mds"], "tokenizer": tokenizer}
     summary = TrainingDatasetSummary.model_validate(none | empty | texts)
-    with store.write(TRAINING_DATASET, WHOLE, fingerprint="t", determinants=made) as writer:
+    with store.write(TRAINING_DATASET, WHOLE, fingerprint="t", determinants=determinants) as writer:
         writer.append(
             "shards",
             [
@@ -81,12 +81,14 @@ def page_of(settings: Settings, version: str) -> Path:
 
 
 def test_report_is_written_beside_the_export_and_covers_its_shards(partition: Partition) -> None:
-    made = materialize(REPORT_STAGE, partition)
+    materialization = materialize(REPORT_STAGE, partition)
     page = page_of(partition.settings, "a1b2")
     html = page.read_bytes()
-    assert made.metadata["report"] == str(page)
-    assert made.metadata["report_url"] == "http://127.0.0.1:3080/dataset/reports/a1b2.html"
-    assert "entropylong serve" in str(made.metadata["open_with"])
+    assert materialization.metadata["report"] == str(page)
+    assert (
+        materialization.metadata["report_url"] == "http://127.0.0.1:3080/dataset/reports/a1b2.html"
+    )
+    assert "entropylong serve" in str(materialization.metadata["open_with"])
     summary = partition.store.summary(REPORT)
     assert (summary.path, summary.bytes, summary.shards) == (
         "reports/a1b2.html",

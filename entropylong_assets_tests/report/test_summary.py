@@ -23,27 +23,27 @@ from entropylong_assets_tests.report.runs import SHARDS, run_settings, write_run
 def test_gather_matches_sums_by_hand(tmp_path: Path) -> None:
     settings = run_settings(tmp_path)
     store = write_run(settings)
-    found = gather(store, settings)
+    overview = gather(store, settings)
     pairs = store.read_all(VERIFIED_DEPENDENCIES, SHARDS, "pairs").to_dicts()
     roots = store.read_all(ENTROPY_SCORES, SHARDS, "roots").to_dicts()
     accepted = [pair for pair in pairs if pair["accepted"]]
-    assert (found.shards, found.roots) == (2, len(roots))
-    assert found.anchors == sum(len(root["anchors"]) for root in roots)
-    assert found.pairs == len(pairs)
-    assert found.pairs_scored == sum(pair["gain"] is not None for pair in pairs)
-    assert found.accepted_by == Counter(rule for p in pairs for rule in p["accepted_by"])
-    assert found.verdicts == Counter(pair["verdict"] for pair in pairs)
-    assert found.mean_gain == pytest.approx(fmean(pair["gain"] for pair in accepted))
+    assert (overview.shards, overview.roots) == (2, len(roots))
+    assert overview.anchors == sum(len(root["anchors"]) for root in roots)
+    assert overview.pairs == len(pairs)
+    assert overview.pairs_scored == sum(pair["gain"] is not None for pair in pairs)
+    assert overview.accepted_by == Counter(rule for p in pairs for rule in p["accepted_by"])
+    assert overview.verdicts == Counter(pair["verdict"] for pair in pairs)
+    assert overview.mean_gain == pytest.approx(fmean(pair["gain"] for pair in accepted))
     starred = fmean(pair["calibrated_gain"] for pair in accepted)
-    assert found.mean_calibrated_gain == pytest.approx(starred)
+    assert overview.mean_calibrated_gain == pytest.approx(starred)
     anchors = pl.DataFrame(pairs).select("root_id", "anchor", "entropy", "surprisal").unique()
     controls = store.read_all(VERIFIED_DEPENDENCIES, SHARDS, "controls")
-    assert found.false_acceptance == false_acceptance(anchors, controls, settings.verification)
+    assert overview.false_acceptance == false_acceptance(anchors, controls, settings.verification)
     samples = store.read_all(LONG_CONTEXT_SAMPLES, SHARDS, "samples").drop("input_ids")
     owners = store.read_all(LONG_CONTEXT_SAMPLES, SHARDS, "dependencies")["sample_id"].to_list()
-    assert found.n_samples == len(samples)
-    assert found.samples.drop("dependencies").equals(samples.sort("sample_id"))
-    assert found.samples["dependencies"].to_list() == [
+    assert overview.n_samples == len(samples)
+    assert overview.samples.drop("dependencies").equals(samples.sort("sample_id"))
+    assert overview.samples["dependencies"].to_list() == [
         owners.count(sample_id) for sample_id in samples["sample_id"].sort()
     ]
 
@@ -54,10 +54,10 @@ def test_gather_lists_the_first_samples_and_counts_all(
     settings = run_settings(tmp_path)
     store = write_run(settings, roots=20)
     monkeypatch.setattr(module, "LISTED_SAMPLES", 3)
-    found = gather(store, settings)
+    overview = gather(store, settings)
     every = store.read_all(LONG_CONTEXT_SAMPLES, SHARDS, "samples", ["sample_id"])["sample_id"]
-    assert found.n_samples == len(every) > 3
-    assert found.samples["sample_id"].to_list() == every.sort().to_list()[:3]
+    assert overview.n_samples == len(every) > 3
+    assert overview.samples["sample_id"].to_list() == every.sort().to_list()[:3]
 
 
 def test_gather_reads_no_table_of_pairs_whole(
@@ -80,6 +80,6 @@ def test_gather_reads_no_table_of_pairs_whole(
 
 def test_gather_of_no_shards_is_empty(tmp_path: Path) -> None:
     settings = run_settings(tmp_path)
-    found = gather(write_run(settings), settings, shards=[])
-    assert (found.shards, found.n_samples, found.samples.is_empty()) == (0, 0, True)
-    assert found.false_acceptance == {}
+    overview = gather(write_run(settings), settings, shards=[])
+    assert (overview.shards, overview.n_samples, overview.samples.is_empty()) == (0, 0, True)
+    assert overview.false_acceptance == {}

@@ -13,7 +13,7 @@ DIRECTIONS = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068
 
 
 def test_controls_and_directions_are_named() -> None:
-    """Guards against text that steers a terminal or turns the reader's line around."""
+    """Guards against text that controls a terminal or reverses the direction of a line."""
     assert visible("\x1b[31m\x00") == "␛[31m␀"
     assert visible("a\u202eb") == "a⟨U+202E⟩b"
     for sign in DIRECTIONS + "\u200b\u2060\ufeff\u2028\u2029\u0085\x7f\U000e0041":

@@ -1,4 +1,4 @@
-"""A corpus of documents of very unequal length in sorted files, and what a run over it takes."""
+"""A corpus of documents of very different lengths in sorted files, and counts of a run over it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plan_of(settings: Settings) -> ShardPlan:
 
 
 def run_whole(settings: Settings, plan: ShardPlan) -> Actual:
-    """Run every stage as far as the verification, and count."""
+    """Run all stages up to the verification, and count."""
     store = open_store(settings)
     for stage in (*VERIFIED_DEPENDENCIES_STAGE.upstream(), VERIFIED_DEPENDENCIES_STAGE):
         of = settings.corpus if stage.scope == "corpus" else settings

@@ -54,7 +54,7 @@ FILE = 'o\'brien "x" <b>; $(touch hacked) [1] & é.jsonl'
 
 @dataclass(frozen=True)
 class Hostile:
-    """A project over the hostile corpus of which everything was run."""
+    """A project over the hostile corpus, with all stages materialized."""
 
     project: Project
     instance: dg.DagsterInstance

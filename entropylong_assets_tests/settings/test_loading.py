@@ -80,7 +80,7 @@ def test_bad_file_is_refused_in_one_line_that_names_it(
 
 
 def test_what_is_not_yaml_is_not_quoted(tmp_path: Path) -> None:
-    """PyYAML quotes the line that it stumbles over, and that line may hold a key."""
+    """PyYAML quotes the faulty line, which may contain a key."""
     path = written(tmp_path, "seed: 1\ndata_uri: s3://AKIAKEY:sEcReT@bucket/x: y\n")
     with pytest.raises(SettingsError, match=r"is not YAML: .* in line 2, column") as caught:
         load_project(path)
@@ -255,7 +255,7 @@ def check_file(path: Path, text: str) -> None:
 def test_odd_yaml_is_a_project_or_one_line(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyYAML passes on errors of others; an alias may contain itself; a tag may name code."""
+    """PyYAML may raise any error; an alias may contain itself; a tag may name code."""
     monkeypatch.chdir(tmp_path)
     check_file(tmp_path / "settings.yaml", text)
     assert not (tmp_path / "hacked").exists()
@@ -305,7 +305,7 @@ def test_any_text_is_a_project_or_one_line(
 
 
 def _names(annotation: Any) -> Iterator[str]:
-    """The words among which a setting of this type chooses."""
+    """The enumerated values of a setting of this type."""
     for argument in typing.get_args(annotation):
         if isinstance(argument, str):
             yield argument

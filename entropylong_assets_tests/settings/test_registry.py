@@ -201,7 +201,7 @@ def test_unknown_name_is_refused_with_the_known_ones(
 def test_installed_packages_are_looked_up_once(
     greetings: Registry[Greeting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading the metadata of all packages takes a while; settings are checked very often."""
+    """Reading the metadata of all packages is slow, and settings are checked very often."""
     lookups = []
     monkeypatch.setattr(
         "entropylong_assets.settings.registry.entry_points",

@@ -23,10 +23,10 @@ def test_effective_number_is_that_of_simpson_by_brute_force() -> None:
     """One over the share of ordered pairs of dependencies that use the same thing."""
     used = [name for name, n in zip("abcdef", (1, 2, 3, 5, 8, 13), strict=True) for _ in range(n)]
     same = sum(one == other for one in used for other in used)
-    found = spread_of([used.count(name) for name in set(used)])
-    assert found.effective == pytest.approx(len(used) ** 2 / same)
+    spread = spread_of([used.count(name) for name in set(used)])
+    assert spread.effective == pytest.approx(len(used) ** 2 / same)
     shares = [used.count(name) / len(used) for name in set(used)]
-    assert found.effective < math.exp(-sum(p * math.log(p) for p in shares)), "order 2 below 1"
+    assert spread.effective < math.exp(-sum(p * math.log(p) for p in shares)), "order 2 below 1"
 
 
 def test_spreads_count_anchors_roots_contexts_and_documents() -> None:
@@ -58,6 +58,6 @@ def test_without_dependencies_there_is_no_spread() -> None:
 
 
 def test_lines_for_people() -> None:
-    found = {"roots": spread_of([3, 1]).model_dump()}
+    spreads_by_thing = {"roots": spread_of([3, 1]).model_dump()}
     line = ("roots of dependencies, effective number", "1.6 of 2; the largest has 75.0% of the")
-    assert [(name, text[:38]) for name, text in spread_lines(found)] == [line]
+    assert [(name, text[:38]) for name, text in spread_lines(spreads_by_thing)] == [line]

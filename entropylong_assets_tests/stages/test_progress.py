@@ -1,4 +1,4 @@
-"""What a step reports of its progress: done of total, share, rate and time left."""
+"""The progress that a step reports: done of total, share, rate and time left."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(module.time, "monotonic", made)
-    return made
+    fake = Clock()
+    monkeypatch.setattr(module.time, "monotonic", fake)
+    return fake
 
 
 def test_units_with_a_known_total(clock: Clock) -> None:

@@ -26,8 +26,10 @@ def data(world: World, tmp_path: Path) -> Path:
 def written(data: Path, world: World, corpora: dict[str, Any], datasets: dict[str, Any]) -> Any:
     """A project over the data, whose corpora have the embedder of the world unless named."""
     embedder = world.project.corpus.embedding.model
-    made = {name: {"embedding": {"model": embedder}} | content for name, content in corpora.items()}
-    return make_project({"data_uri": str(data), "corpora": made, "datasets": datasets})
+    with_models = {
+        name: {"embedding": {"model": embedder}} | content for name, content in corpora.items()
+    }
+    return make_project({"data_uri": str(data), "corpora": with_models, "datasets": datasets})
 
 
 def refusal(data: Path, world: World, corpora: dict[str, Any], datasets: dict[str, Any]) -> str:
@@ -110,7 +112,7 @@ def test_record_of_a_later_version_is_read(data: Path, world: World) -> None:
 
 
 def test_definitions_load_without_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine without credentials the code location loads; the first step reports it."""
+    """Without credentials, the code location still loads, and the first step reports the error."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")

@@ -1,9 +1,9 @@
-"""A setting makes stale what it determines and nothing else; which shards may be used, and why not.
+"""A setting makes exactly the stages stale that it determines. Which shards may be used, and why.
 
-KNOBS is written by hand from what the computations read, not from what the stages declare: for
-each setting the stages whose own content it can change. (What follows them becomes stale through
-their data versions.) `training_dataset` repeats all settings in its manifest for information;
-that alone does not count.
+KNOBS is written by hand from what the computations read, not from what the stages declare: for each
+setting, the stages whose own content it can change. (Later stages become stale through the data
+versions of their inputs.) `training_dataset` also copies all settings into its manifest, which does
+not count.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
 }
 
 OTHER_BASES: list[tuple[dict[str, Any], str, Any, set[str]]] = [
-    # A second model: its audit reads what it scores, and how.
+    # A second model: its audit depends on the pairs that it scores and on its settings.
     *(
         ({"audit.model": "m2"}, path, value, stages | {M})
         for path, (value, stages) in KNOBS.items()
@@ -234,11 +234,11 @@ def changed(project: Project, path: str, value: Any) -> Project:
     if hasattr(dataset, path.partition(".")[0]) and not path.startswith("corpus."):
         dataset = with_value(dataset, path, value)
     dataset = dataset.model_copy(update={"corpus": corpus})
-    found = project.model_copy(
+    result = project.model_copy(
         update={"corpora": {corpus.name: corpus}, "datasets": {dataset.name: dataset}}
     )
-    assert found != project
-    return found
+    assert result != project
+    return result
 
 
 def versions(project: Project) -> dict[str, str]:
@@ -299,8 +299,8 @@ def test_names_change_no_version() -> None:
 
 
 def test_no_two_stages_share_a_version() -> None:
-    found = versions(make_project())
-    assert len(set(found.values())) == len(found) == len(STAGES)
+    by_stage = versions(make_project())
+    assert len(set(by_stage.values())) == len(by_stage) == len(STAGES)
 
 
 # What a computation reads
@@ -317,7 +317,7 @@ _SAMPLE_STAGES = (D, C, X, E, R, V, S)
 _OF_QUERIES = {"embedding.query_prompt", "embedding.query_task"}
 _OF_CHUNKS = {"embedding.chunk_tokens", "embedding.document_prompt", "embedding.document_task"}
 READ_WITHOUT_EFFECT: dict[str, set[str]] = {
-    # The shard's own source is identified with the shard; the others are declared if there are any.
+    # `identify` returns the shard's own source; the other settings are declared if they are used.
     D: {"corpus.sources", "corpus.filters", "corpus.decontaminate"},
     # Recorded settings are validated again.
     P: {
@@ -325,9 +325,9 @@ READ_WITHOUT_EFFECT: dict[str, set[str]] = {
         "near_duplicates.threshold_by_source", "natural.min_gzip_ratio", "natural.max_gzip_ratio",
     },
     G: {"near_duplicates.threshold"},  # identified: whether there is one
-    # Opening the embedder tries it on a query and on a chunk, of which one is used.
+    # Opening the embedder tests it with a query and a chunk, of which only one is used here.
     C: _OF_QUERIES,
-    # Documents that come back are cut as the others were, or refused.
+    # Restored documents are cut as the others were, or refused.
     X: {"embedding.chunk_tokens", "embedding.min_chunk_chars", *_OF_QUERIES},
     # Opening the tokenizer reads its framing, which a query or an entropy does not contain.
     E: {"scoring.separator"},
@@ -347,16 +347,16 @@ READ_WITHOUT_EFFECT: dict[str, set[str]] = {
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> set[tuple[type, str]]:
     """The (class of settings, field) pairs that are read from now on."""
-    found: set[tuple[type, str]] = set()
+    pairs: set[tuple[type, str]] = set()
     original = Section.__getattribute__
 
     def recording(self: Section, name: str) -> Any:
         if not name.startswith("_") and name in type(self).model_fields:
-            found.add((type(self), name))
+            pairs.add((type(self), name))
         return original(self, name)
 
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
-    return found
+    return pairs
 
 
 def short_paths(project: Project) -> dict[tuple[type, str], str]:
@@ -378,7 +378,7 @@ def short_paths(project: Project) -> dict[tuple[type, str], str]:
 
 def declared_paths(stage: Stage, settings: Settings) -> set[str]:
     """What the stage declares, as paths in the short form down to single settings."""
-    found = set()
+    paths = set()
     for path in stage.determined_by(settings):
         value: Any = settings
         for part in path.split("."):
@@ -386,8 +386,8 @@ def declared_paths(stage: Stage, settings: Settings) -> set[str]:
         name = path.removeprefix("corpus.") if path != "corpus.sources" else path
         if stage.scope == "corpus" and "." not in name and name != "seed":
             name = f"corpus.{name}"
-        found |= {f"{name}.{f}" for f in leaves(value)} if isinstance(value, Section) else {name}
-    return found
+        paths |= {f"{name}.{f}" for f in leaves(value)} if isinstance(value, Section) else {name}
+    return paths
 
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if s.name != T], ids=lambda s: s.name)
@@ -403,8 +403,8 @@ def test_stage_reads_only_what_it_declares(
     allowed = declared | WITHOUT_EFFECT | READ_WITHOUT_EFFECT.get(stage.name, set())
     if stage.name == P:  # it shows the settings that the samples' manifests have recorded
         for name in _SAMPLE_STAGES:
-            made = copied.stage(name)
-            allowed |= declared_paths(made, copied.partition(made).settings)
+            stage_copy = copied.stage(name)
+            allowed |= declared_paths(stage_copy, copied.partition(stage_copy).settings)
     assert seen - allowed == set()
     if stage.name != M:
         assert seen & declared or not declared
@@ -464,7 +464,7 @@ def test_copied_data_are_up_to_date(copied: Copied) -> None:
 
 
 def test_another_index_over_the_same_shards_makes_what_searched_it_stale(copied: Copied) -> None:
-    """Fewer probes leave the tables of the index as they are, and its tag is another."""
+    """Fewer probes do not change the tables of the index, but they change its tag."""
     version = copied.store.require(copied.stage(X).tables).data_version
 
     def other_tag(manifest: dict[str, Any]) -> None:
@@ -506,9 +506,9 @@ def test_reason_names_what_has_changed(
 
 def test_all_shards_of_a_sound_project_are_eligible(copied: Copied) -> None:
     for name in (X, T):
-        found = eligible_shards(copied.stage(name), copied.partition(name))
-        assert found.shards == copied.shards
-        assert found.left_out == {}
+        eligibility = eligible_shards(copied.stage(name), copied.partition(name))
+        assert eligibility.shards == copied.shards
+        assert eligibility.left_out == {}
 
 
 @pytest.mark.parametrize(
@@ -533,12 +533,12 @@ def test_shard_without_its_blocking_checks_is_left_out(
         copied.remove_outcomes(broken, bad)
         words = f"of {broken} has not run on the present data"
     for name in (X, T):
-        found = eligible_shards(copied.stage(name), copied.partition(name))
+        eligibility = eligible_shards(copied.stage(name), copied.partition(name))
         if name in left_out_by:
-            assert found.shards == copied.shards[:1]
-            assert words in found.left_out[bad]
+            assert eligibility.shards == copied.shards[:1]
+            assert words in eligibility.left_out[bad]
         else:
-            assert found.shards == copied.shards
+            assert eligibility.shards == copied.shards
 
 
 def test_stages_over_all_shards_leave_out_a_failed_shard(copied: Copied) -> None:
@@ -594,7 +594,7 @@ def test_shard_made_from_older_inputs_is_left_out(copied: Copied) -> None:
 
 
 def test_export_alone_leaves_out_shards_made_under_other_settings(copied: Copied) -> None:
-    """The index takes in shards of other settings; an export must be made by one set of them."""
+    """The index may contain shards made under other settings; an export must have one set."""
 
     def other(manifest: dict[str, Any]) -> None:
         manifest["determinants"]["settings"]["embedding.min_chunk_chars"] = 9
@@ -612,7 +612,7 @@ def test_export_alone_leaves_out_shards_made_under_other_settings(copied: Copied
 
 
 def test_partition_whose_input_was_removed_is_stale(copied: Copied) -> None:
-    """The failure: an error in place of the run that would make the input again."""
+    """The failure: an error, although a run would make the input again."""
     shutil.rmtree(copied.store.folder(copied.stage(R).tables, copied.shards[0]))
     reason = stale_reason(copied.stage(V), copied.partition(V))
     assert reason is not None

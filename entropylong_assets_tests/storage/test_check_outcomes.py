@@ -1,4 +1,4 @@
-"""Outcomes of checks are valid for the manifest that they were recorded for, and for no other."""
+"""Outcomes of checks are valid only for the manifest that they were recorded for."""
 
 from __future__ import annotations
 

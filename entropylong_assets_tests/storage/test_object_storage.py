@@ -65,9 +65,9 @@ def test_fsspec_registry_is_unchanged_by_this_package() -> None:
     ],
 )
 def test_open_uri_chooses_the_file_system_by_scheme(uri: str, kind: type, path: str) -> None:
-    fs, found = open_uri(uri)
+    fs, path_on_fs = open_uri(uri)
     assert type(fs) is kind
-    assert found == path
+    assert path_on_fs == path
 
 
 def test_open_uri_takes_a_relative_path_as_one_of_the_working_folder(

@@ -186,7 +186,7 @@ def is_root_candidate(doc_id: str, project: Project) -> bool:
 
 
 def test_the_counts_reconcile(through_faults: Run) -> None:
-    """Counted here from the bucket, beside the checks of the stages."""
+    """Counted from the files in the bucket, independently of the stages' checks."""
     bucket = through_faults.bucket
     lines = sum(bucket.get(key).count(b"\n") for key in bucket.list("corpus/"))
     counts = dict.fromkeys(("documents", "dropped", "drawn", "scored", "pairs", "candidates"), 0)

@@ -283,7 +283,7 @@ def test_a_flipped_bit_in_a_page_is_never_read_as_data(tmp_path: Path) -> None:
     with store.write(EMBEDDING_INDEX, SHARD, fingerprint="f") as writer:
         writer.append("shards", rows)
     path = Path(store.path(EMBEDDING_INDEX, SHARD, "shards"))
-    whole, found = path.read_bytes(), 0
+    whole, detected = path.read_bytes(), 0
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     for at in range(4, footer, 23):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
@@ -291,11 +291,11 @@ def test_a_flipped_bit_in_a_page_is_never_read_as_data(tmp_path: Path) -> None:
             read = store.read(EMBEDDING_INDEX, SHARD, "shards")
         except TableError as error:
             assert "materialize" in str(error)  # noqa: PT017
-            found += 1
+            detected += 1
             continue
         # The bit is in bytes that are not needed to read the rows, such as statistics of a page.
         assert read.to_dicts() == rows, at
-    assert found > 50
+    assert detected > 50
 
 
 def test_an_error_of_the_system_is_no_damage(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ class TrialFolder:
 
     @property
     def identity(self) -> str:
-        """Hash of the facts: equal wherever the folder lies, another once it is prepared anew."""
+        """Hash of the facts: the same in any place, another once the folder is prepared again."""
         return hashlib.sha256((self.path / "trial.json").read_bytes()).hexdigest()[:16]
 
     def write_facts(self, facts: TrialFacts) -> None:

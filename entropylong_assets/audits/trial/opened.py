@@ -114,5 +114,5 @@ class OpenedTrial:
 
 
 def _eager() -> Any:
-    """Evaluation has many lengths, each of which the compiler would compile anew."""
+    """Run without the compiler, which would compile again for each of the many lengths."""
     return torch.compiler.set_stance("force_eager")

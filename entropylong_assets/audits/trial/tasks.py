@@ -1,6 +1,6 @@
 """Synthetic tasks after RULER (Hsieh et al., arXiv 2404.06654), for models of any size.
 
-Needles in real text, variable tracking, common words and frequent words, written anew from the
+Needles in real text, variable tracking, common words and frequent words, written again from the
 paper's description. The answer ends the item, so that one forward pass judges it. Different from
 RULER: needles stand in held-out text of the corpus, words come from that text, and there is no
 generation. Question answering is left out: its texts can't be shipped.
@@ -34,7 +34,7 @@ class TextCodec(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """An item in the making: pieces that stand in the haystack, then the question and answer."""
+    """The parts of an item: pieces inside the haystack, then the question and the answer."""
 
     intro: str
     pieces: tuple[str, ...]

@@ -32,7 +32,7 @@ const barWidth = (part, of) => `calc(var(--bar) * ${of ? (part / of).toFixed(4) 
 const shortId = (id) => id.replace(/[0-9a-f]{32,}/g, (digits) => `${digits.slice(0, 8)}…`);
 const words = (name) => name.replaceAll("_", " ");
 
-// A marked text; a line break that would not be seen by a sign.
+// Marks a text. A line break, which would be invisible, is shown as a sign.
 const marked = (text) => element("mark", {}, /\S/.test(text) ? text : text.replaceAll("\n", "↵\n"));
 // A name that may be broken after its dots and underscores.
 const breakable = (name) => name.split(/(?<=[._])/).flatMap((part) => [part, element("wbr")]);

@@ -1,4 +1,4 @@
-"""What drops whole documents after their text is canonical: filters, then decontamination."""
+"""Dropping whole documents after their text is canonical: filters, then decontamination."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fault(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """What became of a batch of documents."""
+    """The result of cleaning a batch of documents."""
 
     kept: list[dict[str, Any]]
     dropped: list[tuple[dict[str, Any], Fault]]
@@ -50,7 +50,7 @@ class Cleaning:
     """The filters and evaluation sets of a corpus."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises CorpusError if a filter can't be made or a set can't be read."""
+        """Raise CorpusError if a filter can't be made or a set can't be read."""
         self._filters = [(own, make_filter(own)) for own in settings.filters]
         self._sets = load_sets(settings)
         self._actions = {index.settings.name: index.settings.action for index in self._sets}
@@ -99,7 +99,7 @@ class Cleaning:
         return fault is None
 
     def figures(self) -> tuple[EvaluationSetFigures, ...]:
-        """The evaluation sets, and how many documents quoted each so far."""
+        """The evaluation sets, and how many documents have quoted each so far."""
         return tuple(
             EvaluationSetFigures(**index.figures, documents=self._quoting[index.settings.name])
             for index in self._sets

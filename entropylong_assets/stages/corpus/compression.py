@@ -1,4 +1,4 @@
-"""Decompressed bytes of a file, by the suffix of its name; what contradicts the name is named."""
+"""Decompressing a file by the suffix of its name; content that contradicts the name is an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ stream (bytes)."""
 
 
 class DamagedFileError(Exception):
-    """A file is truncated, or not what its name says. `problem`: as of the row where it ends."""
+    """A file is truncated, or not what its name says. `problem`: of the first row that is lost."""
 
     def __init__(self, detail: str, reason: str = "unreadable") -> None:
         super().__init__(detail)
@@ -33,7 +33,7 @@ class DamagedFileError(Exception):
 class _Codec(NamedTuple):
     name: str
     magic: tuple[bytes, ...]
-    """What a compressed file begins with."""
+    """First bytes of a compressed file."""
     open: Callable[[], Any]
     """Makes a decompressor of one member (gzip), frame (zstd) or stream (bzip2, xz)."""
     # 4 bytes of zstd may decompress to 128 KiB, a byte of gzip to 1 KiB: small pieces bound what a
@@ -41,7 +41,7 @@ class _Codec(NamedTuple):
     piece: int = 512
     """Number of compressed bytes that are decompressed at once."""
     padding: bytes = b""
-    """What may stand between two members."""
+    """Byte that may be repeated between two members."""
 
 
 def _zstd() -> Any:
@@ -92,8 +92,8 @@ def suffix_of(name: str) -> str | None:
 def decompress(file: IO[bytes], name: str) -> Iterator[bytes]:
     """Yield the bytes of a file in pieces, decompressed by the suffix of its name.
 
-    Members, frames or streams that follow each other are one file; an empty file has no bytes.
-    Raises DamagedFileError after the last good bytes; faults of the file system pass as they are.
+    Consecutive members, frames or streams are one file; an empty file has no bytes. Raises
+    DamagedFileError after the last good bytes, and the errors of the file system unchanged.
     """
     suffix = suffix_of(name)
     blocks = iter(lambda: file.read(CHUNK), b"")
@@ -103,8 +103,10 @@ def decompress(file: IO[bytes], name: str) -> Iterator[bytes]:
     codec = _CODECS[suffix]
     first = next(blocks, b"")
     if first and not first.startswith(codec.magic):
-        found = content_of(first) or f"not {codec.name}"
-        raise DamagedFileError(f"the name ends in {suffix}, but the content is {found}", "misnamed")
+        content = content_of(first) or f"not {codec.name}"
+        raise DamagedFileError(
+            f"the name ends in {suffix}, but the content is {content}", "misnamed"
+        )
     yield from _decompress(codec, itertools.chain([first], blocks))
 
 
@@ -139,9 +141,10 @@ def _decompress(codec: _Codec, blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _good_bytes(stream: Any, piece: memoryview) -> Iterator[bytes]:
-    """Yield what a decompressor makes of a piece before the byte at which it fails.
+    """Yield what a decompressor returns for a piece up to the byte at which it fails.
 
-    Otherwise a wrong checksum would cost good rows. Only that of gzip can be copied for this.
+    Otherwise a wrong checksum at the end of a piece would cost good rows. Only gzip's decompressor
+    can be copied, which this needs.
     """
     with suppress(*_ERRORS):
         for at in range(len(piece) if stream else 0):
@@ -150,15 +153,15 @@ def _good_bytes(stream: Any, piece: memoryview) -> Iterator[bytes]:
 
 def _damage(codec: _Codec, error: Exception, n_ended: int) -> str:
     """Say what is wrong with compressed bytes. n_ended: number of members that were whole."""
-    found = str(error)
-    if "too much memory" in found or "Memory usage limit" in found:
+    message = str(error)
+    if "too much memory" in message or "Memory usage limit" in message:
         return (
             f"its {codec.name} data needs a window of more than {MAX_WINDOW // 2**30} GiB to be "
             "read; compress it again with a window of at most 31 bits"
         )
-    if "ictionary" in found:
+    if "ictionary" in message:
         return f"its {codec.name} data needs a dictionary; compress it again without one"
-    if "incorrect data check" in found or "incorrect length check" in found:
-        found = "CRC check failed"
+    if "incorrect data check" in message or "incorrect length check" in message:
+        message = "CRC check failed"
     after = f", after {n_ended} whole parts" if n_ended else ""
-    return f"the file is damaged here{after}: not {codec.name} data ({one_line(found, 120)})"
+    return f"the file is damaged here{after}: not {codec.name} data ({one_line(message, 120)})"

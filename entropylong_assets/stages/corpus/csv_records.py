@@ -1,17 +1,18 @@
 """Records of a CSV file, and the lines that are lost because their quotes are wrong.
 
-By RFC 4180 a field in quotes may contain line ends, so that a quote which is only text, but begins
-a field, swallows all rows up to the next quote: `csv` and other readers join them silently. Here a
-record of several lines is read as such unless something contradicts it:
+By RFC 4180, a quoted field may contain line ends. So a quote that is plain text but stands at the
+start of a field swallows all rows up to the next quote: `csv` and other readers join these rows
+silently. Here a record of several lines is accepted unless something contradicts it:
 
 1. it cannot be parsed: text after the closing quote, or no closing quote before the end of the
    file;
 2. it has more or fewer fields than the header;
 3. read without quotes, most of the lines in it are rows (`swallowed_rows` of `quoting.py`).
 
-Then each of its lines that is not blank may have been a row: it is a bad row of its own. Reading
-goes on with the next line, which may lie in the middle of a text: records that are unlike those
-before are bad rows, too, until one is like them (or 100 are not: then the rows have changed).
+Otherwise each of its lines that is not blank is a bad row, since it may have been a row. Reading
+continues with the next line, which may be in the middle of a text. So the records after it are bad
+rows as well until one resembles the rows before the broken record, or until 100 records do not:
+then the rows of the file have changed.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Record(NamedTuple):
 
 
 class LostLine(NamedTuple):
-    """A line, or a record of one line, that cannot be read."""
+    """A line that can't be read, alone or as part of a record."""
 
     line: int
     problem: Problem
@@ -98,7 +99,7 @@ class _Lines:
         raise StopIteration
 
     def lose(self, reason: str, detail: str) -> Iterator[LostLine]:
-        """Yield the lines of the record as lost ones: the first for this reason."""
+        """Yield the lines of the record as lost: the first for this reason, others as swallowed."""
         if not self.pending:
             return
         first, last = self.pending[0][0] + 1, self.pending[-1][0] + 1
@@ -106,18 +107,18 @@ class _Lines:
         yield LostLine(first - 1, Problem(reason, f"{where}: {detail}"))
         for number, text in self.pending[1:]:
             if text.strip():
-                found = f"line {number + 1}: swallowed by the record that begins on line {first}"
-                yield LostLine(number, Problem("swallowed_row", found))
+                message = f"line {number + 1}: swallowed by the record that begins on line {first}"
+                yield LostLine(number, Problem("swallowed_row", message))
 
 
 def read_records(
     read: Callable[[], Iterator[Line]], dialect: Dialect, text_field: str = ""
 ) -> Iterator[Record | LostLine]:
-    """Yield the header and the records of a CSV file, in order; what can't be read as LostLine.
+    """Yield the header and the records of a CSV file in order, and a LostLine for bad lines.
 
     read: opens the file; called a second time if it has one column and records of several lines.
-    text_field: name of the column with texts, which may be of any kind. If the header itself is
-    lost, that is the first item. Blank lines are passed over.
+    text_field: name of the column of texts, whose values may contain any kind of character. If the
+    header itself can't be read, its LostLine is the first item. Blank lines are passed over.
     """
     # Process-wide, so it is only ever raised; the default, 131,072 characters, is a short document.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
@@ -128,12 +129,12 @@ def read_records(
 
     @functools.cache
     def quotes_are_plain() -> bool:
-        if dialect.escape or not dialect.quote:  # an escaped quote is no plain one
+        if dialect.escape or not dialect.quote:  # single quotes may be escaped ones
             return False
         return has_plain_quotes((line.content for line in read()), dialect.quote)
 
     evidence = Evidence(0, dialect.delimiter, quotes_are_plain)
-    doubts = 0  # number of records that are not believed if they are unlike those before
+    doubts = 0  # number of records that are bad if they are unlike those before
     while True:
         feed.begin()
         try:
@@ -171,15 +172,15 @@ def read_records(
 
 
 def _problem_of(error: csv.Error) -> Problem:
-    found = str(error)
-    if "field limit" in found or "more than" in found:
+    message = str(error)
+    if "field limit" in message or "more than" in message:
         limit = f"the record has more than {MAX_ROW_BYTES} bytes"
         return Problem("row_too_large", f"{limit}; is a quote not closed?")
-    if "new-line" in found:
+    if "new-line" in message:
         return Problem("broken_csv", "a carriage return or line feed within an unquoted field")
-    if "unexpected end" in found:
+    if "unexpected end" in message:
         return Problem("broken_csv", "a quote at the start of a field is never closed")
-    if "expected after" in found:
+    if "expected after" in message:
         return Problem("broken_csv", "there is text after the closing quote of a field")
     return Problem("broken_csv", one_line(error, 120))
 
@@ -206,11 +207,11 @@ def _record_problem(
     lines: list[str], values: list[str], header: list[str], dialect: Dialect, evidence: Evidence
 ) -> Problem | None:
     if len(values) != len(header):
-        found = f"the record has {len(values)} fields, the header {len(header)}"
-        return Problem("broken_csv", found)
+        message = f"the record has {len(values)} fields, the header {len(header)}"
+        return Problem("broken_csv", message)
     if values == header:
-        found = "the record is the header again, as if a file was appended to another"
-        return Problem("broken_csv", found)
+        message = "the record is the header again, as if a file was appended to another"
+        return Problem("broken_csv", message)
     if len(lines) > 1 and dialect.newlines_in_values is None:
         return _SWALLOWED if evidence.swallowed_rows(lines, values) else None
     return None

@@ -27,17 +27,17 @@ BATCH_CHARS = 4_000_000
 
 # CR LF, CR, vertical tab, form feed, next line, line and paragraph separator.
 _LINE_ENDS = r"\r\n|[\r\x0B\x0C\x{85}\x{2028}\x{2029}]"
-# Control characters; soft hyphen; zero-width space, word joiner, byte order mark; and everything
-# that overrides or marks direction: it orders the display, not the text, and can make a text look
-# like another one. Zero-width joiner and non-joiner are kept: Persian, the scripts of India and
-# emoji are spelled with them.
+# Control characters; soft hyphen; zero-width space, word joiner, byte order mark; and all marks and
+# overrides of direction, which change the display and not the text, and can make a text look like
+# another one. Zero-width joiner and non-joiner are kept: Persian, the scripts of India and emoji
+# are spelled with them.
 _REMOVED = (
     r"[\p{Cc}&&[^\n\t]]|[\x{AD}\x{200B}\x{2060}\x{FEFF}]"
     r"|[\x{61C}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2066}-\x{2069}]"
 )
-# Texts of these characters alone are in normal form C already: none of them decomposes, is
-# reordered or composes with the one before it. Normalization takes most of the time. Latin, basic
-# Cyrillic, punctuation, currency, arrows, ideographs, Hangul syllables.
+# Texts of only these characters are in normal form C, so they skip the normalization, which takes
+# most of the time: none of them decomposes, is reordered or composes with the one before it. Latin,
+# basic Cyrillic, punctuation, currency, arrows, ideographs, Hangul syllables.
 _COMPOSED = (
     r"\x{0}-\x{2FF}\x{400}-\x{482}\x{2010}-\x{2027}\x{2030}-\x{205E}\x{20A0}-\x{20BF}"
     r"\x{2190}-\x{219A}\x{4E00}-\x{9FFF}\x{AC00}-\x{D7A3}"
@@ -113,7 +113,10 @@ def _length_fault(text: str, settings: Settings) -> Fault | None:
 def _documents(
     rows: list[Row], settings: Settings, seen: set[bytes], taken_down: Collection[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Documents of these rows, and those that are dropped. seen: ids of the shard, added to."""
+    """Return the documents of these rows, and the dropped ones.
+
+    seen: ids of the shard's documents so far; those of new documents are added.
+    """
     documents, dropped = [], []
     for row, text in zip(rows, canonical_texts([row.text for row in rows]), strict=True):
         fault = _length_fault(text, settings)
@@ -160,7 +163,7 @@ def ingest_shard(
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
     seen: set[bytes] = set()
-    # A shard that begins within a file says nothing about the rows before it.
+    # Only the shard at the start of a file can find that the file has no rows.
     without_rows = set(shard.files) if shard.first_row == 0 else set()
     cleaning = Cleaning(settings)
 

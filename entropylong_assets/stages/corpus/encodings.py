@@ -7,10 +7,10 @@ guessed. Other encodings are found row by row, by what no UTF-8 text contains:
 - the byte 0x00 (UTF-16 and UTF-32 without a byte order mark, and binary data);
 - control characters, if they are more than a tenth of the bytes: UTF-16 of Cyrillic, Greek or
   Hebrew letters without a byte order mark consists of bytes below 0x80, and is valid UTF-8;
-- ESC $, which ISO-2022 (Japanese, Korean, Chinese e-mail) begins its characters with.
+- ESC $, with which ISO-2022 (Japanese, Korean, Chinese e-mail) switches to two-byte characters.
 
-Not found: text that consists of ASCII in another meaning (UTF-7, HZ), and UTF-16 of a few letters
-without any space or line end.
+Not recognized: encodings that write other characters as ASCII (UTF-7, HZ), and UTF-16 text of a few
+letters without any space or line end.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def decode_text(content: bytes) -> str | Problem:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        found = f"byte {error.start} (0x{content[error.start]:02x}) is not UTF-8"
-        return Problem("invalid_utf8", found)
+        message = f"byte {error.start} (0x{content[error.start]:02x}) is not UTF-8"
+        return Problem("invalid_utf8", message)
     n_controls = len(content) - len(content.translate(None, _CONTROLS))
     if n_controls * 10 > len(content):
         share = f"{n_controls} of {len(content)} bytes are control characters"
@@ -54,10 +54,10 @@ def decode_text(content: bytes) -> str | Problem:
 
 
 def to_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield a text in UTF-8, without the byte order mark at its start, which names its encoding.
+    """Yield a text in UTF-8, decoded by its byte order mark, which is removed.
 
-    Unpaired surrogates of UTF-16 are passed on as bytes that are not UTF-8, so that only their row
-    is bad. Raises DamagedFileError where the text cannot be decoded further.
+    Unpaired surrogates of UTF-16 become bytes that are not UTF-8, so that only their row is bad.
+    Raises DamagedFileError at the first place that can't be decoded.
     """
     head = b""
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Errors of the corpus, and texts of a corpus in one line of a message."""
+"""Errors of the corpus, and a function that shows any text in one line of a message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class CorpusError(ValueError):
 
 
 class MissingSourceError(CorpusError):
-    """The file or the source of a shard no longer exists. What was made of it stays as it is."""
+    """The file or the source of a shard no longer exists. Its tables are kept unchanged."""
 
 
 class Problem(NamedTuple):

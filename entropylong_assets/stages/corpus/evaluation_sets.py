@@ -5,8 +5,8 @@ Texts are compared as n-grams of words, in the platform's own segmentation of an
 Markdown links make no difference.
 
 The overlap of a document with an evaluation text is the share of the text's n-grams that occur in
-the document. A long text is not quoted as a whole, so of one with more than `PASSAGE` n-grams, that
-many are enough for an overlap of 1.
+the document. Long texts are rarely quoted as a whole: `PASSAGE` n-grams of a text with more of them
+are enough for an overlap of 1.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class EvaluationIndex:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What was compared with, as JSON values."""
+        """Name, hash and counts of the set, as JSON values."""
         return {
             "name": self.settings.name,
             "content": self.content,
@@ -127,10 +127,10 @@ class EvaluationIndex:
 
 
 def _characters(text: str, first_word: int, last_word: int) -> tuple[int, int]:
-    """Return where words `first_word` to `last_word` (not included) are in a text.
+    """Return the characters of words `first_word` to `last_word` (not included) of a text.
 
-    The segmentation gives no places, so they are found by halving: how many words a prefix has
-    grows with its length.
+    The segmentation returns no positions, so they are found by binary search: the number of words
+    of a prefix grows with its length.
     """
 
     def end_of(n_words: int) -> int:
@@ -146,7 +146,7 @@ def _characters(text: str, first_word: int, last_word: int) -> tuple[int, int]:
     start = max(0, end_of(first_word + 1) - 1)
     end = end_of(last_word)
     while end < len(text) and text[end].isalnum() and text[end - 1].isalnum():
-        end += 1  # a prefix that ends within the last word has it already
+        end += 1  # a prefix that ends inside the last word already counts it
     return start, max(start, end)
 
 
@@ -179,11 +179,11 @@ def versions(evaluation: EvaluationSet, data_uri: str) -> dict[str, str]:
 
 
 def identify_sets(settings: Settings) -> dict[str, Any]:
-    """What determines the content of the sets of a corpus; nothing if it has none."""
+    """What determines the content of a corpus' evaluation sets; empty if it has none."""
     if not settings.decontaminate:
         return {}
-    found = {e.name: versions(e, settings.data_uri) for e in settings.decontaminate}
-    return {"evaluation_sets": found}
+    file_versions = {e.name: versions(e, settings.data_uri) for e in settings.decontaminate}
+    return {"evaluation_sets": file_versions}
 
 
 def build_index(evaluation: EvaluationSet, texts: Iterator[str]) -> EvaluationIndex:
@@ -229,8 +229,8 @@ def load_sets(settings: Settings) -> tuple[EvaluationIndex, ...]:
 def find_overlaps(sets: Sequence[EvaluationIndex], text: str) -> list[Overlap]:
     """Return the largest overlap of a document with each set that it quotes."""
     words = compared_words(text)
-    found = [index.find(text, words) for index in sets]
-    return [overlap for overlap in found if overlap is not None]
+    overlaps = [index.find(text, words) for index in sets]
+    return [overlap for overlap in overlaps if overlap is not None]
 
 
 def describe(overlap: Overlap) -> str:

@@ -1,8 +1,8 @@
 """Fields of a row by name, also within other fields.
 
-A name is looked up as it is first: a key may contain dots. Only if there is none, its dots lead
-into objects: `meta.text` is the key `text` of the object `meta`. Of several readings that of the
-longest key wins: of `a.b.c` first `a.b.c`, then `c` in `a.b`, then `b.c` in `a`.
+The whole name is looked up first, since a key may contain dots. If there is no such key, its dots
+lead into objects: `meta.text` is the key `text` of the object `meta`. Longer keys are tried first:
+for `a.b.c`, the key `a.b.c`, then `c` in `a.b`, then `b.c` in `a`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class DoubledKeys(dict[str, Any]):
 
 
 def missing_field(names: Sequence[str], field: str, within: str = "") -> Problem:
-    """The problem of a row or file whose fields do not include this one exactly once.
+    """Describe the problem of a row or file that does not have this field exactly once.
 
     within: name of the object that has these fields, if it is not the row.
     """
@@ -34,7 +34,7 @@ def missing_field(names: Sequence[str], field: str, within: str = "") -> Problem
 
 
 def _readings(name: str) -> Iterator[tuple[str, str]]:
-    """Yield the keys that a name can begin with, the longest first, and what is left of it."""
+    """Yield the keys that a name can begin with, longest first, each with the rest of the name."""
     yield name, ""
     end = len(name)
     while (end := name.rfind(".", 0, end)) >= 0:
@@ -42,9 +42,9 @@ def _readings(name: str) -> Iterator[tuple[str, str]]:
 
 
 def value_of(record: Mapping[str, Any], name: str, within: str = "") -> Any | Problem:
-    """Return the value of a field of an object, or the problem if there is none.
+    """Return the value of a field of an object, or the problem if the field does not exist.
 
-    It is None if an object on the way is null.
+    The value is None if an object that should contain the field is null.
     """
     problem = None
     for key, rest in _readings(name):
@@ -63,8 +63,8 @@ def value_of(record: Mapping[str, Any], name: str, within: str = "") -> Any | Pr
             problem = problem or inner
         else:
             kind = {list: "a list", str: "a string", bool: "true or false"}.get(type(value))
-            found = f"field '{path}' is {kind or 'a number'}, so that it has no field '{rest}'"
-            problem = problem or Problem("missing_field", found)
+            message = f"field '{path}' is {kind or 'a number'}, so that it has no field '{rest}'"
+            problem = problem or Problem("missing_field", message)
     return problem or missing_field([*record], name, within)
 
 
@@ -87,6 +87,6 @@ def path_of(schema: pa.Schema | pa.StructType, name: str, within: str = "") -> l
                 return [key, *inner]
             problem = problem or inner
         else:
-            found = f"field '{path}' is {one_line(kind, 120)}, so that it has no field '{rest}'"
-            problem = problem or Problem("missing_field", found)
+            message = f"field '{path}' is {one_line(kind, 120)}, so that it has no field '{rest}'"
+            problem = problem or Problem("missing_field", message)
     return problem or missing_field(names, name, within)

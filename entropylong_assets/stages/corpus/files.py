@@ -17,9 +17,10 @@ from entropylong_assets.stages.corpus.errors import CorpusError, one_line
 from entropylong_assets.stages.corpus.registry import COMPRESSIONS
 from entropylong_assets.storage.object_storage import Local, open_uri
 
-# What distinguishes two contents of a file, as the file systems name it; the first group that an
-# entry has is used. Of a local file it is the modification time. Change time and inode are left
-# out: a chmod or a backup by hard links is no change, nor is a network disk that is mounted again.
+# Keys of a directory entry that distinguish two contents of a file. Each file system has its own;
+# the first group that an entry has is used. For a local file it is the modification time. Change
+# time and inode are left out, since a chmod, a backup by hard links or remounting a network disk
+# changes them and not the content.
 _HASHES = ("ETag", "etag", "blob_id", "md5Hash", "content_hash", "CRC")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "date_time", "created")
 
@@ -33,7 +34,7 @@ class SourceFile(NamedTuple):
     kind: str
     version: str
     size: int | None = None
-    """Bytes, if the file system tells."""
+    """Size in bytes, or None if the file system does not report it."""
 
 
 def plain_name(uri: str) -> str:
@@ -54,14 +55,14 @@ def without_compression(name: str) -> str:
 def version_of(info: Mapping[str, Any], edition: int = 1) -> str:
     """Return 16 hex digits of a directory entry's hash, or else of its size and change time.
 
-    edition: of the file's format, since rows of other numbers make another version.
+    edition: of the file's format, because another numbering of rows makes another version.
     """
     parts: list[Any] = [info.get("size"), *([edition] if edition > 1 else [])]
     known = [info[key] for key in _HASHES if info.get(key)]
     times = [info[key] for key in _TIMES if info.get(key)][:1]
     # Some file systems give a time as a number in a listing and as a datetime for a single file.
     parts += known or [t.timestamp() if isinstance(t, datetime) else t for t in times]
-    # A link that now leads elsewhere, perhaps to a file of the same size and time.
+    # A link may be changed to point to another file of the same size and time.
     parts += [info["destination"]] if info.get("destination") else []
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
@@ -72,13 +73,13 @@ def local_info(path: str) -> dict[str, Any]:
     fsspec gives the time of the link itself: an edit of its target would go unnoticed. Raises
     OSError.
     """
-    found = os.stat(path)
-    is_folder, is_file = stat.S_ISDIR(found.st_mode), stat.S_ISREG(found.st_mode)
+    entry = os.stat(path)
+    is_folder, is_file = stat.S_ISDIR(entry.st_mode), stat.S_ISREG(entry.st_mode)
     info = {
         "name": path,
         "type": "directory" if is_folder else "file" if is_file else "other",
-        "size": found.st_size,
-        "mtime": found.st_mtime,
+        "size": entry.st_size,
+        "mtime": entry.st_mtime,
     }
     return info | ({"destination": os.readlink(path)} if os.path.islink(path) else {})
 
@@ -94,7 +95,7 @@ def entry_of(fs: Any, path: str) -> Mapping[str, Any] | None:
 def file_system(uri: str) -> tuple[Any, str]:
     """Return the file system of a URI, and the path on it.
 
-    A plain path is one whatever it contains: a "::" in it does not chain file systems.
+    A "::" in a plain path is part of a name and does not chain file systems.
     """
     if "://" not in uri:
         local = Local()
@@ -112,7 +113,7 @@ def split_cache(uri: str) -> tuple[str, str]:
 def open_file(uri: str) -> Iterator[IO[bytes]]:
     """Open a file to read its bytes, not decompressed.
 
-    Raises CorpusError if it does not exist or must not be read, else OSError as the file system.
+    Raises CorpusError if it does not exist or may not be read, and other OSErrors unchanged.
     """
     fs, path = file_system(uri)
     try:

@@ -41,11 +41,11 @@ Verdict = Dropped | None
 DocumentFilter = Callable[[pl.DataFrame], Sequence[Verdict]]
 """Gets a batch of documents with the columns doc_id, text, source, external_id and metadata (JSON
 text or null), and returns a verdict for each, in their order. The verdict must depend on the
-document alone: how documents are cut into batches and shards has no meaning."""
+document alone, not on how documents are split into batches and shards."""
 
 DOCUMENT_FILTERS: Registry[Callable[..., DocumentFilter]] = Registry(
     "document filter",
     "entropylong_assets.document_filters",
     "entropylong_assets.stages.corpus.filters",
 )
-"""What makes a filter from its arguments, by name."""
+"""Functions that make a filter from its arguments, by name."""

@@ -1,7 +1,7 @@
 """The built-in document filters: adapters for the functions and filters of other libraries.
 
-Each takes the object that it runs as `module:attribute`. That library is no dependency of this
-package; what is installed beside it is used as it is.
+Each takes the object that it runs as `module:attribute`. The libraries are no dependencies of this
+package: whatever version is installed is used.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def load_object(path: str) -> Any:
 @DOCUMENT_FILTERS.register("callable")
 def from_callable(function: str, **arguments: Any) -> DocumentFilter:
     """Run a function of our own protocol: `function(**arguments)` makes the filter."""
-    made: DocumentFilter = load_object(function)(**arguments)
-    return made
+    document_filter: DocumentFilter = load_object(function)(**arguments)
+    return document_filter
 
 
 @DOCUMENT_FILTERS.register("datatrove")
@@ -49,19 +49,19 @@ def from_datatrove(filter: str, **arguments: Any) -> DocumentFilter:  # noqa: A0
     """Run a filter of datatrove, unchanged: a class, made with the arguments, or an object."""
     from datatrove.data import Document
 
-    found = load_object(filter)
-    made = found(**arguments) if isinstance(found, type) else found
+    loaded = load_object(filter)
+    datatrove_filter = loaded(**arguments) if isinstance(loaded, type) else loaded
 
     def judge(documents: pl.DataFrame) -> list[Verdict]:
         batch = [
             Document(text=row["text"], id=row["doc_id"], metadata=_metadata(row))
             for row in documents.iter_rows(named=True)
         ]
-        size = max(1, getattr(made, "batch_size", 1))
+        size = max(1, getattr(datatrove_filter, "batch_size", 1))
         results = [
             result
             for start in range(0, len(batch), size)
-            for result in made.filter_batch(batch[start : start + size])
+            for result in datatrove_filter.filter_batch(batch[start : start + size])
         ]
         return [_of_datatrove(result) for result in results]
 
@@ -87,9 +87,9 @@ def from_datasets(
 ) -> DocumentFilter:
     """Run a function as `datasets.Dataset.filter` or `.map` would, unchanged.
 
-    batched: whether it takes columns of many examples. column: of what `map` returns, the column
-    that is true for examples to keep; none: the function is one for `filter`. arguments: as
-    `fn_kwargs`.
+    batched: whether it takes columns of many examples. column: for a function of `map`, the
+    returned column that is true for examples to keep; None: the function is one of `filter`.
+    arguments: passed as `fn_kwargs`.
     """
     run: Callable[..., Any] = functools.partial(load_object(function), **arguments)
 
@@ -101,8 +101,8 @@ def from_datasets(
         kept: Sequence[Any]
         if batched:
             names = dict.fromkeys(name for example in examples for name in example)
-            found = run({name: [example.get(name) for example in examples] for name in names})
-            kept = found if column is None else found[column]
+            returned = run({name: [example.get(name) for example in examples] for name in names})
+            kept = returned if column is None else returned[column]
         else:
             results = map(run, examples)
             kept = [result if column is None else result[column] for result in results]

@@ -51,7 +51,7 @@ def make_json_item(file: str, row: int, content: bytes, source: SourceSettings) 
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object that knows which of its keys occur twice: one of two texts would be lost."""
+    """Make an object that records which of its keys occur twice, since it keeps one value each."""
     record = dict(pairs)
     if len(record) == len(pairs):
         return record

@@ -1,9 +1,9 @@
 """Cuts JSON into its rows by its brackets, in bounded memory, without parsing them.
 
-`feed` takes the bytes of a file in pieces of any size and yields the elements of the list that the
-file holds, or its objects if it is no list; `finish` yields what is left. Brackets that don't match
-may swallow rows: each `}` that is followed by `{`, with or without a comma between them, is then
-taken for the border of two rows, so that every one of them is yielded with a problem.
+`feed` takes the bytes of a file in pieces of any size. It yields the elements of the list in the
+file, or its objects if it contains no list; `finish` yields the rest. Brackets that don't match may
+join several rows. Each `}` that is followed by `{`, with or without a comma between them, is then
+taken for the border of two rows, so that every row is yielded, with a problem.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from entropylong_assets.stages.corpus.errors import Problem
 from entropylong_assets.stages.corpus.streams import MAX_ROW_BYTES
 
 _STRUCTURE = re.compile(rb'[\[\]{}",]')
-# A string cannot hold a line end: a quote that is never closed ends there.
+# A string can't contain a line end, so a quote that is never closed ends at it.
 _IN_STRING = re.compile(rb'["\\\n]')
 
 
@@ -60,8 +60,8 @@ class JsonScanner:
         content, size = b"".join(self._pieces), self._size
         self._pieces, self._size, self._borders, self._last = [], 0, 0, b""
         if size > MAX_ROW_BYTES:
-            found = f"the row has more than {MAX_ROW_BYTES} bytes"
-            yield Element(b"", Problem("row_too_large", found))
+            message = f"the row has more than {MAX_ROW_BYTES} bytes"
+            yield Element(b"", Problem("row_too_large", message))
         elif content:
             yield Element(content)
 
@@ -89,7 +89,7 @@ class JsonScanner:
             elif mark == b"\n":
                 self._in_string = False
             elif mark == b"{" and not self._depth and not self.is_list:
-                # What stands between two objects is no part of the next one.
+                # Characters between two objects are no part of the next one.
                 self._add(chunk[begin : at - 1])
                 yield from self._take()
                 begin, self._depth = at - 1, 1
@@ -119,27 +119,29 @@ class JsonScanner:
             return
         self._is_after_list = mark != b","
         if not elements and (self._is_after_comma or mark == b","):
-            found = "an element is missing before or after a comma"
-            elements = [Element(b"", Problem("broken_json", found))]
+            message = "an element is missing before or after a comma"
+            elements = [Element(b"", Problem("broken_json", message))]
         self._is_after_comma = True
         yield from elements
 
     def finish(self) -> Iterator[Element]:
-        """Yield what is left at the end of the file."""
+        """Yield the last elements at the end of the file."""
         borders, is_whole = self._borders, self._depth == int(bool(self.is_list))
         left = list(self._take())
         if self._is_after_list:
-            found = "there is more after the end of the list" if left else ""
+            message = "there is more after the end of the list" if left else ""
         elif self.is_list:
-            found = "the file ends without the closing bracket of its list"
+            message = "the file ends without the closing bracket of its list"
             if is_whole:
                 yield from left
         else:
-            found = "" if is_whole else "the file ends in the middle of an object"
+            message = "" if is_whole else "the file ends in the middle of an object"
             if is_whole:
                 yield from left
-        if found:
-            yield Element(b"", Problem("broken_json", found))
-            swallowed = Problem("swallowed_json", f"its row is not told apart, since {found}")
+        if message:
+            yield Element(b"", Problem("broken_json", message))
+            swallowed = Problem(
+                "swallowed_json", f"the row can't be separated from others: {message}"
+            )
             for _ in range(borders):
                 yield Element(b"", swallowed)

@@ -1,9 +1,9 @@
 """The files of a source: one rule for a folder, a pattern and an object store.
 
-A uri names one file, a folder, or a pattern (see `patterns.py`). A file that it names is read
-whatever it is called. Below a folder or a pattern, everything is read except what REASONS lists,
-which is counted: as Spark, DuckDB and Hugging Face's `datasets` do, hidden files, files of unknown
-formats and the cards of a hub are passed over.
+A uri names one file, a folder, or a pattern (see `patterns.py`). A single file is read whatever its
+name. Below a folder or a pattern, everything is read except what REASONS lists, which is counted.
+Like Spark, DuckDB and Hugging Face's `datasets`, it passes over hidden files, files of unknown
+formats and dataset cards.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ REASONS: Mapping[str, str] = {
 }
 """Why files are passed over, in words."""
 
-# Files that stand beside the data of a repository: those that `datasets` leaves out, and licences.
+# Files of a repository that are not its data: those that `datasets` leaves out, and licences.
 _REPOSITORY_TEXT = re.compile(
     r"(readme|licen[cs]e|copying|notice|(data(set)?|model)[-_]?card)([-_.][a-z0-9.-]{1,12})?"
 )
@@ -61,7 +61,7 @@ _REPOSITORY_JSON = {
 }
 
 PassedOver = Mapping[str, tuple[str, ...]]
-"""URIs by reason, a key of REASONS. Hidden and repeated folders stand for all that is in them."""
+"""URIs by reason, a key of REASONS. A hidden or repeated folder stands for all files in it."""
 
 
 _NAMED = 3
@@ -86,7 +86,7 @@ class Listing(NamedTuple):
 
 
 def file_version(uri: str, kind: str) -> str | None:
-    """Return the version of one file as it is now, or None if it does not exist."""
+    """Return the present version of one file, or None if it does not exist."""
     reader = source_format(kind)
     if isinstance(reader, VirtualFormat):
         return reader.version(uri)
@@ -104,9 +104,8 @@ def list_files(source: SourceSettings, data_uri: str = "") -> list[SourceFile]:
 def list_source(source: SourceSettings, data_uri: str = "") -> Listing:
     """Find the files of a source, and what is passed over.
 
-    data_uri: folder of the corpus' own tables, passed over where it lies below the source. Raises
-    CorpusError if the source can't be listed; network faults pass as they are, since a retry may
-    help.
+    data_uri: folder of the corpus' own tables, passed over if it is below the source. Raises
+    CorpusError if the source can't be listed, and network errors unchanged, since a retry may help.
     """
     where = f"source '{source.name}'"
     reader = None if source.kind == AUTO else source_format(source.kind)
@@ -122,7 +121,7 @@ def list_source(source: SourceSettings, data_uri: str = "") -> Listing:
             f"{where}: can't open {source.uri}: {one_line(error)}; correct the uri or install "
             "the package"
         ) from None
-    # Remote file systems cache listings; a process that runs for long would never see new files.
+    # Remote file systems cache listings, so that a long process would never see new files.
     fs.invalidate_cache()
     if inner.split("::")[0].endswith("/"):
         path = path.rstrip("/") + "/"
@@ -165,16 +164,16 @@ class _Search:
         if not chosen and not self._passed_over:  # perhaps a name with characters of a pattern
             chosen += self._named_file(path)
         files, seen = dict[str, SourceFile](), dict[str, str]()
-        for found, kind in sorted(chosen, key=lambda one: (one[0].is_linked, one[0].path)):
-            if seen.setdefault(found.real, found.path) != found.path:
-                self._note("repeated", found.path)
+        for file, kind in sorted(chosen, key=lambda one: (one[0].is_linked, one[0].path)):
+            if seen.setdefault(file.real, file.path) != file.path:
+                self._note("repeated", file.path)
                 continue
-            uri = self._name(found.path)
+            uri = self._name(file.path)
             files[uri] = SourceFile(
                 uri,
                 kind,
-                version_of(found.info, source_format(kind).edition),
-                found.info.get("size"),
+                version_of(file.info, source_format(kind).edition),
+                file.info.get("size"),
             )
         for uri in files:
             self._refuse_unusable(uri)
@@ -197,16 +196,16 @@ class _Search:
                 return
         root = os.path.realpath(pattern.root) if self._is_local else pattern.root
         own = f"{self._own}/" if self._own.startswith(f"{root.rstrip('/')}/") else None
-        for found in find_files(self._fs, pattern, self._note):
-            if own and found.real.startswith(own):
+        for file in find_files(self._fs, pattern, self._note):
+            if own and file.real.startswith(own):
                 self._note("own", own)
                 continue
-            name = found.path.rpartition("/")[2]
+            name = file.path.rpartition("/")[2]
             kind, reason = self._judge(name, pattern)
             if kind is not None:
-                yield found, kind
+                yield file, kind
             else:
-                self._note(reason, found.path)
+                self._note(reason, file.path)
 
     def _named_file(self, path: str) -> list[tuple[Found, str]]:
         """The file of this path, or [] if there is none. It is read, whatever its name."""
@@ -250,7 +249,7 @@ class _Search:
         return os.path.relpath(path).replace(os.sep, "/")
 
     def _refuse_unusable(self, uri: str) -> None:
-        # Tables and JSON, which name the file, can't hold either.
+        # Tables and JSON contain the file's name and can't store such characters.
         if any(unicodedata.category(char) in ("Cc", "Cs") for char in uri):
             raise CorpusError(
                 f"the file name {one_line(uri)} contains control characters or is not UTF-8; "

@@ -1,11 +1,11 @@
-"""Patterns of file names, which mean the same on every file system.
+"""Patterns of file names, with the same meaning on every file system.
 
     *  ?  [a-z]  [!a-z]   within one name
     **                    any number of folders, none included
     {a,b}                 alternatives, which may contain slashes and patterns
 
-As in a shell, what is not written in a pattern does not match a hidden name: `*` does not match
-`.git` or `_SUCCESS`, `_*` matches the latter.
+As in a shell, a hidden name matches only if the pattern contains its first character: `*` does not
+match `.git` or `_SUCCESS`, but `_*` matches the latter.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def expand_alternatives(pattern: str) -> list[str]:
 
     Raises CorpusError if there are more than MAX_ALTERNATIVES.
     """
-    found = list(dict.fromkeys(itertools.islice(_expand(pattern), MAX_ALTERNATIVES + 1)))
-    if len(found) > MAX_ALTERNATIVES:
+    patterns = list(dict.fromkeys(itertools.islice(_expand(pattern), MAX_ALTERNATIVES + 1)))
+    if len(patterns) > MAX_ALTERNATIVES:
         raise CorpusError(
             f"the braces stand for more than {MAX_ALTERNATIVES:,} patterns; use fewer"
         )
-    return found
+    return patterns
 
 
 def _expand(pattern: str) -> Iterable[str]:
@@ -96,12 +96,12 @@ class Pattern:
 
     @property
     def is_bare(self) -> bool:
-        """Whether it asks for whatever is there: `*`, `**`, `*.*`, or a folder."""
+        """Whether it matches every file: `*`, `**`, `*.*`, or a folder."""
         return not self.parts[-1].strip("*?.")
 
     @property
     def ending(self) -> str:
-        """What every name that it matches ends with."""
+        """Last characters of every name that matches."""
         last = self.parts[-1]
         return re.split(f"[{re.escape(self._wild)}]|](?=[^]]*$)", last)[-1]
 
@@ -122,7 +122,7 @@ class Pattern:
         return frozenset(states)
 
     def step(self, states: States, name: str, *, with_hidden: bool = False) -> States:
-        """Return the states after one more name; none if no path that goes on so can match.
+        """Return the states after one more name; empty if no path that continues so can match.
 
         with_hidden: let `*`, `?`, `[` and `**` match hidden names, too.
         """

@@ -1,4 +1,4 @@
-r"""Evidence that a quote of a CSV file was not meant as one.
+r"""Evidence that a quote in a CSV file is a plain character and does not quote a field.
 
 A record of several lines has two readings. Either its quoted field is a text of several lines, or
 each line is a row and the quote is a plain character:
@@ -8,31 +8,31 @@ each line is a row and the quote is a plain character:
     2,or not
     3,to be"
 
-The delimiters *inside* the quoted field decide. In a text they stand anywhere; in rows each line
-end has as many of them around it as the table has columns. So each line of the record is examined
-that has delimiters inside the field: its first line unless the field is the last column, its last
-line unless the field is the first column, and all lines between them. A line *looks like a row* if
+The delimiters *inside* the quoted field decide. In a text they are anywhere; in rows, each line has
+one fewer than the table has columns. So the lines of the record with delimiters inside the field
+are examined: the first line unless the field is the last column, the last line unless the field is
+the first column, and all lines between them. A line *looks like a row* if
 
-- it has exactly the fields of a row (a comma of `1,000` is none: the thousands separator of prose);
-- each of them consists of kinds of characters that the other values of its column have (letters,
-  spaces, punctuation; digits are never a surprise, and letters not within the first rows), and is
-  not much longer: `Dear John` is no value of a column of numbers, nor is an empty value one of a
-  column that is always filled;
-- none begins with a space, unless others of its column do, or it is a text after another delimiter
-  than a comma: prose has a space after each comma.
+- it has exactly the fields of a row (the comma in `1,000` is a thousands separator, no delimiter);
+- each field consists of kinds of characters that other values of its column have (letters, spaces,
+  punctuation; digits may be new anywhere, and letters within the first rows), and is not much
+  longer: `Dear John` is no value of a column of numbers, and an empty value is none of a column
+  that is always filled;
+- no field begins with a space, unless others of its column do, or it is a text and the delimiter is
+  not a comma: prose has a space after each comma.
 
-If more than half of these lines look like rows, the field has swallowed them. The other values of a
-column are those of the first 1,000 records of one line, and those outside the quoted field. A
-single such line is enough in a record of two lines; a text with tables in it is safe if they have
-other columns, or fill less than half of it. Where a text is still taken for rows, the setting
-`newlines_in_values: true` decides.
+If more than half of these lines look like rows, the field has swallowed rows. The other values of a
+column are those of the first 1,000 records of one line, and those outside the quoted field. In a
+record of two lines, one such line is enough. A text that contains tables is read correctly if these
+have other columns, or fill less than half of it. If a text is still taken for rows, set
+`newlines_in_values: true`.
 
-With one column no delimiter can tell. There all lines of the file are examined, once, and only if
-a record has several lines. A single quote within a line, neither its first nor its last character,
-is written by no program that quotes by the rules: the quotes of such a file are plain characters.
+A file with one column has no delimiters. If one of its records has several lines, all lines of the
+file are examined once. No program that follows the rules of quoting writes a single quote inside a
+line, as neither its first nor its last character: the quotes of such a file are plain characters.
 
-How often it errs is measured by `benchmarks/csv_quotes.py`: 7 of 216,000 texts of several lines are
-taken for rows, and of 7,680 quotes that join rows none stays unnoticed.
+`benchmarks/csv_quotes.py` measures the errors: 7 of 216,000 texts of several lines are taken for
+rows, and all of 7,680 quotes that join rows are noticed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Evidence:
     def __init__(
         self, n_columns: int, delimiter: str, has_plain_quotes: Callable[[], bool]
     ) -> None:
-        """has_plain_quotes: whether the file has quotes that are plain characters, by its lines."""
+        """has_plain_quotes: returns whether the lines of the file contain plain quotes."""
         self._n_columns, self._delimiter = n_columns, delimiter
         self._has_plain_quotes = has_plain_quotes
         self._kinds, self._lengths = [0] * n_columns, [-1] * n_columns

@@ -1,8 +1,7 @@
-"""Rows of source files of any format: lazily, in bounded memory, bad ones with reason and place.
+"""Reading the rows of source files of any format, lazily and in bounded memory.
 
 A format yields `Row` and `BadRow` items in the order of the file. Damage that ends a file, such as
-a truncated gzip stream, is an item too, at the first row that is lost. So `count_rows` tells how
-many items there are to read, damaged or not.
+a truncated gzip stream, is a `BadRow` at the first row that is lost. So `count_rows` includes it.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ def read_rows(
     """Yield rows `start` to `stop` (not included) of one file.
 
     kind: name of its format. An empty file, such as a Parquet file of zero rows or a CSV file of
-    only a header, yields nothing. Raises CorpusError if the file is missing or must not be read;
-    faults of a network pass as they are.
+    only a header, yields nothing. Raises CorpusError if the file is missing or may not be read,
+    and network errors unchanged.
     """
-    found = source_format(kind)
-    if not found.has_fields and (source.where is not None or source.metadata_fields):
+    format_ = source_format(kind)
+    if not format_.has_fields and (source.where is not None or source.metadata_fields):
         raise CorpusError(
             f"source '{source.name}': where and metadata_fields need a format with fields, which "
             f"'{kind}' is not; remove them"
         )
-    for item in found.read_rows(file, source, start):
+    for item in format_.read_rows(file, source, start):
         if stop is not None and item.row >= stop:
             break
         if isinstance(item, NotSelected) and stop is not None:

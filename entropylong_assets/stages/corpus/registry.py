@@ -1,4 +1,4 @@
-"""Source formats: what kinds of files, or other places, documents can be read from.
+"""Source formats: the kinds of files, and other places, that documents can be read from.
 
 To add a format, write one class and register it, here or in another package:
 
@@ -39,22 +39,22 @@ class SourceFormat(ABC):
     """Reads the rows of files of one format. A row becomes a document or is dropped.
 
     Row numbers count from 0 and never change for an unchanged file, so that a shard is a range of
-    them. Instances are made per use and keep nothing between calls.
+    them. Instances are made per use and keep no state between calls.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Ends of file names, in lower case, by which `kind: auto` recognizes the format."""
+    """Suffixes of file names, in lower case, by which `kind: auto` recognizes the format."""
     accepted_suffixes: ClassVar[tuple[str, ...]] = ()
-    """Further ends of file names that a source of this `kind` reads, though `auto` does not."""
+    """Further suffixes that a source of this `kind` reads, but that `auto` does not recognize."""
     compressions: ClassVar[tuple[str, ...]] = COMPRESSIONS
-    """What may follow a suffix, e.g. `.jsonl.gz`."""
+    """Suffixes that may follow, e.g. `.gz` in `.jsonl.gz`."""
     has_fields: ClassVar[bool] = False
-    """Rows have fields beside the text, and `read_rows` heeds the source's `where` and
-    `metadata_fields`, by `rows.make_record_item`."""
+    """Whether rows have fields besides the text, and `read_rows` applies the source's `where` and
+    `metadata_fields` with `rows.make_record_item`."""
     one_row_per_file: ClassVar[bool] = False
-    """A file is one row; several files then share a shard."""
+    """Whether a file is one row. Several files then share a shard."""
     edition: ClassVar[int] = 1
-    """To be raised if a change of the code gives rows other numbers. Every file of the format then
+    """Increase it if a change of the code gives rows other numbers. Every file of the format then
     counts as changed, so that its rows are counted again."""
 
     @abstractmethod
@@ -69,8 +69,8 @@ class SourceFormat(ABC):
     def read_rows(self, file: str, source: SourceSettings, start: int, /) -> Iterator[Item]:
         """Yield rows from number `start` on, in order, lazily and in bounded memory.
 
-        What can't be read is yielded too, as a `BadRow` at its place. The caller stops when it has
-        what it wants. Let errors of the file system pass: a network may recover.
+        Yield a `BadRow` in the place of a row that can't be read. The caller stops when it has
+        enough rows. Do not catch errors of the file system: the step is retried after them.
         """
 
     def recognizes(self, name: str) -> bool:

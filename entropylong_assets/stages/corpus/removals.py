@@ -1,4 +1,4 @@
-"""What was removed from a corpus, as a determinant of the stages that must not hold it.
+"""What was removed from a corpus, as a determinant of the stages that must not contain it.
 
 A removal is a record in the corpus' folder (`storage/removals.py`) and nothing else. All of its
 effects follow from two rules, so that no stage has code for removals of its own, a removal can't be
@@ -28,18 +28,18 @@ from entropylong_assets.storage.removals import find_removed
 
 
 def documents_taken_down(partition: Partition) -> Mapping[str, Any]:
-    """The documents of the partition's shard that were taken down, sorted; empty without any.
+    """The documents of the partition's shard that were taken down, sorted; empty if none was.
 
-    Documents that were taken down before they were read count as dropped rows only.
+    Documents that were taken down before the shard was read are not included: they were dropped.
     """
     documents = find_removed(partition.store).documents
-    found = sorted(d for d, shards in documents.items() if partition.shard in shards)
-    return {"taken_down": found} if found else {}
+    taken_down = sorted(d for d, shards in documents.items() if partition.shard in shards)
+    return {"taken_down": taken_down} if taken_down else {}
 
 
 def removed_from_corpus(partition: Partition) -> Mapping[str, Any]:
-    """All that was removed from the corpus after a shard held it, sorted; empty without any."""
+    """All that was removed from the corpus after a shard held it, sorted; empty if nothing was."""
     removed = find_removed(partition.store)
     held = {doc_id for doc_id, shards in removed.documents.items() if shards}
-    found = sorted({*removed.shards, *removed.sources, *held})
-    return {"removed": found} if found else {}
+    names = sorted({*removed.shards, *removed.sources, *held})
+    return {"removed": names} if names else {}

@@ -1,4 +1,4 @@
-"""Rows as source formats yield them: good ones, and bad ones with reason, place and remedy."""
+"""Rows as source formats yield them: good rows, and bad rows with reason, place and remedy."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def make_item(file: str, row: int, value: Any, external_id: Any) -> Item:
         return BadRow(file, row, name, "null_text", "the text is null")
     kinds = {dict: "an object", list: "a list", bool: "true or false"}
     kinds |= dict.fromkeys((int, float, decimal.Decimal), "a number")
-    found = kinds.get(type(value), type(value).__name__)
-    return BadRow(file, row, name, "not_text", f"the text is {found}, not a string")
+    kind = kinds.get(type(value), type(value).__name__)
+    return BadRow(file, row, name, "not_text", f"the text is {kind}, not a string")
 
 
 def make_record_item(
@@ -114,7 +114,10 @@ def make_record_item(
     others: Mapping[str, Any],
     source: SourceSettings,
 ) -> Item:
-    """Make a row with further fields. place: file and row. others: values of `other_fields`."""
+    """Make an item of a row that has further fields.
+
+    place: file and row number. others: values of `other_fields`, in their order.
+    """
     file, row = place
     if source.where is not None:
         try:
@@ -135,7 +138,7 @@ def where_fields(source: SourceSettings) -> tuple[str, ...]:
 
 
 def other_fields(source: SourceSettings) -> list[str]:
-    """Names of the fields to read beside those of `fields_of`."""
+    """Names of the fields to read besides those of `fields_of`."""
     return list(dict.fromkeys((*where_fields(source), *source.metadata_fields)))
 
 

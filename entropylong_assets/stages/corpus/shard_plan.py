@@ -14,9 +14,9 @@ from entropylong_assets.stages.corpus.settings import SourceSettings
 
 
 class Shard(BaseModel):
-    """One partition: rows `first_row` to `first_row + n_rows` of a file, or whole files.
+    """One partition: rows `first_row` to `first_row + n_rows` (not included) of a file.
 
-    Whole files, of a format with one row per file.
+    In a format with one row per file, a shard is a number of whole files.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -29,17 +29,17 @@ class Shard(BaseModel):
     files: tuple[str, ...]
     """URIs: one, or up to `shard_rows` files of one row each."""
     versions: tuple[str, ...]
-    """Of each file, as it was when its rows were counted."""
+    """Version of each file when its rows were counted."""
     first_row: int
     n_rows: int
     """Rows planned, blank lines included. Damage that ends the file counts as one row."""
     position: int
     """Place in the plan, from 0: the order of registration."""
     revision: int = 0
-    """How often a scan has found its files changed."""
+    """Number of scans that found its files changed."""
     corpus_rows: int = 0
-    """Rows of all shards when this one was registered, itself included. It stays as it is when the
-    corpus grows. 0 in plans of earlier versions: see `ShardPlan.corpus_rows`."""
+    """Rows of all shards when this one was registered, itself included. It does not change when
+    the corpus grows. 0 in plans of earlier versions: see `ShardPlan.corpus_rows`."""
 
     @property
     def has_whole_files(self) -> bool:
@@ -54,7 +54,7 @@ class ShardPlan(BaseModel):
     shards: tuple[Shard, ...] = ()
     """The known shards in their old order, then the new ones; without retired ones."""
     retired: tuple[Shard, ...] = ()
-    """Shards that are retired, or whose source is. Their keys and files are not planned anew."""
+    """Shards that are retired, or whose source is. Their keys and files are not used again."""
     retired_sources: tuple[str, ...] = ()
     """Names of sources that are not scanned."""
     new: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class ShardPlan(BaseModel):
         )
 
     def corpus_rows(self, key: str) -> int:
-        """Return the rows of the corpus when this shard was registered.
+        """Return the number of rows of the corpus when this shard was registered.
 
         Shards of plans that did not record it count as registered together. Raises CorpusError if
         there is no such shard.

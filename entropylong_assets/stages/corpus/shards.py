@@ -1,6 +1,6 @@
 """Shards: bounded row ranges of the source files, the partitions of a corpus.
 
-The plan of shards only grows. A shard keeps its key and its position for ever; files that are added
+The plan of shards only grows. A shard keeps its key and its position forever; files that are added
 later get the next numbers, whatever their names. The plan is stored as
 `<data_uri>/<corpus>/shards.json`.
 """
@@ -60,12 +60,12 @@ def plan_shards(
 ) -> ShardPlan:
     """List all sources and add shards for the files that `known` does not contain.
 
-    settings: of the corpus. Known shards stay as they are; changed and missing files are only
-    named. With `accept_changes` the shards of changed files get their present rows under their old
-    keys (rows for which they have no room get new shards); files that are missing leave a shard of
-    whole files only if another of its files has changed. empty: `ShardPlan.empty` of the plan so
-    far; these files are not opened again. max_new_files: maximum number of new files per call; the
-    next calls continue in the same order. retired: shards whose files are not planned again.
+    settings: of the corpus. accept_changes: plan the shards of changed files again, under their old
+    keys; rows that exceed them get new shards. A missing file is removed from a shard of whole
+    files only if another of its files has changed. Without accept_changes, known shards are kept
+    unchanged, and changed and missing files are only listed. empty: `ShardPlan.empty` of the plan
+    so far; these files are not opened again. max_new_files: maximum number of new files per call;
+    the next calls continue in the same order. retired: shards whose files are not planned again.
     retired_sources: names of sources that are not listed. Damaged files are planned too: their
     shard reports the damage.
 
@@ -130,7 +130,7 @@ def plan_shards(
 
 
 def _merged(plans: Sequence[SourcePlan]) -> dict[str, tuple[str, ...]]:
-    """What all sources pass over, by reason, unless another source reads it."""
+    """URIs that sources pass over, by reason, without those that another source reads."""
     read = {
         uri for plan in plans for uri in plan.found.keys() - plan.empty.keys() - set(plan.forbidden)
     }
@@ -185,11 +185,11 @@ def require_shards(settings: Settings, plan: ShardPlan) -> None:
 
 
 def current_shard(settings: Settings, plan: ShardPlan, key: str) -> Shard:
-    """Return a shard as its files are now, so that a corrected or longer file is read as it is.
+    """Return a shard with the present versions and rows of its files, without missing files.
 
-    An unchanged shard is returned as planned, others as `plan_shards` with `accept_changes` plans
-    them; without files that are missing. Call it before reading a shard. Raises MissingSourceError
-    if its files or its source no longer exist.
+    Changed shards are planned as `plan_shards` does with `accept_changes`. Call it before reading a
+    shard, so that a corrected or longer file is read completely. Raises MissingSourceError if its
+    files or its source no longer exist.
     """
     shard = plan.shard(key)
     source = source_of(shard, settings)
@@ -216,7 +216,7 @@ def _plan_path(store: TableStore) -> str:
 
 
 def load_plan(store: TableStore) -> ShardPlan:
-    """Load the plan of the store's corpus; it is empty if none was saved. Retired shards are apart.
+    """Load the plan of the store's corpus; it is empty if none was saved.
 
     Raises CorpusError if the file is damaged.
     """

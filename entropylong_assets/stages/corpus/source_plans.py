@@ -16,12 +16,12 @@ from entropylong_assets.stages.corpus.registry import source_format
 from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.shard_plan import Shard
 
-# Files whose rows are counted at once: most of the time is spent waiting for a remote store.
+# Number of files counted in parallel: most of the time is spent waiting for a remote store.
 _THREADS = 8
 
 
 class Range(NamedTuple):
-    """What a shard holds: rows of one file, or whole files."""
+    """Content of a shard: rows of one file, or whole files."""
 
     files: list[SourceFile]
     first_row: int
@@ -35,9 +35,9 @@ def _cut(rows: int, first: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def recut(shards: list[Shard], file: SourceFile, rows: int, most: int) -> list[Shard]:
-    """Cut a changed file again: each of its shards keeps its first row, and ends at the next one's.
+    """Cut a changed file again: each shard keeps its first row, and ends where the next one begins.
 
-    The last takes up to `most` rows, or as many as it had.
+    The last shard gets up to `most` rows, or as many as it had.
     """
     shards = sorted(shards, key=lambda shard: shard.first_row)
     result = []
@@ -57,7 +57,7 @@ def recut(shards: list[Shard], file: SourceFile, rows: int, most: int) -> list[S
 
 
 def with_present_files(shard: Shard, versions: Mapping[str, str]) -> Shard:
-    """Return a shard of whole files as they are now, without those that no longer exist.
+    """Return a shard of whole files with their present versions, without missing files.
 
     versions: of the files of its source, by URI. Raises MissingSourceError if none exists.
     """
@@ -142,14 +142,14 @@ class SourcePlan:
         return [(file, n) for file, n in zip(files, counts, strict=True) if n is not None]
 
     def renew(self) -> tuple[dict[str, Shard], list[Range]]:
-        """Return the known shards of changed files, by key, and the ranges that fit into none."""
+        """Return the renewed shards of changed files, by key, and ranges that fit into none."""
         renewed, ranges = dict[str, Shard](), list[Range]()
         tables = [f for f in self.changed if not source_format(f.kind).one_row_per_file]
         for file, rows in self._count(tables):
             known = [*self._known, *self._retired]
             old = [shard for shard in known if shard.files == (file.uri,)]
             new = recut(old, file, rows, self._shard_rows)
-            # A retired shard keeps its place, so that no other one takes its rows.
+            # Retired shards are cut as well, so that no other shard gets their rows.
             retired = {shard.key for shard in self._retired}
             renewed.update({shard.key: shard for shard in new if shard.key not in retired})
             end = new[-1].first_row + new[-1].n_rows
@@ -164,7 +164,8 @@ class SourcePlan:
     def add(self, limit: int | None) -> list[Range]:
         """Take up to `limit` new files and return the ranges of those that have rows.
 
-        Files that can't be opened don't count: the same ones would be tried first every time.
+        Files that can't be opened do not count towards the limit: otherwise every call would stop
+        at the same files.
         """
         counted = list[tuple[SourceFile, int]]()
         while self.waiting and (limit is None or len(counted) < limit):

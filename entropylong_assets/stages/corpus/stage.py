@@ -21,7 +21,7 @@ INGEST = Job(
     "ingest", "Read new shards of the sources, cut documents into chunks and embed them.", hours=12
 )
 
-_PREVIEW = ["external_id", "n_chars", "text"]  # ids would take the room of the text
+_PREVIEW = ["external_id", "n_chars", "text"]  # without doc_id, which leaves no room for the text
 
 
 def _compute(step: Step) -> Result:
@@ -52,7 +52,7 @@ def _compute(step: Step) -> Result:
 
 
 def _identify(partition: Partition) -> Mapping[str, Any]:
-    """The shard, its source, and the versions of what the documents are cleaned with."""
+    """The shard, its source, and the versions of filters and evaluation sets."""
     from entropylong_assets.stages.corpus.evaluation_sets import identify_sets
     from entropylong_assets.stages.corpus.filters import identify_filters
 
@@ -65,16 +65,16 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
 
 
 def _described(source: SourceSettings) -> dict[str, Any]:
-    """Settings of a source; without those that it does not use, which old manifests lack."""
+    """Settings of a source, without unused ones that manifests of earlier versions lack."""
     unused = {name for name in ("metadata_fields", "where") if not getattr(source, name)}
     return source.model_dump(mode="json", exclude=unused)
 
 
 def _identify_shard(partition: Partition) -> Mapping[str, Any]:
-    """The shard's files as they are now, and the settings of its source.
+    """The present versions of the shard's files, and the settings of its source.
 
-    Other sources are left out: a new one makes no old shard stale. Nor does a file or a source that
-    is missing: then the shard is determined by what it was made of.
+    Other sources are left out, so that a new source makes no old shard stale. A missing file or
+    source makes no shard stale either: then the recorded values are returned.
     """
     from entropylong_assets.stages.corpus.shards import current_shard, load_plan, source_of
 
@@ -83,34 +83,34 @@ def _identify_shard(partition: Partition) -> Mapping[str, Any]:
         manifest = partition.store.manifest(CORPUS_DOCUMENTS, partition.shard)
     except TableError:  # damaged: it is about to be made again
         manifest = None
-    made = manifest.determinants if manifest else {}
+    recorded = manifest.determinants if manifest else {}
     try:
         source = _described(source_of(plan.shard(partition.shard), partition.settings))
         shard = current_shard(partition.settings, plan, partition.shard)
     except MissingSourceError:
-        if not {"shard", "source"} <= made.keys():
+        if not {"shard", "source"} <= recorded.keys():
             raise
         sources = {source.name: source for source in partition.settings.sources}
-        known = sources.get(made["source"]["name"])
-        source = _described(known) if known else made["source"]
-        return {"shard": made["shard"], "source": source}
+        known = sources.get(recorded["source"]["name"])
+        source = _described(known) if known else recorded["source"]
+        return {"shard": recorded["shard"], "source": source}
     now = shard.model_dump(mode="json", exclude={"position", "revision", "corpus_rows"})
-    if made.get("source") == source and _lacks_files_only(made["shard"], now):
-        # Made again under other settings, it would do without them.
+    if recorded.get("source") == source and _lacks_files_only(recorded["shard"], now):
+        # Only if nothing else has changed: otherwise it is made again, without the missing files.
         settings = determining_settings(CORPUS_DOCUMENTS_STAGE, partition.settings)
         code = CORPUS_DOCUMENTS_STAGE.code_version
-        if (made.get("code"), made.get("settings")) == (code, settings):
-            return {"shard": made["shard"], "source": source}
+        if (recorded.get("code"), recorded.get("settings")) == (code, settings):
+            return {"shard": recorded["shard"], "source": source}
     return {"shard": now, "source": source}
 
 
-def _lacks_files_only(made: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a shard of whole files differs from what it was made of by missing files alone."""
+def _lacks_files_only(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether missing files are the only change of a shard of whole files since it was made."""
 
     def versions(shard: Mapping[str, Any]) -> dict[str, str]:
         return dict(zip(shard["files"], shard["versions"], strict=True))
 
-    return versions(now).items() < versions(made).items()
+    return versions(now).items() < versions(recorded).items()
 
 
 def _views(partition: Partition) -> Mapping[str, duck.View]:
@@ -128,7 +128,7 @@ def _check_parameters(partition: Partition) -> Mapping[str, Any]:
 
 
 def _determined_by(settings: Settings) -> Sequence[str]:
-    """What is not used is left out, so that a new kind of cleaning makes no old corpus stale."""
+    """Unused settings are left out, so that a new kind of cleaning makes no old corpus stale."""
     cleaning = [name for name in ("filters", "decontaminate") if getattr(settings, name)]
     return ("min_chars", "max_chars", *cleaning)
 

@@ -35,7 +35,7 @@ class Line(NamedTuple):
 def read_chunks(uri: str) -> Iterator[bytes]:
     """Yield the bytes of a file in pieces, decompressed by its name (`.gz`, `.zst`, `.bz2`, `.xz`).
 
-    Raises DamagedFileError after the last good bytes; faults of the file system pass as they are.
+    Raises DamagedFileError after the last good bytes, and the errors of the file system unchanged.
     """
     with open_file(uri) as file:
         yield from decompress(file, plain_name(uri))
@@ -78,7 +78,7 @@ def _first_line_end(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     heads = [head] if head else []
 
     def everything() -> Iterator[bytes]:
-        while heads:  # not kept while the rest is read
+        while heads:  # frees these chunks before the rest is read
             yield heads.pop()
         if damage:
             raise damage
@@ -100,8 +100,8 @@ def read_lines(uri: str, start: int = 0, *, old_mac: bool = False) -> Iterator[L
 
     def line() -> Line:
         if size > MAX_ROW_BYTES:
-            found = f"the row has more than {MAX_ROW_BYTES} bytes"
-            return Line(number, b"", Problem("row_too_large", found))
+            message = f"the row has more than {MAX_ROW_BYTES} bytes"
+            return Line(number, b"", Problem("row_too_large", message))
         return Line(number, b"".join(pieces))
 
     try:

@@ -46,9 +46,9 @@ class CorpusDocumentsSummary(Summary):
     dropped: dict[str, int]
     """Number of rows by reason."""
     files_without_rows: int = 0
-    """Files that are empty now. They are no fault."""
+    """Files that have become empty, which is no fault."""
     not_selected: int = 0
-    """Rows that do not meet the source's `where`. They are no rows read."""
+    """Rows that do not meet the source's `where`. They do not count as read."""
     evaluation_sets: tuple[EvaluationSetFigures, ...] = ()
     """Evaluation sets that the documents were compared with."""
 

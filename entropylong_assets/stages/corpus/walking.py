@@ -14,7 +14,8 @@ from entropylong_assets.stages.corpus.files import local_info
 from entropylong_assets.stages.corpus.patterns import Pattern, States, is_hidden
 
 Note = Callable[[str, str], None]
-"""Takes the reason, a key of `listing.REASONS`, and the path of what is passed over."""
+"""Called for everything that is passed over, with the reason (a key of `listing.REASONS`) and the
+path."""
 
 
 class Found(NamedTuple):
@@ -50,7 +51,7 @@ def find_files(fs: Any, pattern: Pattern, note: Note) -> Iterator[Found]:
 
 def _find_local(pattern: Pattern, note: Note) -> Iterator[Found]:
     root = pattern.root or "/"
-    # Folders behind links come last, so that a folder goes by its own path if it has one here.
+    # Targets of links are visited last, so that a folder has its own path if it is below the root.
     waiting = deque([_Folder(root, os.path.realpath(root), pattern.start(), False)])
     seen = set()
     while waiting:
@@ -111,7 +112,7 @@ def _note_hidden(
 
 
 def _find_remote(fs: Any, pattern: Pattern, note: Note) -> Iterator[Found]:
-    """Object stores are listed folder by folder, but from a `**` on in one go."""
+    """List an object store folder by folder, but everything below a `**` at once."""
     waiting = [(pattern.root, pattern.start())]
     while waiting:
         folder, states = waiting.pop()

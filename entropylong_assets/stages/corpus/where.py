@@ -34,14 +34,14 @@ Bounds = tuple[Any, Any]
 
 
 class WhereError(ValueError):
-    """A value can't be compared. One line."""
+    """A value can't be compared. The message is one line."""
 
 
 class Where:
     """A parsed condition."""
 
     def __init__(self, text: str) -> None:
-        """Raises ValueError, with what is allowed, if the text is no condition."""
+        """Raise ValueError, which says what is allowed, if the text is no condition."""
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -63,8 +63,8 @@ def find_anchors(
         is_surprising_T &= ~is_uncertain_T
 
     def positions(is_anchor_T: NDArray[np.bool_]) -> tuple[int, ...]:
-        found = np.flatnonzero(is_anchor_T)
-        return tuple(int(t) for t in found[found >= settings.min_anchor_position])
+        indices = np.flatnonzero(is_anchor_T)
+        return tuple(int(t) for t in indices[indices >= settings.min_anchor_position])
 
     return Anchors(
         entropy, surprisal, positions(is_uncertain_T | is_surprising_T), positions(is_surprising_T)
@@ -72,10 +72,10 @@ def find_anchors(
 
 
 def is_anchor(settings: EntropySettings, alpha: float) -> pl.Expr:
-    """Whether a position is an anchor at another α, wherever it stands in its root.
+    """Return an expression: whether a position is an anchor at another α.
 
-    Of a frame with the columns entropy and surprisal of the position, and mean, std, surprisal_mean
-    and surprisal_std of its root.
+    The frame has the columns entropy and surprisal of the position, and mean, std, surprisal_mean
+    and surprisal_std of its root. The minimum position of an anchor is not applied.
     """
     entropy, surprisal = (pl.col(name).cast(pl.Float64) for name in ("entropy", "surprisal"))
     is_uncertain = entropy > pl.col("mean") + alpha * pl.col("std")

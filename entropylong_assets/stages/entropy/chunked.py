@@ -118,7 +118,7 @@ class ChunkedScorer:
             chunked = self.score_in_chunks(probe).surprisal_N
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # models raise whatever they like
+        except Exception as error:  # models may raise any error
             fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         else:
             plain = score_plainly(self._scorer.model, probe).surprisal_N

@@ -10,9 +10,9 @@ It differs from the plain definition as follows, none of which changes a score b
 
 This is right for most models of transformers, but not for all: some mix tokens outside attention,
 some scale their logits. Therefore an engine compares itself with the plain definition
-(`self_test.py`) when it is made, on short sequences, and again whenever longer sequences occur than
-any before, at their length and with the first layers of the model. If it differs, it uses the next
-plainer mode.
+(`self_test.py`) when it is made, on short sequences, and again whenever a sequence is longer than
+all before it, at that length and with the first layers of the model. If it differs, it uses the
+next plainer mode.
 
 Legend: T tokens of a pack, S sequences, N scored positions of a request, R of a pack, D hidden
 size.
@@ -274,7 +274,7 @@ class PackedScorer:
                     return f"a sequence changes the scores of its neighbour (by {moved:.2g} nats)"
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # models raise whatever they like
+        except Exception as error:  # models may raise any error
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if probes.agree(scores, probes.plain, self._float8):
             return None

@@ -79,14 +79,14 @@ class Tokenizer:
         for. None if the tokenizer can't tell."""
         if not self.hf_tokenizer.is_fast:
             return None
-        found = self.hf_tokenizer(
+        encoded = self.hf_tokenizer(
             list(texts),
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
             return_offsets_mapping=True,
         )
-        return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
+        return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Return the length of each text in tokens."""

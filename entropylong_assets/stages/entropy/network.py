@@ -26,7 +26,7 @@ def decoder_of(hf_model: PreTrainedModel) -> nn.Module:
 def field_of(config: Any, *names: str) -> int:
     """Return the first of these fields of a config that holds a number above 0, or 0 if none does.
 
-    Some configs have a value per layer, and raise an error of their own if asked for one of all.
+    Some configs have a value per layer, and raise their own error if a single value is read.
     """
     for name in names:
         try:

@@ -77,13 +77,13 @@ class RotaryBySequence(nn.Module):
             last = own.new_full((*own.shape[:-1], 1), whole - 1)
             with self._lock:
                 forget(self.module)
-                found = self.module(states, torch.cat([own, last], -1), *args, **options)
-            parts.append(_each(lambda table: table[..., :-1, :], found))
+                result = self.module(states, torch.cat([own, last], -1), *args, **options)
+            parts.append(_each(lambda table: table[..., :-1, :], result))
         return _joined(parts)
 
 
-def _each(change: Any, found: Any) -> Any:
-    return change(found) if isinstance(found, Tensor) else type(found)(map(change, found))
+def _each(change: Any, result: Any) -> Any:
+    return change(result) if isinstance(result, Tensor) else type(result)(map(change, result))
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -5,8 +5,8 @@ What a faster mode assumes is tested on random tokens:
 - a pass may end at the last scored position, before the sequence does;
 - passes in several threads don't disturb each other.
 
-What every mode assumes of the model is tested first: finite scores, which later tokens and earlier
-passes don't change.
+First it tests what every mode assumes of the model: scores are finite, and neither later tokens nor
+earlier passes change them.
 
 Legend: T tokens of a sequence, N scored positions.
 """
@@ -92,7 +92,7 @@ class Probes:
             return bool(self.plain)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # models raise whatever they like
+        except Exception:  # models may raise any error
             return False
 
     def check_model(self) -> None:
@@ -104,7 +104,7 @@ class Probes:
             fault = self._fault_of_model()
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # models raise whatever they like
+        except Exception as error:  # models may raise any error
             reason = " ".join(str(error).split())[:200]
             raise ModelError(
                 f"scoring.model {name}: a forward pass over text fails "

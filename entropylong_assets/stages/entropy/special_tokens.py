@@ -1,4 +1,4 @@
-"""Special tokens that a tokenizer puts around a text by itself, whatever its template is made of.
+"""Special tokens that a tokenizer itself puts around a text, for any kind of template.
 
 A template may be a post-processor, flags such as `add_bos_token`, or code of the tokenizer's class,
 and may consist of several tokens ([gMASK]<sop>). So it is read from what the tokenizer returns.
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SAMPLES = ("a", "The river is cold.", "7 + 5")
-"""Texts whose tokens tell the template from the text."""
+"""Texts whose tokens are compared, with and without the template."""
 
 
 class TemplateError(ValueError):
-    """The tokenizer changes the tokens of a text where it adds special tokens."""
+    """The tokenizer changes the tokens of the text itself when it adds special tokens."""
 
 
 def prepended_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 
 _BORDER = re.compile(r"^</?s>$|end|eo[dmst]|bo[dst]|start|begin|sep\b|cls|mask|turn|<\|im_", re.I)
-"""Texts of special tokens that begin, end or part documents, or that a template gives a meaning."""
+"""Texts of special tokens that begin, end or separate documents, or have a meaning in templates."""
 _RESERVED = re.compile(r"reserved|unused|placeholder|dummy|extra", re.I)
 
 

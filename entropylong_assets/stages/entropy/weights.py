@@ -1,4 +1,4 @@
-"""Files of the scoring model to a loaded network: conversion of GGUF files, checks, refusals."""
+"""Loading a network from the scoring model's files: conversion of GGUF files, checks, refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SHOWN = 3
-"""Names of weights that a message shows."""
+"""Maximum number of weights that a message names."""
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _converted(files: ModelFiles) -> Path:
             part.rename(folder)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # the readers of transformers raise whatever they like
+    except Exception as error:  # the readers of transformers may raise any error
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"model {files.folder / (files.gguf_file or '')}: can't be read as GGUF ({reason}); "

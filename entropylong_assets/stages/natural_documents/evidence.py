@@ -1,4 +1,4 @@
-"""Long-range evidence of a window: which tokens need its far context, and where that stands.
+"""Long-range evidence of a window: which tokens need distant text, and where that text is.
 
 Legend: T tokens of a window.
 """
@@ -41,10 +41,10 @@ class Occurrence(NamedTuple):
 def find_earlier(
     token_ids_T: NDArray[np.int64], position: int, first: int, before: int
 ) -> Occurrence | None:
-    """The longest n-gram ending at `position` that also ends in [first, before), nearest first.
+    """Find an earlier occurrence of the longest possible n-gram that ends at `position`.
 
-    The earlier occurrence lies within [first, before) as a whole. None if not even the token
-    itself occurs there. n-grams of more than `LONGEST_NGRAM` tokens count as that long.
+    The whole occurrence is within [first, before); of several, the nearest is returned. None if not
+    even the token itself occurs there. n-grams have at most `LONGEST_NGRAM` tokens.
     """
     ends = first + np.flatnonzero(token_ids_T[first:before] == token_ids_T[position])
     if not len(ends):
@@ -70,13 +70,13 @@ def evidence_rows(
     """Rows of the table `evidence`. offset: special tokens before the window in its sample."""
     for position in key_positions(scores).tolist():
         first, before = int(scores.long_start_T[position]), int(scores.short_start_T[position])
-        found = find_earlier(token_ids_T, position, first, before)
+        occurrence = find_earlier(token_ids_T, position, first, before)
         yield {
             "window_id": window_id,
             "position": position + offset,
             "surprisal_long": float(scores.long_T[position]),
             "surprisal_short": float(scores.short_T[position]),
             "short_start": before + offset,
-            "found_at": None if found is None else found.end + offset,
-            "ngram_tokens": None if found is None else found.n_tokens,
+            "found_at": None if occurrence is None else occurrence.end + offset,
+            "ngram_tokens": None if occurrence is None else occurrence.n_tokens,
         }

@@ -11,7 +11,7 @@ SHORT_TOKENS = 4096
 
 
 class NaturalSettings(Section):
-    """`natural_documents`: windows of long documents, kept by what their far context tells."""
+    """`natural_documents`: windows of long documents, selected by how much distant text helps."""
 
     keep: float = Field(0.0, ge=0, le=1)
     """Share of a shard's windows that is kept, by information gain, among those within the bounds

@@ -30,7 +30,7 @@ IS_ROOT, SHORTER_THAN_SAMPLE = "is_root", "shorter_than_a_sample"
 COLUMNS = ["doc_id", "source", "text"]
 """Columns of the documents that are read."""
 WINDOWS_PER_BATCH = 8
-"""Windows scored at once."""
+"""Number of windows scored at once."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class WindowLengths:
 def window_lengths(
     sample_tokens: int, max_positions: int, bos_ids: tuple[int, ...], short_tokens: int | None
 ) -> WindowLengths:
-    """The lengths for a model of `max_positions` positions.
+    """Return the lengths for a model that reads at most `max_positions` tokens.
 
-    The long window is a sample, or as much as the model can read. Raises ValueError if the short
-    window is not shorter than it.
+    The long window has the length of a sample, or of what the model can read if that is less.
+    Raises ValueError if the short window is not shorter than the long one.
     """
     from entropylong_assets.stages.natural_documents.settings import SHORT_TOKENS
 
@@ -100,7 +100,7 @@ class DocumentChoice:
                 if only is not None and doc_id not in only:
                     continue
                 self.documents += 1
-                # A token stands for at least one byte, so that short texts need no tokenizer.
+                # A token is at least one byte, so short texts are recognized without the tokenizer.
                 ids: list[int] = []
                 paragraphs = np.zeros(0, np.int64)
                 if len(text.encode()) >= self.min_tokens:

@@ -1,8 +1,8 @@
-"""The stage `natural_documents`: windows of long documents whose far context matters.
+"""The stage `natural_documents`: windows of long documents in which distant text matters.
 
-Windows are chosen within a shard, so that shards stay independent. A window's evidence is held in
-memory until its shard is chosen; kept windows are cut again from their documents, so that the
-tokens of the others need not be held.
+Windows are chosen within a shard, so that shards stay independent. The evidence of all windows of
+the shard stays in memory until the choice. Their tokens do not: the chosen windows are cut again
+from their documents.
 """
 
 from __future__ import annotations
@@ -162,13 +162,13 @@ def _check_parameters(partition: Partition) -> Mapping[str, Any]:
 
 NATURAL_DOCUMENTS_STAGE = Stage(
     tables=NATURAL_DOCUMENTS,
-    description="""Windows of long documents, kept by what their far context tells.
+    description="""Windows of long documents, selected by how much distant text helps.
 
 Documents of at least `natural.min_tokens` tokens that are no roots are cut into windows of the
 length of a sample. Each is scored in a long and in a short window. Of those within the bounds of
 the gzip ratio, the share `natural.keep` with the highest information gain is kept, as samples with
 evidence: the tokens that need more than the short window, and where the text that they need
-probably stands. Empty if `natural.keep` is 0.""",
+probably is. Empty if `natural.keep` is 0.""",
     compute=_compute,
     inputs=(CORPUS_DOCUMENTS_STAGE, ENTROPY_SCORES_STAGE, EMBEDDING_INDEX_STAGE),
     sections={"natural": NaturalSettings},

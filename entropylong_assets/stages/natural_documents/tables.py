@@ -53,7 +53,7 @@ class NaturalDocumentsSummary(Summary):
     key_tokens: int = 0
     """Tokens of kept windows that need more than the short window."""
     key_tokens_located: int = 0
-    """Those of them with an earlier occurrence beyond the short window."""
+    """Number of these tokens that also occur earlier in the window, before the short window."""
     forward_tokens: int = 0
     """Tokens that went through the scoring model."""
     model: str = ""

@@ -31,10 +31,10 @@ def paragraph_starts(text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.
 
 
 def cut_windows(n_tokens: int, size: int, paragraphs_P: NDArray[np.int64]) -> list[int]:
-    """First tokens of the windows of a document, each of exactly `size` tokens, without overlap.
+    """Return the first tokens of a document's windows: `size` tokens each, without overlap.
 
-    A window begins at the first paragraph at or after the end of the last one, if it then still
-    fits and at most `MAX_SKIP` of a window is dropped for that; else directly at that end.
+    A window begins at the first paragraph after the end of the previous window, if it then fits and
+    at most `MAX_SKIP` of a window is dropped for that; otherwise directly at that end.
     """
     starts: list[int] = []
     at = 0
@@ -55,7 +55,7 @@ class Window:
     doc_id: str
     source: str
     number: int
-    """In its document, from 0."""
+    """Number of the window in its document, from 0."""
     start: int
     """Its first token in the document."""
     token_ids_T: NDArray[np.int64]
@@ -75,7 +75,7 @@ class WindowScores:
     long_start_T: NDArray[np.int64]
     """First token of the window that the long window of each token contains."""
     short_start_T: NDArray[np.int64]
-    """The same of the short window."""
+    """First token of the window that the short window of each token contains."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ def score_windows(
 def _join(
     part: Sequence[_Slide], scores: Iterator[PositionScores], length: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Surprisals of a window, and the start of the sequence that each was scored in."""
+    """Return the surprisals of a window, and the start of the sequence in which each was scored."""
     values_T = np.full(length, np.nan, np.float32)
     starts_T = np.zeros(length, np.int64)
     for slide in part:

@@ -3,9 +3,9 @@
 The representative of a cluster is its smallest document id. An id is the hash of a text, so the
 choice depends on the texts alone: not on the order of shards, sources or runs.
 
-A new shard can only add documents and pairs. It can bring a smaller id, which then represents the
-cluster in place of the old representative, and it can join two clusters. Either way a member stays
-a member: only a changed setting, or documents that go away, bring one back.
+A new shard can only add documents and pairs. It may add a smaller id, which becomes the new
+representative of a cluster, or connect two clusters. In both cases members stay members: only a
+changed setting or removed documents can end a membership.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def add_sources(store: TableStore, shards: Sequence[str], candidates: pl.DataFra
         return candidates.with_columns(source=pl.lit(None, pl.String))
     wanted = candidates.select("doc_id")
     with duck.querying(store, {"wanted": wanted}) as session:
-        found = frame(session, _SOURCES.format(signatures=signature_files(store, shards)))
-    return candidates.join(found, on="doc_id", how="left", maintain_order="left")
+        sources = frame(session, _SOURCES.format(signatures=signature_files(store, shards)))
+    return candidates.join(sources, on="doc_id", how="left", maintain_order="left")
 
 
 def count_documents(store: TableStore, shards: Sequence[str]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 Documents that share a band of their signatures are nominated (locality-sensitive hashing); the
 Jaccard similarity of their true sets of shingles decides. Band keys, candidates and pairs are
 tables of a DuckDB session, which writes to disk what exceeds its memory; the shingles of candidates
-lie in a temporary file. Only the verified pairs of documents are held in memory, as numbers.
+are in a temporary file. Only the verified pairs of documents are in memory, as numbers.
 
 All documents of a small bucket are compared with each other. In a bucket of more than
 `SMALL_BUCKET` documents, each is compared with the smallest id and with the one before it, so that
@@ -58,8 +58,7 @@ SELECT a.doc, b.doc FROM placed AS a JOIN placed AS b USING (key)
 WHERE a.size <= {SMALL_BUCKET} AND a.doc < b.doc
 """
 
-# Numbers follow the ids, so that the smallest number of a cluster is its smallest id. A document in
-# several sources counts to the first by name.
+# Numbers have the order of ids, so that the smallest number of a cluster is its smallest id.
 _CANDIDATES = """
 CREATE TABLE pairs AS SELECT DISTINCT a, b FROM nominated;
 DROP TABLE nominated;
@@ -160,9 +159,9 @@ def nominate_pairs(
         session.execute(_NOMINATE.replace("FROM band)", f"FROM band_{band})"))
         session.execute(f"DROP TABLE band_{band}")
     session.execute(_CANDIDATES)
-    found = session.execute("SELECT count(*) FROM pairs").fetchone()
-    assert found is not None
-    return int(found[0])
+    row = session.execute("SELECT count(*) FROM pairs").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def spool_shingles(
@@ -172,7 +171,7 @@ def spool_shingles(
     n_words: int,
     file: ShingleFile,
 ) -> None:
-    """Write the shingles of all candidates to the file, and their places to the table `places`."""
+    """Write the shingles of all candidates to the file, and where they are to table `places`."""
     session.execute("CREATE TABLE places (doc UUID, start UBIGINT, size UBIGINT)")
     for shard in shards:
         path = duck.parquet([duck.file_name(store, CORPUS_DOCUMENTS, shard, "documents")])
@@ -234,6 +233,6 @@ def compare_documents(
     return Compared(
         candidates=candidates,
         pairs=np.concatenate([np.zeros((0, 2), np.int64), *(pairs for pairs, _ in parts)]),
-        similarities=np.concatenate([np.zeros(0, np.float32), *(found for _, found in parts)]),
+        similarities=np.concatenate([np.zeros(0, np.float32), *(part for _, part in parts)]),
         n_compared=n_compared,
     )

@@ -5,13 +5,13 @@ text of one shard, once, on any worker. `near_duplicates` joins the signatures o
 reads only the texts of documents that share a band with another. A new shard therefore costs its
 own signatures and one join.
 
-What follows from a member is decided where the whole corpus is looked at anyway, in
-`embedding_index`: its chunks leave the table that is searched, as those of exact copies do, and a
-root that is a member is dropped by `candidate_contexts`, with the reason. All chunks are embedded,
-members' included. Filtering before the embedding would save that work, but a shard could then be
-embedded only after all others had been compared, and every new shard would make those before it
-stale. As it is, no per-shard table of the corpus depends on another shard: new shards make
-`near_duplicates`, `embedding_index` and what searches the index stale, as they do without it.
+Members are removed in `embedding_index`, which reads the whole corpus anyway: their chunks leave
+the table that is searched, like those of exact copies. `candidate_contexts` drops a root that is a
+member, with the reason. The chunks of members are embedded nevertheless. Filtering them before
+would save that work, but a shard could then be embedded only after all others had been compared,
+and every new shard would make earlier ones stale. Now no per-shard table of the corpus depends on
+another shard: a new shard makes only `near_duplicates`, `embedding_index` and the stages that
+search the index stale.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ shards has no effect.""",
     check_folder=_CHECKS,
     checks=(
         Check("representatives_are_kept", "A representative is no member of a cluster."),
-        Check("members_reconcile", "Members, clusters and sources count alike."),
+        Check("members_reconcile", "The counts of members, clusters and sources agree."),
     ),
     views=lambda _: {
         "members": (NEAR_DUPLICATES, [WHOLE], "members"),

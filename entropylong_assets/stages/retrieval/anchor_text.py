@@ -1,7 +1,7 @@
-"""The word at an anchor, the phrases around it, and what kind of line it stands in.
+"""The word at an anchor, the phrases around it, and the kind of its line.
 
-A context tells something about an anchor if it has the anchor's word, unless many documents share
-the wording around that word. The rule `genuine` (verification/rules.py) decides by these facts.
+A context that contains the anchor's word is informative, unless many documents share the wording
+around that word. The rule `genuine` (verification/rules.py) decides by these facts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REFERENCE = regex.compile(
 
 @dataclass(frozen=True)
 class AnchorText:
-    """What stands at an anchor.
+    """The text at an anchor.
 
     word: the word that contains the anchor's last character; None if it is no letter or digit.
     phrase: three words that end with it. pair: it and the next word. Each is None at the ends of
@@ -102,11 +102,11 @@ def have_words(text: str, words: Iterable[str | None]) -> list[bool | None]:
 
 
 def count_documents(phrases: pl.DataFrame, wanted: Iterable[str | None]) -> dict[str, int]:
-    """Look up in how many documents each phrase occurs; rarer ones than `phrases` lists are left
-    out.
+    """Look up in how many documents each phrase occurs.
 
-    phrases: the table `phrases` of embedding_index.
+    Phrases that are too rare for the table are missing in the result. phrases: the table `phrases`
+    of embedding_index.
     """
     names = pl.Series("phrase", sorted({phrase for phrase in wanted if phrase}), pl.String)
-    found = phrases.join(names.to_frame(), on="phrase", how="semi")
-    return dict(found.select("phrase", "documents").iter_rows())
+    listed = phrases.join(names.to_frame(), on="phrase", how="semi")
+    return dict(listed.select("phrase", "documents").iter_rows())

@@ -53,7 +53,7 @@ _CHUNK_COLUMNS = ["chunk_id", "doc_id", "source", "start", "end", "text"]
 
 @dataclass(frozen=True, eq=False)
 class Retriever:
-    """What turns anchors into candidates.
+    """Finds the candidates of anchors.
 
     search: searches `table`, which has `n_rows` indexed rows.
     """
@@ -95,7 +95,7 @@ class Retriever:
         )
         columns["word"] = [text.word for text in texts]
         columns["kind"] = [text.kind for text in texts]
-        # A phrase that is not listed occurs in one document at most, this one.
+        # A phrase that is not listed occurs in no document besides this one.
         rare = 1 if len(self.phrases) else None
         columns["phrase_documents"] = [counted.get(text.phrase or "", rare) for text in texts]
         columns["pair_documents"] = [counted.get(text.pair or "", rare) for text in texts]
@@ -202,8 +202,8 @@ def find_candidates(
 ) -> WrittenCandidates:
     """Write queries, candidates, their chunks and dropped anchors; return their counts.
 
-    root_batches: frames with root_id, token_ids and anchors; the anchors of a frame are searched
-    for together. removed_roots: roots that the index does not hold, and why; their anchors are
+    root_batches: frames with root_id, token_ids and anchors; one search covers all anchors of a
+    frame. removed_roots: roots that the index does not contain, with the reasons; their anchors are
     dropped. on_progress: called with the number of anchors just finished.
     """
     output = _Output(retriever, writer)
@@ -253,7 +253,7 @@ class _Output:
         self._drop(rows)
 
     def write(self, roots: pl.DataFrame, queries: pl.DataFrame, nominated: pl.DataFrame) -> None:
-        """Write what was nominated for the anchors of these roots."""
+        """Write the candidates of the anchors of these roots."""
         if len(nominated):
             self._write_candidates(roots, queries, nominated)
         key = ["root_id", "anchor"]

@@ -20,8 +20,8 @@ MIN_BESIDE = 2
 """Words of an n-gram that must be unchanged on either side of an edited one."""
 
 MAX_PLACES = 32
-"""Occurrences in the root of half an n-gram whose other half is compared. What occurs more often
-says nothing about the words beside it."""
+"""Maximum number of occurrences of half an n-gram in the root whose other half is compared: a half
+that occurs more often is no evidence of a copy."""
 
 
 def max_gap(word: str) -> int:
@@ -58,7 +58,7 @@ class WordNgrams:
         halves = self._find_runs(letters, ends, half)
         if not halves:
             return 0.0
-        found = set()
+        occurring = set()
         for start in halves | {i - n + half for i in halves}:
             if 0 <= start <= len(units) - n:
                 ngram = tuple(units[start : start + n])
@@ -66,10 +66,10 @@ class WordNgrams:
                 if (first and last and letters[ends[start] : ends[start + n]] in self._root) or (
                     n == self._n and self._occurs_edited(ngram, first, last)
                 ):
-                    found.add(ngram)
-        if not found:
+                    occurring.add(ngram)
+        if not occurring:
             return 0.0
-        return len(found) / len(set(zip(*(units[i:] for i in range(n)), strict=False)))
+        return len(occurring) / len(set(zip(*(units[i:] for i in range(n)), strict=False)))
 
     def _find_runs(self, letters: str, ends: list[int], length: int) -> set[int]:
         """Return where `length` words start whose letters are in the root.
@@ -92,13 +92,13 @@ class WordNgrams:
         ]
         starts = {i - before for i in likely for before in range(step)}
         last = n_words - length
-        found = ((i, letters[ends[i] : ends[i + length]]) for i in starts if 0 <= i <= last)
+        strings = ((i, letters[ends[i] : ends[i + length]]) for i in starts if 0 <= i <= last)
         return {
-            i for i, run in found if (len(run) < size or run[-size:] in windows) and run in root
+            i for i, run in strings if (len(run) < size or run[-size:] in windows) and run in root
         }
 
     def _occurs_edited(self, ngram: tuple[str, ...], first: bool, last: bool) -> bool:
-        """Return whether an n-gram is in the root but for one word.
+        """Return whether an n-gram is in the root, except for one word.
 
         first, last: whether its first and its last half are in the root.
         """
@@ -110,9 +110,9 @@ class WordNgrams:
 
 
 def _continues(root: str, half: Sequence[str], rest: Sequence[str]) -> bool:
-    """Return whether words of `half` are in the root, and then those of `rest` but for one.
+    """Return whether the root contains the words of `half`, then those of `rest` except for one.
 
-    At least `MIN_BESIDE` words follow the one that may be other.
+    At least `MIN_BESIDE` words follow the one that may differ.
     """
     letters, ending = "".join(half), "".join(rest[-MIN_BESIDE:])
     reach = sum(len(word) + max_gap(word) for word in rest)

@@ -31,7 +31,7 @@ def merge_candidates(by_vector: pl.DataFrame, by_text: pl.DataFrame) -> pl.DataF
     chunk_id. Columns of the result: as `CANDIDATES`.
     """
     columns = ["query", "chunk_id", "doc_id", "similarity"]
-    found = pl.concat(
+    candidates = pl.concat(
         [
             by_vector.select(*columns, pl.lit(BY_VECTOR).alias("found_by")),
             by_text.select(*columns, pl.lit(BY_TEXT).alias("found_by")),
@@ -39,7 +39,7 @@ def merge_candidates(by_vector: pl.DataFrame, by_text: pl.DataFrame) -> pl.DataF
     )
     by = pl.when(pl.len() == 2).then(pl.lit(BY_BOTH)).otherwise(pl.col("found_by").first())
     return (
-        found.group_by("query", "chunk_id", maintain_order=True)
+        candidates.group_by("query", "chunk_id", maintain_order=True)
         .agg(pl.col("doc_id", "similarity").first(), by.alias("found_by"))
         .sort("query", "similarity", "chunk_id", descending=[False, True, False])
         .with_columns(pl.int_range(1, pl.len() + 1).over("query").alias("rank"))

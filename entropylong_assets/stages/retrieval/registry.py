@@ -1,7 +1,7 @@
-"""Leak checks: how a candidate is recognised that repeats the text of the root.
+"""Leak checks: recognizing candidates that repeat the text of the root.
 
-A chunk of a near-duplicate of the root's document resolves every uncertainty and teaches nothing.
-The paper does not say how it keeps such chunks out.
+A chunk of a near-duplicate of the root resolves every uncertainty, and a model learns nothing from
+it. The paper does not say how it excludes such chunks.
 """
 
 from __future__ import annotations

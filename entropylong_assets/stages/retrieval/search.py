@@ -107,13 +107,13 @@ def nominate_by_text(
 
 
 class _Order(NamedTuple):
-    """What ranks rows: a column of what a search returns, highest first."""
+    """The order of rows: by a column of the search's result, highest first."""
 
     column: str
     rounding: float
-    """Two closer values have no defined order."""
+    """Values that differ by less have no defined order."""
     columns: pl.Schema
-    """Of the result."""
+    """Columns of the result."""
 
 
 _BY_SIMILARITY = _Order("similarity", ROUNDING, COLUMNS)
@@ -129,7 +129,7 @@ def _search_until_settled(
     max_rows: int,
     order: _Order,
 ) -> pl.DataFrame:
-    """Search for these queries, by number, deeper each time until none would change."""
+    """Search for the queries with these numbers, each time deeper, until no result can change."""
     done: list[pl.DataFrame] = []
     limit = min(2 * top_k + 8, n_rows)
     while open_queries and n_rows:
@@ -157,7 +157,7 @@ def _ranked(
     limit: int,
     order: _Order,
 ) -> tuple[pl.DataFrame, set[int]]:
-    """Return the K best rows per query, and the queries that a deeper search would not change."""
+    """Return the K best rows per query, and the queries that a deeper search can't change."""
     numbered = pl.DataFrame(
         {
             "query": range(len(queries)),

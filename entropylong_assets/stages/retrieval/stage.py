@@ -104,7 +104,7 @@ def _compute(step: Step) -> Result:
 
 
 def removed_documents(step: Step) -> dict[str, str]:
-    """Documents of this shard that the index does not hold, and why."""
+    """Documents of this shard that the index does not contain, with the reasons."""
     from entropylong_assets.stages.retrieval.candidates import NEAR_DUPLICATE_ROOT, OTHER_SHARD
 
     removed: dict[str, str] = {}
@@ -119,7 +119,7 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
 
     return {
         **query_identity(partition.corpus.embedding),
-        # The tag changes where the tables of the index don't: with the probes of a search.
+        # The number of probes of a search changes the tag, but not the tables of the index.
         "index": partition.store.summary(EMBEDDING_INDEX).tag,
     }
 
@@ -149,7 +149,8 @@ CANDIDATE_CONTEXTS_STAGE = Stage(
 With `retrieval.text_candidates`, a full-text search (BM25) with the words around the anchor
 nominates further chunks. Verification decides later which candidates are accepted. Chunks of the
 root itself are left out. The leak check rejects near-duplicates of its text; they are stored with
-its result. A root that the index does not hold, as a copy or a near-duplicate, is dropped with the
+its result. A root that the index does not contain, as a copy or a near-duplicate, is dropped with
+the
 reason.""",
     compute=_compute,
     inputs=(ENTROPY_SCORES_STAGE, EMBEDDING_INDEX_STAGE),

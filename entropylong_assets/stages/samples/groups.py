@@ -16,11 +16,11 @@ TokenIds = NDArray[np.uint32]
 
 
 class SampleError(ValueError):
-    """Samples can't be made of these tables or settings. One line that says what to do."""
+    """Samples can't be made of these tables or settings. The message is one line: what to do."""
 
 
 EVIDENCE = pl.Schema({"kind": pl.String, "token_start": pl.Int32, "token_end": pl.Int32})
-"""Columns of `evidence` that dependencies carry on."""
+"""Columns of `evidence` that are copied to dependencies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def unverified(
 
 
 def _token_ids(frame: pl.DataFrame, key: str) -> dict[str, TokenIds]:
-    """Token ids by `key`, as views into the frame's one buffer of values."""
+    """Token ids by `key`, as views of the frame's buffer of values."""
     if frame[key].n_unique() != len(frame):
         raise SampleError(f"{key}: not unique in its table; materialize the stage before again")
     lists = frame["token_ids"].cast(pl.List(pl.UInt32))
@@ -202,8 +202,8 @@ def build_groups(
         Group(
             root_id=root_id,
             token_ids=root_tokens[root_id],
-            chosen=tuple(c for c in found if c.dependencies),
-            negatives=tuple(c for c in found if not c.dependencies),
+            chosen=tuple(c for c in of_root if c.dependencies),
+            negatives=tuple(c for c in of_root if not c.dependencies),
         )
-        for root_id, found in by_root.items()
+        for root_id, of_root in by_root.items()
     ]

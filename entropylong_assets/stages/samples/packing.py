@@ -61,7 +61,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """Tokens around contexts and roots: those that they were scored with, and the padding."""
+    """Tokens before and after contexts and roots when they were scored, and the padding."""
 
     bos_ids: tuple[int, ...]
     """Begin a sample; empty if the model scores without special tokens."""
@@ -193,8 +193,10 @@ def choose_fillers(
 def lay_out_pieces(
     group: Group, rest: Sequence[Context], framing: Framing, settings: SampleSettings, seed: int
 ) -> Iterator[Segment]:
-    """The segments of a group whose root is cut: what fills the sample, then each piece followed by
-    its contexts (NExtLong)."""
+    """Yield the segments of a group whose root is cut (NExtLong).
+
+    The filling of the sample comes first, then each piece of the root, followed by its contexts.
+    """
 
     def segments(contexts: Sequence[Context]) -> Iterator[Segment]:
         for context in order_contexts(contexts, settings.order, seed):
@@ -213,7 +215,7 @@ def lay_out_pieces(
 
 
 def _segment(context: Context, group: Group) -> Segment:
-    """The segment of a whole context. A filler belongs to no root, wherever it stands."""
+    """The segment of a whole context. A filler belongs to no root, wherever it is placed."""
     return Segment(
         role=context.role,
         token_ids=context.token_ids,
@@ -231,8 +233,8 @@ def lay_out(
 ) -> list[Segment]:
     """The segments of one sample, exactly `settings.tokens` tokens long.
 
-    pool: for `fill: corpus`. Its fillers stand among the contexts of all roots
-    in turn; the last one, cut to fit, ends the sample.
+    pool: for `fill: corpus`. Its fillers are distributed evenly among the contexts of the roots.
+    The last one, cut to fit, ends the sample.
     """
     room = settings.tokens - framing.bos_tokens - sum(size_of(group, framing) for group in groups)
     assert room >= 0, "groups don't fit their sample"

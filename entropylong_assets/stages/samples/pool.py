@@ -25,7 +25,7 @@ MAX_DRAWS = 1024
 NOT_A_CONTROL = -1
 """Used in place of a control's number to draw chunks, so that controls are not drawn again."""
 FILLER = -2
-"""The same for fillers, so that random contexts are not drawn again."""
+"""Used in place of a control's number to draw fillers, so that random contexts are not repeated."""
 
 CHUNKS_PER_FETCH = 8
 FILLERS_PER_FETCH = 64
@@ -92,15 +92,15 @@ class IndexPool:
         text = self._tokenizer.decode(group.token_ids.tolist())
         query = ", ".join(keywords(text)) or text[:200]
         vectors_QE = self._index.embedder.embed_queries([query])
-        found = nominate(
+        nominated = nominate(
             self._index.search, vectors_QE, [group.root_id], limit, self._index.universe.total
         )
-        similarity = dict(found.select("chunk_id", "similarity").iter_rows())
-        yield from self._contexts(group, iter(found["chunk_id"].to_list()), similarity)
+        similarity = dict(nominated.select("chunk_id", "similarity").iter_rows())
+        yield from self._contexts(group, iter(nominated["chunk_id"].to_list()), similarity)
 
     def fillers(self, groups: Sequence[Group]) -> Iterator[Context]:
         own = {context.doc_id for group in groups for context in group.chosen}
-        # A small corpus is drawn from until hardly any chunk is left; a large one never is.
+        # Draws enough to use up a small corpus; in a large one the samples are full before.
         chunk_ids = self._draw(groups[0], FILLER, 8 * self._index.universe.total)
         rows = self._rows(groups, chunk_ids, FILLERS_PER_FETCH)
         for number, row in enumerate(row for row in rows if row["doc_id"] not in own):

@@ -13,8 +13,7 @@ from entropylong_assets.stages.samples.groups import Context, Group
 from entropylong_assets.stages.samples.registry import IN_FORCE, RECIPES, Material, Recipe
 
 PATIENCE = 16
-"""Passages of the whole corpus that may be too long for the rest of a budget before it counts as
-full."""
+"""Number of passages that do not fit into the rest of a budget, after which it counts as full."""
 
 
 def fit_to_budget(
@@ -47,7 +46,7 @@ def _by_similarity(contexts: Iterable[Context]) -> list[Context]:
 
 
 class _Verified(Recipe):
-    """All that its rule accepts, the largest summed gain first, as far as the budget goes."""
+    """All contexts that its rule accepts, largest summed gain first, within the budget."""
 
     def choose(self, material: Material) -> Group:
         group = material.group

@@ -12,7 +12,7 @@ from entropylong_assets.stages.samples.groups import Context, Group, SampleError
 from entropylong_assets.stages.versioning import setting_at
 
 IN_FORCE = "in force"
-"""As the rule of a recipe: the rule in force, whichever that is."""
+"""Value of `Recipe.rule` for the rule in force."""
 
 
 class Fillers(Protocol):
@@ -56,8 +56,11 @@ class DeclaredSettings:
     paths: tuple[str, ...]
 
     def __getitem__(self, path: str) -> Any:
-        """Return the value at a dotted path. Raises SampleError if the recipe doesn't declare it:
-        its samples would not become stale with the setting."""
+        """Return the value at a dotted path.
+
+        Raises SampleError if the recipe does not declare the setting, since its samples would not
+        become stale when the setting changes.
+        """
         if path not in self.paths:
             raise SampleError(
                 f"samples.recipe '{self.settings.samples.recipe}' reads the setting {path}, which "
@@ -68,7 +71,7 @@ class DeclaredSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a recipe chooses from, for one root."""
+    """The contexts that a recipe chooses from, for one root."""
 
     group: Group
     """The root, with all contexts that the recipe's rule accepts as `chosen`, and those that it

@@ -31,7 +31,7 @@ OVER_BUDGET = "over_budget"
 
 
 def recipe_of(settings: Settings) -> type[Recipe] | None:
-    """The recipe that the settings name; None: contexts are those of the rule in force."""
+    """The recipe that the settings name; None if the rule in force chooses the contexts."""
     name = settings.samples.recipe
     return None if name is None else RECIPES[name]
 
@@ -43,8 +43,7 @@ def needs_pool(settings: Settings) -> bool:
 
 
 def verifying_rule(settings: Settings) -> str | None:
-    """The rule whose dependencies the samples contain: its name, or IN_FORCE; None: they contain
-    none.
+    """The rule whose dependencies the samples contain: its name, IN_FORCE, or None for no rule.
 
     Raises SampleError if the verdicts of that rule are not stored.
     """
@@ -73,8 +72,10 @@ def gain_column(rule: str, settings: Settings) -> str:
 
 
 def required_gain(settings: Settings) -> str | None:
-    """The column of `pairs` without which the recipe's rule can't judge: of a rule that compares
-    with controls. None if there is no such column."""
+    """The column of `pairs` that the recipe's rule needs: the gain over the controls.
+
+    None if the rule does not compare with controls.
+    """
     recipe = recipe_of(settings)
     if recipe is None or recipe.rule is None or recipe.rule == IN_FORCE:
         return None
@@ -202,7 +203,7 @@ def _retrieved(pairs: pl.DataFrame, contexts: pl.DataFrame) -> dict[str, tuple[C
         .join(contexts.select("chunk_id", "doc_id", "source", "token_ids"), on="chunk_id")
         .sort("root_id", "chunk_id")
     )
-    found: dict[str, list[Context]] = {}
+    by_root: dict[str, list[Context]] = {}
     for row in rows.iter_rows(named=True):
-        found.setdefault(row["root_id"], []).append(unverified(**row))
-    return {root_id: tuple(passages) for root_id, passages in found.items()}
+        by_root.setdefault(row["root_id"], []).append(unverified(**row))
+    return {root_id: tuple(passages) for root_id, passages in by_root.items()}

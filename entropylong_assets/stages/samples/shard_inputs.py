@@ -41,9 +41,9 @@ class ShardTables:
     ) -> pl.DataFrame:
         for name, frame in frames.items():
             self._session.register(name, frame.to_arrow())
-        found = pl.from_arrow(self._session.sql(query, params=params).to_arrow_table())
-        assert isinstance(found, pl.DataFrame)
-        return found
+        rows = pl.from_arrow(self._session.sql(query, params=params).to_arrow_table())
+        assert isinstance(rows, pl.DataFrame)
+        return rows
 
     def root_ids(self) -> list[str]:
         """Return all root_ids, sorted. Raises SampleError if a pair has no root."""

@@ -45,7 +45,7 @@ def shards_to_compare(partition: Partition, root_ids: Collection[str]) -> list[s
     """Return the other shards whose samples can contain one of these roots, sorted.
 
     These are the shards that hold a copy according to the index, and those that the index does not
-    cover. If it does not cover this shard as it is now, all shards with samples.
+    cover. If it does not cover the present data of this shard: all shards with samples.
     """
     store, shard = partition.store, partition.shard
     others = set(store.shards(LONG_CONTEXT_SAMPLES)) - {shard}

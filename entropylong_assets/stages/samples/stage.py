@@ -75,8 +75,8 @@ def _shard_links(partition: Partition, contexts: pl.DataFrame, samples: int) -> 
         batch.join(contexts.select("chunk_id").unique(), "chunk_id", how="semi")
         for batch in store.batches(CANDIDATE_CONTEXTS, shard, "chunks", ["chunk_id", "shard"])
     ]
-    found = pl.concat([pl.DataFrame(schema={"chunk_id": pl.String, "shard": pl.String}), *parts])
-    shards = dict(found.iter_rows())
+    linked = pl.concat([pl.DataFrame(schema={"chunk_id": pl.String, "shard": pl.String}), *parts])
+    shards = dict(linked.iter_rows())
 
     def link(name: str) -> str:
         asset = f"/assets/{store.corpus}/{CORPUS_DOCUMENTS.name}"
@@ -96,7 +96,7 @@ def _determined_by(settings: Settings) -> tuple[str, ...]:
     paths = [f"samples.{name}" for name in ("recipe", "tokens", "order", "layout", "fill")]
     paths += [f"samples.{name}" for name in USE_LIMITS]
     paths += [f"scoring.{name}" for name in ("model", "bos", "separator")]
-    # The rule in force gives the budgets and, by its gain, the order in which contexts are kept.
+    # The rule in force determines the budgets and, by its gain, which contexts are kept.
     paths += ["verification.rule", "seed"]
     if recipe is not None:
         paths = [path for path in paths if path not in recipe.ignores]
@@ -119,7 +119,7 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
 
 
 def _removals(partition: Partition) -> Mapping[str, Any]:
-    """What passages must not be drawn from; contexts follow from the candidates."""
+    """Removals that concern drawn passages. Contexts follow from the candidates."""
     return removed_from_corpus(partition) if needs_pool(partition.settings) else {}
 
 

@@ -17,7 +17,7 @@ from entropylong_assets.stages.verification.false_acceptance import ROUGH
 
 
 def facts_of(content: Mapping[str, Any]) -> ExportFacts:
-    """What formats need to know of an export, from its manifest without files."""
+    """Return the facts that formats need about an export, from its manifest without files."""
     roles, export = content["figures"]["tokens_by_role"], content["settings"]["export"]
     fillers = not export["learn_fillers"] and roles.get("filler")
     tokenizer = {k: v for k, v in content["tokenizer"].items() if k != "dtype"}
@@ -133,7 +133,7 @@ def _mixture(content: Mapping[str, Any]) -> str:
 
 
 def _masked_fillers(content: Mapping[str, Any]) -> str:
-    """What to say if fillers are not learnt."""
+    """A note for exports whose fillers are not learnt; empty for others."""
     if content["settings"]["export"]["learn_fillers"]:
         return ""
     return (
@@ -143,7 +143,7 @@ def _masked_fillers(content: Mapping[str, Any]) -> str:
 
 
 def _no_table(facts: ExportFacts, formats: Sequence[str]) -> str:
-    """What to say of `load_dataset` in an export that it can't load."""
+    """A section on `load_dataset` for exports that it can't load; empty for others."""
     if any(EXPORT_FORMATS[name].front_matter(facts).get("configs") for name in formats):
         return ""
     return (
@@ -178,7 +178,7 @@ def _use_in_trainers(content: Mapping[str, Any], facts: ExportFacts) -> str:
 
 def dataset_card(content: Mapping[str, Any]) -> str:
     """The card of an export, from its manifest without files."""
-    figures, splits, made = content["figures"], content["splits"], content["made_from"]
+    figures, splits, made_from = content["figures"], content["splits"], content["made_from"]
     settings, facts = content["settings"], facts_of(content)
     rule, epsilon = settings["verification"]["rule"], settings["verification"].get("epsilon")
     fraction = settings["export"]["validation_fraction"]
@@ -205,9 +205,9 @@ def dataset_card(content: Mapping[str, Any]) -> str:
             [
                 ("dataset", settings["name"]),
                 ("corpus", settings["corpus"]["name"]),
-                ("scoring model", made["model"]),
-                ("index", ", ".join(made["indexes"])),
-                ("code", made["code_version"]),
+                ("scoring model", made_from["model"]),
+                ("index", ", ".join(made_from["indexes"])),
+                ("code", made_from["code_version"]),
                 ("seed", str(settings["seed"])),
                 ("rule", rule if epsilon is None else f"{rule}, ε = {epsilon:g}"),
                 ("threshold", _threshold(settings["entropy"])),
@@ -225,7 +225,7 @@ def _threshold(entropy: Mapping[str, Any]) -> str:
 
 
 def _repacked(counts: Mapping[str, Any]) -> str:
-    """What was read, packed and dropped."""
+    """A table of what was read, packed and dropped."""
     read, packed = counts["read"], counts["packed"]
     rows = [(name.replace("_", " "), read[name], packed.get(name, 0)) for name in read]
     dropped = [
@@ -240,15 +240,15 @@ def _repacked(counts: Mapping[str, Any]) -> str:
 
 def retokenized_card(content: Mapping[str, Any]) -> str:
     """The card of an export that was packed again, from its manifest without files."""
-    figures, splits, made = content["figures"], content["splits"], content["made_from"]
+    figures, splits, made_from = content["figures"], content["splits"], content["made_from"]
     facts = facts_of(content)
     shares = [(f"tokens in role {r}, share", n) for r, n in figures["share_by_role"].items()]
     return (
         front_matter(content, facts)
         + _INTRODUCTION
         + " The samples were packed again for another tokenizer. **Gains and "
-        f"entropies were measured by {_cell(made['gains_measured_by'])} at its own tokens**; an "
-        "anchor is the token that holds the first character of the one that was measured.\n\n"
+        f"entropies were measured by {_cell(made_from['gains_measured_by'])} at its own tokens**; "
+        "an anchor is the token that holds the first character of the one that was measured.\n\n"
         "## Figures\n\n"
         + _table(
             ["figure", "value"],
@@ -268,10 +268,10 @@ def retokenized_card(content: Mapping[str, Any]) -> str:
         + _table(
             ["", ""],
             [
-                ("export", made["export"]),
-                ("model that measured gains", made["gains_measured_by"]),
-                ("tokens per sample before", made["sample_tokens"]),
-                ("tokenizer", made["tokenizer"]),
+                ("export", made_from["export"]),
+                ("model that measured gains", made_from["gains_measured_by"]),
+                ("tokens per sample before", made_from["sample_tokens"]),
+                ("tokenizer", made_from["tokenizer"]),
                 ("seed", str(content["settings"]["seed"])),
             ],
         )

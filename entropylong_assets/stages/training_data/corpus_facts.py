@@ -1,4 +1,4 @@
-"""What an export says of its corpus: what it was cleaned of, and the metadata of its documents."""
+"""Facts about the corpus in an export: how it was cleaned, and the metadata of its documents."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ def cleaning(store: TableStore) -> dict[str, Any]:
     sets: dict[tuple[Any, ...], dict[str, Any]] = {}
     shards = store.shards(CORPUS_DOCUMENTS)
     for shard in shards:
-        for found in store.require(CORPUS_DOCUMENTS, shard).summary.get("evaluation_sets", ()):
-            values = dict(found)
+        for evaluation_set in store.require(CORPUS_DOCUMENTS, shard).summary.get(
+            "evaluation_sets", ()
+        ):
+            values = dict(evaluation_set)
             documents = values.pop("documents")
             entry = sets.setdefault(tuple(values.values()), {**values, "documents": 0, "shards": 0})
             entry["documents"] += documents
@@ -78,17 +80,17 @@ def document_lines(store: TableStore, shards: Sequence[str]) -> Iterator[bytes]:
 
 def cleaning_section(content: Mapping[str, Any]) -> str:
     """The card's section about cleaning, from the manifest; empty if nothing was cleaned."""
-    found = content.get("cleaning", {})
+    facts = content.get("cleaning", {})
     lines = []
-    if near := found.get("repeated"):
+    if near := facts.get("repeated"):
         lines.append(
             f"Near-duplicates: of {near['documents']:,} documents of the corpus, "
             f"{near['members']:,} in {near['clusters']:,} clusters repeat another one. They are "
             "neither roots nor contexts."
         )
-    for entry in found.get("evaluation_sets", ()):
+    for entry in facts.get("evaluation_sets", ()):
         what = "were dropped" if entry["action"] == "drop" else "are kept, and listed in the corpus"
-        part = entry["shards"], found["shards"]
+        part = entry["shards"], facts["shards"]
         of = "" if part[0] == part[1] else f" Compared: {part[0]} of {part[1]} shards."
         lines.append(
             f"Decontaminated against `{entry['name']}` (content `{entry['content']}`): "

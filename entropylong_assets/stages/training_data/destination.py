@@ -1,6 +1,6 @@
-"""Where exports lie: `<destination>/<version>`, by default `<data_uri>/<dataset>/exports`.
+"""Where exports are: `<destination>/<version>`, by default `<data_uri>/<dataset>/exports`.
 
-The tables store the version alone, so that a data folder that was copied finds its own exports.
+The tables store only the version, so that a copied data folder finds its own exports.
 """
 
 from __future__ import annotations

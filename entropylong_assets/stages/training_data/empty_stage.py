@@ -1,4 +1,4 @@
-"""Why an export would be empty: the first stage of the funnel that yielded nothing."""
+"""Why an export would be empty: the first empty stage of the funnel."""
 
 from __future__ import annotations
 

@@ -148,8 +148,8 @@ def _recorded_settings(settings: Settings) -> dict[str, Any]:
             *sections, name = path.split(".")
             reduce(lambda inner, key: inner.setdefault(key, {}), sections, place)[name] = value
     recorded["export"] = settings.export.model_dump(mode="json", exclude={"destination"})
-    found: dict[str, Any] = without_secrets(recorded)
-    return found
+    published: dict[str, Any] = without_secrets(recorded)
+    return published
 
 
 def _documents(store: TableStore, shards: Sequence[str]) -> pl.DataFrame:
@@ -214,7 +214,7 @@ def export_training_data(
     if not order:
         raise ExportError(f"no shard to export; materialize {LONG_CONTEXT_SAMPLES.name} first")
     made_from = _made_from(store, order, code_version)
-    if settings.export.mixture is not None:  # its short documents are those that the index holds
+    if settings.export.mixture is not None:  # its short documents are those in the index
         made_from[EMBEDDING_INDEX.name] = store.require(EMBEDDING_INDEX).data_version
     chosen = _recorded_settings(settings)
     name = fingerprint({"format": FORMAT_VERSION, "made_from": made_from, "settings": chosen})

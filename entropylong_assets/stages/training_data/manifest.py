@@ -15,7 +15,7 @@ FORMAT_VERSION = 4
 
 
 class ExportError(ValueError):
-    """An export can't be made or read. One line that says what to do."""
+    """An export can't be made or read. The message is one line that says what to do."""
 
 
 def _encode(content: dict[str, Any]) -> bytes:

@@ -25,7 +25,7 @@ Columns of a sample:
 
     input_ids          ndarray:int32    [T]
     indices            ndarray:int64    [[0, R]]: ONE span of the R tokens before the padding.
-                                        Trainers read and learn what lies in a span, and attend
+                                        Trainers read and learn the tokens in a span, and attend
                                         only inside it: spans per document would cut contexts from
                                         their root
     length             int              T

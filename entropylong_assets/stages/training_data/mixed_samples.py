@@ -1,4 +1,4 @@
-"""The samples of a mixture: which there are, and each as export formats receive it."""
+"""The samples of a mixture: choosing them, and yielding each as export formats receive it."""
 
 from __future__ import annotations
 
@@ -69,9 +69,11 @@ def natural_samples(store: TableStore, shard: str, bos: Sequence[int]) -> Iterat
 def short_samples(
     store: TableStore, shard: str, settings: Settings, tokenizer: Tokenizer, limit: float
 ) -> Iterator[Plain]:
-    """At most `limit` samples of short documents of the shard, one after the other, in an order by
-    hash. The last document of a sample is cut at its end; documents longer than a sample, roots,
-    copies and near-duplicates are left out."""
+    """Yield at most `limit` samples, each a series of short documents of the shard.
+
+    Documents are ordered by hash, and the last one of a sample is cut at its end. Documents longer
+    than a sample, roots, copies and near-duplicates are left out.
+    """
     bos, size = list(tokenizer.bos_ids), settings.samples.tokens
     excluded = set(store.read(ENTROPY_SCORES, shard, "roots", ["root_id"])["root_id"])
     for table in ("near_copies", "duplicates"):
@@ -82,12 +84,12 @@ def short_samples(
     at = {name: number for number, name in enumerate(documents["doc_id"])}
     ordered = sorted(names, key=lambda name: hash_key(settings.seed, "short", name))
     waiting: list[tuple[dict, list[int]]] = []
-    filled, made = len(bos), 0
+    filled, count = len(bos), 0
     for start in range(0, len(ordered), _DOCUMENTS_PER_BATCH):
         batch = documents[[at[name] for name in ordered[start : start + _DOCUMENTS_PER_BATCH]]]
         encoded = tokenizer.encode(batch["text"].to_list())
         for doc_id, source, ids in zip(batch["doc_id"], batch["source"], encoded, strict=True):
-            if made >= limit:
+            if count >= limit:
                 return
             tokens = [*ids, *tokenizer.separator_ids]
             if not ids or len(bos) + len(tokens) > size:
@@ -96,8 +98,8 @@ def short_samples(
             waiting.append((origin, tokens[: size - filled]))
             filled += len(waiting[-1][1])
             if filled == size:
-                yield _plain(f"{shard}-short-{made:06d}", bos, waiting)
-                waiting, filled, made = [], len(bos), made + 1
+                yield _plain(f"{shard}-short-{count:06d}", bos, waiting)
+                waiting, filled, count = [], len(bos), count + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +128,7 @@ class Mixture:
         return pl.DataFrame({"sample_id": ids}, schema={"sample_id": pl.String})
 
     def block(self) -> dict[str, Any]:
-        """What the manifest says of the mixture."""
+        """The manifest's block about the mixture."""
         total = max(len(self.entries), 1)
         return {
             part: {
@@ -230,7 +232,7 @@ def plan_mixture(store: TableStore, shards: Sequence[str], settings: Settings) -
             for sample in _plain_samples(store, shard, part, settings, tokenizer, limit):
                 entries[part].append(Entry(part, shard, sample.sample_id))
                 plain[sample.sample_id] = sample.segments
-    available = {part: len(found) for part, found in entries.items()}
+    available = {part: len(part_entries) for part, part_entries in entries.items()}
     for part, share in shares.items():
         if share and not available[part]:
             raise ExportError(
@@ -283,8 +285,10 @@ def _documents(
     parts = [own]
     for shard in shards:
         rows = store.read(LONG_CONTEXT_SAMPLES, shard, "segments", ["sample_id", "doc_id"])
-        found = rows.drop_nulls().join(names, "sample_id").select("name", pl.col("doc_id").hash())
-        parts.append(found.unique().rename({"name": "sample_id"}))
+        documents = (
+            rows.drop_nulls().join(names, "sample_id").select("name", pl.col("doc_id").hash())
+        )
+        parts.append(documents.unique().rename({"name": "sample_id"}))
     return pl.concat(parts)
 
 

@@ -48,7 +48,7 @@ ROW_GROUP = 16
 """Samples per row group (8 MiB of token ids at 131,072)."""
 
 _NAMES = ["sample_id", "shard", "domain"]
-"""Columns with dictionaries and statistics, which cost time and say nothing of the others."""
+"""Columns with dictionaries and statistics. In the others these cost time and are of no use."""
 _ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("input_ids", "labels")}
 
 

@@ -1,10 +1,9 @@
-"""Publishing a folder of files whole: files are hashed while they are written.
+"""Publishing a folder of files as a whole. Files are hashed while they are written.
 
 On a local disk the files are written into `.tmp-<name>-<random>` beside the final folder, and that
-folder is renamed at the end. Object storage can't rename folders: there the files are written under
-their final names and the manifest last; without it no reader of ours takes the folder for an
-export. Two exporters of one name write the same bytes under the same names, so neither harms the
-other.
+folder is renamed at the end. Object storage can't rename folders: there, files are written under
+their final names, and the manifest last. Our readers ignore a folder without a manifest. Two
+exporters of one name write the same bytes under the same names, so neither harms the other.
 """
 
 from __future__ import annotations

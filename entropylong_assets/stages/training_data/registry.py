@@ -25,20 +25,20 @@ ID_DTYPE = "int32"
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What is known of an export before its first sample is written."""
+    """Facts about an export that are known before its first sample is written."""
 
     splits: Mapping[str, int]
     """Samples per split."""
     sources: Mapping[str, Mapping[str, int]]
     """Samples per split and source, in the order in which they are written."""
     has_padding: bool
-    """Whether any sample contains tokens that must be kept from the loss: padding, or fillers that
-    are not learnt."""
+    """Whether any sample contains tokens that must be excluded from the loss: padding, or fillers
+    that are not learnt."""
     tokenizer: TokenizerFacts
     """Vocabulary, padding, EOS, BOS, separator, and length of the samples. The manifest has the
     same as `tokenizer`, with `dtype`, the type of ids in all formats: ID_DTYPE."""
     loss_weights: str
-    """As in the settings of the export."""
+    """`export.loss_weights` of the settings."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ExportFormat(ABC):
     needs_provenance: ClassVar[bool] = False
     """Whether `write` reads `Sample.provenance`; otherwise it is None."""
     has_mask: ClassVar[bool] = True
-    """Whether the files can say of any token that it is not learnt."""
+    """Whether the files can exclude any single token from the loss."""
     needs_texts: ClassVar[bool] = False
     """Whether `write` reads `Sample.texts`; otherwise it is None."""
 

@@ -57,7 +57,7 @@ class Report:
         self.contexts_dropped[dropped.reason] += len(groups[dropped.root_id].chosen)
 
     def counts(self) -> dict[str, Any]:
-        """As the manifest has it; without zeros."""
+        """The counts as in the manifest, without zeros."""
 
         def plain(counter: Counter[str]) -> dict[str, int]:
             return {name: n for name, n in sorted(counter.items()) if n}
@@ -66,7 +66,7 @@ class Report:
         return {name: plain(getattr(self, name)) for name in names}
 
     def content(self, licenses: Mapping[str, Any]) -> dict[str, Any]:
-        """What the manifest says of what was packed. licenses: of the sources."""
+        """The manifest's content about the packed samples. licenses: of the sources."""
         total = self.tokens.total()
         return {
             "splits": {split: counts.total() for split, counts in self.samples.items()},

@@ -1,8 +1,8 @@
 """Pack an export of text (format `jsonl`) again, to samples of another tokenizer.
 
-Roots and contexts are tokenized anew and packed as in the stage of samples: by the order, layout
-and fill that the export was made with, roots within their split and shard. No context is cut. What
-does not fit is dropped and counted. Gains stay those that the first scoring model measured.
+Roots and contexts are tokenized again and packed as in the stage of samples, by the order, layout
+and fill of the export. Roots stay in their split and shard. No context is cut. What does not fit is
+dropped and counted. Gains stay those that the first scoring model measured.
 
     <out>/<version>/   like any export: README.md, LICENSE.md, manifest.json, a folder per format
 
@@ -78,7 +78,9 @@ def _make(batch: Sequence[LaidOut], provenance: bool) -> Iterator[tuple[str, Sam
         )
         for name in DETAILS
     }
-    anchors = {root_id: found for sample in batch for root_id, found in sample.anchors.items()}
+    anchors = {
+        root_id: positions for sample in batch for root_id, positions in sample.anchors.items()
+    }
     roots = pl.DataFrame(
         {"root_id": list(anchors), "anchors": list(anchors.values())},
         schema={"root_id": pl.String, "anchors": pl.List(pl.Int32)},
@@ -86,8 +88,8 @@ def _make(batch: Sequence[LaidOut], provenance: bool) -> Iterator[tuple[str, Sam
     token_ids_ST = np.stack([row["input_ids"] for row in rows.samples])
     tokens = ids.with_columns(pl.Series("input_ids", token_ids_ST).arr.to_list())
     details = join_details(ids, tables, roots)
-    made = make_samples(details, tokens, shard, provenance)
-    yield from zip([sample.split for sample in batch], made, strict=True)
+    samples = make_samples(details, tokens, shard, provenance)
+    yield from zip([sample.split for sample in batch], samples, strict=True)
 
 
 def formats_of(uri: str) -> tuple[str, ...]:
@@ -131,7 +133,7 @@ def retokenize(
         if EXPORT_FORMATS[name].needs_texts:
             raise ExportError(f"format {name}: it is text already; name formats of token ids")
     recorded = source["settings"]["scoring"]
-    # What the first model needs at the beginning, another one may not have.
+    # Not the setting of the first model: another tokenizer may lack its special tokens.
     bos = "never" if recorded["bos"] == "never" else "auto"
     scoring = ScoringModelSettings(model=model, bos=bos, separator=recorded["separator"])
     tokenizer = load_tokenizer(scoring)
@@ -177,7 +179,7 @@ def retokenize(
 def _content(
     source: Mapping[str, Any], tokenizer: dict[str, Any], identity: str, settings: Settings
 ) -> dict[str, Any]:
-    """What the manifest says before anything is packed. identity: of the tokenizer's model."""
+    """The manifest's content before anything is packed. identity: of the tokenizer's model."""
     recorded = source["settings"]
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,

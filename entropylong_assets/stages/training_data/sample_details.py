@@ -16,7 +16,7 @@ DETAILS = {"segments": ("segment",), "dependencies": ("context_start", "anchor_p
 
 _READ_ROWS = 8192
 _SAMPLES_AT_ONCE = 64
-"""Samples whose rows are joined at once: in smaller numbers that takes longer."""
+"""Number of samples whose rows are joined at once: smaller numbers take longer per sample."""
 
 
 class _Rows:

@@ -27,7 +27,7 @@ NOT_LEARNT = -100
 """The label that PyTorch's cross-entropy ignores by default."""
 
 READ_ROWS = 16
-"""Samples read at once (8 MiB of token ids at 131,072)."""
+"""Number of samples read at once (8 MiB of token ids at 131,072)."""
 
 _Item = TypeVar("_Item")
 
@@ -90,7 +90,7 @@ class Sample:
     def weights(self, export: ExportSettings) -> NDArray[np.float32]:
         """[T], the weight of each token's own loss, as `export.loss_weights` says.
 
-        1 where it says nothing, 0 where a token is not learnt.
+        The weight is 1 unless set otherwise, and 0 for tokens that are not learnt.
         """
         weights_T = self.learnt.astype(np.float32)
         if export.loss_weights == "uniform" or not len(self.dependency_anchors):

@@ -1,6 +1,6 @@
-"""The text of a sample's segments, and the characters that their tokens stand for.
+"""The text of a sample's segments, and the characters of their tokens.
 
-Text is taken from where it was scored: roots from the documents, contexts from the candidates,
+The text of roots is read from the documents, that of contexts from the candidates, and that of
 other passages from the table `passages`. It counts as original only if its tokens are those of the
 sample; otherwise the segment's tokens are decoded.
 """
@@ -117,7 +117,7 @@ def _segment_texts(
     keys = sorted({key for s in segments if (key := _key(s)) in texts})
     encoded = _encode({key: texts[key] for key in keys}, tokenizer)
     done: dict[str, int] = {}  # tokens of a root in the pieces before
-    found = []
+    texts_of_segments = []
     for segment in segments:
         key = _key(segment)
         ids = sample.token_ids_T[segment["start"] : segment["end"]].astype(np.int64)
@@ -127,12 +127,12 @@ def _segment_texts(
         if whole and segment["role"] in _OF_DOCUMENTS:
             skipped = _find(whole.ids, ids)
         text = whole and _piece(whole, ids, skipped, tokenizer.separator_ids, segment["segment"])
-        found.append(text or _decoded(ids, tokenizer, segment["segment"]))
-    return found
+        texts_of_segments.append(text or _decoded(ids, tokenizer, segment["segment"]))
+    return texts_of_segments
 
 
 def _encode(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, _Encoded]:
-    """The texts with their tokens; none if the tokenizer can't tell which characters they are."""
+    """The texts with their tokens; empty if the tokenizer can't return the characters of tokens."""
     encoded = tokenizer.encode_with_spans(list(texts.values())) if texts else None
     return {
         key: _Encoded(texts[key], np.asarray(ids, np.int64), spans)
@@ -157,7 +157,7 @@ def _piece(
     if len(ids) > len(ending) or not np.array_equal(ids, ending[: len(ids)]):
         return None
     last = min(len(whole.ids), skipped + len(ids))
-    # What no token stands for, e.g. a space, goes with the token after it.
+    # Characters without a token, e.g. a space, belong to the token after them.
     start = whole.spans[skipped - 1][1] if skipped else 0
     end = len(whole.text) if last == len(whole.ids) else whole.spans[last - 1][1]
     return SegmentText(

@@ -1,4 +1,4 @@
-"""Open files of formats that write each source apart."""
+"""The open files of formats that write separate files per source."""
 
 from __future__ import annotations
 

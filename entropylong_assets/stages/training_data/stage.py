@@ -49,7 +49,7 @@ _FIGURES = (
 
 
 def _determined_by(settings: Settings) -> tuple[str, ...]:
-    # The false-acceptance rate in the export is computed anew, over all shards.
+    # The false-acceptance rate in the export is computed again, over all shards.
     rules = evaluated_rules(settings.verification).values()
     read_by_rules = {f"verification.{name}" for rule in rules for name in rule.settings}
     return (

@@ -27,14 +27,15 @@ class FalseAcceptanceRate(BaseModel):
     trials: int
     """(anchor, control) pairs judged."""
     is_rough: bool = False
-    """Too few roots for the correlation of their trials to be estimated: one was assumed."""
+    """Whether there are too few roots to estimate the correlation of their trials, so that it was
+    assumed."""
 
 
 class TrainingDatasetSummary(Summary):
     """The export that was made last, and its figures.
 
-    Shares are from 0 to 1, gains as in the tables, distances in tokens. A figure is None if there
-    is nothing to take it from, e.g. the calibrated gain without controls.
+    Shares are from 0 to 1, gains as in the tables, distances in tokens. A figure is None if it
+    can't be computed, e.g. the calibrated gain without controls.
     """
 
     version: str
@@ -50,7 +51,7 @@ class TrainingDatasetSummary(Summary):
     bytes: int
     """Bytes of these files."""
     reused: bool
-    """The same export existed already and was kept."""
+    """Whether the same export existed already and was kept."""
     model: str
     """Identity of the scoring model."""
     tokenizer: TokenizerFacts

@@ -95,20 +95,20 @@ class TextGroups:
     ) -> dict[int, list[Dependency]]:
         """Dependencies by the number of their context, at the tokens of their anchors.
 
-        Of two anchors of a context that are one token now, the one with the larger gain is kept.
+        If two anchors of a context are the same token now, the one with the larger gain is kept.
         """
-        found: dict[tuple[int, int], Dependency] = {}
+        by_token: dict[tuple[int, int], Dependency] = {}
         self.dependencies += len(rows)
         for row in sorted(rows, key=lambda row: (-row["gain"], row["rank"])):
             token = places[row["root"]].token(row["start"], row["end"])
-            if token is None or (row["context"], token) in found:
+            if token is None or (row["context"], token) in by_token:
                 self.dropped[NO_TOKEN if token is None else SAME_TOKEN] += 1
                 continue
             names = ("rank", "gain", "calibrated_gain", "entropy", "entropy_context")
             measured = {name: row[name] for name in names}
-            found[row["context"], token] = Dependency(anchor=token, **measured)
+            by_token[row["context"], token] = Dependency(anchor=token, **measured)
         by_context: dict[int, list[Dependency]] = {}
-        for (context, _), dependency in sorted(found.items(), key=lambda item: item[0]):
+        for (context, _), dependency in sorted(by_token.items(), key=lambda item: item[0]):
             by_context.setdefault(context, []).append(dependency)
         return by_context
 
@@ -142,7 +142,7 @@ def _contexts(
     """
     numbers = [i for i, segment in enumerate(segments) if segment["role"] != "root"]
     encoded = tokenizer.encode([segments[i]["text"] for i in numbers])
-    found = []
+    contexts = []
     for i, ids in zip(numbers, encoded, strict=True):
         segment, own = segments[i], tuple(dependencies.get(i, ()))
         is_filler = segment["role"] == "filler"
@@ -153,7 +153,7 @@ def _contexts(
             source=segment["source"],
             token_ids=[*ids, *tokenizer.separator_ids],
         )
-        found.append(
+        contexts.append(
             replace(
                 context,
                 dependencies=own,
@@ -164,7 +164,7 @@ def _contexts(
                 filler=is_filler,
             )
         )
-    return found
+    return contexts
 
 
 class TextFillers:

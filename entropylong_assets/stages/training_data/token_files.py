@@ -1,8 +1,8 @@
-"""What formats of bare token ids have in common: the type of their ids, and `dataset.json`.
+"""Common parts of formats of bare token ids: the type of their ids, and `dataset.json`.
 
-A file of bare ids says neither their type nor the length of a sample. A reader that assumes another
-type gets other ids without an error, so both are in `dataset.json`, beside the ids that a trainer
-must be given.
+A file of bare ids contains neither their type nor the length of a sample. A reader that assumes
+another type gets other ids without an error. So both are in `dataset.json`, together with the
+special token ids that a trainer needs.
 """
 
 from __future__ import annotations
@@ -55,5 +55,5 @@ def count_by_size(files: FormatFiles, paths: list[str]) -> Iterator[tuple[str, i
     size = content["stored_tokens_per_sample"] * np.dtype(content["dtype"]).itemsize
     for path in paths:
         count, rest = divmod(files.fs.size(f"{files.folder}/{path}"), size)
-        # Half a sample must be noticed: it counts as one.
+        # An incomplete sample counts as one, so that the check notices it.
         yield path.partition("/")[0], count + (rest > 0)

@@ -21,7 +21,7 @@ class Verification:
     files: int
     bytes: int
     faults: tuple[str, ...]
-    """One line per file that is not as it was written."""
+    """One line per file that has changed, is missing or does not belong to the export."""
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
@@ -57,13 +57,13 @@ def _is_of_a_client(relative: str) -> bool:
 
 def _empty_folders(fs: Any, folder: str) -> list[str]:
     """Folders below `folder` without any file, relative to it. Object storage has none."""
-    found = fs.find(folder, withdirs=True, detail=True)
-    files = [path for path, info in found.items() if info["type"] != "directory"]
+    entries = fs.find(folder, withdirs=True, detail=True)
+    files = [path for path, info in entries.items() if info["type"] != "directory"]
     used = {str(parent) for path in files for parent in PurePosixPath(path).parents}
     below = f"{folder}/"
     return sorted(
         path.removeprefix(below)
-        for path, info in found.items()
+        for path, info in entries.items()
         if info["type"] == "directory" and path.startswith(below) and path.rstrip("/") not in used
     )
 
@@ -71,7 +71,7 @@ def _empty_folders(fs: Any, folder: str) -> list[str]:
 def verify_export(uri: str) -> Verification:
     """Read every file; find changed, missing and foreign ones, and foreign empty folders.
 
-    What git and the clients of the Hugging Face Hub add is not counted.
+    Files that git and the clients of the Hugging Face Hub add are ignored.
 
     Raises ExportError if the manifest itself is missing or damaged.
     """

@@ -31,7 +31,7 @@ import zstandard
 
 
 class Document(NamedTuple):
-    """What is written: the source's id, and a text that no other document contains."""
+    """A document to be written: the source's id, and a text that no other document contains."""
 
     name: str
     text: str
@@ -43,7 +43,7 @@ class Document(NamedTuple):
 
     @property
     def doc_id(self) -> str:
-        """The id that it should get; an oracle of its own."""
+        """The expected id, computed independently of the code."""
         lines = "\n".join(self.text.splitlines())
         text = unicodedata.normalize("NFC", lines).strip()
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -186,7 +186,7 @@ LAYOUTS: Mapping[str, Callable[[Path, Mapping[str, bytes]], str]] = {
 
 @dataclass
 class Table:
-    """A file of rows: what stands before, between and after them, and the pieces of each row."""
+    """A file of rows: the text before, between and after them, and the pieces of each row."""
 
     rows: list[list[str]]
     before: str = ""
@@ -231,7 +231,7 @@ def table_of(documents: list[Document], variant: Variant) -> Table:
 
 
 def delimiter_of(variant: Variant) -> str:
-    """CSV in quotes of a kind of its own has semicolons, as many such files do."""
+    """Semicolons for CSV with unusual quotes, since many such files have them."""
     if variant.format == "tsv":
         return "\t"
     return ";" if variant.quoting == "single" else ","

@@ -1,4 +1,4 @@
-"""Bad input ends in one line naming file, row and remedy; or is listed while good rows go on."""
+"""Bad input ends in one line with file, row and remedy, or is listed while good rows are read."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_bad_input(
     path.write_bytes(content)
     store = TableStore(str(tmp_path / "data"))
 
-    # Planning does not fall over it: the shard reports it, and stops only itself.
+    # Planning ignores the fault: the shard reports it, and no other shard is stopped.
     assert len(plan_shards(settings_for(path)).shards) == 1
 
     with pytest.raises(CorpusError) as caught:
@@ -226,7 +226,7 @@ def test_messages_cannot_be_forged_by_the_corpus(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_the_store_is_no_bad_row(tmp_path: Path, monkeypatch) -> None:
-    """A network that fails for a moment must not end as rows that were dropped for ever."""
+    """A temporary network error must not drop rows permanently."""
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(GZ)
 

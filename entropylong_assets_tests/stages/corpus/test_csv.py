@@ -27,7 +27,7 @@ def read(folder: Path, content: str | bytes, name: str = "a.csv", **values: Any)
     source = SourceSettings(name="s", uri=str(path), **values)
     items = list(read_rows(str(path), "csv", source))
     count = count_rows(str(path), "csv")
-    # Whatever the file: in pieces as in one, in order, and within the count.
+    # For any file: pieces give the same items as the whole, in order, and within the count.
     pieces = [i for at in range(count) for i in read_rows(str(path), "csv", source, at, at + 1)]
     assert [i for i in pieces if isinstance(i, Row)] == [i for i in items if isinstance(i, Row)]
     assert [i.row for i in items] == sorted({i.row for i in items})
@@ -209,7 +209,7 @@ def test_no_row_with_plain_quotes_vanishes(
     content = "\n".join([delimiter.join(("id", "text")[order]), *lines, ""])
     folder = tmp_path_factory.getbasetemp()
     items = read(folder, content, delimiter=delimiter, id_field="id")
-    # Only a quote that is the whole field can be read as the end of one on the line before.
+    # Only a field that is a single quote can be read as the closing quote of the line before.
     sure = [i for i, text in enumerate(rows) if text not in ('"', '""')]
     inside = {i.row + n for i in items if isinstance(i, Row) for n in range(1 + i.text.count("\n"))}
     assert inside | {i.row for i in items} == set(range(len(rows)))
@@ -339,7 +339,7 @@ def test_lines_of_a_broken_text_are_no_rows(tmp_path: Path) -> None:
     assert texts(items) == ["two\nand, so, on\nx,y", "three"]
     items = read(tmp_path, 'id,text,n\n1,"one,5\n2,"two\nand, so, on\nx,y",5\n3,three,5\n')
     assert texts(items) == ["three"]
-    # What is unlike for long is the other way round: the rows have changed.
+    # If many rows in a row are unlike the first ones, the rows of the file have changed.
     rows = "".join(f"n{i},text {i}\n" for i in range(300))
     items = read(tmp_path, f"id,text\n1,one\n2\n{rows}")
     assert texts(items) == ["one", *(f"text {i}" for i in range(100, 300))]
@@ -347,7 +347,7 @@ def test_lines_of_a_broken_text_are_no_rows(tmp_path: Path) -> None:
 
 
 def test_a_plan_of_an_older_version_gets_the_rows_of_this_one(tmp_path: Path) -> None:
-    """It counted records, of which a file has fewer than lines: the last ones would be lost."""
+    """The older version counted records and not lines, so that the last rows would be lost."""
     path = tmp_path / "a.csv"
     path.write_text('text\n"a\nb"\n"c\nd"\ne\n')
     corpus = settings_for(path)

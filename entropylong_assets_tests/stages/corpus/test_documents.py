@@ -74,7 +74,7 @@ def test_canonical_text_is_what_the_oracle_says_and_stays_so(text: str) -> None:
 
 
 def test_characters_that_are_passed_as_composed_are() -> None:
-    """Texts of these alone skip normalisation: each must be inert under NFC, next to any other."""
+    """Texts of these characters skip the normalization, so NFC must change no pair of them."""
     everything = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
     inert = re.findall(re.sub(r"\\x\{(\w+)\}", _as_python, f"[{_COMPOSED}]"), "".join(everything))
     assert len(inert) > 30_000
@@ -103,7 +103,7 @@ def test_canonical_text_keeps_what_scripts_need() -> None:
 
 
 def test_long_runs_of_combining_marks_take_no_quadratic_time() -> None:
-    """Python's own normalisation would take hours over this one."""
+    """Python's own normalization would take hours for this text."""
     (text,) = canonical_texts(["a" + "\u0301\u0323" * 1_000_000])
     assert text[0] == "\u1ea1"
     assert len(text) == 2_000_000
@@ -181,14 +181,14 @@ def test_documents_are_the_same_however_files_are_cut(tmp_path: Path) -> None:
     write_rows(tmp_path / "one/a.jsonl", rows)
     write_rows(tmp_path / "two/b.parquet", rows[:170])
     write_rows(tmp_path / "two/a.csv.gz", rows[170:])
-    found = []
+    tables = []
     for folder, shard_rows in [("one", 300), ("one", 7), ("two", 50)]:
         config = settings_for(tmp_path / folder, shard_rows=shard_rows)
         documents, dropped, _ = ingest(config, TableStore(str(tmp_path / f"d{folder}{shard_rows}")))
         assert not dropped
-        found.append({d["doc_id"]: (d["text"], d["n_chars"]) for d in documents})
-    assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 300
+        tables.append({d["doc_id"]: (d["text"], d["n_chars"]) for d in documents})
+    assert tables[0] == tables[1] == tables[2]
+    assert len(tables[0]) == 300
 
 
 def test_ingest_of_many_tiny_documents_is_linear(tmp_path: Path) -> None:

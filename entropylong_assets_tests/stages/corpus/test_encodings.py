@@ -1,4 +1,4 @@
-"""Encodings and compressions: what is recognized is read in every format, the rest is named."""
+"""Encodings and compressions: known ones are read in every format, others are named."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_utf_16_without_a_mark_is_never_text(
 
 def test_utf_16_without_zero_bytes_is_found_by_its_control_characters(tmp_path: Path) -> None:
     items = read(tmp_path / "a.txt", "ПриветМир".encode("utf-16-le"))
-    (found,) = problems(items)
-    assert found == (
+    (problem,) = problems(items)
+    assert problem == (
         "11 of 18 bytes are control characters: UTF-16 or UTF-32 without a byte order mark, or no "
         "text"
     )
@@ -121,8 +121,8 @@ def test_other_encodings_are_bad_rows_by_name(
     items = read(tmp_path / f"a{ending}", content)
     # Only the row with the text is lost.
     assert texts(items) == ([] if ending in (".txt", ".md") else ["b"])
-    (found,) = problems(items)
-    assert byte in found
+    (problem,) = problems(items)
+    assert byte in problem
 
 
 def test_a_lone_surrogate_of_utf_16_costs_its_own_row(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_members_and_streams_that_follow_each_other_are_one_file(
     for garbage in (b"\x01garbage" * 99, b"x"):
         items = read(path, content + garbage)
         assert texts(items) == ["a", "b", "c"]
-        (found,) = problems(items)
-        assert found.startswith("the file is damaged here")
+        (problem,) = problems(items)
+        assert problem.startswith("the file is damaged here")
 
 
 @pytest.mark.parametrize("compression", [c for c in COMPRESS if c])
@@ -259,14 +259,14 @@ def test_zstandard_windows_up_to_31_bits_are_read(tmp_path: Path) -> None:
 
 def test_what_a_frame_needs_is_named_and_is_no_damage(tmp_path: Path) -> None:
     wide = b"\x28\xb5\x2f\xfd" + bytes([0x00, 22 << 3]) + b"\x01\x00\x00"  # a window of 32 bits
-    (found,) = problems(read(tmp_path / "a.jsonl.zst", wide))
-    assert "a window of more than 2 GiB" in found
+    (problem,) = problems(read(tmp_path / "a.jsonl.zst", wide))
+    assert "a window of more than 2 GiB" in problem
     samples = [b'{"text": "row %d of some rows"}' % i * 3 for i in range(2000)]
     dictionary = zstandard.train_dictionary(4096, samples)
     content = zstandard.ZstdCompressor(dict_data=dictionary).compress(PLAIN)
-    (found,) = problems(read(tmp_path / "a.jsonl.zst", content))
-    assert "needs a dictionary; compress it again without one" in found
-    assert "damaged" not in found
+    (problem,) = problems(read(tmp_path / "a.jsonl.zst", content))
+    assert "needs a dictionary; compress it again without one" in problem
+    assert "damaged" not in problem
 
 
 def test_a_wrong_checksum_costs_no_row_before_it(tmp_path: Path) -> None:

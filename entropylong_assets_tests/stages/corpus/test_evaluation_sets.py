@@ -81,9 +81,9 @@ def test_a_quotation_is_found_with_its_place(folder: Path, kind: str) -> None:
     assert row["evaluation_set"] == "quiz"
     expected = {"a passage of the long text": 1, "Chinese": 2}.get(kind, 0)
     assert row["text"] == expected
-    found = text[row["start"] : row["end"]]
+    quoted = text[row["start"] : row["end"]]
     start, end = len(before) + 1, len(before) + 1 + len(quotation)
-    assert set(compared_words(found)) <= set(compared_words(quotation))
+    assert set(compared_words(quoted)) <= set(compared_words(quotation))
     assert abs(row["start"] - start) < 60
     assert abs(row["end"] - end) < 60
     assert summary.rows_read == summary.documents + sum(summary.dropped.values())
@@ -113,9 +113,9 @@ def test_tagged_documents_are_kept_and_listed(folder: Path) -> None:
 
 def test_the_overlap_is_the_share_of_the_text(folder: Path) -> None:
     """60 words are 53 n-grams of 8; 40 of them are all of it. 27 words are 20 n-grams: a half."""
-    for count, found in ((27, 1), (26, 0)):
+    for count, quotations in ((27, 1), (26, 0)):
         quotation = " ".join(QUESTION.split()[:count])
-        assert len(run(folder, [f"{clean(3)} {quotation} {clean(4)}"])[2]) == found
+        assert len(run(folder, [f"{clean(3)} {quotation} {clean(4)}"])[2]) == quotations
 
 
 def test_the_hash_names_the_content() -> None:

@@ -181,7 +181,7 @@ def test_an_encrypted_parquet_file_is_named(tmp_path: Path) -> None:
     from pyarrow.parquet import encryption as pe
 
     class Kms(pe.KmsClient):
-        """Wraps keys by not wrapping them: only the file is of interest."""
+        """Returns keys unchanged, since only the encrypted file matters."""
 
         def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
             return key_bytes

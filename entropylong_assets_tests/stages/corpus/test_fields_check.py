@@ -14,7 +14,7 @@ from entropylong_assets_tests.stages.corpus.files_for_tests import settings_for,
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_a_field_that_no_row_has_is_refused_under_skip_too(tmp_path: Path, suffix: str) -> None:
-    """Under `skip` all rows were dropped, and the corpus was empty without an error."""
+    """The failure: `skip` dropped all rows, and the corpus was empty without an error."""
     write_rows(tmp_path / f"a.{suffix}", [{"text": f"text {i}"} for i in range(20)])
     corpus = settings_for(tmp_path, on_bad_row="skip", text_field="content")
     with pytest.raises(CorpusError) as caught:

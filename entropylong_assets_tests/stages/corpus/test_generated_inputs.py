@@ -1,13 +1,13 @@
-"""Generated inputs: the same documents in every way of writing them, and damaged ones.
+"""Generated inputs: documents written in all variants of the formats, whole and damaged.
 
-The number of cases is that of the environment variable ENTROPYLONG_INPUTS (`make test-inputs` runs
-10,000), each made from its number alone. Every other case writes documents in one of all variants
-and must give their ids and nothing else. The others damage what was written in a known way:
+The environment variable ENTROPYLONG_INPUTS is the number of cases (`make test-inputs` runs 10,000).
+Each case follows from its number. Every second case writes documents in one of the variants, and
+reading must give exactly their ids. The other cases damage the files in a known way:
 
-- an error is a CorpusError of one line, never anything else;
-- every document that is not read is answered for by a bad row, and none is read twice;
-- where the damage is in one row, each row is a document or a bad row, and no other text is changed;
-- no text holds what was written as two.
+- every error is a CorpusError of one line;
+- every document that is not read has a bad row, and no document is read twice;
+- if the damage is in one row, each row is a document or a bad row, and no other text is changed;
+- no text contains two documents.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ N_GROUPS = 10
 
 
 class Outcome(NamedTuple):
-    """What was read of a source."""
+    """What was read from a source."""
 
     rows: list[Row]
     bad: list[BadRow]
@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 
 
 def read(uri: str, values: Mapping[str, Any], shard_rows: int) -> Outcome:
-    """Read all shards of a source; whatever is raised but a CorpusError ends the test."""
+    """Read all shards of a source. Any error except a CorpusError fails the test."""
     settings = settings_for(uri, shard_rows=shard_rows, **values)
     items = []
     try:
@@ -95,11 +95,11 @@ def _check_same(folder: Path, draw: random.Random) -> None:
 
 
 class Damage(NamedTuple):
-    """A way to damage the writing of documents.
+    """A way to damage a file of documents.
 
-    promise: `same`: all documents are read, and nothing is bad; `row`: only the damaged row is
-    changed, and each row is a document or a bad row; `subset`: documents may be missing if a bad
-    row says so; `any`: texts may be changed, too, if a bad row says so; `none`: nothing is read.
+    promise: `same`: all documents are read, and no row is bad; `row`: only the damaged row changes,
+    and each row is a document or a bad row; `subset`: documents may be missing if there is a bad
+    row; `any`: texts may also be changed if there is a bad row; `none`: nothing is read.
     """
 
     promise: str
@@ -170,7 +170,7 @@ def _windows(_: random.Random, table: Table, __: int) -> None:
 
 
 def _insert_at(draw: random.Random, text: str, what: str) -> str:
-    """Insert something anywhere but in the marker of the text, unless that is escaped."""
+    """Insert a string at a random place, but not inside the text's marker unless it is escaped."""
     if "⟦" not in text:
         text = f"⟦⟧{text}"
         return _insert_at(draw, text, what).replace("⟦⟧", "")
@@ -259,7 +259,7 @@ SCRAMBLED = Damage("nothing", _always, raw=_scramble)
 
 
 def _keep_uncompressed(name: str, variant: Variant) -> bool:
-    """A name with another compression is only wrong if the content has none."""
+    """Renaming to another compression is a fault only if the content is not compressed."""
     return name == "wrong suffix" and bool(variant.compression)
 
 
@@ -307,7 +307,7 @@ def _check_parquet(folder: Path, draw: random.Random) -> str:
 
 
 def _letters(text: str) -> str:
-    """The text without what a quote that is lost or added can change."""
+    """The text without the characters that a missing or additional quote can change."""
     return "".join(char for char in text if char.isalnum() or char in "⟦⟧")
 
 
@@ -369,7 +369,7 @@ def test_each_format_gives_the_same_tables(tmp_path: Path, format_: str) -> None
     documents = [d for d in documents if can_hold(d, variant)]
     uri = place(tmp_path / "in", files_of(documents, variant), variant.layout)
     settings = settings_for(uri, shard_rows=5, **settings_of(variant))
-    found, dropped, summaries = ingest(settings, TableStore(str(tmp_path / "data")))
-    assert sorted(d["doc_id"] for d in found) == sorted(d.doc_id for d in documents)
+    tables, dropped, summaries = ingest(settings, TableStore(str(tmp_path / "data")))
+    assert sorted(d["doc_id"] for d in tables) == sorted(d.doc_id for d in documents)
     assert dropped == []
     assert sum(s.rows_read for s in summaries) == len(documents)

@@ -82,14 +82,14 @@ def test_pieces_of_any_size_give_the_same_elements(
     rows: list[dict[str, Any]], layout: str, cuts: list[int]
 ) -> None:
     content = LAYOUTS[layout](rows).encode()
-    scanner, found, at = JsonScanner(), [], 0
+    scanner, elements, at = JsonScanner(), [], 0
     while at < len(content):
         cut = cuts[at % len(cuts)]
-        found += list(scanner.feed(content[at : at + cut]))
+        elements += list(scanner.feed(content[at : at + cut]))
         at += cut
-    found += list(scanner.finish())
-    assert [element.problem for element in found] == [None] * len(rows)
-    assert [json.loads(element.content) for element in found] == rows
+    elements += list(scanner.finish())
+    assert [element.problem for element in elements] == [None] * len(rows)
+    assert [json.loads(element.content) for element in elements] == rows
 
 
 BROKEN: dict[str, tuple[str, list[str], list[str]]] = {

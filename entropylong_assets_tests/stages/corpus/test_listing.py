@@ -1,4 +1,4 @@
-"""One rule for what a source's files are: in a folder, under a pattern, on an object store."""
+"""One rule for the files of a source: in a folder, under a pattern, in an object store."""
 
 from __future__ import annotations
 
@@ -119,9 +119,9 @@ def test_a_folder_and_an_object_store_list_the_same(
     assert local == far
     if pattern in ("", "/", "**", "**/*") and kind == "auto":
         files, passed_over = local
-        expected = [(path, found) for path in sorted(layout) if (found := is_expected(path))]
+        expected = [(path, format_) for path in sorted(layout) if (format_ := is_expected(path))]
         assert files == expected
-        # Everything is accounted for: a hidden folder stands for what is in it.
+        # Every file is listed or passed over. A hidden folder stands for its files.
         uncounted = layout - {path for path, _ in files}
         for uris in passed_over.values():
             tops = tuple(uri for uri in uris if uri.endswith("/"))
@@ -193,15 +193,15 @@ def test_compound_endings_are_known_below_folders_and_patterns(tmp_path: Path, e
         f"in/a.{ending}",
         f"in/?.{{x,{ending}}}",
     ):
-        found = list_files(source(tmp_path / uri if uri != "in/" else f"{tmp_path}/in/", "jsonl"))
-        assert [file.uri for file in found] == [str(tmp_path / f"in/a.{ending}")], uri
+        files = list_files(source(tmp_path / uri if uri != "in/" else f"{tmp_path}/in/", "jsonl"))
+        assert [file.uri for file in files] == [str(tmp_path / f"in/a.{ending}")], uri
 
 
 @pytest.mark.parametrize("name", ["_a.jsonl", ".a.jsonl", "README.md", "LICENSE.txt", "x[1].jsonl"])
 def test_a_named_file_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
     write(tmp_path, [name])
     assert len(list_files(source(tmp_path / name))) == 1
-    # Also below a hidden folder, and with an ending that says nothing if the kind does.
+    # Also below a hidden folder, and with an unknown suffix if the settings name the kind.
     write(tmp_path, [f".cache/{name}", "x.dat", "data"])
     assert len(list_files(source(tmp_path / ".cache" / name))) == 1
     for other in ("x.dat", "data", "x.{dat,bin}", "*.dat", "d*"):
@@ -230,7 +230,7 @@ def test_the_card_of_a_hub_is_no_document_unless_asked_for(tmp_path: Path) -> No
         }  # fmt: skip
     asked = [f.uri for f in list_files(source(tmp_path / "**/*.md"))]
     assert below(str(tmp_path), asked) == ["README.md", "data/README_zh.md", "docs/guide.md"]
-    # An article may well be named so that it only begins like a card.
+    # The name of an article may begin like that of a card.
     write(tmp_path / "wiki", ["readmes-history.txt", "licensed.txt", "notices.txt"])
     assert len(list_files(source(tmp_path / "wiki"))) == 3
 
@@ -365,7 +365,7 @@ def test_a_moved_folder_keeps_its_versions(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_passed_over_unopened(tmp_path: Path) -> None:
-    """A pipe without a writer would block a scan for ever."""
+    """A pipe without a writer would block a scan forever."""
     write(tmp_path, ["a.jsonl"])
     os.mkfifo(tmp_path / "pipe.jsonl")
     with socket.socket(socket.AF_UNIX) as server:
@@ -388,7 +388,7 @@ def test_a_file_that_cannot_be_opened_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, [f"{name}.jsonl" for name in "abc"])
-    # As root, permissions of the disk are not enforced.
+    # Simulated, because permissions do not apply to root.
     opened = fsspec.implementations.local.LocalFileSystem._open
 
     def refuse(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
@@ -413,7 +413,7 @@ def test_the_platforms_own_tables_are_no_source(tmp_path: Path) -> None:
     plan = plan_shards(settings_for(tmp_path, tmp_path / "data"))
     assert [Path(shard.files[0]).name for shard in plan.shards] == ["a.jsonl", "b.jsonl"]
     assert plan.passed_over == {"own": (f"{tmp_path}/data/",)}
-    # Documents may well lie below the data_uri.
+    # Documents may be below the data_uri.
     plan = plan_shards(settings_for(tmp_path / "data/corpus", tmp_path / "data"))
     assert [Path(shard.files[0]).name for shard in plan.shards] == ["t.parquet"]
 

@@ -1,4 +1,4 @@
-"""Patterns mean what a shell makes of them, on names given one after the other."""
+"""Patterns match the same names as in a shell, applied to one name of a path after the other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def joined(parts: list[str]) -> str:
     return "".join(parts)
 
 
-# Braces of at least two alternatives, within each other too. bash has its own mind about others.
+# Braces with at least two alternatives, also nested. bash treats other braces differently.
 BRACES = st.recursive(
     st.text("ab/*,", max_size=3).map(lambda text: text.replace(",", "")),
     lambda inner: st.lists(
@@ -80,8 +80,8 @@ def test_patterns_match_what_python_globs(paths: set[str], parts: list[str]) -> 
             (Path(folder) / f"{path}~").parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / f"{path}~").touch()
         tail = "" if parts[-1] in ("**", "*", "a*", "[ab]*", "[!a]*", "%*") else "~"
-        found = glob.glob(f"{pattern}{tail}", root_dir=folder, recursive=True)
-        expected = {path for path in found if (Path(folder) / path).is_file()}
+        globbed = glob.glob(f"{pattern}{tail}", root_dir=folder, recursive=True)
+        expected = {path for path in globbed if (Path(folder) / path).is_file()}
         assert {p for p in (f"{p}~" for p in paths) if matches(pattern + tail, p)} == expected
 
 

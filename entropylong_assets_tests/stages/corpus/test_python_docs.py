@@ -1,4 +1,4 @@
-"""The built-in source gives the same texts in every process, and runs nothing of what it reads."""
+"""The built-in source gives the same texts in every process, and runs no code of the packages."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ print(digest.hexdigest(), "sklearn" in sys.modules)
 
 
 def test_every_process_sees_the_same_rows() -> None:
-    """Whatever it imported before, whatever its hash seed, and however it cuts them."""
-    found = set()
+    """For any earlier imports, any hash seed, and any division into pieces."""
+    digests = set()
     for seed, first, step in [("1", "", 7), ("2", "import sklearn.cluster, asyncio", 1000)]:
         packages = f"{PACKAGES},sklearn.cluster"
         script = _SCRIPT.format(first=first, packages=packages, step=step)
@@ -95,10 +95,10 @@ def test_every_process_sees_the_same_rows() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         digest, sklearn = result.stdout.split()
-        found.add(digest)
+        digests.add(digest)
         assert result.stderr == ""
         assert sklearn == str(bool(first))  # what is read is not imported
-    assert len(found) == 1
+    assert len(digests) == 1
 
 
 def test_reading_runs_nothing_and_steps_over_what_is_no_python(
@@ -133,7 +133,7 @@ def test_reading_runs_nothing_and_steps_over_what_is_no_python(
 
 
 def test_an_interrupted_reading_leaves_no_short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was read up to a failure must not be kept as if it were all."""
+    """Rows read before a failure must not be kept as if the package had no others."""
     expected = list(python_docs.read("asyncio"))
     assert len(expected) > 5
     python_docs._reader.cache_clear()
@@ -152,7 +152,7 @@ def test_an_interrupted_reading_leaves_no_short_rows(monkeypatch: pytest.MonkeyP
 
 
 def test_packages_are_read_in_threads() -> None:
-    """Python 3.11's parser fails by chance where two threads are in it."""
+    """Python 3.11's parser may fail if two threads use it at once."""
     packages = ["asyncio", "email", "concurrent", "unittest"]
     expected = [len(python_docs.read(package)) for package in packages]
     for _ in range(2):

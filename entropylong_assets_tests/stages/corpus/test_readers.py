@@ -106,7 +106,7 @@ def test_any_jsonl_reads_the_same_in_one_piece_and_in_ranges(
             for item in read_rows(path, "jsonl", spec, start, start + cut)
         ]
         assert pieces == whole
-        # Independent oracle: what Python itself makes of the lines.
+        # Independent oracle: Python's own parsing of the lines.
         expected = [i for i, line in enumerate(content.split(b"\n")) if line.strip()]
         assert [item.row for item in whole] == expected
         good = [item.text for item in whole if isinstance(item, Row)]
@@ -115,7 +115,7 @@ def test_any_jsonl_reads_the_same_in_one_piece_and_in_ranges(
         ]
 
 
-# Bytes that csv files are made of, quotes and separators often; any file must be read to its end.
+# Bytes of CSV files, with many quotes and separators. Any file must be read to its end.
 CSV_BYTES = st.lists(
     st.sampled_from([b'"', b",", b"\n", b"\r\n", b"a", b"bc", b"\xff", b"\x00", b'""', b",x\n"]),
     max_size=40,
@@ -185,8 +185,8 @@ def test_glob_with_two_stars_and_formats_by_name(tmp_path: Path) -> None:
     for name in ["a.jsonl", "x/b.jsonl", "x/y/c.jsonl"]:
         write_rows(tmp_path / name, ROWS[:2])
     write_rows(tmp_path / "x/d.csv", ROWS[:2])
-    found = list_files(source(tmp_path / "**/*.jsonl"))
-    assert [Path(file.uri).relative_to(tmp_path).as_posix() for file in found] == [
+    files = list_files(source(tmp_path / "**/*.jsonl"))
+    assert [Path(file.uri).relative_to(tmp_path).as_posix() for file in files] == [
         "a.jsonl",
         "x/b.jsonl",
         "x/y/c.jsonl",
@@ -259,9 +259,13 @@ def test_members_of_a_tar_stay_inside_it(tmp_path: Path) -> None:
         file.addfile(link)
     spec = source(f"tar://**/*.jsonl::{archive}")
     texts = []
-    for found in list_files(spec):
+    for member_file in list_files(spec):
         with suppress(CorpusError, OSError, KeyError):
-            texts += [i.text for i in read_rows(found.uri, found.kind, spec) if isinstance(i, Row)]
+            texts += [
+                i.text
+                for i in read_rows(member_file.uri, member_file.kind, spec)
+                if isinstance(i, Row)
+            ]
     assert "good/a.jsonl" in texts
     assert "secret" not in texts
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "secret.jsonl", "t.tar"]
@@ -336,7 +340,7 @@ def test_a_row_over_the_bound_is_reported_and_not_held(tmp_path: Path, monkeypat
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Guards against a reader that gathers the rows it is asked to pass over."""
+    """Guards against a reader that keeps the rows that it skips."""
     peaks = {}
     for n_rows in (20_000, 32_000):
         rows = [{"id": str(i), "text": f"{i} " * 40} for i in range(n_rows)]
@@ -358,7 +362,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, code: int
 ) -> None:
-    """Its files would count as missing from the source, silently."""
+    """Otherwise its files would silently count as missing from the source."""
     for name in ("a", "b"):
         write_rows(tmp_path / f"in/{name}/x.jsonl", [{"text": "t"}])
     spec = source(tmp_path / pattern)

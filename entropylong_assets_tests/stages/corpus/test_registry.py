@@ -45,7 +45,7 @@ class Markers(SourceFormat):
 
 
 class Numbers(VirtualFormat):
-    """Rows that are on no file system: `kind: numbers`, `uri: "2 3"` has 2 + 3 rows."""
+    """Rows without a file: with `kind: numbers`, `uri: "2 3"` has 2 + 3 rows."""
 
     def list_files(self, source: SourceSettings) -> list[str]:
         return [f"numbers:{n}" for n in source.uri.split()]

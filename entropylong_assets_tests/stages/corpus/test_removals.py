@@ -115,7 +115,7 @@ def test_records_say_who_when_and_why(tmp_path: Path) -> None:
     assert (tmp_path / "web/removed/shards/in-00001.json").is_file()
     assert find_removed(store).hides("in-00001")
     assert not find_removed(store).hides("in-00002")
-    # A record that can't be read removes its shard all the same.
+    # A record that can't be read still removes its shard.
     (tmp_path / "web/removed/shards/in-00001.json").write_text("{")
     assert find_removed(store).hides("in-00001")
     assert "damaged" in read_removals(store)[0].reason

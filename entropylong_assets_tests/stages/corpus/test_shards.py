@@ -1,4 +1,4 @@
-"""The plan of shards only grows; changed and missing files are named; every row is in one shard."""
+"""The plan of shards only grows; changed and missing files are listed; rows are in one shard."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_repaired_file_is_read_as_it_is_under_its_old_keys(tmp_path: Path) -> 
     plan = plan_shards(corpus)
     assert [n for *_, n in ranges(plan)] == [2, 2, 1]
     lines(a, *"abcdefgh")
-    # Without a scan: a rerun of one shard reads its range as it is now; the last fills up.
+    # Without a scan: a rerun of one shard reads the present rows of its range; the last grows.
     assert [current_shard(corpus, plan, key).n_rows for key in plan.new] == [2, 2, 2]
     grown = plan_shards(corpus, plan.shards, accept_changes=True)
     assert grown.changed == (str(a),)
@@ -156,7 +156,7 @@ def test_text_files_that_change_or_go(tmp_path: Path) -> None:
     accepted = plan_shards(corpus, plan.shards, accept_changes=True)
     readable = accepted.model_copy(update={"shards": (accepted.shards[0], accepted.shards[2])})
     assert texts_of(readable, corpus) == {"s-00000": ["a", "changed"], "s-00002": ["new"]}
-    # Nothing of this one is left: to read it is an error, not an empty shard.
+    # All files of this shard are missing: reading it is an error, not an empty shard.
     with pytest.raises(CorpusError, match=r"d.txt: the file does not exist"):
         list(read_shard(current_shard(corpus, accepted, "s-00001"), corpus.sources[0]))
 
@@ -169,7 +169,7 @@ STEP = st.tuples(st.sampled_from("abcde"), st.integers(0, 9))
 def test_whatever_files_do_every_row_is_in_one_shard(
     steps: list[tuple[str, int]], shard_rows: int
 ) -> None:
-    """Files come, grow, shrink and change in any order; keys and positions stay."""
+    """Files are added, grow, shrink and change in any order; keys and positions do not change."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus = settings_for(folder, shard_rows=shard_rows)
@@ -230,7 +230,7 @@ def test_the_plan_is_saved_whole_and_only_grows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format": 1, "shards": [{}]}'])
 def test_a_broken_plan_is_no_empty_plan(tmp_path: Path, content: bytes) -> None:
-    """Taken for empty, every shard would be registered anew under another's key."""
+    """Taken for an empty plan, it would let every shard be registered under another's key."""
     store = TableStore(str(tmp_path), "mine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/shards.json").write_bytes(content)
@@ -266,7 +266,7 @@ def test_a_thousand_known_shards_are_looked_over_in_seconds(tmp_path: Path) -> N
 
 
 def test_later_shards_leave_the_rows_of_earlier_ones_as_they_were(tmp_path: Path) -> None:
-    """The share of documents drawn as roots depends on them: a new shard would redo all others."""
+    """The draw of roots depends on them, so a change would make all earlier shards stale."""
     corpus = settings_for(tmp_path, shard_rows=4)
     lines(tmp_path / "a.jsonl", *"abcdefghij")
     first = plan_shards(corpus)

@@ -52,7 +52,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
 
 def test_a_shard_is_published_with_its_summary(values: dict[str, Any]) -> None:
     partition, progress = partition_of(values), []
-    made = materialize(
+    materialization = materialize(
         STAGE,
         partition,
         observer=lambda state: progress.append((state.unit, state.done, state.total)),
@@ -68,9 +68,9 @@ def test_a_shard_is_published_with_its_summary(values: dict[str, Any]) -> None:
         "evaluation_sets": (),
     }
     assert set(progress) == {("rows", 4, 4)}
-    assert made.metadata["share of duplicates"] == 0.25
-    assert [Path(file).name for file in made.metadata["files"]] == ["a.jsonl"]  # type: ignore[union-attr]
-    preview = made.metadata["preview"]
+    assert materialization.metadata["share of duplicates"] == 0.25
+    assert [Path(file).name for file in materialization.metadata["files"]] == ["a.jsonl"]  # type: ignore[union-attr]
+    preview = materialization.metadata["preview"]
     assert isinstance(preview, pl.DataFrame)
     assert preview["text"].to_list() == ["first", "second"]
     outcomes = {result.check.name: result.passed for result in run_checks(STAGE, partition)}
@@ -152,7 +152,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("check", DAMAGES)
 def test_checks_find_what_they_are_for(values: dict[str, Any], check: str) -> None:
-    """A table is written again with one fault; the manifest's summary stays as it was."""
+    """A table is written again with one fault; the manifest's summary is unchanged."""
     partition = partition_of(values)
     store, shard = partition.store, partition.shard
     materialize(STAGE, partition)

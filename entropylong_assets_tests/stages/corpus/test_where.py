@@ -1,4 +1,4 @@
-"""`where` and `metadata_fields`: which rows are read, what is kept of them, what is skipped."""
+"""`where` and `metadata_fields`: which rows are read and skipped, and which fields are stored."""
 
 from __future__ import annotations
 

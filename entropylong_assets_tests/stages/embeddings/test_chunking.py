@@ -218,7 +218,7 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_huge_line_is_counted_in_small_pieces_a_few_times(kind: str, share: float) -> None:
-    """Each halving counted all of it anew and whole, at about 500 bytes of memory per token."""
+    """Each halving counted the whole text again, at about 500 bytes of memory per token."""
     text = HOSTILE[kind][: int(len(HOSTILE[kind]) * share)]
     counted, largest = 0, 0
 

@@ -206,8 +206,8 @@ def test_a_shard_is_indexed_only_after_it_was_compared(corpus: Corpus) -> None:
     path.write_text(json.dumps(manifest))
     made = materialize(EMBEDDING_INDEX_STAGE, corpus.partition())
     assert made.left_out == {
-        SHARDS[1]: "near_duplicates does not contain it as it is now; materialize near_duplicates "
-        "again"
+        SHARDS[1]: "near_duplicates does not contain its present data; materialize "
+        "near_duplicates again"
     }
 
 

@@ -34,25 +34,25 @@ def entropies(seed: int, n: int, undefined: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize(("alpha", "first"), [(2.0, 32), (0.0, 0), (1.5, 3), (-1.0, 1)])
 def test_find_anchors_equals_plain_sums(n: int, undefined: int, alpha: float, first: int) -> None:
     values_T = entropies(n, n, undefined)
-    found = find_anchors(
+    result = find_anchors(
         values_T, values_T, EntropySettings(alpha=alpha, min_anchor_position=first)
     )
     defined = [float(h) for h in values_T if not math.isnan(h)]
     mean = math.fsum(defined) / len(defined)
     std = math.sqrt(math.fsum((h - mean) ** 2 for h in defined) / len(defined))
-    assert found.entropy.mean == pytest.approx(mean, rel=1e-12)
-    assert found.entropy.std == pytest.approx(std, rel=1e-12)
-    assert found.entropy.threshold(alpha) == pytest.approx(mean + alpha * std, rel=1e-12)
+    assert result.entropy.mean == pytest.approx(mean, rel=1e-12)
+    assert result.entropy.std == pytest.approx(std, rel=1e-12)
+    assert result.entropy.threshold(alpha) == pytest.approx(mean + alpha * std, rel=1e-12)
     wanted = [t for t, h in enumerate(values_T) if float(h) > mean + alpha * std and t >= first]
-    assert list(found.positions) == wanted
+    assert list(result.positions) == wanted
     assert wanted or n < 300
 
 
 def test_find_anchors_counts_early_positions_in_the_mean_only() -> None:
     values_T = np.array([np.nan, 9, 1, 1, 1, 9], np.float32)
-    found = find_anchors(values_T, values_T, EntropySettings(alpha=1.0, min_anchor_position=2))
-    assert found.positions == (5,)
-    assert found.entropy.mean == pytest.approx(21 / 5)
+    result = find_anchors(values_T, values_T, EntropySettings(alpha=1.0, min_anchor_position=2))
+    assert result.positions == (5,)
+    assert result.entropy.mean == pytest.approx(21 / 5)
 
 
 @pytest.mark.parametrize("value", [0.1, 1.0, 3.3333333])
@@ -66,8 +66,8 @@ def test_find_anchors_finds_none_among_equal_entropies(value: float) -> None:
 
 @pytest.mark.parametrize("values", [[], [np.nan]])
 def test_find_anchors_finds_none_without_a_defined_position(values: list[float]) -> None:
-    found = find_anchors(*[np.array(values, np.float32)] * 2, EntropySettings())
-    assert found == Anchors(Moments(0, 0), Moments(0, 0), (), ())
+    result = find_anchors(*[np.array(values, np.float32)] * 2, EntropySettings())
+    assert result == Anchors(Moments(0, 0), Moments(0, 0), (), ())
 
 
 @pytest.mark.parametrize("undefined", [0, 1])
@@ -81,7 +81,7 @@ def test_anchors_by_surprisal_equal_plain_sums(
     settings = EntropySettings(
         alpha=alpha, anchors="both", min_entropy=floor, min_anchor_position=first
     )
-    found = find_anchors(entropies_T, surprisals_T, settings)
+    result = find_anchors(entropies_T, surprisals_T, settings)
 
     def limit(values_T: NDArray[np.float32]) -> float:
         defined = [float(v) for v in values_T if not math.isnan(v)]
@@ -94,13 +94,13 @@ def test_anchors_by_surprisal_equal_plain_sums(
         for t, (h, i) in enumerate(zip(entropies_T, surprisals_T, strict=True))
         if t >= first and (float(h) > tau or (float(i) > surprising and float(h) > floor))
     }
-    assert list(found.positions) == list(wanted)
-    assert list(found.by_surprisal) == [t for t, alone in wanted.items() if alone]
-    assert 0 < len(found.by_surprisal) < len(found.positions)
+    assert list(result.positions) == list(wanted)
+    assert list(result.by_surprisal) == [t for t, alone in wanted.items() if alone]
+    assert 0 < len(result.by_surprisal) < len(result.positions)
     by_entropy = find_anchors(
         entropies_T, surprisals_T, settings.model_copy(update={"anchors": "entropy"})
     )
-    assert set(by_entropy.positions) == set(found.positions) - set(found.by_surprisal)
+    assert set(by_entropy.positions) == set(result.positions) - set(result.by_surprisal)
     assert by_entropy.by_surprisal == ()
 
 
@@ -109,13 +109,13 @@ def test_is_anchor_finds_what_find_anchors_does(anchors: Literal["entropy", "bot
     """At another α too: the failure is an ablation that drops the anchors by surprisal."""
     entropies_T, surprisals_T = entropies(1, 4000, 1), entropies(2, 4000, 1)
     settings = EntropySettings(alpha=1.0, anchors=anchors, min_anchor_position=0)
-    found = find_anchors(entropies_T, surprisals_T, settings)
+    result = find_anchors(entropies_T, surprisals_T, settings)
     frame = pl.DataFrame({"entropy": entropies_T, "surprisal": surprisals_T}, nan_to_null=True)
     frame = frame.with_row_index("t").with_columns(
-        mean=found.entropy.mean,
-        std=found.entropy.std,
-        surprisal_mean=found.surprisal.mean,
-        surprisal_std=found.surprisal.std,
+        mean=result.entropy.mean,
+        std=result.entropy.std,
+        surprisal_mean=result.surprisal.mean,
+        surprisal_std=result.surprisal.std,
     )
     for alpha in (1.0, 2.5):
         other = settings.model_copy(update={"alpha": alpha})

@@ -1,7 +1,7 @@
 """Scores in chunks with kept keys against one plain pass.
 
-The failures guarded against: a chunk that does not see what stands before it, positions that start
-anew in each chunk, a sliding window that ends at a chunk, and a wrong score at a chunk's edge.
+The failures guarded against: a chunk that does not see the text before it, positions that start
+again in each chunk, a sliding window that ends at a chunk, and a wrong score at a chunk's edge.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from entropylong_assets_tests.stages.entropy import tiny
 
 @pytest.fixture(scope="module", params=[tiny.llama, tiny.gemma3])
 def model(request: pytest.FixtureRequest) -> ScoringModel:
-    made: ScoringModel = request.param()
-    return made
+    result: ScoringModel = request.param()
+    return result
 
 
 @pytest.mark.parametrize("chunk", [7, 16, 64, 150])
@@ -59,7 +59,7 @@ def test_short_and_long_requests_keep_their_order(model: ScoringModel) -> None:
 def test_model_whose_chunks_differ_is_scored_in_one_pass(
     model: ScoringModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A decoder that ignores kept keys, as one that mixes tokens outside attention would."""
+    """A decoder that ignores the kept keys, like models that mix tokens outside attention."""
     decoder = model.hf_model.get_decoder()
     own = decoder.forward
 

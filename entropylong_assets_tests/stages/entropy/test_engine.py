@@ -129,7 +129,7 @@ def test_compiled_layers_equal_the_plain_definition(monkeypatch: pytest.MonkeyPa
     model = tiny.llama(tie_word_embeddings=True)
     requests = tiny.requests(12, seed=11)
     plain = [score_plainly(model, r) for r in requests]
-    # Compiling C++ takes a minute here; what can go wrong is in the capture of the graph.
+    # Without C++, which takes a minute to compile: faults would be in the captured graph.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     scorer = PackedScorer(model, compile_layers=True, mode="packed", pack_tokens=150)
     assert largest_difference(scorer.score(requests), plain) < 1e-5

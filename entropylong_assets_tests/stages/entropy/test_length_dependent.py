@@ -1,7 +1,6 @@
 """Models whose scores depend on the length of the whole sequence, or on other passes.
 
-Each is compared with a copy of the model that has computed nothing before and sees one sequence
-only (`definition.py`).
+Each is compared with a new copy of the model that computes only one sequence (`definition.py`).
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ def test_plain_scores_do_not_depend_on_earlier_passes(model: ScoringModel) -> No
 
 
 def test_the_score_of_an_anchor_does_not_depend_on_the_other_anchors(model: ScoringModel) -> None:
-    """Guards against a sequence that ends at the last anchor that happens to be scored."""
+    """Guards against scores that depend on which anchor is the last one scored."""
     draw = np.random.default_rng(1)
     root, context = (list(draw.integers(3, 290, n)) for n in (60, 30))
     scorer = PackedScorer(model, pack_tokens=300)
@@ -144,7 +143,7 @@ def scaled_beyond(model: ScoringModel, limit: int) -> None:
 
 
 def test_the_self_test_finds_a_switch_of_the_whole_pass() -> None:
-    """Guards against anything else in a model that looks at the length of its input."""
+    """Guards against any other part of a model that depends on the length of its input."""
     model = tiny.llama()
     scaled_beyond(model, 100)
     scorer = PackedScorer(model, pack_tokens=4096)
@@ -157,7 +156,7 @@ def test_the_self_test_finds_a_switch_of_the_whole_pass() -> None:
 
 
 def test_passes_run_one_by_one_if_a_module_keeps_state() -> None:
-    """Guards against threads that read what another thread's pass has left."""
+    """Guards against threads that read the state of another thread's pass."""
     model = tiny.llama()
     mlp = model.hf_model.model.layers[0].mlp
     original = mlp.forward

@@ -48,7 +48,7 @@ def test_copied_model_loads(model_folder: Path) -> None:
         ("pkg://no_such_package_here/model", "no package 'no_such_package_here' is installed"),
         ("pkg://pytest/none", "does not exist"),
         ("pkg:///model", "no package"),
-        ("no-such/model-here", "model hub did not give it"),
+        ("no-such/model-here", "model hub did not provide it"),
         ("a b", "does not exist"),
         ("", "no model is named"),
     ],
@@ -88,7 +88,7 @@ def test_truncated_gguf_file_is_refused(
 def test_conversion_removes_the_remains_of_a_killed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are as large as the weights in float32. The folder of a running conversion stays."""
+    """They are as large as the weights in float32. The folder of a running conversion is kept."""
     monkeypatch.setenv("ENTROPYLONG_CACHE", str(tmp_path / "cache"))
     dead, alive = (tmp_path / "cache" / f"gguf-0123456789ab.{name}" for name in ("dead", "alive"))
     for folder in (dead, alive, tmp_path / "cache" / "gguf-0123456789ab"):

@@ -74,11 +74,11 @@ def test_a_shard_without_roots_warns_and_goes_on(
     warnings: list[str] = []
     for stage in (*LONG_CONTEXT_SAMPLES_STAGE.upstream(), LONG_CONTEXT_SAMPLES_STAGE):
         partition = partition_of(settings, stage, shard if stage.partitioned else WHOLE)
-        made = materialize(stage, partition, warn=warnings.append)
+        materialization = materialize(stage, partition, warn=warnings.append)
         failed = [r.check.name for r in run_checks(stage, partition) if not r.passed]
         if stage is ENTROPY_SCORES_STAGE:
             assert failed == ["has_roots"]
-            assert made.metadata["warning"] in warnings[-1]
+            assert materialization.metadata["warning"] in warnings[-1]
         else:
             assert failed == [], stage.name
     (line,) = [w for w in warnings if "no root" in w]

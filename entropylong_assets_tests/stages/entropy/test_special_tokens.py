@@ -1,4 +1,4 @@
-"""What begins a sequence is what the tokenizer itself puts before a text, whatever that is.
+"""Sequences begin with the special tokens that the tokenizer itself puts before a text.
 
 The oracle is the tokenizer: its ids of a text with special tokens, minus those of the text alone.
 """

@@ -1,7 +1,6 @@
 """Padding must not look like the end of a document: trainers cut samples at EOS and BOS.
 
-The tables below are the special tokens of published tokenizers, with the padding that a person
-picks from them.
+The tables below are the special tokens of published tokenizers, with a padding chosen by hand.
 """
 
 from __future__ import annotations

@@ -54,10 +54,10 @@ def _model(kind: Any, config: Any) -> ScoringModel:
 def requests(count: int, seed: int, longest: int = 90) -> list[ScoringRequest]:
     """Random sequences that begin with BOS, each with some positions to score."""
     draw = np.random.default_rng(seed)
-    made = []
+    result = []
     for _ in range(count):
         length = int(draw.integers(2, longest))
         tokens = np.concatenate([[1], draw.integers(3, VOCAB, length - 1)])
         scored = draw.choice(np.arange(1, length), int(draw.integers(1, length)), replace=False)
-        made.append(ScoringRequest(tokens, np.sort(scored)))
-    return made
+        result.append(ScoringRequest(tokens, np.sort(scored)))
+    return result

@@ -74,9 +74,9 @@ def build(folder: Path, models: tuple[str, str], **natural: Any) -> Partition:
 
 @pytest.fixture(scope="module")
 def partition(tmp_path_factory: pytest.TempPathFactory, tiny_models: tuple[str, str]) -> Partition:
-    made = build(tmp_path_factory.mktemp("natural"), tiny_models, **NATURAL)
-    materialize(NATURAL_DOCUMENTS_STAGE, made)
-    return made
+    built = build(tmp_path_factory.mktemp("natural"), tiny_models, **NATURAL)
+    materialize(NATURAL_DOCUMENTS_STAGE, built)
+    return built
 
 
 def read(partition: Partition, table: str) -> pl.DataFrame:
@@ -122,13 +122,15 @@ def test_windows_and_evidence_have_the_scores_of_a_plain_pass(partition: Partiti
         ids = np.array(row["input_ids"], np.int64)
         long = score_plainly(model, ScoringRequest(ids, np.arange(1, SAMPLE))).surprisal_N
         assert windows[row["window_id"]]["surprisal_long"] == pytest.approx(long.mean(), abs=1e-4)
-        for found in evidence.filter(window_id=row["window_id"]).head(5).iter_rows(named=True):
-            position = found["position"]
-            assert found["surprisal_long"] == pytest.approx(long[position - 1], abs=1e-3)
-            near = np.concatenate([ids[:1], ids[found["short_start"] : position + 1]])
+        for evidence_row in (
+            evidence.filter(window_id=row["window_id"]).head(5).iter_rows(named=True)
+        ):
+            position = evidence_row["position"]
+            assert evidence_row["surprisal_long"] == pytest.approx(long[position - 1], abs=1e-3)
+            near = np.concatenate([ids[:1], ids[evidence_row["short_start"] : position + 1]])
             assert len(near) <= 96
             short = score_plainly(model, ScoringRequest(near, np.array([len(near) - 1])))
-            assert found["surprisal_short"] == pytest.approx(short.surprisal_N[0], abs=1e-3)
+            assert evidence_row["surprisal_short"] == pytest.approx(short.surprisal_N[0], abs=1e-3)
 
 
 def test_a_second_run_writes_the_same_rows(partition: Partition) -> None:
@@ -139,12 +141,14 @@ def test_a_second_run_writes_the_same_rows(partition: Partition) -> None:
 
 
 def test_long_window_is_what_the_model_reads(tmp_path: Path, tiny_models: tuple[str, str]) -> None:
-    made = build(tmp_path, tiny_models, **(NATURAL | {"min_tokens": None, "short_tokens": None}))
-    scoring = made.settings.scoring.model_copy(update={"max_forward_tokens": 200})
-    settings = made.settings.model_copy(update={"scoring": scoring})
-    shorter = Partition(settings, made.store, SHARD)
+    partition = build(
+        tmp_path, tiny_models, **(NATURAL | {"min_tokens": None, "short_tokens": None})
+    )
+    scoring = partition.settings.scoring.model_copy(update={"max_forward_tokens": 200})
+    settings = partition.settings.model_copy(update={"scoring": scoring})
+    shorter = Partition(settings, partition.store, SHARD)
     result = materialize(NATURAL_DOCUMENTS_STAGE, shorter)
-    summary = made.store.summary(NATURAL_DOCUMENTS, SHARD)
+    summary = partition.store.summary(NATURAL_DOCUMENTS, SHARD)
     assert result is not None
     assert (summary.long_tokens, summary.short_tokens) == (200, 50)
     assert set(read(shorter, "samples")["input_ids"].list.len()) == {SAMPLE}
@@ -154,8 +158,8 @@ def test_long_window_is_what_the_model_reads(tmp_path: Path, tiny_models: tuple[
 
 
 def test_without_a_share_nothing_is_read(tmp_path: Path, tiny_models: tuple[str, str]) -> None:
-    made = build(tmp_path, tiny_models)
-    materialize(NATURAL_DOCUMENTS_STAGE, made)
-    summary = made.store.summary(NATURAL_DOCUMENTS, SHARD)
+    partition = build(tmp_path, tiny_models)
+    materialize(NATURAL_DOCUMENTS_STAGE, partition)
+    summary = partition.store.summary(NATURAL_DOCUMENTS, SHARD)
     assert summary.documents == summary.windows == summary.forward_tokens == 0
-    assert all(result.passed for result in run_checks(NATURAL_DOCUMENTS_STAGE, made))
+    assert all(result.passed for result in run_checks(NATURAL_DOCUMENTS_STAGE, partition))

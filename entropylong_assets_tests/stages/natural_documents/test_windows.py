@@ -129,16 +129,16 @@ def brute_force(ids: list[int], position: int, first: int, before: int) -> Occur
 
 def test_earlier_occurrence_is_the_nearest_longest() -> None:
     draw = np.random.default_rng(3)
-    found = []
+    occurrences = []
     for _ in range(400):
         ids = draw.integers(0, 4, 40)
         position = int(draw.integers(5, 40))
         first, before = sorted(draw.integers(0, position, 2).tolist())
         expected = brute_force(ids.tolist(), position, first, before)
         assert find_earlier(ids, position, first, before) == expected
-        found.append(expected)
-    assert None in found
-    assert max(f.n_tokens for f in found if f) >= 4
+        occurrences.append(expected)
+    assert None in occurrences
+    assert max(f.n_tokens for f in occurrences if f) >= 4
 
 
 def test_evidence_names_tokens_that_need_the_far_context() -> None:

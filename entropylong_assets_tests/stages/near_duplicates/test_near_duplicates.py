@@ -140,14 +140,14 @@ def representatives(members: pl.DataFrame) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     """120 texts of three scripts: originals, copies with edits, and a chain of edits of edits."""
-    found = []
+    result = []
     for seed in range(24):
         alphabet, space = [(LATIN, " "), (HAN, ""), (HINDI, " ")][seed % 3]
         words = words_of(alphabet, 150, seed)
         for number, share in enumerate((0, 0.02, 0.05, 0.3)):
-            found.append(space.join(edited(words, share, 100 * seed + number)))
-        found.append(space.join([*words[75:], *words[:75]]))  # reordered
-    return found
+            result.append(space.join(edited(words, share, 100 * seed + number)))
+        result.append(space.join([*words[75:], *words[:75]]))  # reordered
+    return result
 
 
 def test_clusters_are_those_of_brute_force(tmp_path: Path, texts: list[str]) -> None:
@@ -170,16 +170,16 @@ def test_order_and_cut_of_shards_have_no_effect(tmp_path: Path, texts: list[str]
         {"a": texts[60:], "b": texts[:60]},
         {f"s{i}": texts[i::7][::-1] for i in range(7)},
     ]
-    found = [Corpus(tmp_path / str(i), cut).find() for i, cut in enumerate(cuts)]
-    assert len(found[0]) > 40
-    assert found[0].equals(found[1])
-    assert found[0].equals(found[2])
+    members = [Corpus(tmp_path / str(i), cut).find() for i, cut in enumerate(cuts)]
+    assert len(members[0]) > 40
+    assert members[0].equals(members[1])
+    assert members[0].equals(members[2])
 
 
 def test_a_new_shard_may_bring_the_representative_but_frees_no_member(
     tmp_path: Path, texts: list[str]
 ) -> None:
-    """A freed member would have to be embedded again each time that a shard comes in."""
+    """Otherwise a new shard could make documents roots that were none before."""
     before = representatives(Corpus(tmp_path / "1", {"a": texts[:80]}).find())
     copies = [" ".join(edited(t.split(), 0.02, i)) for i, t in enumerate(texts[:80:3])]
     after = representatives(Corpus(tmp_path / "2", {"a": texts[:80], "b": copies}).find())
@@ -202,13 +202,13 @@ def test_thresholds_are_those_of_the_sources(tmp_path: Path) -> None:
     a, b = (" ".join(edited(words, share, 1)) for share in (0, 0.03))
     assert 0.8 < jaccard(a, b) < 0.95
     sources = {"a": "web", "b": "books"}
-    for by_source, found in (({"books": 0.98}, 0), ({"books": 0.5}, 1)):
-        folder = tmp_path / str(found)
+    for by_source, n_members in (({"books": 0.98}, 0), ({"books": 0.5}, 1)):
+        folder = tmp_path / str(n_members)
         corpus = Corpus(folder, {"a": [a], "b": [b]}, sources, threshold_by_source=by_source)
-        assert len(corpus.find()) == found
+        assert len(corpus.find()) == n_members
         rows = corpus.store.read(NEAR_DUPLICATES, WHOLE, "sources").to_dicts()
         assert {row["source"]: row["documents"] for row in rows} == {"books": 1, "web": 1}
-        assert sum(row["members"] for row in rows) == found
+        assert sum(row["members"] for row in rows) == n_members
 
 
 def test_without_a_threshold_nothing_is_compared(tmp_path: Path, texts: list[str]) -> None:
@@ -260,9 +260,9 @@ def test_a_signature_estimates_the_similarity() -> None:
 
 
 def test_signatures_are_what_they_were() -> None:
-    """They are stored: another version of a library must not change them."""
-    found = signatures([shingles("The quick brown fox jumps over the lazy dog", 3)])
-    digest = hashlib.sha256(found.astype("<u4").tobytes()).hexdigest()
+    """Signatures are stored, so another version of a library must not change them."""
+    signature = signatures([shingles("The quick brown fox jumps over the lazy dog", 3)])
+    digest = hashlib.sha256(signature.astype("<u4").tobytes()).hexdigest()
     assert digest[:16] == "aba478a636ab59f5"
 
 

@@ -1,7 +1,7 @@
 """Small edits of a text, as a copy in another document may have them.
 
-Every edit takes the sentences of a text and returns the edited text. `space` is what stands between
-words: a blank, or nothing in scripts without spaces.
+Every edit takes the sentences of a text and returns the edited text. `space` separates words: a
+blank, or nothing in scripts without spaces.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _other_letter(sentences: Sentences, letter: str) -> str:
 
 
 def _middle_word(sentence: str, space: str) -> tuple[str, str, str]:
-    """Return the middle word, between what stands before and after it.
+    """Return the text before the middle word, that word, and the text after it.
 
     Without spaces, two to four letters stand for a word.
     """

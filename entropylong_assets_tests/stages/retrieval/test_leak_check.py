@@ -68,10 +68,10 @@ def test_containment_counts_ngrams_around_one_edited_word() -> None:
         "extra": [*words[:30], "other", *words[30:]],
     }
     # An edited word counts in four of the eight places of an n-gram.
-    found = {name: containment(" ".join(copy), ROOT) for name, copy in copies.items()}
-    assert found["changed"] == pytest.approx(49 / 53)
-    assert found["extra"] == pytest.approx(50 / 54)
-    assert 47 / 52 <= found["missing"] < 1
+    containments = {name: containment(" ".join(copy), ROOT) for name, copy in copies.items()}
+    assert containments["changed"] == pytest.approx(49 / 53)
+    assert containments["extra"] == pytest.approx(50 / 54)
+    assert 47 / 52 <= containments["missing"] < 1
     two = [*words[:30], "other", words[31], "another", *words[33:]]
     assert containment(" ".join(two), ROOT) == pytest.approx((53 - 10) / 53)
 

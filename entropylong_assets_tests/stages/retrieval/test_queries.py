@@ -45,12 +45,12 @@ def test_fitting_queries_keep_the_anchor_in_their_middle(room: int) -> None:
 
     anchors = [0, 2, 20, 50]
     queries, shortened = fitting_queries(query, anchors, 9, fits)
-    for anchor, found in zip(anchors, queries, strict=True):
+    for anchor, fitting in zip(anchors, queries, strict=True):
         whole = query(anchor, 9)
         longest = max((query(anchor, w) for w in range(10) if fits([query(anchor, w)])[0]), key=len)
-        assert found == longest
-        assert text[anchor] in found
-        assert (found == whole) == (len(whole) <= room)
+        assert fitting == longest
+        assert text[anchor] in fitting
+        assert (fitting == whole) == (len(whole) <= room)
     assert shortened == sum(len(query(anchor, 9)) > room for anchor in anchors)
 
 

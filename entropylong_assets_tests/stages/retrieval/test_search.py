@@ -106,8 +106,8 @@ def test_nominate_searches_deeper_for_a_root_of_many_chunks() -> None:
 
 
 def test_nominate_limits_the_rows_per_search() -> None:
-    """Anchors whose text occurs in thousands of documents are all tied, so each is searched to the
-    depth of the table; all of them at once would take many GB."""
+    """Anchors whose text occurs in thousands of documents have ties, so each is searched to the end
+    of the table. All of them at once would take many GB."""
     brute = world(7, 400, 40, few_values=True)
     queries = np.random.default_rng(2).integers(0, 2, (60, 3)).astype(np.float32)
     queries[~queries.any(axis=1)] = 1e-30  # all rows are tied, within the rounding

@@ -117,7 +117,7 @@ def test_queries_are_the_text_around_the_anchors(partitions: dict[str, Partition
 
 
 def test_summary_counts_reconcile(partitions: dict[str, Partition]) -> None:
-    """One document of the second shard also stands in the first, which the index counts."""
+    """One document of the second shard is also in the first, which owns it in the index."""
     for shard, partition in partitions.items():
         summary = partition.store.summary(CANDIDATE_CONTEXTS, shard)
         scores = partition.store.summary(ENTROPY_SCORES, shard)
@@ -186,7 +186,7 @@ def test_words_nominate_beside_the_vectors(
     tmp_path: Path,
     partitions: dict[str, Partition],
 ) -> None:
-    """Against BM25 by its formula, over all chunks; the vectors' candidates stay what they were."""
+    """The oracle is the formula of BM25 over all chunks. Candidates by vector do not change."""
     settings = tiny_settings(
         tiny_corpus,
         tmp_path,
@@ -215,9 +215,9 @@ def test_words_nominate_beside_the_vectors(
         scores = bm25(split(row["text_query"]), words)
         others = {c: s for c, s in scores.items() if not c.startswith(row["root_id"])}
         mine = candidates.filter(root_id=row["root_id"], anchor=t).sort("rank")
-        found = mine.filter(pl.col("found_by") != "vector")["chunk_id"].to_list()
+        by_words = mine.filter(pl.col("found_by") != "vector")["chunk_id"].to_list()
         best = sorted(others.values(), reverse=True)[:3]
-        assert sorted((others[c] for c in found), reverse=True) == pytest.approx(best, abs=2e-3)
+        assert sorted((others[c] for c in by_words), reverse=True) == pytest.approx(best, abs=2e-3)
         query = embedder.embed_queries([row["query"]])[0]
         cosines = [float(query @ np.asarray(vectors[c])) for c in mine["chunk_id"]]
         assert mine["similarity"].to_list() == pytest.approx(cosines, abs=1e-5)

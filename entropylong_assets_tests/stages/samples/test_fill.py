@@ -1,7 +1,7 @@
 """Filling samples with the corpus, by hand.
 
-Failures looked for: a rest that stays padding; a filler between a context's tokens; a filler that
-changes which dependencies are packed; another result under another order of rows.
+Failures looked for: padding that is not filled; a filler between a context's tokens; a filler that
+changes which dependencies are packed; a result that depends on the order of rows.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def test_only_the_last_filler_of_a_sample_is_cut(tmp_path: Path) -> None:
             cut += 1
         assert s["root_id"] is None
     assert cut
-    # Fillers are distractors: some stand before a root, not all at the end.
+    # Fillers are distractors: some are before a root, not all at the end.
     last_root = {s["sample_id"]: s["start"] for s in filled.segments if s["role"] == "root"}
     assert any(s["start"] < last_root[s["sample_id"]] for s in fillers)
 

@@ -1,5 +1,5 @@
-"""Packing, checked on the tables as read back: the oracle knows the inputs and the convention,
-and nothing of the code's groups, bins or orders."""
+"""Packing, checked on the written tables. The oracle uses only the inputs and the convention, and
+not the code's groups, bins or orders."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pack(
 
 
 def check_samples(world: World, packed: Packed, tokens: int, bos: tuple[int, ...]) -> None:
-    """Every promise about a sample, from its segments and the inputs alone."""
+    """Check every promise about a sample from its segments and the inputs."""
     roots = {row["root_id"]: row["token_ids"] for row in world.roots}
     contexts = {row["chunk_id"]: row for row in world.contexts}
     accepted = {(p["root_id"], p["anchor"], p["chunk_id"]): p for p in world.pairs if p["accepted"]}
@@ -120,10 +120,10 @@ def check_samples(world: World, packed: Packed, tokens: int, bos: tuple[int, ...
             assert tried
             assert all(p["verdict"] in ("low_gain", "surprisal_rose") for p in tried)
     # Dependencies: every accepted pair whose root and context are packed, and no other.
-    found = {(d["root_id"], d["anchor"], d["chunk_id"]): d for d in packed.dependencies}
-    assert len(found) == len(packed.dependencies)
-    assert set(found) == {key for key in accepted if (key[0], key[2]) in context_places}
-    for key, d in found.items():
+    stored = {(d["root_id"], d["anchor"], d["chunk_id"]): d for d in packed.dependencies}
+    assert len(stored) == len(packed.dependencies)
+    assert set(stored) == {key for key in accepted if (key[0], key[2]) in context_places}
+    for key, d in stored.items():
         sample_id, start, end, _ = context_places[key[0], key[2]]
         assert (d["sample_id"], d["context_start"], d["context_end"]) == (sample_id, start, end)
         ids = packed.samples[int(sample_id.rpartition("-")[2])]["input_ids"]
@@ -182,7 +182,7 @@ def test_pack_shard_does_not_depend_on_the_order_of_rows(world, choice, tokens, 
 
 
 def test_generated_worlds_are_not_vacuous():
-    """The two properties above mean nothing if no world reaches the cases they are about."""
+    """The generated worlds must contain the cases that the two properties above are about."""
     seen = Counter()
     for seed in range(20):
         world = make_world(seed, n_roots=6, n_chunks=8, pairs_per_root=5 + seed)
@@ -272,7 +272,7 @@ def test_sequence_orders_by_the_earliest_anchor():
 
 
 def test_shuffle_depends_on_root_and_seed_only():
-    """A permutation by hash of the chunk alone would repeat itself in every root."""
+    """Guards against a permutation by chunk alone, which would be the same for every root."""
     world = make_world(6, n_roots=2, n_chunks=10, root_tokens=(12, 12), pairs_per_root=110)
     for pair in world.pairs:
         pair["accepted"] = True
@@ -315,7 +315,7 @@ def test_group_too_large_drops_the_lowest_gains():
 
 
 def test_priority_is_the_gain_of_the_rule_in_force():
-    """Under the plain rule the published gain decides, though the calibrated one is known."""
+    """Under the plain rule, ΔI determines the priority, although ΔI* is known."""
     world = make_world(
         8, n_roots=1, n_chunks=2, root_tokens=(20, 20), chunk_tokens=(8, 8), pairs_per_root=0
     )

@@ -1,4 +1,4 @@
-"""Recipes by hand: the same roots, the same budget, and what each may call verified.
+"""Recipes by hand: the same roots and budget, and which contexts count as verified.
 
 Failures looked for: a rival that gets more text than ours; a passage called verified that no rule
 accepted; a recipe that changes samples made without one.
@@ -76,26 +76,26 @@ class HandPool:
         return [self._rows[chunk_id] for chunk_id in chunk_ids]
 
 
-def accepted(made: World, rule: str) -> list[dict[str, Any]]:
+def accepted(inputs: World, rule: str) -> list[dict[str, Any]]:
     """The pairs that a rule accepts."""
-    return [pair for pair in made.pairs if rule in pair["accepted_by"]]
+    return [pair for pair in inputs.pairs if rule in pair["accepted_by"]]
 
 
 def world() -> World:
     """Roots for which the plain rule accepts some pairs that the calibrated one rejects."""
-    made = make_world(11, n_roots=6, n_chunks=14, pairs_per_root=26, p_accepted=0.5)
-    for number, pair in enumerate(made.pairs):
+    result = make_world(11, n_roots=6, n_chunks=14, pairs_per_root=26, p_accepted=0.5)
+    for number, pair in enumerate(result.pairs):
         if pair["accepted"] and number % 3 == 0:
             pair.update(accepted=False, accepted_by=["plain"], verdict="gain_too_small")
             pair.update(calibrated_gain=0.1)
-    assert len(accepted(made, "plain")) > len(accepted(made, "calibrated")) > 10
-    return made
+    assert len(accepted(result, "plain")) > len(accepted(result, "calibrated")) > 10
+    return result
 
 
-def pack(recipe: str | None, made: World | None = None, **choice: Any) -> Packed:
+def pack(recipe: str | None, inputs: World | None = None, **choice: Any) -> Packed:
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_for(TOKENS, fill="verified_only", recipe=recipe, **choice)
-        return run(folder, (made or world()).frames(), settings, pool=HandPool())
+        return run(folder, (inputs or world()).frames(), settings, pool=HandPool())
 
 
 def context_tokens(packed: Packed) -> dict[str, int]:
@@ -135,8 +135,8 @@ def test_recipe_packs_the_same_roots_within_the_same_budget(recipe: str) -> None
 
 @pytest.mark.parametrize("recipe", BUILT_IN_RECIPES)
 def test_recipe_calls_verified_what_its_rule_accepts(recipe: str) -> None:
-    made, packed = world(), pack(recipe)
-    verified = accepted(made, "plain" if recipe == "entropylong" else "calibrated")
+    inputs, packed = world(), pack(recipe)
+    verified = accepted(inputs, "plain" if recipe == "entropylong" else "calibrated")
     contexts = {(p["root_id"], p["chunk_id"]) for p in verified}
     roles = Counter(s["role"] for s in packed.segments)
     for s in packed.segments:
@@ -164,8 +164,8 @@ def test_recipe_calls_verified_what_its_rule_accepts(recipe: str) -> None:
 
 @pytest.mark.parametrize("compared", [("plain", "calibrated"), ()])
 def test_entropylong_equals_no_recipe_if_its_rule_is_in_force(compared: tuple[str, ...]) -> None:
-    made = world()
-    for pair in made.pairs:
+    inputs = world()
+    for pair in inputs.pairs:
         pair["accepted"] = "plain" in pair["accepted_by"]
     settings = settings_for(TOKENS, fill="verified_only")
     rules = {"rule": "plain", "compared_rules": compared}
@@ -175,15 +175,15 @@ def test_entropylong_equals_no_recipe_if_its_rule_is_in_force(compared: tuple[st
         samples = settings.samples.model_copy(update={"recipe": recipe})
         chosen = settings.model_copy(update={"verification": verification, "samples": samples})
         with tempfile.TemporaryDirectory() as folder:
-            packed = run(folder, made.frames(), chosen)
+            packed = run(folder, inputs.frames(), chosen)
         versions.add(packed.data_version)
-        assert len(packed.dependencies) == len(accepted(made, "plain"))
+        assert len(packed.dependencies) == len(accepted(inputs, "plain"))
     assert len(versions) == 1
 
 
 def test_no_verify_takes_contexts_whatever_their_verdict() -> None:
-    made, packed = world(), pack("no_verify")
-    tried = {(p["root_id"], p["chunk_id"]): p["verdict"] for p in made.pairs}
+    inputs, packed = world(), pack("no_verify")
+    tried = {(p["root_id"], p["chunk_id"]): p["verdict"] for p in inputs.pairs}
     chosen = [(s["root_id"], s["chunk_id"]) for s in packed.segments if s["chunk_id"]]
     verdicts = {tried[key] for key in chosen}
     assert "near_duplicate" not in verdicts
@@ -210,8 +210,8 @@ def test_passages_of_the_pool_are_stored_with_their_tokens(recipe: str, name: st
 
 
 def test_nextlong_cuts_the_root_without_losing_a_token() -> None:
-    made, packed = world(), pack("nextlong", meta_chunk_tokens=6)
-    roots = {r["root_id"]: [*r["token_ids"], *SEPARATOR] for r in made.roots}
+    inputs, packed = world(), pack("nextlong", meta_chunk_tokens=6)
+    roots = {r["root_id"]: [*r["token_ids"], *SEPARATOR] for r in inputs.roots}
     by_id = {s["sample_id"]: s["input_ids"] for s in packed.samples}
     pieces: dict[str, list[list[int]]] = defaultdict(list)
     for s in sorted(packed.segments, key=lambda s: (s["sample_id"], s["segment"])):
@@ -234,11 +234,11 @@ def test_policylong_takes_verified_contexts_and_hard_negatives() -> None:
 
 
 def test_calibrated_without_controls_is_rejected_in_one_line() -> None:
-    made = world()
-    for pair in made.pairs:
+    inputs = world()
+    for pair in inputs.pairs:
         pair.update(calibrated_gain=None, accepted_by=[])
     with pytest.raises(SampleError, match=r"verification\.controls") as error:
-        pack("calibrated", made)
+        pack("calibrated", inputs)
     assert "\n" not in str(error.value)
 
 
@@ -291,13 +291,13 @@ def test_keywords_keep_words_with_vowel_signs_whole(words: str) -> None:
 def test_recipe_does_not_depend_on_the_order_of_rows() -> None:
     import random
 
-    made = world()
+    inputs = world()
     for recipe in BUILT_IN_RECIPES:
         versions = set()
         for rng in (None, random.Random(5)):
             with tempfile.TemporaryDirectory() as folder:
                 settings: Settings = settings_for(TOKENS, recipe=recipe)
-                packed = run(folder, made.frames(rng), settings, pool=HandPool())
+                packed = run(folder, inputs.frames(rng), settings, pool=HandPool())
             versions.add(packed.data_version)
         assert len(versions) == 1, recipe
 
@@ -322,7 +322,7 @@ class LongestGain:
 
 
 class Strongest(Recipe):
-    """The context with the largest gain alone."""
+    """Chooses only the context with the largest gain."""
 
     rule = "longest_gain"
 
@@ -334,28 +334,28 @@ class Strongest(Recipe):
 def test_recipe_of_another_package_verifies_by_its_own_rule(register: Any) -> None:
     register(RULES, "longest_gain", LongestGain())
     register(RECIPES, "strongest", Strongest)
-    made = world()
-    for number, pair in enumerate(made.pairs):
+    inputs = world()
+    for number, pair in enumerate(inputs.pairs):
         if pair["gain"] is not None and number % 2:
             pair["accepted_by"] = [*pair["accepted_by"], "longest_gain"]
     settings = settings_for(
         TOKENS, verification={"compared_rules": ["longest_gain"]}, recipe="strongest"
     )
     with tempfile.TemporaryDirectory() as folder:
-        packed = run(folder, made.frames(), settings)
+        packed = run(folder, inputs.frames(), settings)
     gains: dict[str, Counter[str]] = defaultdict(Counter)
-    for pair in accepted(made, "longest_gain"):
+    for pair in accepted(inputs, "longest_gain"):
         gains[pair["root_id"]][pair["chunk_id"]] += pair["calibrated_gain"]
     chosen = {s["root_id"]: s["chunk_id"] for s in packed.segments if s["role"] == "verified"}
     assert len(chosen) >= 5
     assert chosen == {root: gains[root].most_common(1)[0][0] for root in chosen}
-    assert packed.summary["dependencies"] == len(accepted(made, "longest_gain"))
+    assert packed.summary["dependencies"] == len(accepted(inputs, "longest_gain"))
     dropped = sum(d["n_dependencies"] for d in packed.dropped)
     assert len(packed.dependencies) + dropped == packed.summary["dependencies"]
 
 
 class Greedy(Recipe):
-    """Reads what it does not declare."""
+    """Reads a setting that it does not declare."""
 
     def __init_subclass__(cls, reads: tuple[str, ...] = ()) -> None:
         cls.reads = reads

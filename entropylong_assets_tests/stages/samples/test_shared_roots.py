@@ -1,7 +1,7 @@
-"""A document is a root in one sample alone, over all shards, at a bounded cost per shard.
+"""A document is a root in only one sample of all shards, at a bounded cost per shard.
 
-Failures looked for: a document that is packed as a root in two shards, in whatever way the index
-fails to keep them apart; a check that reads more tables the more shards there are.
+Failures looked for: a document that is packed as a root in two shards, for every reason why the
+index may not prevent it; a check whose number of tables read grows with the number of shards.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def check(settings: Settings, shard: str) -> CheckResult:
 
 def faults(settings: Settings, shard: str) -> dict[str, list[str]]:
     """Samples of each root that the check finds faulty."""
-    found = check(settings, shard).examples
-    return {root: sorted(samples) for root, _, samples in found.iter_rows()}
+    examples = check(settings, shard).examples
+    return {root: sorted(samples) for root, _, samples in examples.iter_rows()}
 
 
 def test_roots_of_one_shard_are_in_one_sample_each(settings: Settings) -> None:
@@ -110,7 +110,7 @@ def test_a_piece_of_a_root_is_not_placed_twice(settings: Settings) -> None:
 
 
 def indexed(store: TableStore) -> None:
-    """Both shards are in the index, which lists the copy: they were made over different ones."""
+    """The index contains both shards and lists the copy. The shards used different indexes."""
     write_index(store, {"a-00000": ["d1", "d2"], "b-00000": ["d1", "d3"]})
 
 

@@ -1,7 +1,7 @@
 """The stage as declared: what makes samples stale, what they record, and what is rejected.
 
 Failures looked for: a setting that changes the samples and leaves them up to date; a setting that
-makes them stale for nothing; samples drawn from an index that nobody can name afterwards.
+makes them stale needlessly; samples without a record of the index that they were drawn from.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ WITHOUT_EFFECT = {
 
 @pytest.fixture(scope="module")
 def data(tiny_corpus: Path, tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that samples are made of, and samples without a recipe, for two shards."""
+    """A folder with all inputs of samples, and samples without a recipe, for two shards."""
     folder = tmp_path_factory.mktemp("samples")
     settings = tiny_settings(tiny_corpus, folder, tiny_models)
     plan = plan_shards(settings.corpus)
@@ -104,7 +104,7 @@ def test_determined_by_lists_what_the_computation_reads(
     partition = partition_for(recipe, fill=fill)
     reads = computation_reads(STAGE, partition)
     determining = leaves(partition.settings, STAGE.determined_by(partition.settings))
-    assert determining - reads == set(), "a change makes samples stale for nothing"
+    assert determining - reads == set(), "a change makes samples stale needlessly"
     assert reads - determining - WITHOUT_EFFECT.keys() == set(), "a change goes unnoticed"
     if recipe == "quest":
         assert WITHOUT_EFFECT.keys() - reads == {"verification.compared_rules"}
@@ -169,8 +169,8 @@ def test_the_leak_check_decides_what_is_drawn(
     leak_ngram_words: int,
     max_containment: float,
 ) -> None:
-    """Every text of the tiny corpus is made of the same few words, so short n-grams of any chunk
-    occur in nearly any root: one setting alone leaves some roots without a context."""
+    """All texts of the tiny corpus consist of the same few words, so short n-grams of any chunk
+    occur in nearly any root. One setting alone leaves some roots without a context."""
     partition = partition_for(recipe)
     partition = changed(partition, "retrieval.leak_ngram_words", leak_ngram_words)
     partition = changed(partition, "retrieval.max_containment", max_containment)
@@ -209,9 +209,11 @@ def test_checks_pass_under_every_recipe(
     partition_for: Any, recipe: str | None, tokens: int
 ) -> None:
     partition = partition_for(recipe, tokens=tokens)
-    made = materialize(STAGE, partition)
-    assert made.manifest.summary["samples"] > 0
-    assert len(made.metadata["preview"]) == min(5, made.manifest.summary["dependencies_packed"])
+    materialization = materialize(STAGE, partition)
+    assert materialization.manifest.summary["samples"] > 0
+    assert len(materialization.metadata["preview"]) == min(
+        5, materialization.manifest.summary["dependencies_packed"]
+    )
     outcomes = {result.check.name: result.faulty_rows for result in run_checks(STAGE, partition)}
     assert outcomes == dict.fromkeys((check.name for check in STAGE.checks), 0)
 
@@ -221,14 +223,14 @@ def test_checks_pass_under_every_recipe(
 def test_fill_of_the_corpus_leaves_no_padding(
     partition_for: Any, recipe: str | None, layout: str
 ) -> None:
-    """Failures: a rest of padding; a filler of the sample's own documents; a near-duplicate of any
-    root of the sample; a chunk twice; tokens that are not those of the chunk's text."""
+    """Failures: padding remains; a filler is of one of the sample's documents, or a near-duplicate
+    of one of its roots; a chunk occurs twice; tokens are not those of the chunk's text."""
     partition = partition_for(recipe, tokens=2048, fill="corpus", layout=layout)
-    made = materialize(STAGE, partition)
-    assert made.manifest.summary["tokens"]["padding"] == 0
-    assert made.manifest.summary["tokens"]["filler"] > 200
-    assert made.manifest.summary["utilisation"] == 1
-    assert made.manifest.determinants["index"]
+    materialization = materialize(STAGE, partition)
+    assert materialization.manifest.summary["tokens"]["padding"] == 0
+    assert materialization.manifest.summary["tokens"]["filler"] > 200
+    assert materialization.manifest.summary["utilisation"] == 1
+    assert materialization.manifest.determinants["index"]
     outcomes = {result.check.name: result.faulty_rows for result in run_checks(STAGE, partition)}
     assert outcomes == dict.fromkeys((check.name for check in STAGE.checks), 0)
 
@@ -268,7 +270,7 @@ def test_fill_of_the_corpus_leaves_no_padding(
 def test_fill_of_the_corpus_leaves_padding_if_the_leak_check_excludes_all(
     partition_for: Any,
 ) -> None:
-    """The rest of a sample is padding, and counted, once no chunk is left."""
+    """If no chunk is left, the rest of a sample is padding, which is counted."""
     partition = partition_for(None, tokens=2048, fill="corpus")
     strict = changed(partition, "retrieval.leak_ngram_words", 1)
     tokens = materialize(STAGE, strict).manifest.summary["tokens"]
@@ -294,8 +296,8 @@ def test_metadata_links_samples_to_the_shards_of_their_contexts(
 ) -> None:
     partition = partition_for(recipe, tokens=1024)
     store = partition.store
-    made = materialize(STAGE, partition)
-    header, _, *lines = made.metadata["samples_and_shards"].splitlines()
+    materialization = materialize(STAGE, partition)
+    header, _, *lines = materialization.metadata["samples_and_shards"].splitlines()
     assert header == "| sample | roots from | contexts from |"
     columns = ["chunk_id", "shard"]
     known = dict(store.read(VERIFIED_DEPENDENCIES, SHARD, "contexts", columns).iter_rows())

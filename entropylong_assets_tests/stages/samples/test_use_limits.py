@@ -50,7 +50,8 @@ def uses(world: World, packed: Packed) -> set[tuple[int, int]]:
         # 0.9, 0.85 and 0.8 are the best of the document.
         ({"max_uses_per_document": 3}, {(0, 0), (0, 2), (2, 1), (1, 0)}, 0),
         ({"max_contexts_per_root": 1}, {(0, 0), (1, 0), (2, 1)}, 0),
-        # What a root's limit refuses counts for no context: (1, 1) is refused by root 1 alone.
+        # A use refused by a root's limit does not count for its context: only root 1 refuses (1,
+        # 1).
         ({"max_contexts_per_root": 1, "max_uses_per_context": 1}, {(0, 0), (2, 1)}, 1),
     ],
 )

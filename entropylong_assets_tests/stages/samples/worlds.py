@@ -38,7 +38,7 @@ TEXT = {
     "counted_documents": 100,
     "has_word": True,
 }
-"""What the pairs of a world say of their texts."""
+"""Columns of a world's pairs that describe their texts."""
 
 
 @dataclass
@@ -141,7 +141,7 @@ def make_world(
 def tokenizer_facts(
     sample_tokens: int, bos: tuple[int, ...] = (BOS,), **others: Any
 ) -> TokenizerFacts:
-    """The tokenizer of these worlds. It has a padding token of its own, and no EOS."""
+    """The tokenizer of these worlds. It has a padding token and no EOS."""
     facts: dict[str, Any] = {
         "model": "tiny-llama",
         "vocab_size": 100_000,

@@ -1,5 +1,5 @@
-"""Readers of MDS and Megatron files, written from the formats' documents, and a collator that
-behaves like ProLong's. None of them knows our writers."""
+"""Readers of MDS and Megatron files, written from the documentation of the formats, and a collator
+that behaves like ProLong's. They share no code with our writers."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def read_megatron(prefix: Path) -> list[np.ndarray]:
 
 
 def collate_like_prolong(item: dict[str, Any], *, apply_masks: bool) -> dict[str, Any]:
-    """input_ids, labels (-100: not learnt) and span of each token, as ProLong's trainer has them:
-    attention inside each span of `indices`, a span's first token is not predicted.
+    """Return input_ids, labels (-100: not learnt) and span of each token, as in ProLong's trainer.
 
-    weights: what EntropyLong's loss multiplies each token's own loss by, if its weights were given
-    to it as its collator makes them: `position_weighted` whole, 0 leaving a loss as it is.
+    Tokens attend inside each span of `indices`, and a span's first token is not predicted. weights:
+    factor of each token's own loss in EntropyLong's trainer, from the whole of `position_weighted`,
+    in which 0 stands for an unchanged loss.
     """
     ids, labels, spans = [], [], []
     for number, (start, end) in enumerate(item["indices"]):

@@ -1,4 +1,4 @@
-"""Exports, read back by readers that know the formats and not our writers."""
+"""Exports, read by readers of the formats that share no code with our writers."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def exported(tmp_path_factory):
 
 def mds_samples(uri: str) -> dict[str, list[dict]]:
     """Samples by split."""
-    found = defaultdict(list)
+    by_split = defaultdict(list)
     for index in sorted(Path(uri).glob("mds/*/*/index.json")):
-        found[index.parts[-3]] += list(read_mds(index.parent))
-    return found
+        by_split[index.parts[-3]] += list(read_mds(index.parent))
+    return by_split
 
 
 def test_all_formats_contain_the_ids_of_the_table(exported):
@@ -548,7 +548,7 @@ def test_manifest_is_written_last_on_object_storage(exported):
 
 
 def test_two_exports_of_one_name_at_once_leave_it_whole(exported):
-    """Object storage has no lock: the second must not clear away what the first has written."""
+    """Object storage has no lock: the second must not remove the files of the first."""
     store, settings, _ = exported
     settings = settings_with(settings, {"destination": "memory://twice"})
     fs = fsspec.filesystem("memory")

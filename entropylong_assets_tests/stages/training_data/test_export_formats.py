@@ -94,14 +94,16 @@ def test_counts_are_those_of_the_files(tmp_path):
         shutil.copy(folder / name / file.format("train"), folder / name / file.format("validation"))
     counted = count_samples(export.uri, export.manifest)
     for name in ("parquet", "megatron"):
-        found = counted.filter(format=name, split="validation")["samples"].sum()
-        assert found != export.manifest["splits"]["validation"]
+        count = counted.filter(format=name, split="validation")["samples"].sum()
+        assert count != export.manifest["splits"]["validation"]
 
 
 def test_documents_are_read_from_the_parquet_form(tmp_path):
     settings = export_settings(tmp_path, {"formats": BUILT_IN, "validation_fraction": 0.3})
     store = fill_store(settings)
     export = export_training_data(store, SHARDS, settings, code_version=CODE)
-    found = documents_by_split(export.uri, export.manifest).drop_nulls()
-    assert set(found["doc_id"]) == {s["doc_id"] for s in table(store, "segments") if s["doc_id"]}
-    assert set(found["split"]) == {"train", "validation"}
+    documents = documents_by_split(export.uri, export.manifest).drop_nulls()
+    assert set(documents["doc_id"]) == {
+        s["doc_id"] for s in table(store, "segments") if s["doc_id"]
+    }
+    assert set(documents["split"]) == {"train", "validation"}

@@ -98,7 +98,7 @@ def test_samples_distances_roles_and_sources(everything):
 
 
 def test_far_dependencies_are_counted(tmp_path):
-    """32K is 32,768 tokens, and the border itself is not beyond."""
+    """32K is 32,768 tokens, and a distance of exactly that is not beyond it."""
     settings = export_settings(tmp_path)
     store = fill_store(settings)
     shard = SHARDS[0]

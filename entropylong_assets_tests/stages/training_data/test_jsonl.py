@@ -48,9 +48,9 @@ def values(
 ) -> dict[str, Any]:
     """The settings of a dataset whose shards are made."""
     export = {"formats": ["jsonl"], "validation_fraction": 0.5, "file_bytes": 2000}
-    made = tiny_values(tiny_corpus, tmp_path_factory.mktemp("data"), tiny_models, export=export)
-    assert make_shards(make_project(made).dataset) == SHARDS
-    return made
+    result = tiny_values(tiny_corpus, tmp_path_factory.mktemp("data"), tiny_models, export=export)
+    assert make_shards(make_project(result).dataset) == SHARDS
+    return result
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=str)
@@ -67,18 +67,18 @@ def lines(export: Export) -> dict[str, dict[str, Any]]:
     """Objects of all files by sample_id."""
     files = sorted(Path(export.uri).glob("jsonl/*.jsonl"))
     assert len(files) > 1, "one file per split would not show that files are continued"
-    found = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
-    assert len({row["sample_id"] for row in found}) == len(found)
-    return {row["sample_id"]: row for row in found}
+    objects = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+    assert len({row["sample_id"] for row in objects}) == len(objects)
+    return {row["sample_id"]: row for row in objects}
 
 
 def rows(settings: Settings, table: str) -> dict[str, list[dict[str, Any]]]:
     """Rows of a table of samples, by sample_id."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_sample: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for shard in SHARDS:
         for row in open_store(settings).read(LONG_CONTEXT_SAMPLES, shard, table).to_dicts():
-            found[row["sample_id"]].append(row)
-    return found
+            by_sample[row["sample_id"]].append(row)
+    return by_sample
 
 
 def test_text_is_the_corpus_own_and_its_tokens_were_scored(
@@ -93,11 +93,11 @@ def test_text_is_the_corpus_own_and_its_tokens_were_scored(
         for row in store.read(CORPUS_DOCUMENTS, shard, "documents").to_dicts()
     }
     samples, segments = rows(settings, "samples"), rows(settings, "segments")
-    found = lines(export)
-    assert found.keys() == samples.keys()
+    objects = lines(export)
+    assert objects.keys() == samples.keys()
     roots: dict[tuple[str, str], str] = defaultdict(str)
     n_cut = 0
-    for sample_id, line in found.items():
+    for sample_id, line in objects.items():
         kept = [s for s in segments[sample_id] if s["role"] not in ("bos", "padding")]
         ids = samples[sample_id][0]["input_ids"]
         for written, s in zip(line["segments"], kept, strict=True):
@@ -165,38 +165,38 @@ def test_samples_and_documents_are_counted_from_the_files(
     counted = count_samples(export.uri, export.manifest)
     by_split = counted.group_by("split").agg(pl.col("samples").sum())
     assert dict(by_split.iter_rows()) == {s: n for s, n in export.manifest["splits"].items() if n}
-    found = documents_by_split(export.uri, export.manifest).drop_nulls()
+    documents = documents_by_split(export.uri, export.manifest).drop_nulls()
     segments = [s for rows_of_sample in rows(settings, "segments").values() for s in rows_of_sample]
-    assert set(found["doc_id"]) == {s["doc_id"] for s in segments if s["doc_id"]}
+    assert set(documents["doc_id"]) == {s["doc_id"] for s in segments if s["doc_id"]}
 
 
 def test_fillers_are_learnt_unless_the_setting_says_no(values: dict[str, Any]) -> None:
-    made = merge(values, {"samples": VARIANTS[1]})
+    merged = merge(values, {"samples": VARIANTS[1]})
     for shard in SHARDS:
-        make_stage(make_project(made).dataset, LONG_CONTEXT_SAMPLES_STAGE, shard)
+        make_stage(make_project(merged).dataset, LONG_CONTEXT_SAMPLES_STAGE, shard)
     learnt: dict[bool, int] = {}
     for learn in (True, False):
         choice = {"formats": ["parquet", "olmo"], "learn_fillers": learn}
-        settings = make_project(merge(made, {"export": choice})).dataset
+        settings = make_project(merge(merged, {"export": choice})).dataset
         export = export_training_data(open_store(settings), SHARDS, settings, code_version="c")
-        found = pl.read_parquet(f"{export.uri}/parquet/*.parquet").to_dicts()
+        parquet_rows = pl.read_parquet(f"{export.uri}/parquet/*.parquet").to_dicts()
         masked = sum(
             file.read_bytes().count(0) for file in Path(export.uri).glob("olmo/*-label-mask/*.npy")
         )
-        for row in found:
+        for row in parquet_rows:
             labels = row["input_ids"].copy()
             for s in row["segments"]:
                 if s["role"] == "padding" or (s["role"] == "filler" and not learn):
                     labels[s["start"] : s["end"]] = [-100] * (s["end"] - s["start"])
             assert row["labels"] == labels
             assert row["attention_mask"] == [1] * len(labels), "a filler is read all the same"
-        learnt[learn] = sum(label != -100 for row in found for label in row["labels"])
-        assert masked == sum(len(row["labels"]) for row in found) - learnt[learn]
+        learnt[learn] = sum(label != -100 for row in parquet_rows for label in row["labels"])
+        assert masked == sum(len(row["labels"]) for row in parquet_rows) - learnt[learn]
         card = (Path(export.uri) / "README.md").read_text(encoding="utf-8")
         assert ("Fillers (role `filler`) are not learnt" in card) == (not learn)
     assert learnt[False] < learnt[True]
     choice = {"formats": ["nanotron"], "learn_fillers": False}
-    settings = make_project(merge(made, {"export": choice})).dataset
+    settings = make_project(merge(merged, {"export": choice})).dataset
     with pytest.raises(
         ExportError, match="format nanotron has no mask, so fillers would be learnt"
     ):
@@ -237,17 +237,17 @@ def test_load_dataset_reads_the_text(exported: tuple[Settings, Export], tmp_path
     command = [str(READERS_PYTHON), "-c", code, export.uri, str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
-    found = {row["sample_id"]: row for row in json.loads(run.stdout.splitlines()[-1])}
-    assert found == lines(export)
+    loaded = {row["sample_id"]: row for row in json.loads(run.stdout.splitlines()[-1])}
+    assert loaded == lines(export)
 
 
 def test_a_tokenizer_that_can_not_tell_characters_decodes() -> None:
-    """ByT5 has no fast tokenizer: a token per byte, so that the characters are known."""
+    """ByT5 has no fast tokenizer. It has one token per byte, so the test knows the characters."""
     slow = ByT5Tokenizer()
     tokenizer = Tokenizer(slow, (), tuple(slow.encode("\n\n", add_special_tokens=False)))
     assert tokenizer.encode_with_spans(["text"]) is None
     (ids,) = tokenizer.encode(["river stone"])
-    found = _decoded(np.array([*ids, *tokenizer.separator_ids]), tokenizer, 3)
-    assert (found.text, found.segment, found.has_separator) == ("river stone", 3, True)
-    assert not found.is_original
-    assert [found.text[a:b] for a, b in found.spans] == list("river stone")
+    decoded = _decoded(np.array([*ids, *tokenizer.separator_ids]), tokenizer, 3)
+    assert (decoded.text, decoded.segment, decoded.has_separator) == ("river stone", 3, True)
+    assert not decoded.is_original
+    assert [decoded.text[a:b] for a, b in decoded.spans] == list("river stone")

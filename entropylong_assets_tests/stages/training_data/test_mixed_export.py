@@ -58,30 +58,30 @@ def settings_of(folder: Path, models: tuple[str, str], **export: Any) -> Setting
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made: Path = tmp_path_factory.mktemp("mixed")
-    (made / "corpus").mkdir()
+    path: Path = tmp_path_factory.mktemp("mixed")
+    (path / "corpus").mkdir()
     for number, name in enumerate("ab"):
         short = [document(100 * number + seed, sentences=6) for seed in range(30, 80)]
         texts = [*short, *(long_document(10 * number + seed) for seed in range(1, 5))]
         lines = [json.dumps({"text": text}) for text in texts]
-        (made / "corpus" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return made
+        (path / "corpus" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")
 def settings(folder: Path, tiny_models: tuple[str, str]) -> Settings:
     """The settings, of which every stage is materialized."""
-    made = settings_of(folder, tiny_models)
-    save_plan(open_store(made.corpus), plan_shards(made.corpus))
+    result = settings_of(folder, tiny_models)
+    save_plan(open_store(result.corpus), plan_shards(result.corpus))
     wanted = [stage.name for stage in TRAINING_DATASET_STAGE.upstream()]
     for stage in (s for s in STAGES if s.name in wanted or s is TRAINING_DATASET_STAGE):
-        owner = made.corpus if stage.scope == "corpus" else made
+        owner = result.corpus if stage.scope == "corpus" else result
         for shard in SHARDS if stage.partitioned else (WHOLE,):
             partition = Partition(owner, open_store(owner), shard)
             materialize(stage, partition)
             faults = [r.check.name for r in run_checks(stage, partition) if not r.passed]
             assert [f for f in faults if f in stage.blocking_checks] == []
-    return made
+    return result
 
 
 def exported(settings: Settings, store_of: Settings | None = None) -> tuple[pl.DataFrame, dict]:
@@ -183,13 +183,13 @@ def test_every_format_writes_the_mixture_and_the_card_its_shares(
     formats = ("mds", "parquet", "megatron", "olmo", "nanotron", "jsonl")
     changes = {"destination": str(tmp_path), "formats": formats, "validation_fraction": 0.0}
     export = settings.export.model_copy(update=changes)
-    made = export_training_data(
+    published = export_training_data(
         open_store(settings),
         SHARDS,
         settings.model_copy(update={"export": export}),
         code_version="c",
     )
-    folder = Path(made.uri)
+    folder = Path(published.uri)
     assert {p.name for p in folder.iterdir() if p.is_dir()} == set(formats)
     lines = [
         json.loads(line)
@@ -198,7 +198,7 @@ def test_every_format_writes_the_mixture_and_the_card_its_shares(
     ]
     kinds = [line["kind"] for line in lines]
     for part in MIXTURE:
-        assert kinds.count(part) == made.manifest["mixture"][part]["samples"]
+        assert kinds.count(part) == published.manifest["mixture"][part]["samples"]
     natural = [line for line in lines if line["kind"] == "natural"]
     assert all(s["original"] for line in natural for s in line["segments"])
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -210,16 +210,16 @@ def test_repetition_lets_a_small_part_limit_less(settings: Settings, tmp_path: P
     export = settings.export.model_copy(
         update={"destination": str(tmp_path), "mixture_repeat": 3, "formats": ("parquet",)}
     )
-    made = export_training_data(
+    published = export_training_data(
         open_store(settings),
         SHARDS,
         settings.model_copy(update={"export": export}),
         code_version="c",
     )
     _, once = exported(settings)
-    assert made.manifest["figures"]["samples"] > once["figures"]["samples"]
-    rows = pl.concat([pl.read_parquet(p) for p in Path(made.uri).glob("parquet/**/*.parquet")])
-    assert rows["sample_id"].n_unique() == len(rows) == made.manifest["figures"]["samples"]
+    assert published.manifest["figures"]["samples"] > once["figures"]["samples"]
+    rows = pl.concat([pl.read_parquet(p) for p in Path(published.uri).glob("parquet/**/*.parquet")])
+    assert rows["sample_id"].n_unique() == len(rows) == published.manifest["figures"]["samples"]
     originals = rows["sample_id"].str.split("~").list.first()
     assert originals.value_counts()["count"].max() in (2, 3)
 

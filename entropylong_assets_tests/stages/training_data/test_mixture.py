@@ -30,8 +30,8 @@ SHARES = {"constructed": 0.6, "natural": 0.3, "short": 0.1}
 def test_smallest_part_limits_the_total(
     available: tuple[int, ...], repeat: int, expected: tuple[int, ...]
 ) -> None:
-    found = count_samples(SHARES, dict(zip(SHARES, available, strict=True)), repeat)
-    assert tuple(found.values()) == expected
+    counts = count_samples(SHARES, dict(zip(SHARES, available, strict=True)), repeat)
+    assert tuple(counts.values()) == expected
 
 
 def test_shares_are_off_by_at_most_one_sample_and_no_larger_total_is_possible() -> None:

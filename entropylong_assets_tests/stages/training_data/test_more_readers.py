@@ -56,9 +56,9 @@ def exported(tmp_path_factory, request):
 
 def block_after(text: str, heading: str, language: str = "python") -> str:
     """The first code block of a language after a heading."""
-    found = re.search(rf"```{language}\n(.*?)```", text[text.index(heading) :], re.S)
-    assert found, f"no code after {heading}"
-    return found[1]
+    match = re.search(rf"```{language}\n(.*?)```", text[text.index(heading) :], re.S)
+    assert match, f"no code after {heading}"
+    return match[1]
 
 
 def run_reader(form: str, export: Any, code: str, scratch: Path) -> list[dict[str, Any]]:
@@ -80,15 +80,15 @@ def digest(values: Any) -> str:
 def expected_samples(store: Any, export: Any) -> dict[str, dict[str, Any]]:
     """Samples of the split train: ids, number of real tokens and dependencies, from the tables."""
     validation = set(export.manifest.get("validation", ()))
-    found = {
+    samples = {
         s["sample_id"]: {"ids": s["input_ids"], "real": TOKENS - s["n_padding"], "pairs": []}
         for s in table(store, "samples")
         if s["sample_id"] not in validation
     }
     for d in table(store, "dependencies"):
         pair = (d["context_start"], d["context_end"], d["anchor_position"])
-        found[d["sample_id"]]["pairs"].append(pair)
-    return found
+        samples[d["sample_id"]]["pairs"].append(pair)
+    return samples
 
 
 def check(rows: list[dict[str, Any]], store: Any, export: Any) -> None:

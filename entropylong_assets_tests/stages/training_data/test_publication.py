@@ -1,4 +1,4 @@
-"""Several writers in one place: what lives is left alone, what was killed is removed."""
+"""Several writers of one folder: files of running ones are kept, those of killed ones removed."""
 
 from __future__ import annotations
 

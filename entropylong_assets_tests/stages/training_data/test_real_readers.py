@@ -109,10 +109,10 @@ def test_trainer_learns_every_real_token_of_every_sample(exported, tmp_path, tra
 
 def test_datasets_loads_the_folder_with_types_splits_and_provenance(exported, tmp_path):
     store, export = exported
-    found = read("datasets", export.uri, tmp_path)
+    loaded = read("datasets", export.uri, tmp_path)
     expected = {row["sample_id"]: row for row in table(store, "samples")}
     seen = set()
-    for part in found:
+    for part in loaded:
         assert part["types"] == {
             "input_ids": "int32",
             "labels": "int32",
@@ -126,7 +126,7 @@ def test_datasets_loads_the_folder_with_types_splits_and_provenance(exported, tm
             seen.add(row["sample_id"])
     assert seen == set(expected)
     for name in ("segments", "dependencies"):
-        n = sum(len(row[name]) for part in found for row in part["rows"])
+        n = sum(len(row[name]) for part in loaded for row in part["rows"])
         assert n == len(table(store, name)) > 20
 
 
@@ -146,8 +146,10 @@ def test_export_without_tables_is_refused_by_datasets(exported, tmp_path):
 
 
 def test_settings_on_the_card_are_needed(exported, tmp_path):
-    """What the trainers' defaults do to a sample. Should one no longer do it, the card can go
-    without that setting."""
+    """Without the card's settings, the trainers damage the samples.
+
+    If this test fails for one of them, the card no longer needs that setting.
+    """
     _, export = exported
     (tmp_path / "trl").mkdir()
     cut = read("trl", export.uri, tmp_path / "trl", "max_length=None, ")

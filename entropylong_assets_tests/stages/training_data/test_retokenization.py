@@ -148,16 +148,16 @@ def test_what_is_read_is_packed_or_dropped_with_a_reason(
     text: Export, other_model: str, tmp_path: Path, tokens: int
 ) -> None:
     export = packed_again(text, other_model, tmp_path, tokens)
-    counts, source, found = export.manifest["repacked"], lines(text), rows(export)
+    counts, source, packed_rows = export.manifest["repacked"], lines(text), rows(export)
     read, packed = Counter(counts["read"]), Counter(counts["packed"])
     roles = Counter(s["role"] for line in source for s in line["segments"])
     assert read["roots"] == roles["root"]
     assert read["dependencies"] == sum(len(line["dependencies"]) for line in source)
     assert read["fillers"] == roles["filler"]
-    placed = Counter(s["role"] for row in found for s in row["segments"])
+    placed = Counter(s["role"] for row in packed_rows for s in row["segments"])
     assert packed["roots"] == placed["root"]
     assert packed["fillers"] == placed["filler"]
-    assert packed["dependencies"] == sum(len(row["dependencies"]) for row in found)
+    assert packed["dependencies"] == sum(len(row["dependencies"]) for row in packed_rows)
     for what in ("roots", "contexts", "dependencies"):
         dropped = sum(counts[f"{what}_dropped"].values())
         assert read[what] == packed[what] + dropped, what

@@ -34,12 +34,12 @@ def test_parts_of_any_size_hold_the_rows_of_their_samples(
     samples = table(store, "samples", [SHARD])
     assert len(samples) > 6
     assert {len(part) for part in parts[:-1]} == {rows}
-    found = [row for part in parts for row in part.iter_rows(named=True)]
-    assert [row["sample_id"] for row in found] == [row["sample_id"] for row in samples]
+    all_rows = [row for part in parts for row in part.iter_rows(named=True)]
+    assert [row["sample_id"] for row in all_rows] == [row["sample_id"] for row in samples]
     compared = 0
     for name in ("segments", "dependencies"):
         expected = table(store, name, [SHARD])
-        for row in found:
+        for row in all_rows:
             mine = [r for r in expected if r["sample_id"] == row["sample_id"]]
             for column in ("role", "start", "end", "chunk_id", "anchor_position", "distance"):
                 if column in row[name]:

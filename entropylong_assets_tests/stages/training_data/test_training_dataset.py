@@ -58,9 +58,9 @@ def tiny(
 ) -> Tiny:
     data = tmp_path_factory.mktemp("data")
     export = {"formats": FORMATS, "validation_fraction": 0.5}
-    made = Tiny(tiny_values(tiny_corpus, data, tiny_models, export=export))
-    assert make_shards(made.settings()) == SHARDS
-    return made
+    dataset = Tiny(tiny_values(tiny_corpus, data, tiny_models, export=export))
+    assert make_shards(dataset.settings()) == SHARDS
+    return dataset
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def test_chain_names_every_table_that_an_export_reads(tiny: Tiny) -> None:
 def test_a_shard_with_a_failed_check_is_left_out(copy: Callable[..., Settings]) -> None:
     settings = copy()
     fail_check(open_store(settings), SHARDS[0])
-    found = eligibility(settings)
-    assert list(found.shards) == SHARDS[1:]
-    assert found.left_out == {SHARDS[0]: "check exact_length of long_context_samples failed"}
+    eligible = eligibility(settings)
+    assert list(eligible.shards) == SHARDS[1:]
+    assert eligible.left_out == {SHARDS[0]: "check exact_length of long_context_samples failed"}
 
 
 def test_a_shard_remade_after_its_checks_is_left_out(copy: Callable[..., Settings]) -> None:
@@ -152,9 +152,9 @@ def test_a_shard_whose_upstream_was_redone_is_left_out(
     outcomes = store.check_outcomes(redone, SHARDS[0])
     change_data(store, redone, SHARDS[0])
     store.record_checks(redone, SHARDS[0], outcomes)
-    found = eligibility(settings)
-    assert list(found.shards) == SHARDS[1:]
-    assert found.left_out[SHARDS[0]].startswith(
+    eligible = eligibility(settings)
+    assert list(eligible.shards) == SHARDS[1:]
+    assert eligible.left_out[SHARDS[0]].startswith(
         f"{stale.name} was made from an older {redone.name}"
     )
 
@@ -168,11 +168,11 @@ def test_a_new_index_leaves_old_shards_eligible(copy: Callable[..., Settings]) -
 
 def test_shards_made_under_other_settings_are_left_out(copy: Callable[..., Settings]) -> None:
     """The manifest of an export names one ε: no shard made under another may be in it."""
-    found = eligibility(copy(verification={"epsilon": 0.2}))
-    assert found.shards == ()
+    eligible = eligibility(copy(verification={"epsilon": 0.2}))
+    assert eligible.shards == ()
     fault = "verified_dependencies is stale (setting verification.epsilon has changed)"
-    assert all(reason.startswith(fault) for reason in found.left_out.values())
-    assert len(found.left_out) == 2
+    assert all(reason.startswith(fault) for reason in eligible.left_out.values())
+    assert len(eligible.left_out) == 2
 
 
 # What is exported and reported
@@ -180,11 +180,11 @@ def test_shards_made_under_other_settings_are_left_out(copy: Callable[..., Setti
 
 def test_summary_and_tables_are_those_of_the_export(copy: Callable[..., Settings]) -> None:
     settings = copy()
-    made = export(settings)
+    materialization = export(settings)
     store = open_store(settings)
     summary = store.summary(TRAINING_DATASET)
     uri = export_uri(settings, summary.version)
-    assert made.metadata["uri"] == uri
+    assert materialization.metadata["uri"] == uri
     assert Path(uri).parent == Path(store.dataset_uri) / "exports"
     manifest = read_manifest(uri)
     assert summary.samples == manifest["figures"]["samples"] > 0
@@ -194,8 +194,8 @@ def test_summary_and_tables_are_those_of_the_export(copy: Callable[..., Settings
     assert summary.files == len(manifest["files"])
     assert summary.bytes == sum(file["bytes"] for file in manifest["files"])
     assert (summary.shards, summary.shards_left_out, summary.reused) == (2, 0, False)
-    assert made.metadata["formats"] == "mds, megatron, parquet"
-    assert made.unit == "samples"
+    assert materialization.metadata["formats"] == "mds, megatron, parquet"
+    assert materialization.unit == "samples"
     rows = store.read(TRAINING_DATASET, WHOLE, "shards").to_dicts()
     assert [row["shard"] for row in rows] == SHARDS
     for row in rows:
@@ -240,7 +240,7 @@ def test_a_changed_setting_makes_the_export_stale(
 
 
 def test_another_format_has_another_data_version(copy: Callable[..., Settings]) -> None:
-    """What reads the export sees that it has changed, though the shards are the same."""
+    """The report and other readers of the export become stale, although the shards are the same."""
     first = export(copy()).manifest
     second = export(copy(export={"formats": ["mds"]})).manifest
     assert first.data_version != second.data_version
@@ -249,7 +249,7 @@ def test_another_format_has_another_data_version(copy: Callable[..., Settings]) 
 def test_settings_that_no_sample_shows_are_no_part_of_an_export(
     copy: Callable[..., Settings],
 ) -> None:
-    """Guards against another folder for a change of an audit or of the device's use."""
+    """Guards against a new folder after a change of an audit or of a device setting."""
     first = export(copy()).manifest
     again = export(copy(audit={"roots": 7}, scoring={"trust_remote_code": True})).manifest
     assert again.summary["version"] == first.summary["version"]
@@ -271,11 +271,11 @@ def test_shards_that_are_left_out_are_named(copy: Callable[..., Settings]) -> No
     settings = copy()
     store = open_store(settings)
     fail_check(store, SHARDS[0])
-    made = export(settings)
+    materialization = export(settings)
     assert store.summary(TRAINING_DATASET).shards == 1
     assert left_out(settings) == {SHARDS[0]: "check exact_length of long_context_samples failed"}
-    assert made.metadata["left out"] == left_out(settings)
-    assert read_manifest(made.metadata["uri"])["figures"]["documents"] > 0
+    assert materialization.metadata["left out"] == left_out(settings)
+    assert read_manifest(materialization.metadata["uri"])["figures"]["documents"] > 0
     result = check_all(settings)["all_shards_exported"]
     assert not result.passed
     assert result.check.warns
@@ -311,14 +311,14 @@ def test_a_copied_data_folder_is_exported_by_itself(
     first = export(here).manifest
     shutil.copytree(here.data_uri, tmp_path / "moved")
     shutil.rmtree(here.data_uri)
-    there = tiny.settings(tmp_path / "moved")
-    assert stale_reason(TRAINING_DATASET_STAGE, export_partition(there)) is None
-    version = open_store(there).summary(TRAINING_DATASET).version
-    assert verify_export(export_uri(there, version)).faults == ()
-    assert all(result.passed for result in check_all(there).values())
+    moved = tiny.settings(tmp_path / "moved")
+    assert stale_reason(TRAINING_DATASET_STAGE, export_partition(moved)) is None
+    version = open_store(moved).summary(TRAINING_DATASET).version
+    assert verify_export(export_uri(moved, version)).faults == ()
+    assert all(result.passed for result in check_all(moved).values())
 
-    shutil.rmtree(tmp_path / "moved" / there.name / "exports")
-    again = export(there)
+    shutil.rmtree(tmp_path / "moved" / moved.name / "exports")
+    again = export(moved)
     assert again.manifest.summary["version"] == first.summary["version"]
     assert again.manifest.data_version == first.data_version
     assert again.metadata["uri"].startswith(str(tmp_path / "moved"))
@@ -368,7 +368,7 @@ def test_samples_missing_from_the_splits_fail_the_check(copy: Callable[..., Sett
 
 
 def test_a_document_in_both_splits_fails_the_check(copy: Callable[..., Settings]) -> None:
-    """The two samples share documents, so that the export has no validation; it is forged."""
+    """The two samples share documents, so the export has no validation split: it is simulated."""
     settings = copy()
     folder = Path(export(settings).metadata["uri"])
     manifest = read_manifest(str(folder))

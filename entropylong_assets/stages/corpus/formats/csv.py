@@ -22,10 +22,9 @@ from entropylong_assets.stages.corpus.streams import count_lines, read_lines
 
 @SOURCE_FORMATS.register("csv")
 class Csv(SourceFormat):
-    """The number of a row is that of its first line, counted from the line after the first.
+    """The number of a row is that of its first line, where line 2 of the file is number 0.
 
-    So row r begins on line r + 2, as an editor counts. Line ends in quotes count like others: how
-    many rows a file has does not depend on how its quotes are read.
+    Line ends inside quotes count as well, so that the numbers do not depend on how quotes are read.
     """
 
     suffixes = (".csv", ".tsv")
@@ -34,7 +33,7 @@ class Csv(SourceFormat):
 
     def count_rows(self, file: str, /) -> int:
         lines = count_lines(file, old_mac=True)
-        if lines == 1:  # a header alone is no row, but what is wrong with it has to be reported
+        if lines == 1:  # a header alone is no row, but its problems have to be reported
             header = next(read_records(lambda: read_lines(file), Dialect()), None)
             return int(isinstance(header, LostLine))
         return max(0, lines - 1)

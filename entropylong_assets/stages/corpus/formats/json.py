@@ -19,7 +19,7 @@ from entropylong_assets.stages.corpus.rows import BadRow, Item
 from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.streams import read_lines, read_utf8
 
-# Lines in which a whole object is looked for: the first may be broken.
+# Number of lines that are searched for a whole object, since the first may be broken.
 _N_LINES = 100
 
 
@@ -64,7 +64,7 @@ def _is_lines(file: str) -> bool:
         first = next((chunk for chunk in read_utf8(file) if chunk.strip()), b"")
     except DamagedFileError:
         return False
-    if first.lstrip().startswith(b"["):  # may well be a single line of gigabytes
+    if first.lstrip().startswith(b"["):  # perhaps a single line of gigabytes
         return False
     filled = (line for line in read_lines(file) if line.problem or line.content.strip())
     return any(

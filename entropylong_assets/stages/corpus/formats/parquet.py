@@ -86,7 +86,7 @@ _DAMAGE = (pa.ArrowException, EOFError)
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the bytes of the file are at fault: Arrow raises a bare OSError for that, too."""
+    """Whether the file's content caused the error. Arrow raises a plain OSError in that case."""
     return isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None)
 
 
@@ -94,7 +94,7 @@ _ENCRYPTED = "the Parquet file is encrypted; write it without encryption"
 
 
 def _damage(stream: IO[bytes], error: Exception) -> Problem:
-    """Say why a file cannot be read as Parquet, or not without a key."""
+    """Say why a file can't be read as Parquet: another format, damaged or encrypted."""
     stream.seek(0)
     head = stream.read(4)
     if head == b"PARE" or "crypt" in str(error):
@@ -118,7 +118,7 @@ def _column(batch: pa.RecordBatch, path: list[str]) -> pa.Array:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Values of a column; text that is not UTF-8, which Arrow does not check, as bytes."""
+    """Values of a column. Text that is not UTF-8 is returned as bytes: Arrow does not check it."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if _is_text(column.type):
@@ -151,7 +151,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _may_be_text(kind: pa.DataType) -> bool:
-    """Whether the column can hold text: one of only nulls has no type of its own."""
+    """Whether the column can contain text. A column of only nulls has the type null."""
     return _is_text(kind) or pa.types.is_null(kind)
 
 
@@ -180,11 +180,11 @@ def _items(
     rows: Iterator[tuple[int, list[Any]] | BadRow], file: str, source: SourceSettings
 ) -> Iterator[Item]:
     has_id, names = source.id_field is not None, other_fields(source)
-    for found in rows:
-        if isinstance(found, BadRow):
-            yield found
+    for row_values in rows:
+        if isinstance(row_values, BadRow):
+            yield row_values
             continue
-        row, (text, *rest) = found
+        row, (text, *rest) = row_values
         external_id = rest[0] if has_id else None
         others = dict(zip(names, rest[has_id:], strict=True))
         yield make_record_item((file, row), text, external_id, others, source)

@@ -1,10 +1,10 @@
 """Documentation inside the installed Python packages: a real corpus that needs no network.
 
 It consists of the texts of `pydoc_data.topics` and of the docstrings longer than `MIN_DOC_CHARS`
-characters in the packages that a source names. Docstrings are parsed from the source files and
-nothing is imported: so no code runs, modules for other platforms do no harm, each docstring is
-read where it is written and nowhere else, and the same installation gives the same rows in every
-process. Docstrings of compiled modules are not found.
+characters in the packages that a source names. Docstrings are parsed from the source files, and
+nothing is imported. So no code runs, modules for other platforms can be read, each docstring is
+read once, in the file that contains it, and one installation gives the same rows in every process.
+Docstrings of compiled modules are not found.
 
 Every package is one "file" `python_docs:<package>`, whose rows are ordered by path and line.
 """
@@ -41,7 +41,7 @@ TOPICS = "pydoc_data.topics"
 """The chapters that `help()` shows, as a dictionary by topic."""
 
 _SCHEME = "python_docs:"
-# To be raised if a change of this code gives other rows for the same installation.
+# Increase it if a change of this code gives other rows for the same installation.
 _EDITION = 1
 # Folders of tests and of graphical programs; their docstrings document nothing.
 _SKIPPED = {"test", "tests", "testing", "idlelib", "idle_test", "turtledemo", "lib2to3"}
@@ -178,7 +178,7 @@ def _parse(content: bytes) -> ast.Module:
 def _docstrings(module: str, path: Path) -> Iterator[Doc]:
     """Yield the long docstrings of one file. Raises SyntaxError, ValueError or OSError."""
     content = path.read_bytes()
-    # Parsing takes most of the time: skip files in which no two triple quotes lie far apart.
+    # Parsing takes most of the time: skip files without triple quotes that are far enough apart.
     gaps = re.split(rb'"""|\'\'\'', content)[1:]
     if max(map(len, gaps), default=0) <= MIN_DOC_CHARS:
         return
@@ -192,7 +192,7 @@ def _docstrings(module: str, path: Path) -> Iterator[Doc]:
 
 
 class _Reader:
-    """Rows of one package, read as far as needed so far, and kept."""
+    """Rows of one package, read as far as needed, and kept in memory."""
 
     def __init__(self, package: str) -> None:
         self.docs: list[Doc] = []
@@ -220,7 +220,7 @@ class _Reader:
             try:
                 self.docs.extend(itertools.islice(self._remaining, wanted))
             except BaseException:
-                # An interrupted generator has ended; if kept, it would look like a short package.
+                # An interrupted generator can't continue: if kept, the package would seem to end.
                 _reader.cache_clear()
                 raise
             return self.docs

@@ -52,13 +52,13 @@ def run_card(export: Path, heading: str, **names: Any) -> dict[str, Any]:
 
 
 def without(module: str) -> None:
-    """Let a library import a module that is not installed, as samples of token ids need none."""
+    """Let a library import a module that is not installed and not needed for token ids."""
     sys.modules[module] = types.ModuleType(module)
     sys.modules[module].__spec__ = importlib.machinery.ModuleSpec(module, None)
 
 
 def tokenizer_of(export: Path, scratch: Path) -> Any:
-    """A tokenizer with the ids of the export's; it never sees a text."""
+    """A tokenizer with the same ids as the export's. It is never used on a text."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -125,7 +125,7 @@ def read_prolong(export: Path, _: Path) -> list[dict[str, Any]]:
 
     (command,) = code_of_card(export, "ProLong and EntropyLong", "bash")
     paths = re.findall(r"<folder>(/\S+)", command)
-    found = []
+    rows = []
     for split in ("train", "validation"):
         folders = [f"{export}{path}".replace("/train/", f"/{split}/") for path in paths]
         if split == "validation":
@@ -134,7 +134,7 @@ def read_prolong(export: Path, _: Path) -> list[dict[str, Any]]:
         streams = [Stream(remote=folder, local=folder) for folder in folders]
         for sample in StreamingDataset(streams=streams, shuffle=False, batch_size=1):
             batch = collate_like_prolong(sample, apply_masks=False)
-            found.append(
+            rows.append(
                 {
                     "split": split,
                     "ids": batch["input_ids"].tolist(),
@@ -143,22 +143,22 @@ def read_prolong(export: Path, _: Path) -> list[dict[str, Any]]:
                     "weights": batch["weights"],
                 }
             )
-    return found
+    return rows
 
 
 def read_transformers(export: Path, scratch: Path) -> list[dict[str, Any]]:
     os.chdir(scratch)
     space = run_card(export, "transformers", model=tiny_model(export))
     trainer = space["trainer"]
-    found = [row for batch in trainer.get_train_dataloader() for row in rows_of_batch(batch)]
+    rows = [row for batch in trainer.get_train_dataloader() for row in rows_of_batch(batch)]
     held = trainer.get_eval_dataloader(space["samples"]["validation"])
-    found += [row for batch in held for row in rows_of_batch(batch, "validation")]
+    rows += [row for batch in held for row in rows_of_batch(batch, "validation")]
     learn_one_step(trainer)
-    return found
+    return rows
 
 
 def learn_one_step(trainer: Any) -> None:
-    """The trainer's own step runs, and divides the loss by the number of learnt labels."""
+    """Run the trainer's own step, and check that it divides the loss by the number of labels."""
     import torch
 
     batch = next(iter(trainer.get_train_dataloader()))
@@ -177,14 +177,14 @@ def read_flattening(export: Path, _: Path) -> list[dict[str, Any]]:
     from transformers import DataCollatorWithFlattening
 
     samples = load_dataset(str(export))
-    found = []
+    result = []
     for split, rows in samples.items():
         batch = DataCollatorWithFlattening()(list(rows))
         positions = batch["position_ids"][0].numpy()
         number = np.cumsum(positions == 0) - 1
         for i in range(number.max() + 1):
             mine = number == i
-            found.append(
+            result.append(
                 {
                     "split": str(split),
                     "ids": batch["input_ids"][0].numpy()[mine].tolist(),
@@ -193,11 +193,11 @@ def read_flattening(export: Path, _: Path) -> list[dict[str, Any]]:
                     "weights": None,
                 }
             )
-    return found
+    return result
 
 
 def read_weighted(export: Path, scratch: Path) -> list[dict[str, Any]]:
-    """The card's loss in a `Trainer`; its gradient says what each label was multiplied by."""
+    """The card's loss in a `Trainer`. Its gradient shows the factor of each label."""
     import torch
     from datasets import load_dataset
     from transformers import TrainingArguments
@@ -213,7 +213,7 @@ def read_weighted(export: Path, scratch: Path) -> list[dict[str, Any]]:
     model = tiny_model(export)
     trainer = space["WeightedTrainer"](model=model, args=arguments, train_dataset=samples["train"])
     learn_one_step(trainer)
-    found = []
+    result = []
     for split, rows in samples.items():
         for batch in trainer.get_eval_dataloader(rows):
             labels = batch["labels"]
@@ -224,8 +224,8 @@ def read_weighted(export: Path, scratch: Path) -> list[dict[str, Any]]:
             n_learnt = int((labels[:, 1:] != NOT_LEARNT).sum())
             multiplied = logits.grad.abs().sum(-1) * n_learnt / 1.5
             for row, of_next in zip(rows_of_batch(batch, str(split)), multiplied, strict=True):
-                found.append(row | {"weights": [0.0, *of_next[:-1].tolist()]})
-    return found
+                result.append(row | {"weights": [0.0, *of_next[:-1].tolist()]})
+    return result
 
 
 def read_trl(export: Path, scratch: Path) -> list[dict[str, Any]]:
@@ -233,12 +233,12 @@ def read_trl(export: Path, scratch: Path) -> list[dict[str, Any]]:
     names = {"model": tiny_model(export), "tokenizer": tokenizer_of(export, scratch)}
     space = run_card(export, "TRL", **names)
     trainer = space["trainer"]
-    found = [row for batch in trainer.get_train_dataloader() for row in rows_of_batch(batch)]
+    rows = [row for batch in trainer.get_train_dataloader() for row in rows_of_batch(batch)]
     held = trainer._prepare_dataset(
         space["samples"]["validation"], names["tokenizer"], trainer.args, False, None, "eval"
     )
     batches = trainer.get_eval_dataloader(held)
-    return found + [row for batch in batches for row in rows_of_batch(batch, "validation")]
+    return rows + [row for batch in batches for row in rows_of_batch(batch, "validation")]
 
 
 def read_axolotl(export: Path, scratch: Path) -> list[dict[str, Any]]:
@@ -250,7 +250,7 @@ def read_axolotl(export: Path, scratch: Path) -> list[dict[str, Any]]:
     os.chdir(scratch)
     (text,) = code_of_card(export, "axolotl", "yaml")
     settings = yaml.safe_load(text.replace("<folder>", str(export)))
-    found = []
+    rows = []
     tokenizer = tokenizer_of(export, scratch)
     collate = DataCollatorForSeq2Seq(tokenizer)  # what axolotl takes without sample_packing
     for split, key in (("train", "datasets"), ("validation", "test_datasets")):
@@ -259,8 +259,8 @@ def read_axolotl(export: Path, scratch: Path) -> list[dict[str, Any]]:
         config, side = DictDefault(given | more), "train" if split == "train" else "test"
         train, held, _ = _load_and_prepare_datasets(tokenizer, config, split=side)
         for row in train or held:
-            found += rows_of_batch(collate([dict(row)]), split)
-    return found
+            rows += rows_of_batch(collate([dict(row)]), split)
+    return rows
 
 
 def read_llamafactory(export: Path, scratch: Path) -> list[dict[str, Any]]:
@@ -289,9 +289,9 @@ def read_llamafactory(export: Path, scratch: Path) -> list[dict[str, Any]]:
         train_dataset=module["train_dataset"],
         eval_dataset=module["eval_dataset"],
     )
-    found = [row for batch in trainer.get_train_dataloader() for row in rows_of_batch(batch)]
+    rows = [row for batch in trainer.get_train_dataloader() for row in rows_of_batch(batch)]
     held = trainer.get_eval_dataloader()
-    return found + [row for batch in held for row in rows_of_batch(batch, "validation")]
+    return rows + [row for batch in held for row in rows_of_batch(batch, "validation")]
 
 
 def read_megatron(export: Path, scratch: Path) -> list[dict[str, Any]]:
@@ -311,7 +311,7 @@ def read_megatron(export: Path, scratch: Path) -> list[dict[str, Any]]:
     config.path_to_cache = str(scratch)
     sizes = [None, None, None]  # one epoch
     splits = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()
-    found = []
+    rows = []
     for split, dataset in zip(("train", "validation"), splits[:2], strict=True):
         for i in range(len(dataset or ())):
             sample = dataset[i]
@@ -320,7 +320,7 @@ def read_megatron(export: Path, scratch: Path) -> list[dict[str, Any]]:
             # The mask is True where attention is cut: a causal one cuts nothing before a token.
             attends = ~sample["attention_mask"][0].numpy()
             span = (np.tril(np.ones_like(attends)) == attends).all(1).astype(int) - 1
-            found.append(
+            rows.append(
                 {
                     "split": split,
                     "ids": sample["tokens"].tolist(),
@@ -330,7 +330,7 @@ def read_megatron(export: Path, scratch: Path) -> list[dict[str, Any]]:
                     "beyond": labels[-1],
                 }
             )
-    return found
+    return rows
 
 
 def read_datasets(export: Path, _: Path) -> list[dict[str, Any]]:

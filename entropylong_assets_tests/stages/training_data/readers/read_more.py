@@ -51,15 +51,15 @@ def read_olmo(space: dict[str, Any], scratch: Path) -> list[dict[str, Any]]:
         global_batch_size=length, seed=0, work_dir=str(scratch), target_device_type="cpu"
     ).build(dataset)
     loader.reshuffle(epoch=1)
-    found = []
+    rows = []
     for batch in loader:
         assert batch["input_ids"].shape == (1, length)
         labels = get_labels(batch)[0].numpy()
         # Without `doc_lens` attention spans the whole instance.
         assert "doc_lens" not in batch
         ids = batch["input_ids"][0].numpy()
-        found.append(row(ids, labels, [0], guessed=guessed, named=str(named), length=len(dataset)))
-    return found
+        rows.append(row(ids, labels, [0], guessed=guessed, named=str(named), length=len(dataset)))
+    return rows
 
 
 def nanotron_targets(item: dict[str, Any]) -> np.ndarray:
@@ -81,11 +81,11 @@ def read_nanotron(space: dict[str, Any], _: Path) -> list[dict[str, Any]]:
         return_positions=True,
         positions_from_eos_token_id=facts["eos_token_id"],
     )
-    found = []
+    rows = []
     for number in range(len(by_index)):
         item = by_index[number]
         positions = item["positions"].numpy()[:-1]
-        found.append(
+        rows.append(
             row(
                 item["input_ids"][:-1].numpy(),
                 nanotron_targets(item),
@@ -94,7 +94,7 @@ def read_nanotron(space: dict[str, Any], _: Path) -> list[dict[str, Any]]:
                 learnt_by_eos=int((nanotron_targets(by_eos[number]) != -100).sum()),
             )
         )
-    return found
+    return rows
 
 
 def read_torchtitan(space: dict[str, Any], _: Path) -> list[dict[str, Any]]:
@@ -118,12 +118,12 @@ def read_torchtitan(space: dict[str, Any], _: Path) -> list[dict[str, Any]]:
     again = next(iter(resumed))
     expected = batches[samples // 2]
     assert (again[0]["input"] == expected[0]["input"]).all(), "not resumed where it was"
-    found = []
+    rows = []
     for inputs, labels in batches[:samples]:
         positions = inputs["positions"][0].numpy()
         starts = np.flatnonzero(positions == 0).tolist()
-        found.append(row(inputs["input"][0].numpy(), labels[0].numpy(), starts))
-    return found
+        rows.append(row(inputs["input"][0].numpy(), labels[0].numpy(), starts))
+    return rows
 
 
 def read_litdata(space: dict[str, Any], _: Path) -> list[dict[str, Any]]:
