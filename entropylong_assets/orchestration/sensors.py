@@ -62,9 +62,8 @@ def _scan_job(settings: Settings, stages: list[Stage]) -> str:
 
 
 def _carrier(settings: Settings, keys: list[dg.AssetKey]) -> dg.SensorDefinition:
-    name = prefixed(settings, "carry_new_shards")
     return dg.AutomationConditionSensorDefinition(
-        name,
+        prefixed(settings, "carry_new_shards"),
         target=dg.AssetSelection.assets(*keys),
         # The conditions look into our own tables, which the daemon alone can't.
         use_user_code_server=True,
@@ -77,7 +76,6 @@ def _carrier(settings: Settings, keys: list[dg.AssetKey]) -> dg.SensorDefinition
             "per batch of shards. Starts nothing for shards that have all stages, unless an input "
             "was made again, and nothing because a setting has changed."
         ),
-        run_tags={"entropylong/started_by": name},
     )
 
 

@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 SHARDS = ["tiny-00000", "tiny-00001"]
 LARGE = "tiny-00002"
-SECONDS_TO_STOP = 10.0
+SECONDS_TO_STOP = 20.0
+"""Twice what is promised, since server, browser and command share the machine."""
 UP_TO_DATE = "Everything is up to date: no run was needed."
 
 
@@ -86,9 +87,9 @@ def test_a_run_in_a_terminal_tells_its_progress_and_is_listed_in_the_ui(
     page.goto(f"{day.server.url}/locations/entropylong/jobs/dataset__verify/runs")
     for shard in SHARDS:
         page.get_by_text(shard).first.wait_for()
+    assert "entropylong/" not in page.locator("table").first.inner_text()  # pills of our own tags
     page.locator("a[href^='/runs/']").first.click()
     page.get_by_text(re.compile(r"verified_dependencies, tiny-0000\d: started")).first.wait_for()
-    assert "entropylong/process" not in page.locator("body").inner_text()
     keep_picture(page, "run-of-the-command-line")
 
 
@@ -96,7 +97,7 @@ def test_the_link_to_the_report_opens_it(day: Day, page: Page) -> None:
     """It was a file:// URL, which a browser does not open from a page."""
     page.goto(f"{day.server.url}/assets/dataset/report?view=overview")
     link = page.locator("a[href^='http://127.0.0.1:3080/dataset/reports/']").first
-    href = str(link.get_attribute("href", timeout=60_000))
+    href = str(link.get_attribute("href", timeout=180_000))
     port = free_port()
     server = day.begin("serve", "--port", str(port))
     try:
