@@ -118,15 +118,17 @@ def test_stopped_and_killed_runs_cost_no_shard(day: Day) -> None:
     assert exported == SHARDS
     day.values["verification"]["controls"] = 3
     day.server.write_settings(day.values)
-    code, said, seconds = stop_in_verification(day, signal.SIGINT)
-    assert code == 130, said
-    assert "run the same command again" in said
-    assert len(said.strip().splitlines()) == 1, said
-    assert seconds < SECONDS_TO_STOP
-    code, said, _ = stop_in_verification(day, signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    day.values["verification"]["controls"] = 2
-    day.server.write_settings(day.values)
+    try:
+        code, said, seconds = stop_in_verification(day, signal.SIGINT)
+        assert code == 130, said
+        assert "run the same command again" in said
+        assert len(said.strip().splitlines()) == 1, said
+        assert seconds < SECONDS_TO_STOP
+        code, said, _ = stop_in_verification(day, signal.SIGKILL)
+        assert code == -signal.SIGKILL
+    finally:
+        day.values["verification"]["controls"] = 2
+        day.server.write_settings(day.values)
     again = day.terminal("run")
     assert again.returncode == 0, again.stderr
     assert UP_TO_DATE in again.stdout
