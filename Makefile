@@ -18,6 +18,7 @@
 # make bench-scale    memory against shard size, search against table size, time against shards
 # make scaling        writes docs/scaling.md: the capacity plan at the paper's size
 # make settings-reference   writes docs/settings.md
+# make screenshots    takes the pictures of the docs from the data of `make demo`, in Chromium
 # make bench-gpu      the engine on a CUDA device
 # make clean          removes environments and caches, never data
 PYTHON ?= python3
@@ -33,7 +34,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray \
   test-e2e test-estimate test-faults test-models test-architectures lint check clean bench \
-  bench-scale scaling bench-gpu settings-reference
+  bench-scale scaling bench-gpu settings-reference screenshots
 
 demo: .venv/demo
 	$(BIN)/entropylong demo
@@ -173,6 +174,10 @@ bench-scale: .venv/test
 # The price is an assumption, as the page says.
 scaling: .venv/demo
 	$(BIN)/entropylong estimate --at paper --hour-price 2.5 > docs/scaling.md
+
+# Of the data of `make demo`. Chromium: apt-get install chromium.
+screenshots: .venv/test
+	$(BIN)/python -m tools.screenshots
 
 settings-reference: .venv/demo
 	$(BIN)/entropylong settings --markdown > docs/settings.md

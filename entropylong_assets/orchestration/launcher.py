@@ -22,7 +22,8 @@ from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 
 from entropylong_assets.orchestration.signals import StopActions, watch_signals
 
-PROCESS_TAG = "entropylong/process"
+PROCESS_TAG = ".dagster/entropylong_process"
+"""The UI shows no tag with this prefix."""
 
 # Seconds by which a process may seem younger than the event that names it.
 _CLOCK_SLACK = 60.0

@@ -114,19 +114,27 @@ def find_gaps(
     shards: Collection[str],
     known: Mapping[tuple[str, str], int],
 ) -> list[Gap]:
-    """The first gap of each of these shards, if its inputs have passed their blocking checks.
+    """The first gap of each of these shards that can be filled now.
 
-    stages: of one corpus or dataset. known: the last materialization that the Dagster instance
-    knows, by stage name and shard. Reads a few small manifests per shard.
+    The inputs must have passed their blocking checks, and must not have a gap themselves: one that
+    waits for the next index would make the stage twice. stages: of one corpus or dataset. known:
+    the last materialization that the Dagster instance knows, by stage name and shard. Reads a few
+    small manifests per shard.
     """
     follows = [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
 
     def gap(shard: str) -> Gap | None:
         here = replace(partition, shard=shard)
+        held_back: set[str] = set()
         for stage in follows:
             sources = [source for source in stage.inputs if source.partitioned]
             versions = {source.name: _version(source, here, shard) for source in sources}
-            if None in versions.values() or any(failed_check(source, here) for source in sources):
+            if (
+                held_back & versions.keys()
+                or None in versions.values()
+                or any(failed_check(source, here) for source in sources)
+            ):
+                held_back.add(stage.name)
                 continue
             manifest = here.store.manifest(stage.tables, shard)
             try:
@@ -146,6 +154,7 @@ def find_gaps(
             if shards_contained(stage, here, [shard]):
                 last = known.get((stage.name, shard))
                 return Gap(shard, stage, fingerprint(versions, files, last))
+            held_back.add(stage.name)
         return None
 
     with ThreadPoolExecutor(THREADS) as pool:

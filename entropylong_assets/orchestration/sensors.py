@@ -20,6 +20,7 @@ from entropylong_assets.orchestration.settings_check import build_settings_senso
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.stage import Job, Partition, Stage, is_corpus
+from entropylong_assets.stages.versioning import removal_fault
 
 FILES_PER_TICK = 5
 """New files that the sensor looks into per tick; the others follow with its next ticks. The daemon
@@ -50,7 +51,8 @@ def build_schedules(project: Project, settings: Settings) -> list[dg.ScheduleDef
     if is_corpus(settings):
         schedules.append(_daily_scan(settings, stages))
         whole = [stage for stage in stages if stage.automation == "per_batch"]
-        schedules += [_refresh(settings, job, of) for job, of in jobs_by_stage(whole).items()]
+        jobs = jobs_by_stage(whole).items()
+        schedules += [_refresh(settings, job, of, stages) for job, of in jobs]
     return schedules
 
 
@@ -60,9 +62,8 @@ def _scan_job(settings: Settings, stages: list[Stage]) -> str:
 
 
 def _carrier(settings: Settings, keys: list[dg.AssetKey]) -> dg.SensorDefinition:
-    name = prefixed(settings, "carry_new_shards")
     return dg.AutomationConditionSensorDefinition(
-        name,
+        prefixed(settings, "carry_new_shards"),
         target=dg.AssetSelection.assets(*keys),
         # The conditions read our own tables, which only the code server can do.
         use_user_code_server=True,
@@ -75,7 +76,6 @@ def _carrier(settings: Settings, keys: list[dg.AssetKey]) -> dg.SensorDefinition
             "per batch of shards. Starts nothing for shards that have all stages, unless an input "
             "was made again, and nothing because a setting has changed."
         ),
-        run_tags={"entropylong/started_by": name},
     )
 
 
@@ -126,9 +126,12 @@ def _daily_scan(settings: Settings, stages: list[Stage]) -> Any:
     return daily_scan
 
 
-def _refresh(settings: Settings, job: Job, stages: list[Stage]) -> Any:
-    """A schedule for the stages of a job that are over all shards of a corpus."""
-    names = " and ".join(stage.name for stage in stages)
+def _refresh(settings: Settings, job: Job, whole: list[Stage], stages: list[Stage]) -> Any:
+    """A schedule for the stages of a job that are over all shards of a corpus.
+
+    stages: all of the corpus.
+    """
+    names = " and ".join(stage.name for stage in whole)
 
     @dg.schedule(
         name=prefixed(settings, f"refresh_{job.name}"),
@@ -136,27 +139,36 @@ def _refresh(settings: Settings, job: Job, stages: list[Stage]) -> Any:
         cron_schedule="15 * * * *",
         description=(
             f"Every hour: starts `{job.name}` if eligible shards are not yet contained in {names}, "
-            "or others are no longer eligible. Also takes in new shards while more keep coming, "
-            "for which `carry_new_shards` would wait."
+            "or others are no longer eligible. Waits for changed shards whose stages are being "
+            "made or will be requested by `fill_gaps`. Also takes in new shards while more keep "
+            "coming, for which `carry_new_shards` would wait."
         ),
     )
     def refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         partition = Partition(settings, open_store(settings))
-        outdated = sorted({s for stage in stages for s in outdated_shards(stage, partition)})
+        outdated = {s for stage in whole for s in outdated_shards(stage, partition)}
+        # What was removed from the corpus leaves the index at once.
+        removed = any(removal_fault(stage, partition) for stage in whole)
         if not outdated:
             return dg.SkipReason(f"all eligible shards are contained in {names}")
-        context.log.info(f"present data not contained: {', '.join(outdated[:20])}")
+        if not removed and outdated <= _shards_to_come(settings, stages, context.instance):
+            return dg.SkipReason(f"waits for shards that are being made: {_first(outdated)}")
+        context.log.info(f"present data not contained: {_first(outdated)}")
         return dg.RunRequest()
 
     return refresh
 
 
+def _first(shards: set[str]) -> str:
+    return ", ".join(sorted(shards)[:20])
+
+
 def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
-    follows = [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
+    keys = [asset_key(settings, stage) for stage in _stages_of_shards(stages)]
 
     @dg.schedule(
         name=prefixed(settings, "fill_gaps"),
-        target=dg.AssetSelection.assets(*(asset_key(settings, stage) for stage in follows)),
+        target=dg.AssetSelection.assets(*keys),
         cron_schedule="45 * * * *",
         description=(
             "Every hour: for each registered shard without an active run, starts the first stage "
@@ -165,28 +177,54 @@ def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
         ),
     )
     def fill_gaps(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        instance = context.instance
-        shards = set(instance.get_dynamic_partitions(partition_set(settings)))
-        known = {
-            (stage.name, shard): materialization
-            for stage in follows
-            for shard, materialization in instance.get_latest_storage_id_by_partition(
-                asset_key(settings, stage), dg.DagsterEventType.ASSET_MATERIALIZATION
-            ).items()
-        }
-        gaps = find_gaps(
-            stages,
-            Partition(settings, open_store(settings)),
-            shards - busy_shards(settings, instance),
-            known,
-        )
-        return [
-            dg.RunRequest(
-                run_key=f"{settings.name}:{gap.shard}:{gap.stage.name}@{gap.basis}",
-                partition_key=gap.shard,
-                asset_selection=[asset_key(settings, gap.stage)],
-            )
-            for gap in gaps
-        ] or dg.SkipReason("no shard has a gap that can be filled now")
+        requests = _gap_requests(settings, stages, context.instance)
+        return requests or dg.SkipReason("no shard has a gap that can be filled now")
 
     return fill_gaps
+
+
+def _gap_requests(
+    settings: Settings, stages: list[Stage], instance: dg.DagsterInstance
+) -> list[dg.RunRequest]:
+    """A run for the first gap that can be filled of each registered shard without an active run."""
+    known = {
+        (stage.name, shard): materialization
+        for stage in _stages_of_shards(stages)
+        for shard, materialization in instance.get_latest_storage_id_by_partition(
+            asset_key(settings, stage), dg.DagsterEventType.ASSET_MATERIALIZATION
+        ).items()
+    }
+    gaps = find_gaps(
+        stages,
+        Partition(settings, open_store(settings)),
+        set(instance.get_dynamic_partitions(partition_set(settings)))
+        - busy_shards(settings, instance),
+        known,
+    )
+    return [
+        dg.RunRequest(
+            run_key=f"{settings.name}:{gap.shard}:{gap.stage.name}@{gap.basis}",
+            partition_key=gap.shard,
+            asset_selection=[asset_key(settings, gap.stage)],
+        )
+        for gap in gaps
+    ]
+
+
+def _stages_of_shards(stages: list[Stage]) -> list[Stage]:
+    return [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
+
+
+def _shards_to_come(
+    settings: Settings, stages: list[Stage], instance: dg.DagsterInstance
+) -> set[str]:
+    """Shards with an active run, or with a gap that `fill_gaps` has yet to request."""
+    requests = _gap_requests(settings, stages, instance)
+    gaps = {
+        str(request.partition_key)
+        for request in requests
+        if not instance.get_runs(
+            dg.RunsFilter(tags={"dagster/run_key": str(request.run_key)}), limit=1
+        )
+    }
+    return gaps | busy_shards(settings, instance)

@@ -72,7 +72,6 @@ def open_dataset(
     description = [
         ("dataset", settings.name),
         ("corpus", settings.corpus.name),
-        ("data", str(without_secrets(store.uri))),
         ("shards", f"{len(shards):,}"),
     ]
     for values in (recorded.identities, recorded.values):

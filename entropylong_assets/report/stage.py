@@ -118,7 +118,7 @@ the report again after them.""",
     partitioned=False,
     determined_by=_determined_by,
     identify=_identify,
-    code_version=2,
+    code_version=3,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,12 @@ class Day:
             self.write(name)
         self.server = Server(folder, self.values, dagster_yaml)
 
-    def write(self, name: str, broken: int = 0) -> None:
-        """A file of 12 documents, `broken` of which are no JSON. Same name, same documents."""
+    def write(self, name: str, broken: int = 0, documents: int = 12) -> None:
+        """A file of documents, `broken` of which are no JSON. Same name, same documents."""
         first = ord(name) * 1000
-        lines = [json.dumps({"text": document(first + i), "id": f"{name}{i}"}) for i in range(12)]
+        lines = [
+            json.dumps({"text": document(first + i), "id": f"{name}{i}"}) for i in range(documents)
+        ]
         for row in range(broken):
             lines[row] = lines[row][:-9]
         # Whole or not at all, as a careful copy does it.
@@ -55,6 +59,23 @@ class Day:
         with dg.DagsterInstance.from_config(str(home)) as instance:
             register_shards(project.corpus, instance)
             run_project(project, instance)
+
+    def begin(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """`entropylong` with these arguments, in a terminal beside the server."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "entropylong_assets.cli", *arguments],
+            cwd=self.folder,
+            env=self.server.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def terminal(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The same, to its end."""
+        process = self.begin(*arguments, **environment)
+        output, errors = process.communicate(timeout=400)
+        return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
     def change(self, section: str, **values: Any) -> None:
         """Edits the settings file and clicks Reload."""

@@ -60,11 +60,11 @@ def test_an_asset_says_what_it_is_and_its_partitions_what_they_hold(day: Day, pa
     page.goto(
         f"{day.server.url}/assets/dataset/verified_dependencies?view=partitions&partition=tiny-00000"
     )
-    page.get_by_text("acceptance rate", exact=True).first.wait_for()
+    page.get_by_text("acceptance_rate", exact=True).first.wait_for()
     shown = page.locator("body").inner_text()
     assert "tiny-00001" in shown
     assert "Materialized (2)" in shown
-    for figure in ("mean_gain", "mean_calibrated_gain", "tokens per second", "false_acceptance"):
+    for figure in ("mean_gain", "mean_calibrated_gain", "tokens_per_second", "false_acceptance"):
         assert figure in shown, figure
     keep_picture(page, "partition")
     gains = page.locator("tr", has=page.get_by_text("gains", exact=True))
@@ -78,7 +78,7 @@ def test_an_asset_says_what_it_is_and_its_partitions_what_they_hold(day: Day, pa
 def test_figures_over_partitions_are_drawn(day: Day, page: Page) -> None:
     page.goto(f"{day.server.url}/assets/dataset/verified_dependencies?view=overview")
     page.get_by_text("Plots", exact=True).first.click()
-    for figure in ("acceptance rate", "mean_gain", "tokens per second"):
+    for figure in ("acceptance_rate", "mean_gain", "tokens_per_second"):
         page.get_by_text(figure, exact=True).first.wait_for()
     assert page.locator("canvas").count() >= 3
     keep_picture(page, "plots")
@@ -100,7 +100,7 @@ def test_one_partition_is_materialised_by_clicks_and_its_run_is_seen(day: Day, p
     page.goto(
         f"{day.server.url}/assets/corpus/corpus_documents?view=partitions&partition=tiny-00001"
     )
-    page.get_by_text("rows per second").first.wait_for()
+    page.get_by_text("rows_per_second").first.wait_for()
     page.get_by_role("button", name="Materialize").first.click()
     dialog = page.locator("[role=dialog]")
     dialog.get_by_text("Launch runs to materialize").wait_for()

@@ -12,9 +12,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
+from dagster._core.storage.tags import TagType, get_tag_type
 
 from entropylong_assets.orchestration.errors import is_transient, plain_errors
 from entropylong_assets.orchestration.launcher import (
+    PROCESS_TAG,
     LocalRunLauncher,
     end_dead_runs,
     is_alive,
@@ -145,6 +147,11 @@ def test_process_of_a_run_is_known_dead_or_alive() -> None:
         child.wait()
     assert not is_alive(child.pid, time.time())
     assert is_alive(os.getpid(), time.time())
+
+
+def test_mark_of_a_process_is_hidden_in_the_ui() -> None:
+    """It stood as a long pill on every run of a job's page."""
+    assert get_tag_type(PROCESS_TAG) is TagType.HIDDEN
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/uptime"), reason="start times need /proc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,17 @@ def test_no_text_of_the_corpus_is_markup_in_the_page(store: TableStore) -> None:
     assert "hacked" in data
     assert "hacked" not in html[:start] + html[start + len(data) :]
     assert json.loads(data)["runs"][0]["n_samples"] > 0
+
+
+def test_page_does_not_depend_on_the_folder_of_the_data(store: TableStore, tmp_path: Path) -> None:
+    """Copied data would have another report: the page once named the folder that it was made in."""
+    shutil.copytree(store.uri, tmp_path / "moved")
+    pages = [
+        render([open_dataset(run_settings(folder))], byte_tokenizer)
+        for folder in (Path(store.uri), tmp_path / "moved")
+    ]
+    assert str(store.uri) not in pages[0]
+    assert pages[0] == pages[1]
 
 
 def test_page_leaves_a_text_that_looks_like_a_placeholder() -> None:
