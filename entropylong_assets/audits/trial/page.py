@@ -104,8 +104,8 @@ def trial_page(facts: TrialFacts, results: Sequence[Result], date: str) -> str:
     sections = []
     for setup in setups:
         own = [r for r in trained if setup_of(r) == setup]
-        same_texts = [r for r in start if r["evaluation"] == setup.evaluation]
-        sections.append(_section(setup, own, same_texts))
+        its_start = [r for r in start if setup_of(r).is_of_same_start(setup)]
+        sections.append(_section(setup, own, its_start))
     return _PAGE.format(
         date=date,
         model=trained[0]["model"].rpartition("/")[2],
