@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,30 +27,10 @@ from entropylong_assets.audits.trial.measures import (
 )
 from entropylong_assets.audits.trial.page import order_words, trial_page, verdict
 from entropylong_assets.audits.trial.plan import make_plan
-from entropylong_assets.audits.trial.training import TrainingSettings
+from entropylong_assets.audits.trial.training_settings import TrainingSettings
+from entropylong_assets_tests.audits.trial_results import result
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "training"
-
-
-def result(
-    arm: str, seed: int, answers: list[float], far: list[float | None], **over: Any
-) -> dict[str, Any]:
-    return {
-        "run": {"arm": arm, "seed": seed, "tokens": 1000, "start": "", **over},
-        "settings": {**vars(TrainingSettings())},
-        "model": "models/tiny",
-        "sample_tokens": 8192,
-        "short_window": 64,
-        "evaluation": "e",
-        "rope_theta": 1e5,
-        "device": "CPU",
-        "training": {"steps": 3, "tokens": 1000, "seconds": 2.0, "losses": [], "repeats": 1.0},
-        "scores": {
-            "single_needle-8192": {"log_likelihood": answers, "exact": [1.0] * len(answers)},
-            "natural": {"from_4096": far, "all": [2.0] * len(far)},
-            "short": {"all": [3.0]},
-        },
-    }
 
 
 def test_one_seed_has_the_interval_of_the_package_s_means() -> None:
