@@ -214,14 +214,14 @@ def trial_world(base: Path, folder: Path, **over: Any) -> tuple[Project, Path, T
     values["data_uri"] = str(folder / "data")
     values["trial"] = {
         "arms": {"random": {"recipe": "random"}, "plain": {"rule": "plain"}},
-        "tokens": 8192,
-        "sample_tokens": 4096,
+        "tokens": 4096,
+        "sample_tokens": 2048,
         "seeds": [0],
         "evaluation": str(held_out_text(folder)),
         "items": 2,
-        "natural": 4,
+        "natural": 2,
         "short_window": 64,
-        "batch_tokens": 4096,
+        "batch_tokens": 2048,
         "max_repeats": 9,
         **over,
     }
@@ -271,8 +271,8 @@ def test_asset_resumes_and_shares_its_results_with_the_command(
         ).records
         assert event.asset_materialization is not None
         metadata = event.asset_materialization.metadata
-        assert "## 8,192 tokens per run, samples of 4,096" in str(metadata["page"].value)
-        assert metadata["learnt_tokens"].value == 2 * 8192
+        assert "## 4,096 tokens per run, samples of 2,048" in str(metadata["page"].value)
+        assert metadata["learnt_tokens"].value == 2 * 4096
         outcomes = store.check_outcomes(TRAINING_TRIAL)
         assert set(outcomes) == {check.name for check in stage.checks}
         assert all(outcomes[c.name].passed for c in stage.checks if not c.warns)
@@ -280,12 +280,12 @@ def test_asset_resumes_and_shares_its_results_with_the_command(
 
     # What is stored is the mean of paired items.
     runs = {(r["arm"], r["tokens"]): r["result"] for r in stored_rows(store, "runs")}
-    assert set(runs) == {("random", 0), ("random", 8192), ("plain", 8192)}
+    assert set(runs) == {("random", 0), ("random", 4096), ("plain", 4096)}
     rows = {(r["arm"], r["rival"], r["measure"]): r for r in stored_rows(store, "differences")}
-    for rival, other in (("random", ("random", 8192)), ("start", ("random", 0))):
+    for rival, other in (("random", ("random", 4096)), ("start", ("random", 0))):
         ours, theirs = (
             np.array(json.loads(runs[key])["scores"]["short"]["all"])
-            for key in (("plain", 8192), other)
+            for key in (("plain", 4096), other)
         )
         row = rows["plain", rival, "short/all"]
         assert row["value"] == pytest.approx((ours - theirs).mean())
@@ -293,7 +293,7 @@ def test_asset_resumes_and_shares_its_results_with_the_command(
 
     assert stale_reason(stage, partition) is None
     for change, reason in (
-        ({"tokens": 4096}, "setting trial.tokens has changed"),
+        ({"tokens": 2048}, "setting trial.tokens has changed"),
         ({"arms": {"random": Arm(recipe="random")}}, "setting trial.arms has changed"),
     ):
         trial = project.dataset.trial.model_copy(update=change)
