@@ -89,7 +89,7 @@ def settings_page(stages: tuple[Stage, ...]) -> str:
         for name, section in sections(stages, scope).items():
             parts += [_heading(name, scope, (section.__doc__ or "").strip()), _table(section)]
             for field, entry in _entries(section):
-                parts += [f"Each entry of `{name}.{field}`:\n", _table(entry)]
+                parts += [_heading(f"{name}.{field}", "", entry.__doc__ or ""), _table(entry)]
     parts.append(_PROFILES.format(default=DEFAULT_PROFILE))
     for name, values in PROFILES.items():
         if values:

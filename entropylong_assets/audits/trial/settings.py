@@ -13,7 +13,7 @@ from entropylong_assets.settings.section import Section
 
 
 class Arm(Section):
-    """One way to make samples from a dataset's stored tables."""
+    """Each entry is an arm: one way to make samples from the stored tables of a dataset."""
 
     recipe: str | None = None
     """Recipe; `null`: the contexts that the arm's rule verified."""
