@@ -426,6 +426,7 @@ _TABLES: dict[str, Tables] = {
 }  # fmt: skip
 
 PARAMETERS: dict[str, dict[str, Any]] = {
+    "trial": {"max_short_loss": 0.02},
     "corpus": {
         "min_chars": 5,
         "max_chars": 50,
