@@ -10,6 +10,7 @@ from entropylong_assets.audits.stages import (
     LONG_RANGE_AUDIT_STAGE,
     NULL_CALIBRATION_STAGE,
 )
+from entropylong_assets.audits.trial.stage import TRAINING_TRIAL_STAGE
 from entropylong_assets.report.stage import REPORT_STAGE
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
 from entropylong_assets.stages.embeddings.stages import (
@@ -43,6 +44,7 @@ STAGES: tuple[Stage, ...] = (
     NULL_CALIBRATION_STAGE,
     CROSS_MODEL_AUDIT_STAGE,
     LONG_RANGE_AUDIT_STAGE,
+    TRAINING_TRIAL_STAGE,
     REPORT_STAGE,
 )
 """All stages, in the order in which data flows."""

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT, NULL_CALIBRATION
+from entropylong_assets.audits.trial.tables import TRAINING_TRIAL
 from entropylong_assets.cli.output import count_checks
 from entropylong_assets.orchestration import local_run
 from entropylong_assets.orchestration.local_run import register_shards, run_project
@@ -36,7 +37,7 @@ from entropylong_assets_tests import reference
 from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.tiny_world import tiny_project, tiny_values
 
-AUDITS = (NULL_CALIBRATION, CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT)
+AUDITS = (NULL_CALIBRATION, CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT, TRAINING_TRIAL)
 FOLLOWING = [stage for stage in STAGES if stage.tables not in AUDITS]
 """The stages that run without a request, in the order of the data."""
 

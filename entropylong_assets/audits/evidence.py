@@ -27,13 +27,21 @@ from entropylong_assets.audits.movement import movement_table
 from entropylong_assets.audits.planted import PlantedFigures
 from entropylong_assets.stages.verification.false_acceptance import ASSUMED_CORRELATION
 
+TRIAL_PAGE = "training-trial.md"
+"""Name of the page of a training trial, in the folder of this one."""
+
+_TRAINED = """
+Nothing is trained here. What training on the samples of each recipe does to a small model:
+[training trial]({page}).
+"""
+
 _PAGE = """# Evidence
 
 Written by `entropylong evidence` on {date}, under the settings at the end. The last call took
 {minutes}; stages that an earlier call had finished were not materialized again. Intervals are 95%.
 Trials of one root count as one cluster. `rough` marks an interval of a share that rests on too
 few roots: it assumes a correlation of {correlation:g} between the trials of a root.
-
+{trained}
 ## Recipes, on the same roots, index and budget of tokens
 
 Each root's anchors given the contexts that the recipe chose, compared with random passages of the
@@ -149,15 +157,18 @@ def write_evidence(
     second_model: str,
     planted: PlantedFigures,
     seconds: float,
+    trial_page: str = "",
 ) -> str:
     """Return the page: all figures, and the sentences that follow from them.
 
     description: name and value of what the dataset was made with. second_model: its identity; empty
-    if there is none. seconds: duration of the last call.
+    if there is none. seconds: duration of the last call. trial_page: link to the page of a training
+    trial, from this page; empty if there is none.
     """
     settings = [[name, _one_line(value)] for name, value in description]
     return _PAGE.format(
         correlation=ASSUMED_CORRELATION,
+        trained=_TRAINED.format(page=trial_page) if trial_page else "",
         date=date,
         minutes=_minutes(seconds),
         recipes=recipe_table(audited),

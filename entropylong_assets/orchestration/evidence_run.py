@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 
 from entropylong_assets.audits.audit_tables import AuditTables
-from entropylong_assets.audits.evidence import write_evidence
+from entropylong_assets.audits.evidence import TRIAL_PAGE, write_evidence
 from entropylong_assets.audits.planted import measure_facts, scored_pairs, values_of
 from entropylong_assets.audits.planted_facts import plant, write_corpus
 from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT
@@ -33,7 +33,9 @@ PLANTED_ALPHA = 1.5
 
 def planted_project(settings: Settings) -> Project:
     """The same models and rule over the planted corpus, under `<dataset>/planted`."""
-    own = settings.model_dump(mode="json", exclude={"name", "corpus", "data_uri", "roots", "seed"})
+    own = settings.model_dump(
+        mode="json", exclude={"name", "corpus", "data_uri", "roots", "seed", "trial"}
+    )
     alpha = min(settings.entropy.alpha, PLANTED_ALPHA)
     # Anchors are chosen by entropy: the audit measures whether that finds the planted facts.
     own["entropy"] |= {"min_anchor_position": 16, "alpha": alpha, "anchors": "entropy"}
@@ -70,7 +72,8 @@ def make_evidence(
     report(f"audits: {time.monotonic() - start:.0f} s")
     _run_planted(settings)
     report(f"planted facts: {time.monotonic() - start:.0f} s")
-    page = evidence_page(settings, time.monotonic() - start)
+    has_trial = (Path(file).parent / TRIAL_PAGE).exists()
+    page = evidence_page(settings, time.monotonic() - start, TRIAL_PAGE if has_trial else "")
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).write_text(page, encoding="utf-8")
 
@@ -88,8 +91,11 @@ def _run_planted(settings: Settings) -> None:
         run_project(project, other, with_export=False)
 
 
-def evidence_page(settings: Settings, seconds: float) -> str:
-    """The page from the tables as they are. seconds: how long making them took."""
+def evidence_page(settings: Settings, seconds: float, trial_page: str = "") -> str:
+    """The page from the tables as they are.
+
+    seconds: how long making them took. trial_page: as for `write_evidence`.
+    """
     facts, planted = plant(FACTS, settings.seed), planted_project(settings).dataset
     store = open_store(planted)
     shards = store.shards(VERIFIED_DEPENDENCIES)
@@ -113,4 +119,5 @@ def evidence_page(settings: Settings, seconds: float) -> str:
         second_model=next(filter(None, models), ""),
         planted=figures,
         seconds=seconds,
+        trial_page=trial_page,
     )

@@ -131,9 +131,12 @@ def run_audits(
 ) -> int:
     """Run the audits of every verified shard that are not up to date. Returns the number of runs.
 
+    Audits over all shards have a command of their own.
+
     Raises RunFailuresError at the end if a run failed.
     """
-    audits = [s for s in project.stages_of(settings) if s.automation == "by_hand"]
+    by_hand = [s for s in project.stages_of(settings) if s.automation == "by_hand"]
+    audits = [stage for stage in by_hand if stage.partitioned]
     store = open_store(settings)
     audited = set.intersection(
         *(set(store.shards(source.tables)) for audit in audits for source in audit.inputs)
@@ -153,6 +156,10 @@ def run_export(
 ) -> None:
     """Export all eligible shards of a dataset and write its report. Raises RunFailuresError."""
     runner = Runner(project, instance, watcher)
-    whole = [s for s in project.stages_of(settings) if not s.partitioned]
+    whole = [
+        stage
+        for stage in project.stages_of(settings)
+        if not stage.partitioned and stage.automation != "by_hand"
+    ]
     runner.run(settings, whole, [], always=True)
     runner.raise_failures()

@@ -30,18 +30,26 @@ def _launchpad_type(annotation: Any, value: Any) -> Any:
         return create_model(type(value).__name__, __base__=dg.Config, **_launchpad_fields(value))
     if get_origin(annotation) is tuple:
         inner = get_args(annotation)[0]
-        is_model = isinstance(inner, type) and issubclass(inner, BaseModel)
-        blank = inner.model_construct() if is_model else None
-        return list[_launchpad_type(inner, blank)]  # type: ignore[misc]
+        return list[_launchpad_type(inner, _blank(inner))]  # type: ignore[misc]
     if get_origin(annotation) in (Mapping, dict):
         key, item = get_args(annotation)
-        return dict[key, _launchpad_type(item, None)]  # type: ignore[valid-type,misc]
+        return dict[key, _launchpad_type(item, _blank(item))]  # type: ignore[valid-type,misc]
     if get_origin(annotation) in (Union, types.UnionType):
         inner = next(a for a in get_args(annotation) if a is not type(None))
         return Optional[_launchpad_type(inner, None)]  # noqa: UP045  # the form Dagster knows
     if get_origin(annotation) is Literal:
         return str  # inside a list or an optional value, where Dagster does not know it
     return annotation
+
+
+def _blank(annotation: Any) -> BaseModel | None:
+    """An object of a section's class with its defaults; None for any other type."""
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation.model_construct() if is_section else None
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def _launchpad_fields(settings: BaseModel) -> dict[str, Any]:
@@ -60,9 +68,9 @@ def _launchpad_fields(settings: BaseModel) -> dict[str, Any]:
         if isinstance(value, BaseModel):
             value = kind()
         elif isinstance(value, tuple):
-            value = [i.model_dump(mode="json") if isinstance(i, BaseModel) else i for i in value]
+            value = [_plain(item) for item in value]
         elif isinstance(value, Mapping):
-            value = dict(value)
+            value = {name: _plain(item) for name, item in value.items()}
         fields[name] = (kind, Field(value, description=description))
     return fields
 

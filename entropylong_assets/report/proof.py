@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from entropylong_assets.audits.audit_tables import number, recipe_order
 from entropylong_assets.audits.cross_model import group_label, summarize
 from entropylong_assets.audits.null_calibration import epsilon_for, lift, rates
 from entropylong_assets.audits.recipe_measures import measures
@@ -15,14 +16,15 @@ from entropylong_assets.audits.tables import (
     LONG_RANGE_AUDIT,
     NULL_CALIBRATION,
 )
-from entropylong_assets.audits.trial.published import trial_figures
+from entropylong_assets.audits.trial.record import headline
+from entropylong_assets.audits.trial.tables import TRAINING_TRIAL
 from entropylong_assets.report.distributions import Rows
 from entropylong_assets.report.filtered_rows import read_rows
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.schemas import TableSet
-from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.storage.tables import WHOLE, TableStore
 
 Figure = tuple[str, Any, str]
 """(name, value, kind) as in the report's headline figures."""
@@ -64,7 +66,7 @@ def audit_coverage(store: TableStore, shards: Sequence[str]) -> list[dict[str, A
 def gather_proof(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> tuple[list[Figure], dict[str, Rows]]:
-    """Return the figures of the audits and the training trial, and the rows of the audits' charts.
+    """Return the figures of the audits and the rows of their charts.
 
     Both are empty if there are none. Charts: `by_chance` (kind, rule, rate, low, high, is_rough,
     passed, total), `recipes` (recipe, measure, value, low, high, roots). Intervals are 95%, over
@@ -84,7 +86,38 @@ def gather_proof(
         charts["recipes"] = [
             row for row in measures(*(t.to_dicts() for t in tables)) if row["value"] is not None
         ]
-    return figures + trial_figures(store), charts
+    return figures, charts
+
+
+def trial_table(store: TableStore) -> dict[str, Any] | None:
+    """Return the table of the training trial: `note`, `head` and `rows` of text; None without one.
+
+    A trial of dependencies that have been verified again since does not count.
+    """
+    made = store.manifest(TRAINING_TRIAL)
+    inputs = made.determinants.get("inputs", {}).get(VERIFIED_DEPENDENCIES.name, {}) if made else {}
+    for shard, version in inputs.items():
+        now = store.manifest(VERIFIED_DEPENDENCIES, shard)
+        if now is None or now.data_version != version:
+            return None
+    shown = headline(store.read(TRAINING_TRIAL, WHOLE, "differences")) if made else pl.DataFrame()
+    if shown.is_empty():
+        return None
+    first, summary = shown.row(0, named=True), store.summary(TRAINING_TRIAL)
+    names = shown["name"].unique(maintain_order=True).to_list()
+    cells = {(row["arm"], row["name"]): row for row in shown.iter_rows(named=True)}
+    arms = recipe_order(shown["arm"].unique())
+    return {
+        "note": (
+            f"Training trial: {summary.model.rpartition('/')[2]}, trained further on "
+            f"{first['tokens']:,} tokens of each arm, in samples of {first['sample_tokens']:,}. "
+            f"Each row is an arm less {first['rival']}, with its 95% interval, paired over items "
+            f"and seeds ({first['seeds']}). A positive difference of answers is better, a negative "
+            "one of losses."
+        ),
+        "head": ["arm", *names],
+        "rows": [[arm, *(number(cells.get((arm, n)), "{:+.4f}") for n in names)] for arm in arms],
+    }
 
 
 def _null_calibration(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -88,11 +88,21 @@ def settings_page(stages: tuple[Stage, ...]) -> str:
     for scope in ("corpus", "dataset"):
         for name, section in sections(stages, scope).items():
             parts += [_heading(name, scope, (section.__doc__ or "").strip()), _table(section)]
+            for field, entry in _entries(section):
+                parts += [_heading(f"{name}.{field}", "", entry.__doc__ or ""), _table(entry)]
     parts.append(_PROFILES.format(default=DEFAULT_PROFILE))
     for name, values in PROFILES.items():
         if values:
             parts.append(f"### {name}\n\n```yaml\n{_yaml(values)}```\n")
     return "\n".join(parts)
+
+
+def _entries(section: type[Section]) -> Iterator[tuple[str, type[Section]]]:
+    """The fields that hold sections by name, and the class of these."""
+    for name, field in section.model_fields.items():
+        for item in get_args(field.annotation):
+            if isinstance(item, type) and issubclass(item, Section):
+                yield name, item
 
 
 def _heading(name: str, scope: str, description: str) -> str:

@@ -14,6 +14,7 @@ from entropylong_assets.audits.tables import (
     LONG_RANGE_AUDIT,
     NULL_CALIBRATION,
 )
+from entropylong_assets.audits.trial.tables import TRAINING_TRIAL
 from entropylong_assets.report.tables import REPORT, ReportSummary
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -32,16 +33,14 @@ def _exported_shards(export: Manifest) -> list[str]:
 
 
 def _identify(partition: Partition) -> Mapping[str, Any]:
-    """Versions of the audits and the trial that the report shows.
+    """Versions of the audits that the report shows.
 
     Users start these, before or after the report, so they are no inputs of its stage.
     """
-    from entropylong_assets.audits.trial.published import identity
-
     store = partition.store
     shards = set(_exported_shards(store.require(TRAINING_DATASET)))
-    trial = identity(store)
-    return ({"trial": trial} if trial else {}) | {
+    trial = store.manifest(TRAINING_TRIAL)
+    return ({"trial": trial.data_version} if trial else {}) | {
         "audits": {
             audit.name: {
                 shard: store.require(audit, shard).data_version

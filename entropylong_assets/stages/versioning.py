@@ -33,11 +33,17 @@ def determining_settings(stage: Stage, settings: Settings) -> dict[str, Any]:
 
 
 def setting_at(settings: Settings, path: str) -> Any:
-    """The value at a dotted path; a section as a mapping of JSON values."""
+    """The value at a dotted path; a section as a mapping of JSON values, also inside another."""
+
+    def plain(item: Any) -> Any:
+        return item.model_dump(mode="json") if isinstance(item, BaseModel) else item
+
     value = reduce(getattr, path.split("."), settings)
     if isinstance(value, tuple):
-        return [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return plain(value)
 
 
 def code_version(stage: Stage, settings: Settings) -> str:

@@ -37,25 +37,25 @@ class Checkpoints:
 
     def __init__(self, store: TableStore, tables: TableSet[Any], shard: str, key: str) -> None:
         self._store = store
-        self._partition = store.folder(tables, shard)
-        self._folder = f"{self._partition}/{PREFIX}{key}"
+        self.folder = f"{store.folder(tables, shard)}/{PREFIX}{key}"
+        """Path of the batches, on the file system of the store."""
 
     def save(self, number: int, batch: Batch) -> None:
         """Store a batch. It counts as finished once all of its files are written."""
         for table, rows in batch.tables.items():
             stream = io.BytesIO()
             rows.write_parquet(stream, compression="zstd")
-            self._store.put(f"{self._folder}/{number}-{table}.parquet", stream.getvalue())
+            self._store.put(f"{self.folder}/{number}-{table}.parquet", stream.getvalue())
         content = {"tables": list(batch.tables), "figures": batch.figures}
-        self._store.put(f"{self._folder}/{number}.json", json.dumps(content).encode())
+        self._store.put(f"{self.folder}/{number}.json", json.dumps(content).encode())
 
     def load(self, number: int) -> Batch | None:
         """Return the batch, or None if it was not finished or can't be read."""
         read = self._store.fs.cat_file
         try:
-            content = json.loads(read(f"{self._folder}/{number}.json"))
+            content = json.loads(read(f"{self.folder}/{number}.json"))
             tables = {
-                table: pl.read_parquet(io.BytesIO(read(f"{self._folder}/{number}-{table}.parquet")))
+                table: pl.read_parquet(io.BytesIO(read(f"{self.folder}/{number}-{table}.parquet")))
                 for table in content["tables"]
             }
             return Batch(tables, content["figures"])

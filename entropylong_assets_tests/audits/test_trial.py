@@ -30,7 +30,8 @@ from entropylong_assets.audits.trial.folder import (
 from entropylong_assets.audits.trial.network import IGNORED, Network, shift
 from entropylong_assets.audits.trial.plan import make_plan, read_results
 from entropylong_assets.audits.trial.runs import Runner
-from entropylong_assets.audits.trial.training import Schedule, TrainingSettings, learning_rate_at
+from entropylong_assets.audits.trial.training import Schedule, learning_rate_at
+from entropylong_assets.audits.trial.training_settings import TrainingSettings
 from entropylong_assets.stages.samples.groups import Context, Dependency, Group, unverified
 from entropylong_assets.stages.samples.packing import Framing, lay_out
 from entropylong_assets.stages.samples.settings import SampleSettings

@@ -8,26 +8,38 @@ contain; a folder that looks complete but is not.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from entropylong_assets.audits.trial.arms import DEFAULT_ARMS, Arm, pack_arm, read_arms, settings_of
+from entropylong_assets.audits.trial.arms import DEFAULT_ARMS, pack_arm, read_arms, settings_of
 from entropylong_assets.audits.trial.folder import TrialError, TrialFolder
 from entropylong_assets.audits.trial.plan import read_results
-from entropylong_assets.audits.trial.prepare import PrepareSettings, prepare
-from entropylong_assets.audits.trial.published import identity, trial_figures
+from entropylong_assets.audits.trial.prepare import prepare
+from entropylong_assets.audits.trial.settings import Arm, TrialSettings
+from entropylong_assets.audits.trial.stage import TRAINING_TRIAL_STAGE
+from entropylong_assets.audits.trial.tables import TRAINING_TRIAL
 from entropylong_assets.audits.trial.tasks import TASKS
+from entropylong_assets.audits.trial.training import Trainer
 from entropylong_assets.cli.main import app
-from entropylong_assets.project import open_store
-from entropylong_assets.settings.section import Settings
+from entropylong_assets.orchestration.build import build_definitions
+from entropylong_assets.orchestration.runner import RunError, run_job
+from entropylong_assets.project import Project, make_project, open_store
+from entropylong_assets.report.proof import trial_table
+from entropylong_assets.settings.section import Settings, SettingsError
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.stage import Partition
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
-from entropylong_assets.storage.tables import TableStore
+from entropylong_assets.stages.versioning import stale_reason
+from entropylong_assets.storage.checkpoints import PREFIX
+from entropylong_assets.storage.tables import WHOLE, TableStore
 from entropylong_assets_tests.stages.training_data.shards import make_shards
 from entropylong_assets_tests.tiny_world import tiny_values
 
@@ -39,8 +51,6 @@ def made(
     tmp_path_factory: pytest.TempPathFactory, tiny_models: tuple[str, str], tiny_corpus: Path
 ) -> tuple[Path, Settings, TableStore, list[str]]:
     """A settings file, and the dataset that was made by it, with samples of recipe `no_verify`."""
-    from entropylong_assets.project import make_project
-
     folder = tmp_path_factory.mktemp("dataset")
     values = tiny_values(
         tiny_corpus,
@@ -133,10 +143,14 @@ def test_arms_are_read_and_refused_in_one_line(
 
 
 def test_trial_runs_from_stored_tables_to_its_page(
-    tmp_path: Path, made: tuple[Path, Settings, TableStore, list[str]]
+    tmp_path: Path,
+    made: tuple[Path, Settings, TableStore, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, _, store, _ = made
-    assert (identity(store), trial_figures(store)) == (None, [])
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    assert store.manifest(TRAINING_TRIAL) is None
+    assert trial_table(store) is None
     arms = tmp_path / "arms.yaml"
     arms.write_text(
         "random: {recipe: random}\nno_verify: {recipe: no_verify}\nplain: {rule: plain}\n"
@@ -172,12 +186,16 @@ def test_trial_runs_from_stored_tables_to_its_page(
     assert text.startswith("# Training trial")
     assert "## 8,192 tokens per run, samples of 4,096" in text
     assert "| `plain` less `no_verify` |" in text
-    figures = {name: value for name, value, _ in trial_figures(store)}
-    assert figures["trained models: tokens per run"] == 8192
-    assert "(" in figures["trained on plain less random: answers at 4K (nats)"]
-    seen = identity(store)
+    shown = trial_table(store)
+    assert shown is not None
+    assert "8,192 tokens of each arm, in samples of 4,096" in shown["note"]
+    row = next(row for row in shown["rows"] if row[0] == "plain")
+    cell = row[shown["head"].index("answers at 4K (nats)")]
+    assert f"| {cell} |" in next(x for x in text.splitlines() if "`plain` less `random`" in x)
+    seen = store.require(TRAINING_TRIAL).data_version
     again = CliRunner().invoke(app, command)
-    assert identity(store) == seen  # the report is not stale after a call that ran nothing
+    # The report is not stale after a call that ran nothing.
+    assert store.require(TRAINING_TRIAL).data_version == seen
     # A second trial over other samples, on the same items.
     other = [*command, "--prepare", "--evaluation", str(folder)]
     other[1] = str(tmp_path / "second")
@@ -187,6 +205,163 @@ def test_trial_runs_from_stored_tables_to_its_page(
     assert second.evaluation_identity() == made_folder.evaluation_identity()
     assert second.facts.items == made_folder.facts.items
     assert "run 1 of" not in again.output
+
+
+def trial_world(base: Path, folder: Path, **over: Any) -> tuple[Project, Path, TableStore]:
+    """A copy of the dataset whose settings name a small trial: project, settings file, tables."""
+    values = json.loads((base / "settings.json").read_text())
+    # Another test publishes a trial beside the tables.
+    ignored = shutil.ignore_patterns("training_trial")
+    shutil.copytree(values["data_uri"], folder / "data", ignore=ignored)
+    values["data_uri"] = str(folder / "data")
+    values["trial"] = {
+        "arms": {"random": {"recipe": "random"}, "plain": {"rule": "plain"}},
+        "tokens": 4096,
+        "sample_tokens": 2048,
+        "seeds": [0],
+        "evaluation": str(held_out_text(folder)),
+        "items": 2,
+        "natural": 2,
+        "short_window": 64,
+        "batch_tokens": 2048,
+        "max_repeats": 9,
+        **over,
+    }
+    file = folder / "settings.json"
+    file.write_text(json.dumps(values))
+    project = make_project(values)
+    return project, file, open_store(project.dataset)
+
+
+def counted_trainings(monkeypatch: pytest.MonkeyPatch, allowed: int) -> list[Any]:
+    """Fills with a value per training from now on; the one after `allowed` fails."""
+    trained: list[Any] = []
+    train = Trainer.train
+
+    def counted(self: Trainer, *args: Any) -> Any:
+        if len(trained) == allowed:
+            raise TrialError("stopped by the test")
+        trained.append(args)
+        return train(self, *args)
+
+    monkeypatch.setattr(Trainer, "train", counted)
+    return trained
+
+
+def test_asset_resumes_and_shares_its_results_with_the_command(
+    tmp_path: Path,
+    made: tuple[Path, Settings, TableStore, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real asset: stopped after its first training, made again, then seen by the command."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    project, file, store = trial_world(made[0], tmp_path)
+    stage, partition = TRAINING_TRIAL_STAGE, Partition(project.dataset, store)
+    job = build_definitions(project).get_repository_def().get_job("dataset__trial")
+    with dg.DagsterInstance.ephemeral() as instance:
+        with monkeypatch.context() as patched:
+            counted_trainings(patched, allowed=1)
+            with pytest.raises(RunError, match="stopped by the test"):
+                run_job(job, WHOLE, instance)
+        assert store.manifest(TRAINING_TRIAL) is None
+        with monkeypatch.context() as patched:
+            trained = counted_trainings(patched, allowed=9)
+            run_job(job, WHOLE, instance)
+            assert len(trained) == 1, "a finished training was made again"
+        (event,) = instance.fetch_materializations(
+            dg.AssetKey(["dataset", "training_trial"]), limit=9
+        ).records
+        assert event.asset_materialization is not None
+        metadata = event.asset_materialization.metadata
+        assert "## 4,096 tokens per run, samples of 2,048" in str(metadata["page"].value)
+        assert metadata["learnt_tokens"].value == 2 * 4096
+        outcomes = store.check_outcomes(TRAINING_TRIAL)
+        assert set(outcomes) == {check.name for check in stage.checks}
+        assert all(outcomes[c.name].passed for c in stage.checks if not c.warns)
+    assert not list(Path(store.folder(TRAINING_TRIAL)).glob(f"{PREFIX}*")), "samples are left"
+
+    # What is stored is the mean of paired items.
+    runs = {(r["arm"], r["tokens"]): r["result"] for r in stored_rows(store, "runs")}
+    assert set(runs) == {("random", 0), ("random", 4096), ("plain", 4096)}
+    rows = {(r["arm"], r["rival"], r["measure"]): r for r in stored_rows(store, "differences")}
+    for rival, other in (("random", ("random", 4096)), ("start", ("random", 0))):
+        ours, theirs = (
+            np.array(json.loads(runs[key])["scores"]["short"]["all"])
+            for key in (("plain", 4096), other)
+        )
+        row = rows["plain", rival, "short/all"]
+        assert row["value"] == pytest.approx((ours - theirs).mean())
+        assert (row["seeds"], row["items"]) == (1, len(ours))
+
+    assert stale_reason(stage, partition) is None
+    for change, reason in (
+        ({"tokens": 2048}, "setting trial.tokens has changed"),
+        ({"arms": {"random": Arm(recipe="random")}}, "setting trial.arms has changed"),
+    ):
+        trial = project.dataset.trial.model_copy(update=change)
+        changed = project.dataset.model_copy(update={"trial": trial})
+        assert stale_reason(stage, Partition(changed, store)) == reason
+
+    # The command finds the same samples and every result, and publishes the same content.
+    version = store.require(TRAINING_TRIAL).data_version
+    counted_trainings(monkeypatch, allowed=0)
+    page = tmp_path / "page.md"
+    command = ["trial", str(tmp_path / "trial"), "-s", str(file), "--out", str(page)]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 0, ran.output
+    assert page.read_text() == metadata["page"].value
+    assert store.require(TRAINING_TRIAL).data_version == version
+    assert stale_reason(stage, partition) is None
+    with dg.DagsterInstance.get() as instance:  # the one that the command has told
+        key = dg.AssetKey(["dataset", "training_trial"])
+        assert len(instance.fetch_materializations(key, limit=9).records) == 1
+
+
+def stored_rows(store: TableStore, table: str) -> list[dict[str, Any]]:
+    return store.read(TRAINING_TRIAL, WHOLE, table).to_dicts()
+
+
+def test_trial_without_arms_is_skipped(
+    tmp_path: Path, made: tuple[Path, Settings, TableStore, list[str]]
+) -> None:
+    project, _, store = trial_world(made[0], tmp_path, arms={})
+    job = build_definitions(project).get_repository_def().get_job("dataset__trial")
+    with dg.DagsterInstance.ephemeral() as instance:
+        run_job(job, WHOLE, instance)
+    assert store.manifest(TRAINING_TRIAL) is None
+
+
+@pytest.mark.parametrize(
+    ("trial", "words"),
+    [
+        ({"arms": {"a": {"recipe": "none_such"}}}, "samples.recipe"),
+        ({"arms": {"a": {"samples": {"layout": "wild"}}}}, "samples.layout"),
+        ({"arms": {"a": {"rule": "none_such"}}}, "verification.compared_rules"),
+        ({"arms": {"a": {"colour": "red"}}}, "trial.arms.a.colour: no such setting"),
+        ({"arms": {"../a": {}}}, "lower-case letters"),
+        ({"arms": {"a": {}}, "sample_tokens": 4096}, "roots.max_tokens"),
+        ({"seeds": [1, 1]}, "different numbers"),
+    ],
+)
+def test_settings_of_a_trial_are_refused_in_one_line(trial: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        make_project({"trial": trial, "roots": {"max_tokens": 4096}})
+
+
+def test_reordered_samples_are_another_trial(
+    tmp_path: Path, made: tuple[Path, Settings, TableStore, list[str]]
+) -> None:
+    """Equal counts of other samples must not take over the results of the first."""
+    seen = set()
+    for order in ("shuffle", "sequence"):
+        arms = {"a": {"rule": "plain", "samples": {"order": order}}}
+        (tmp_path / order).mkdir()
+        project, _, store = trial_world(made[0], tmp_path / order, arms=arms)
+        prepare(project.dataset, store, tmp_path / order / "trial")
+        folder = TrialFolder(tmp_path / order / "trial")
+        seen.add((folder.identity, folder.facts.arms["a"]["samples"]))
+    assert len(seen) == 2
+    assert len({samples for _, samples in seen}) == 1
 
 
 def test_arms_in_deploy_hold_the_default_ones_and_are_allowed(
@@ -204,8 +379,15 @@ def test_interrupted_preparation_is_not_taken_for_a_trial(
     tmp_path: Path, made: tuple[Path, Settings, TableStore, list[str]]
 ) -> None:
     _, settings, store, _ = made
-    wished = PrepareSettings(tokens=8192, sample_tokens=TOKENS, arms={"a": Arm(recipe="no_verify")})
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "too little"}\n')
+    trial = TrialSettings(
+        tokens=8192,
+        sample_tokens=TOKENS,
+        arms={"a": Arm(recipe="no_verify")},
+        evaluation=str(text),
+    )
     with pytest.raises(TrialError, match="--evaluation"):
-        prepare(settings, store, tmp_path, wished, texts=["too little"])
+        prepare(settings.model_copy(update={"trial": trial}), store, tmp_path)
     with pytest.raises(TrialError, match="--prepare"):
         _ = TrialFolder(tmp_path).facts

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,30 +27,10 @@ from entropylong_assets.audits.trial.measures import (
 )
 from entropylong_assets.audits.trial.page import order_words, trial_page, verdict
 from entropylong_assets.audits.trial.plan import make_plan
-from entropylong_assets.audits.trial.training import TrainingSettings
+from entropylong_assets.audits.trial.training_settings import TrainingSettings
+from entropylong_assets_tests.audits.trial_results import result
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "training"
-
-
-def result(
-    arm: str, seed: int, answers: list[float], far: list[float | None], **over: Any
-) -> dict[str, Any]:
-    return {
-        "run": {"arm": arm, "seed": seed, "tokens": 1000, "start": "", **over},
-        "settings": {**vars(TrainingSettings())},
-        "model": "models/tiny",
-        "sample_tokens": 8192,
-        "short_window": 64,
-        "evaluation": "e",
-        "rope_theta": 1e5,
-        "device": "CPU",
-        "training": {"steps": 3, "tokens": 1000, "seconds": 2.0, "losses": [], "repeats": 1.0},
-        "scores": {
-            "single_needle-8192": {"log_likelihood": answers, "exact": [1.0] * len(answers)},
-            "natural": {"from_4096": far, "all": [2.0] * len(far)},
-            "short": {"all": [3.0]},
-        },
-    }
 
 
 def test_one_seed_has_the_interval_of_the_package_s_means() -> None:
@@ -116,6 +95,10 @@ def test_runs_of_another_length_or_rate_are_not_compared() -> None:
         assert setup_of(first) != setup_of(other)
     assert setup_of(first) != setup_of(first | {"sample_tokens": 4096})
     assert setup_of(first) != setup_of(first | {"evaluation": "other items"})
+    for change in ({"model": "models/other"}, {"rope_theta": 2e5}, {"short_window": 32}):
+        assert setup_of(first) != setup_of(first | change)
+    fewer_items = result("a", 0, [1.0], [1.0]), result("a", 0, [1.0, 2.0], [1.0])
+    assert setup_of(fewer_items[0]) != setup_of(fewer_items[1])
     assert setup_of(first) != setup_of(result("a", 0, [1.0], [1.0], start="other"))
 
 
@@ -138,6 +121,24 @@ def test_verdict_names_the_side(mean: Mean, is_higher_better: bool, word: str) -
 def test_two_results_of_one_arm_and_seed_are_refused() -> None:
     with pytest.raises(TrialError, match="arm a with seed 0"):
         by_arm([result("a", 0, [1.0], [1.0]), result("a", 0, [2.0], [1.0], data="other")])
+
+
+def test_folder_prepared_anew_replaces_its_results() -> None:
+    """Samples of an earlier preparation must not end a trial whose runs are all trained."""
+    old, new = result("a", 0, [1.0], [1.0], data=""), result("a", 0, [2.0], [1.0], data="")
+    assert by_arm([old, new]) == {"a": [new]}
+
+
+def test_start_row_is_of_the_section_s_model_and_length() -> None:
+    draw = np.random.default_rng(3)
+    trained = [result("random", 0, draw.normal(-2, 1, 9).tolist(), [1.0])]
+    own = result("random", 0, [-1.25] * 9, [1.0], tokens=0)
+    shorter = result("random", 0, [-7.25] * 9, [1.0], tokens=0) | {"sample_tokens": 4096}
+    other = result("random", 0, [-8.25] * 9, [1.0], tokens=0) | {"model": "models/other"}
+    facts = TrialFacts(model="m", vocab_size=18, pad_id=0, sample_tokens=8192, arms={})
+    page = trial_page(facts, [other, shorter, own, *trained], "2026-01-01")
+    row = next(line for line in page.splitlines() if line.startswith("| as it starts | –"))
+    assert "-1.250" in row
 
 
 def test_page_says_the_paper_s_order_by_the_figures() -> None:

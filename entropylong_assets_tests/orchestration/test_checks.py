@@ -17,6 +17,7 @@ import pytest
 
 import entropylong_assets
 from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT, LONG_RANGE_AUDIT, NULL_CALIBRATION
+from entropylong_assets.audits.trial.tables import TRAINING_TRIAL
 from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import make_project, open_store
 from entropylong_assets.report.tables import REPORT
@@ -479,6 +480,27 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "replaced not a number": sets("dependencies", 0, surprisal_replaced=NAN),
         },
     },
+    "trial": {
+        "every_run_present": {
+            "a run lost": loses("runs", 3),
+            "a run that learnt nothing": sets("runs", 3, steps=0),
+            "a seed more": adds("planned", arm="random", seed=2),
+        },
+        "arms_learnt_equally": {
+            "more tokens": sets("runs", 2, learnt_tokens=3000),
+            "fewer steps": sets("runs", 2, steps=1),
+            "a seed lost": loses("runs", 2),
+            "another seed": sets("runs", 2, seed=7),
+        },
+        "intervals_sound": {
+            "not a number": sets("differences", 0, value=NAN),
+            "infinite end": sets("differences", 0, high=INF),
+            "one end alone": sets("differences", 0, low=None),
+            "beside its interval": sets("differences", 0, value=0.5),
+            "items without a mean": sets("differences", 2, value=None),
+        },
+        "short_documents_kept": {"loss rose": sets("differences", 1, value=0.03, high=0.04)},
+    },
 }
 
 TABLES = {
@@ -497,6 +519,7 @@ TABLES = {
     "null": NULL_CALIBRATION,
     "second": CROSS_MODEL_AUDIT,
     "long": LONG_RANGE_AUDIT,
+    "trial": TRAINING_TRIAL,
 }
 BROKEN = [
     pytest.param(stage, check, change, id=f"{stage}-{check}-{name}".replace(" ", "_"))

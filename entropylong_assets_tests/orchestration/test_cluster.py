@@ -30,6 +30,7 @@ GPU_STEPS = {
     "null_calibration",
     "cross_model_audit",
     "long_range_audit",
+    "training_trial",
 }
 """Names of the stages whose steps load a model, written by hand."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from entropylong_assets.audits.tables import LONG_RANGE_AUDIT, NULL_CALIBRATION
+from entropylong_assets.audits.trial.tables import TRAINING_TRIAL
 from entropylong_assets.report.tables import REPORT
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
@@ -399,9 +400,33 @@ _TABLES: dict[str, Tables] = {
                for b in ("", "_near", "_in_place", "_replaced")}
         ],
     },
+    "trial": {
+        "planned": [
+            {"arm": arm, "seed": seed} for arm in ("random", "plain") for seed in (0, 1)
+        ],
+        "runs": [
+            {"setup": 0, "arm": "random", "seed": 0, "tokens": 0, "sample_tokens": 64, "steps": 0,
+             "learnt_tokens": 0, "repeats": 0.0, "last_loss": None, "seconds": 0.0,
+             "device": "CPU", "result": "{}"},
+            *({"setup": 0, "arm": arm, "seed": seed, "tokens": 2000, "sample_tokens": 64,
+               "steps": 2, "learnt_tokens": 1920, "repeats": 1.0, "last_loss": 2.5,
+               "seconds": 3.0, "device": "CPU", "result": "{}"}
+              for arm in ("random", "plain") for seed in (0, 1)),
+        ],
+        "differences": [
+            {"setup": 0, "tokens": 2000, "sample_tokens": 64, "arm": "plain", "rival": rival,
+             "measure": "short/all", "name": "loss on short documents", "higher_is_better": False,
+             "value": value, "low": low, "high": high, "seeds": 2, "items": items}
+            for rival, value, low, high, items in (
+                ("random", 0.01, -0.01, 0.03, 9), ("start", 0.019, 0.01, 0.028, 9),
+                ("no_verify", 0.01, None, None, 1),
+            )
+        ],
+    },
 }  # fmt: skip
 
 PARAMETERS: dict[str, dict[str, Any]] = {
+    "trial": {"max_short_loss": 0.02},
     "corpus": {
         "min_chars": 5,
         "max_chars": 50,
@@ -475,10 +500,12 @@ TABLES: dict[str, tuple[TableSet, ...]] = {
     "null": (NULL_CALIBRATION,),
     "second": (VERIFIED_DEPENDENCIES,),
     "long": (LONG_RANGE_AUDIT,),
+    "trial": (TRAINING_TRIAL,),
 }
 """The tables that the views of a stage's checks are read from."""
 
 _SCHEMAS = {
+    "planned": pl.Schema({"arm": pl.String, "seed": pl.Int64}),
     "vectors": pl.Schema(
         {"chunk_id": pl.String, "doc_id": pl.String, "vector": pl.Array(pl.Float32, 2)}
     ),

@@ -6,9 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from entropylong_assets.report.proof import gather_proof
+from entropylong_assets.audits.trial.folder import TrialFacts
+from entropylong_assets.audits.trial.record import publish
+from entropylong_assets.report.proof import gather_proof, trial_table
 from entropylong_assets.report.proof_charts import proof_charts
-from entropylong_assets_tests.report.runs import SHARDS, run_settings, write_audits, write_run
+from entropylong_assets.report.run import gather_run, open_dataset
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
+from entropylong_assets.storage.tables import TableStore
+from entropylong_assets_tests.audits.trial_results import result
+from entropylong_assets_tests.report.runs import (
+    SHARDS,
+    byte_tokenizer,
+    run_settings,
+    write_audits,
+    write_run,
+)
 
 
 def test_gather_proof_gives_figures_counted_by_hand(tmp_path: Path) -> None:
@@ -89,3 +101,39 @@ def test_proof_charts_have_every_row_and_share_their_scale(tmp_path: Path) -> No
     (score,) = points(charts[3]["specs"][0])
     assert (score["name"], score["value"]) == ("calibrated", 0.125)
     assert len(points(charts[0]["specs"][0])) == len(audited["by_chance"])
+
+
+def publish_trial(store: TableStore, version: str) -> None:
+    """A trial whose differences can be worked out by hand, made from dependencies of a version."""
+    scores = {"random": [-2.0, -3.0], "no_verify": [-2.0, -3.5], "genuine": [-1.5, -2.4]}
+    results = [result(arm, 0, answers, [1.0]) for arm, answers in scores.items()]
+    facts = TrialFacts(model="m", vocab_size=9, pad_id=0, sample_tokens=8192, arms={})
+    inputs = {"inputs": {VERIFIED_DEPENDENCIES.name: {SHARDS[0]: version}}}
+    publish(store, inputs, facts, results)
+
+
+def test_trial_s_table_has_paired_differences_from_the_first_rival(tmp_path: Path) -> None:
+    settings = run_settings(tmp_path)
+    store = write_run(settings)
+    assert trial_table(store) is None
+    publish_trial(store, store.require(VERIFIED_DEPENDENCIES, SHARDS[0]).data_version)
+    shown = trial_table(store)
+    assert shown is not None
+    assert shown["head"] == ["arm", "answers at 8K (nats)", "loss on short documents"]
+    assert [row[0] for row in shown["rows"]] == ["no_verify", "genuine"]
+    # Differences 0 and -0.5; 0.5 and 0.6: half widths 12.706 standard errors of two items.
+    assert [row[1] for row in shown["rows"]] == [
+        "-0.2500 (-3.4266 to +2.9266)",
+        "+0.5500 (-0.0853 to +1.1853)",
+    ]
+    assert "1,000 tokens of each arm" in shown["note"]
+    assert "less random" in shown["note"]
+    source = open_dataset(settings, store)
+    page, _ = gather_run(source, "a", {}, byte_tokenizer)
+    assert page["trial"] == shown
+
+
+def test_trial_of_older_dependencies_is_not_shown(tmp_path: Path) -> None:
+    store = write_run(run_settings(tmp_path))
+    publish_trial(store, "0" * 16)
+    assert trial_table(store) is None

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from entropylong_assets.audits.trial.settings import Arm
 from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import Project, make_project, open_store
 from entropylong_assets.settings.section import Section, Settings
@@ -43,6 +44,7 @@ R, V, S = "candidate_contexts", "verified_dependencies", "long_context_samples"
 T, N, M, L = "training_dataset", "null_calibration", "cross_model_audit", "long_range_audit"
 P = "report"
 Z = "natural_documents"
+Y = "training_trial"
 G, Q = "document_signatures", "near_duplicates"
 
 KNOBS: dict[str, tuple[Any, set[str]]] = {
@@ -151,7 +153,22 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "audit.short_tokens": (64, {L}),
     "audit.segment_tokens": (32, {L}),
     "audit.segment_pairs": (2, {L}),
+    # Without arms there is no trial.
+    "trial.arms": ({"quest": Arm(recipe="quest")}, {Y}),
+    "trial.tokens": (1000, set()),
+    "trial.sample_tokens": (8192, set()),
+    "trial.seeds": ((0,), set()),
+    "trial.evaluation": ("text.jsonl", set()),
+    "trial.items": (8, set()),
+    "trial.natural": (8, set()),
+    "trial.short_window": (64, set()),
+    "trial.learning_rate": (1e-3, set()),
+    "trial.batch_tokens": (16384, set()),
+    "trial.max_repeats": (1, set()),
+    "trial.max_short_loss": (0.1, set()),  # a check
 }
+
+_ARMS = {"trial.arms": {"genuine": Arm(rule="genuine"), "random": Arm(recipe="random")}}
 
 OTHER_BASES: list[tuple[dict[str, Any], str, Any, set[str]]] = [
     # A second model: its audit depends on the pairs that it scores and on its settings.
@@ -188,6 +205,36 @@ OTHER_BASES: list[tuple[dict[str, Any], str, Any, set[str]]] = [
             ("scoring.max_forward_tokens", 4000),
         ]
     ),
+    # A trial: what the samples of its arms are made of, and its own settings but that of a check.
+    *(
+        (_ARMS, path, value, stages | ({Y} if path != "trial.max_short_loss" else set()))
+        for path, (value, stages) in KNOBS.items()
+        if path
+        in {
+            "seed",
+            "scoring.model",
+            "scoring.bos",
+            "scoring.separator",
+            "verification.rule",
+            "samples.order",
+            "samples.layout",
+            "samples.fill",
+            "samples.max_uses_per_context",
+            "samples.max_uses_per_document",
+            "samples.max_contexts_per_root",
+            "retrieval.leak_check",
+            "retrieval.leak_ngram_words",
+            "retrieval.max_containment",
+            "embedding.model",
+            "embedding.query_prompt",
+            "embedding.query_task",
+            "embedding.dimensions",
+        }
+        or path.startswith("trial.")
+    ),
+    (_ARMS, "samples.tokens", 8192, {S}),
+    (_ARMS, "samples.recipe", "random", {S}),
+    (_ARMS, "scoring.dtype", "bfloat16", {E, V, N, L}),
     # Recipes.
     ({"samples.recipe": "nextlong"}, "samples.meta_chunk_tokens", 128, {S, L}),
     ({"samples.recipe": "nextlong"}, "samples.layout", "interleaved", set()),
@@ -459,7 +506,7 @@ def copied(world: World, tiny_models: tuple[str, str], tmp_path: Path) -> Copied
 
 def test_copied_data_are_up_to_date(copied: Copied) -> None:
     for stage in STAGES:
-        if stage.name not in (N, M, L):
+        if stage.name not in (N, M, L, Y):
             assert stale_reason(stage, copied.partition(stage)) is None, stage.name
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from entropylong_assets.audits.trial.folder import Rows, TrialError, compact
+from entropylong_assets.audits.trial.settings import Arm, TrialSettings
 from entropylong_assets.settings.section import Settings, one_line
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts, tokenizer_facts
@@ -27,22 +28,6 @@ from entropylong_assets.stages.verification.registry import RULES, evaluated_rul
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 
 ROLES = ("root", "verified", "hard_negative", "unverified", "filler", "padding")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One way to make samples from a dataset's stored tables."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    recipe: str | None = None
-    """Recipe; None: the contexts that the arm's rule verified."""
-    rule: str | None = None
-    """Rule in force, which sets the roots and their budgets; None: that of the dataset."""
-    samples: Mapping[str, Any] = field(default_factory=dict)
-    """Other settings of `samples`: `layout`, `fill`, `order`, …"""
-    loss_weights: Literal["uniform", "anchors", "distance"] = "uniform"
-    anchor_weight: float = 2.0
 
 
 DEFAULT_ARMS: Mapping[str, Arm] = {
@@ -63,13 +48,13 @@ DEFAULT_ARMS: Mapping[str, Arm] = {
 """What the paper's claim is compared on: rivals, the ablation, the paper's rule and ours."""
 
 
-def read_arms(file: str | Path) -> dict[str, Arm]:
-    """Read arms from a YAML file of names and fields of Arm. Raises TrialError."""
+def read_arms(file: str | Path) -> Mapping[str, Arm]:
+    """Read arms from a YAML file: the content of `trial.arms`. Raises TrialError."""
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        return TypeAdapter(dict[str, Arm]).validate_python(content)
+        return TrialSettings.model_validate({"arms": content}).arms
     except ValidationError as error:
-        raise TrialError(f"arms {file}: {one_line(error, '')}") from None
+        raise TrialError(f"arms {file}: {one_line(error)}") from None
     except (OSError, yaml.YAMLError) as error:
         raise TrialError(f"arms {file}: {' '.join(str(error).split())}") from None
 

@@ -46,6 +46,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.token_ids_NT)
 
+    def identity(self) -> str:
+        """Hash of the content."""
+        digest = hashlib.sha256()
+        for array in (self.token_ids_NT, self.lengths_N, self.weights_NT):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Items:
@@ -66,7 +74,8 @@ class TrialFacts:
     pad_id: int
     sample_tokens: int
     arms: dict[str, dict[str, Any]]
-    """Figures of each arm, by name: `samples`, `learnt_tokens` and more for the page."""
+    """Figures of each arm, by name: `samples`, `learnt_tokens` and more for the page; `content`,
+    the hash of its samples, makes the identity of the folder depend on them."""
     items: list[str] = field(default_factory=list)
     """Names of the files of items, `<task>-<tokens>`."""
     decontamination: dict[str, Any] = field(default_factory=dict)

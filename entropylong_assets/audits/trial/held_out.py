@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.audits.trial.folder import Rows, TrialError, pad_rows
+from entropylong_assets.audits.trial.folder import Rows, TrialError, TrialFolder, pad_rows
+from entropylong_assets.settings.section import NAME_PATTERN
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.ngrams import hash_runs
@@ -107,6 +109,46 @@ def file_texts(file: str | Path) -> Iterator[str]:
                     ) from None
     except OSError as error:
         raise TrialError(f"{file}: can't be read ({error}); name a JSON Lines file") from None
+
+
+def open_texts(evaluation: str, store: TableStore, seed: int) -> Iterable[str] | TrialFolder | None:
+    """The held-out text that `trial.evaluation` names; None if it names none. Raises TrialError."""
+    if not evaluation:
+        return None
+    if (Path(evaluation) / "trial.json").exists():
+        return TrialFolder(evaluation)
+    if other := _corpus_shards(evaluation, store):
+        return corpus_texts(*other, set(), seed)
+    if not Path(evaluation).exists():
+        raise TrialError(
+            f"held-out text '{evaluation}': neither a file, nor the folder of a trial, nor a "
+            f"corpus with documents under {store.uri}"
+        )
+    return file_texts(evaluation)
+
+
+def _corpus_shards(name: str, store: TableStore) -> tuple[TableStore, list[str]] | None:
+    """The tables of a corpus under the same URI, and its shards; None if it has none."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        return None
+    corpus = TableStore(store.uri, name)
+    shards = corpus.shards(CORPUS_DOCUMENTS)
+    return (corpus, shards) if shards else None
+
+
+def texts_version(evaluation: str, store: TableStore) -> Any:
+    """Version of the held-out text that `trial.evaluation` names, as a JSON value; None if it is
+    missing."""
+    if (Path(evaluation) / "trial.json").exists():
+        return TrialFolder(evaluation).evaluation_identity()
+    if other := _corpus_shards(evaluation, store):
+        corpus, shards = other
+        return {s: corpus.require(CORPUS_DOCUMENTS, s).data_version for s in shards}
+    try:
+        with open(evaluation, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return None
 
 
 def choose_held_out(

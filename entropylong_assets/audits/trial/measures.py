@@ -39,18 +39,32 @@ class Setup:
     sample_tokens: int
     settings: str
     """Settings of the training and first weights, as JSON."""
-    evaluation: str
-    """Identity of the items and documents."""
+    model: str
+    rope_theta: float
+    evaluation: tuple[str, int, int]
+    """Identity of the items and documents, scored items per task, and the short window."""
+
+    def is_of_same_start(self, other: Setup) -> bool:
+        """Whether both evaluate one model on the same texts, whatever is trained."""
+        mine, theirs = (
+            (setup.sample_tokens, setup.model, setup.rope_theta, setup.evaluation)
+            for setup in (self, other)
+        )
+        return mine == theirs
 
 
 def setup_of(result: Result) -> Setup:
     own = {k: v for k, v in result["settings"].items() if k not in _WITHOUT_EFFECT}
     own["start"] = result["run"]["start"]
+    tasks = [scores for name, scores in result["scores"].items() if "-" in name]
+    scored = max((len(scores["log_likelihood"]) for scores in tasks), default=0)
     return Setup(
         result["run"]["tokens"],
         result["sample_tokens"],
         json.dumps(own, sort_keys=True),
-        result["evaluation"],
+        result["model"],
+        result["rope_theta"],
+        (result["evaluation"], scored, result["short_window"]),
     )
 
 
@@ -58,17 +72,23 @@ _WITHOUT_EFFECT = ("micro_batch_tokens", "checkpoint_seconds", "log_steps")
 
 
 def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of each arm under one setup, in the order for tables. Raises TrialError if an arm has
-    two results for one seed: they are of different samples."""
-    seen = [(result["run"]["arm"], result["run"]["seed"]) for result in results]
-    for arm, seed in seen:
-        if seen.count((arm, seed)) > 1:
+    """Results of each arm under one setup, in the order for tables.
+
+    Of two results of one arm and seed the later counts: the folder was prepared anew between them.
+    Raises TrialError if they are of two folders.
+    """
+    latest: dict[tuple[str, int], Result] = {}
+    for result in results:
+        run = result["run"]
+        earlier = latest.get((run["arm"], run["seed"]), result)["run"]
+        if earlier.get("data") != run.get("data"):
             raise TrialError(
-                f"two results of arm {arm} with seed {seed}: give the arms of several folders "
-                "different names"
+                f"two results of arm {run['arm']} with seed {run['seed']}: give the arms of "
+                "several folders different names"
             )
-    names = recipe_order({result["run"]["arm"] for result in results})
-    return {name: [r for r in results if r["run"]["arm"] == name] for name in names}
+        latest[run["arm"], run["seed"]] = result
+    names = recipe_order({arm for arm, _ in latest})
+    return {name: [r for (arm, _), r in latest.items() if arm == name] for name in names}
 
 
 def task_lengths(results: Iterable[Result]) -> list[int]:

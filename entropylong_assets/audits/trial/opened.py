@@ -43,7 +43,7 @@ class OpenedTrial:
         self._device = device
         self.network = self._load(self.reference)
         self.trainer = Trainer(self.network, plan.settings, log, getattr(torch, dtype))
-        if plan.compile:
+        if plan.compile and device.startswith("cuda"):
             self.network.compile_layers()
         self._rows: dict[str, DeviceRows] = {}
         self._items = {

@@ -19,14 +19,11 @@ from entropylong_assets.audits.trial.measures import (
     grid,
     measures_of,
     paired_difference,
-    setup_of,
     smallest_found,
     task_lengths,
 )
+from entropylong_assets.audits.trial.record import START, compared, setups_of, start_of
 from entropylong_assets.audits.trial.tasks import TASKS
-
-RIVALS = ("random", "no_verify")
-"""Arms that every other is compared with."""
 
 PAPER_ORDER = ("entropylong", "no_verify", "quest", "random")
 """From best to worst in the paper."""
@@ -91,23 +88,21 @@ def write_page(file: str | Path, facts: TrialFacts, results: Sequence[Result]) -
     """Write the page of a trial's results. Raises TrialError if no run was trained."""
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(trial_page(facts, results, datetime.now(UTC).date().isoformat()), "utf-8")
+    path.write_text(trial_page(facts, results), "utf-8")
 
 
-def trial_page(facts: TrialFacts, results: Sequence[Result], date: str) -> str:
-    """The page: all figures, and the words that follow from them."""
-    start = [result for result in results if not result["run"]["tokens"]]
-    trained = [result for result in results if result["run"]["tokens"]]
-    if not trained:
+def trial_page(facts: TrialFacts, results: Sequence[Result], date: str = "") -> str:
+    """The page: all figures, and the words that follow from them. date: empty for today.
+
+    Raises TrialError if no run was trained.
+    """
+    setups = setups_of(results)
+    if not setups:
         raise TrialError("no run of the trial has a result yet; run `entropylong trial` first")
-    setups = sorted({setup_of(r) for r in trained}, key=lambda s: (s.sample_tokens, s.tokens))
-    sections = []
-    for setup in setups:
-        own = [r for r in trained if setup_of(r) == setup]
-        same_texts = [r for r in start if r["evaluation"] == setup.evaluation]
-        sections.append(_section(setup, own, same_texts))
+    trained = [result for own in setups.values() for result in own]
+    sections = [_section(setup, own, start_of(setup, results)) for setup, own in setups.items()]
     return _PAGE.format(
-        date=date,
+        date=date or datetime.now(UTC).date().isoformat(),
         model=trained[0]["model"].rpartition("/")[2],
         setups="\n".join(sections),
         short_window="{:,} to {:,}".format(*_short_window(trained[0])),
@@ -129,7 +124,7 @@ def _section(setup: Setup, results: Sequence[Result], start: Sequence[Result]) -
         sample_tokens=f"{setup.sample_tokens:,}",
         note=_note(results),
         means=means_table(measures, arms, start),
-        differences=differences_table(measures, arms),
+        differences=differences_table(measures, arms, start),
         order=order_words(measures, arms),
         tasks=tasks_table(arms, start),
     )
@@ -157,7 +152,7 @@ def means_table(
     measures: Sequence[Measure], arms: Mapping[str, Sequence[Result]], start: Sequence[Result]
 ) -> str:
     """Mean of each measure by arm, over seeds and items."""
-    rows = [["as it starts", "–", *(_mean_cell(start[:1], m) for m in measures)]] if start else []
+    rows = [["as it starts", "–", *(_mean_cell(start, m) for m in measures)]] if start else []
     for name, results in arms.items():
         seeds = str(len({result["run"]["seed"] for result in results}))
         rows.append([f"`{name}`", seeds, *(_mean_cell(results, m) for m in measures)])
@@ -169,15 +164,15 @@ def _mean_cell(results: Sequence[Result], measure: Measure) -> str:
     return f"{values.mean():.3f}" if values.size else "–"
 
 
-def differences_table(measures: Sequence[Measure], arms: Mapping[str, Sequence[Result]]) -> str:
+def differences_table(
+    measures: Sequence[Measure], arms: Mapping[str, Sequence[Result]], start: Sequence[Result]
+) -> str:
+    found = compared(arms, start, measures)
     rows = []
-    for rival in RIVALS:
-        for name in arms:
-            if name == rival or rival not in arms:
-                continue
-            found = [paired_difference(arms[name], arms[rival], m.key) for m in measures]
-            cells = [number(as_row(mean), "{:+.4f}") for mean in found]
-            rows.append([f"`{name}` less `{rival}`", *cells])
+    for (arm, rival), group in groupby(found, key=lambda entry: entry[:2]):
+        less = "the model as it starts" if rival == START else f"`{rival}`"
+        cells = [number(as_row(mean), "{:+.4f}") for *_, mean in group]
+        rows.append([f"`{arm}` less {less}", *cells])
     if not rows:
         return "No arm to compare with was trained.\n"
     return table(["difference", *(m.name for m in measures)], rows)
@@ -217,7 +212,7 @@ def tasks_table(arms: Mapping[str, Sequence[Result]], start: Sequence[Result]) -
     everything = [result for results in arms.values() for result in results]
     names = sorted({name for r in everything for name in r["scores"] if "-" in name}, key=_place)
     rows = []
-    shown = {**({"as it starts": list(start[:1])} if start else {}), **arms}
+    shown = {**({"as it starts": list(start)} if start else {}), **arms}
     for task, group in groupby(names, key=lambda name: name.rpartition("-")[0]):
         lengths = [name.rpartition("-")[2] for name in group]
         for arm, results in shown.items():

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from entropylong_assets.audits.trial.folder import TrialError
-from entropylong_assets.audits.trial.training import TrainingSettings
+from entropylong_assets.audits.trial.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class Plan:
     """Rotary base; None: raised by the length (`network.raised_base`)."""
     settings: TrainingSettings = field(default_factory=TrainingSettings)
     compile: bool = False
+    """Compile the layers, on CUDA."""
     items: int | None = None
     """Number of items per task and length that are scored; None: all."""
     short_window: int = 1024

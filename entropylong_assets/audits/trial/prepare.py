@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from entropylong_assets.audits.trial.arms import (
-    DEFAULT_ARMS,
-    Arm,
-    facts_of_tokenizer,
-    pack_arm,
-)
+from entropylong_assets.audits.trial.arms import facts_of_tokenizer, pack_arm
 from entropylong_assets.audits.trial.folder import Rows, TrialError, TrialFacts, TrialFolder
 from entropylong_assets.audits.trial.held_out import (
     MAX_SHARED,
@@ -22,8 +16,10 @@ from entropylong_assets.audits.trial.held_out import (
     choose_held_out,
     corpus_texts,
     gram_set,
+    open_texts,
     shared_share,
 )
+from entropylong_assets.audits.trial.settings import TrialSettings
 from entropylong_assets.audits.trial.tasks import TASKS, TaskMaker
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
@@ -37,47 +33,37 @@ MIN_TASK_TOKENS = 2048
 """Of shorter items, the question and the needles are a large part."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
-    """What a trial's folder holds."""
-
-    tokens: int = 15_000_000
-    """Tokens per run: at most as many are packed per arm."""
-    sample_tokens: int = 16_384
-    arms: Mapping[str, Arm] = field(default_factory=lambda: DEFAULT_ARMS)
-    seeds: Sequence[int] = (0, 1)
-    task_shares: Sequence[int] = (8, 4, 2, 1)
-    """Lengths of the synthetic tasks: the length of a sample divided by these, if that is at least
-    MIN_TASK_TOKENS."""
-    items: int = 64
-    """Items per task and length."""
-    natural: int = 48
-    """Natural long documents."""
+TASK_SHARES = (8, 4, 2, 1)
+"""Lengths of the synthetic tasks: the length of a sample divided by these, if that is at least
+MIN_TASK_TOKENS."""
 
 
 def prepare(
     settings: Settings,
     store: TableStore,
     folder: str | Path,
-    wished: PrepareSettings,
+    shards: Sequence[str] | None = None,
     *,
-    texts: Iterable[str] | TrialFolder | None = None,
     log: Log = lambda _: None,
 ) -> TrialFacts:
     """Write samples of every arm, the evaluation and a plan; returns the facts.
 
-    settings: those that the dataset's tables were made with. texts: for evaluation; a folder: the
-    items and documents of that trial; None: documents of the dataset's corpus that no sample
-    contains. Raises TrialError if there is nothing to pack,
-    or too little held-out text.
+    settings: those that the dataset's tables were made with; its section `trial` says what the
+    trial compares. shards: None for all that are verified. Raises TrialError if there is nothing to
+    pack, or too little held-out text.
     """
     from entropylong_assets.stages.entropy.model import load_tokenizer
 
-    shards = store.shards(VERIFIED_DEPENDENCIES)
+    wished: TrialSettings = settings.trial
+    shards = store.shards(VERIFIED_DEPENDENCIES) if shards is None else list(shards)
     if not shards:
         raise TrialError(
-            f"{store.dataset_uri}: nothing is verified; materialize {VERIFIED_DEPENDENCIES.name}"
+            f"{store.dataset_uri}: no verified shard can be used; materialize "
+            f"{VERIFIED_DEPENDENCIES.name}, or see why with `entropylong status`"
         )
+    if not wished.arms:
+        raise TrialError("trial.arms names no arm, so that there is nothing to compare")
+    texts = open_texts(wished.evaluation, store, settings.seed)
     out = TrialFolder(folder)
     shutil.rmtree(out.path / "samples", ignore_errors=True)
     shutil.rmtree(out.path / "items", ignore_errors=True)
@@ -97,7 +83,7 @@ def prepare(
         except TrialError as error:
             raise TrialError(f"arm {name}: {error}") from None
         out.write_samples(name, own.rows)
-        figures[name] = own.figures
+        figures[name] = own.figures | {"content": own.rows.identity()}
         packed.append(own.rows)
         used |= own.documents
         log(f"{name}: {own.figures['samples']:,} samples from {own.figures['roots']:,} roots")
@@ -125,7 +111,12 @@ def prepare(
         arms=figures,
         items=names,
         decontamination=decontamination,
-        made_from={"dataset": settings.name, "corpus": settings.corpus.name, "shards": len(shards)},
+        made_from={
+            "dataset": settings.name,
+            "corpus": settings.corpus.name,
+            "shards": len(shards),
+            "evaluation": out.evaluation_identity(),
+        },
     )
     (out.path / "plan.json").write_text(
         json.dumps(first_plan(made, wished, str(folder)), indent=1), encoding="utf-8"
@@ -134,11 +125,11 @@ def prepare(
     return made
 
 
-def _write_items(out: TrialFolder, maker: TaskMaker, wished: PrepareSettings) -> list[str]:
+def _write_items(out: TrialFolder, maker: TaskMaker, wished: TrialSettings) -> list[str]:
     """Write the items of every task and length; returns the names of their files."""
     names = []
     for task in TASKS:
-        for share in wished.task_shares:
+        for share in TASK_SHARES:
             tokens = wished.sample_tokens // share
             if tokens < MIN_TASK_TOKENS and share > 1:
                 continue
@@ -165,7 +156,7 @@ def _shared_now(texts: TrialFolder, packed: Sequence[Rows]) -> dict[str, Any]:
     return figures | {"largest_shared_kept": max(max(shares), figures["largest_shared_kept"])}
 
 
-def first_plan(facts: TrialFacts, wished: PrepareSettings, folder: str) -> dict[str, Any]:
+def first_plan(facts: TrialFacts, wished: TrialSettings, folder: str) -> dict[str, Any]:
     """A plan of every arm with every seed, seed by seed, after the model as it starts."""
     start = {"arm": next(iter(facts.arms)), "tokens": 0}
     runs = [
@@ -173,4 +164,11 @@ def first_plan(facts: TrialFacts, wished: PrepareSettings, folder: str) -> dict[
         for seed in wished.seeds
         for arm in facts.arms
     ]
-    return {"data": folder, "compile": True, "runs": [start, *runs]}
+    names = ("learning_rate", "batch_tokens", "max_repeats")
+    return {
+        "data": folder,
+        "compile": True,
+        "short_window": wished.short_window,
+        "settings": {name: getattr(wished, name) for name in names},
+        "runs": [start, *runs],
+    }

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from entropylong_assets.audits.trial.folder import TrialError, TrialFolder
 from entropylong_assets.audits.trial.network import rope_theta_of
 from entropylong_assets.audits.trial.opened import Log, OpenedTrial
 from entropylong_assets.audits.trial.plan import Plan, Run, read_plan, read_results
-from entropylong_assets.audits.trial.training import Schedule, TrainingSettings
+from entropylong_assets.audits.trial.training import Schedule
+from entropylong_assets.audits.trial.training_settings import TrainingSettings
 
 
 class Runner:
@@ -40,23 +41,54 @@ class Runner:
     def results_file(self) -> Path:
         return self.out / "results.jsonl"
 
-    def run(self, on_step: Callable[[int], None] = lambda _: None) -> int:
-        """Run what has no result yet; returns the number of runs. Raises TrialError before the
-        first one if an arm or its tokens make no run."""
+    def take_over(self, results: Iterable[Mapping[str, Any]]) -> None:
+        """Keep results of runs of this plan that were made elsewhere; they are not run again."""
+        planned = {self._key(run) for run in self.plan.runs}
+        done = {row["key"] for row in read_results(self.results_file)}
+        for result in results:
+            if result["key"] in planned - done:
+                self._keep(result)
+                done.add(result["key"])
+
+    def _keep(self, result: Mapping[str, Any]) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
+        with self.results_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def open_runs(self) -> list[Run]:
+        """The runs without a result. Raises TrialError if a folder is not a trial's."""
         for folder in {self._folder(run).path for run in self.plan.runs}:
             _ = TrialFolder(folder).facts  # raises if it is not one
         done = {row["key"] for row in read_results(self.results_file)}
-        open_runs = [run for run in self.plan.runs if self._key(run) not in done]
+        return [run for run in self.plan.runs if self._key(run) not in done]
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimizer step of the plan's own folder and settings."""
+        tokens = TrialFolder(self.plan.data).facts.sample_tokens
+        return max(1, self.plan.settings.batch_tokens // tokens) * tokens
+
+    def run(
+        self,
+        on_step: Callable[[int], None] = lambda _: None,
+        on_result: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> int:
+        """Run what has no result yet; returns the number of runs. Raises TrialError before the
+        first one if an arm or its tokens make no run.
+
+        on_step: called with the number of finished steps of a run. on_result: with each result.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        open_runs = self.open_runs()
         self._refuse_impossible(open_runs)
         for number, run in enumerate(open_runs, 1):
             name = f"{run.arm}, seed {run.seed}, {run.tokens:,} tokens"
             self._log(f"run {number} of {len(open_runs)}: {name}")
             result = self._run(run, on_step)
-            with self.results_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(result) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._keep(result)
+            on_result(result)
             self._checkpoint(run).unlink(missing_ok=True)
         return len(open_runs)
 

@@ -103,12 +103,22 @@ function lacking(run) {
     " and then the asset ", element("code", {}, `${run.dataset}/report`), ".");
 }
 
+// The training trial of a dataset, if it has one.
+function trial(run) {
+  if (!run.trial) return [];
+  const rows = run.trial.rows.map(([arm, ...cells]) => element("tr", {},
+    element("th", { scope: "row" }, breakable(arm)), cells.map((cell) => element("td", {}, cell))));
+  return [element("p", {}, RUNS.length > 1 ? `${run.label}. ` : "", run.trial.note),
+    table(run.trial.head, rows, { class: "trial" })];
+}
+
 function drawProof() {
   const some = RUNS.some((r) => r.proof.length > 0);
+  const none = RUNS.some((r) => r.trial) ? "No shard is audited yet." : "Nothing is audited yet.";
   section("proof").append(element("p", {}, some
     ? "Held-out controls, a second model and all recipes, on a sample of roots. Intervals are 95%, over roots."
-    : "Nothing is audited yet."),
-  ...RUNS.map(lacking).filter(Boolean), ...(some ? [figureTable((r) => r.proof)] : []));
+    : none),
+  ...RUNS.map(lacking).filter(Boolean), ...(some ? [figureTable((r) => r.proof)] : []), ...RUNS.flatMap(trial));
 }
 
 function drawFunnel() {
