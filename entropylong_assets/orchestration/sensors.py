@@ -48,7 +48,7 @@ def build_schedules(project: Project, settings: Settings) -> list[dg.ScheduleDef
     stages = project.stages_of(settings)
     schedules = [_fill_gaps(settings, stages)]
     if is_corpus(settings):
-        schedules.append(_daily_scan(settings, stages))
+        schedules += [_daily_scan(settings, stages), _weekly_compact(settings)]
         whole = [stage for stage in stages if stage.automation == "per_batch"]
         schedules += [_refresh(settings, job, of) for job, of in jobs_by_stage(whole).items()]
     return schedules
@@ -124,6 +124,15 @@ def _daily_scan(settings: Settings, stages: list[Stage]) -> Any:
         return found.requests or dg.SkipReason(found.message)
 
     return daily_scan
+
+
+def _weekly_compact(settings: Settings) -> dg.ScheduleDefinition:
+    return dg.ScheduleDefinition(
+        name=prefixed(settings, "weekly_compact"),
+        job_name=prefixed(settings, "compact"),
+        cron_schedule="0 4 * * 0",
+        description="Every Sunday at 4:00 UTC: starts `compact`.",
+    )
 
 
 def _refresh(settings: Settings, job: Job, stages: list[Stage]) -> Any:

@@ -11,16 +11,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import lance
-from lance.commit import CommitConflictError
 from lance.optimize import Compaction, RewriteResult
 
-from entropylong_assets.stages.embeddings.connection import TABLE, table_uri
+from entropylong_assets.stages.embeddings.connection import TABLE, open_existing, table_uri
+from entropylong_assets.stages.embeddings.retention import KEEP_DAYS
 from entropylong_assets.stages.embeddings.shard_commits import first_fragment, open_dataset
 from entropylong_assets.storage.object_storage import open_uri
 
-KEPT_FOR = timedelta(days=7)
-"""Age from which an untagged version is removed, and a file that belongs to no version: longer than
-any step may run."""
+KEPT_FOR = timedelta(days=KEEP_DAYS)
+"""Age from which an untagged version is removed, and a file that belongs to no version."""
 
 _LOOKED_UP = ("chunk_id", "shard")  # columns whose indexes take new rows without being built again
 
@@ -37,25 +36,35 @@ class Compacted(NamedTuple):
     """Files of writers that were killed, or lost to others, before their commit."""
     bytes_removed: int
 
+    @property
+    def message(self) -> str:
+        left = f", {self.fragments_left:,} of them in use" if self.fragments_left else ""
+        return (
+            f"{self.fragments_before:,} fragments before, {self.fragments_after:,} now{left}; "
+            f"{self.versions_removed:,} old versions and {self.files_swept:,} files of unfinished "
+            f"writers removed ({self.bytes_removed:,} bytes)"
+        )
+
 
 def compact(corpus_uri: str, kept_for: timedelta = KEPT_FOR) -> Compacted:
     """Join small fragments, add rows to the lookup indexes, remove old versions and stray files.
 
     kept_for: what is younger is kept; if shorter than the time of a step, nothing else may run.
+    Raises TableError if there is no table.
     """
+    open_existing(corpus_uri)
     dataset = open_dataset(corpus_uri)
     before = len(dataset.get_fragments())
+    names = [i["name"] for i in dataset.list_indices() if i["fields"][0] in _LOOKED_UP]
+    if names:  # first, since Lance joins no indexed fragment with one that is not
+        dataset.optimize.optimize_indices(index_names=names)
+        dataset.checkout_latest()
     left = _join_fragments(dataset)
     dataset.checkout_latest()
-    names = [i["name"] for i in dataset.list_indices() if tuple(i["fields"])[0] in _LOOKED_UP]
-    if names:
-        dataset.optimize.optimize_indices(index_names=names)
     after = len(dataset.get_fragments())
     removed = dataset.cleanup_old_versions(kept_for, error_if_tagged_old_versions=False)
     files, size = _sweep(corpus_uri, kept_for)
-    return Compacted(
-        before, after, left, removed.old_versions, files, removed.bytes_removed + size
-    )
+    return Compacted(before, after, left, removed.old_versions, files, removed.bytes_removed + size)
 
 
 def _join_fragments(dataset: lance.LanceDataset) -> int:
@@ -77,8 +86,10 @@ def _commit(dataset: lance.LanceDataset, done: list[RewriteResult]) -> bool:
     """Whether joined fragments could be put in place of the old ones."""
     try:
         Compaction.commit(dataset, done)
-    except CommitConflictError:
-        return False
+    except OSError as error:  # Lance has no class for this conflict
+        if "commit conflict" in str(error).lower():
+            return False
+        raise
     return True
 
 

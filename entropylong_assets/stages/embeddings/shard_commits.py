@@ -129,7 +129,7 @@ class ShardCommit:
                 if time.monotonic() > deadline:
                     others = f"other writers came first for {COMMIT_SECONDS} seconds"
                     raise ShardConflictError(self._conflict(others)) from None
-            time.sleep(random.uniform(0, pause))
+            time.sleep(pause * random.random())  # noqa: S311, no secret
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _commit(self, replaced: list[tuple[LanceFragment, int]]) -> int:
