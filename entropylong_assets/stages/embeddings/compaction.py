@@ -79,7 +79,8 @@ def _join_fragments(dataset: lance.LanceDataset) -> int:
     done = [task.execute(dataset) for task in plan.tasks]
     if not done or _commit(dataset, done):
         return 0
-    return sum(len(one.old_fragments) for one in done if not _commit(dataset, [one]))
+    one_by_one = zip(plan.tasks, done, strict=True)
+    return sum(len(task.fragments) for task, one in one_by_one if not _commit(dataset, [one]))
 
 
 def _commit(dataset: lance.LanceDataset, done: list[RewriteResult]) -> bool:
