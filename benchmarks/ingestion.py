@@ -55,7 +55,7 @@ def settings_for(folder: Path) -> Settings:
 def write_corpus(folder: Path, shards: int, rows: int) -> None:
     """Write package documentation, distributed by length so that shards are equal."""
     docs = {doc.text for package in PACKAGES for doc in python_docs.read(package)}
-    chosen = sorted((text for text in docs if len(text) < 6_000), key=lambda text: (-len(text), text))
+    chosen = sorted(sorted(text for text in docs if len(text) < 6_000), key=len, reverse=True)
     assert len(chosen) >= shards * rows, f"only {len(chosen)} documents"
     folder.mkdir(parents=True)
     for shard in range(shards):
