@@ -161,8 +161,8 @@ def index_shards(
         min_chars = embedding.min_chunk_chars
         restored = restore_documents(store, table, removal, [*order], embedder, min_chars)
     delete_documents(table, removal)
-    stored = remove_retired_shards(store, table, table.rows_by_shard())
-    counted_at = table.version
+    counted, counted_at = table.rows_by_shard(), table.version
+    stored = remove_retired_shards(store, table, counted)
     shards = _count_rows(store, order, versions, removal.documents, stored)
     writer.append("shards", shards)
     writer.append("duplicates", removal.duplicates)
@@ -177,7 +177,7 @@ def index_shards(
     search, recall, queries = EXACT, 1.0, 0
     if searched_by_index(embedding, n_rows):
         table.build_index(embedding.index)
-    written = table.shards_written(counted_at)
+    written = table.shards_written(counted_at) - (counted.keys() - stored.keys())
     refuse_rewritten(written & order.keys())
     excluded = sorted({*stored, *written} - order.keys())
     writer.append("sample", table.sample_chunks(excluded))

@@ -7,7 +7,7 @@ Every commit of a shard also lists the table's first fragment as updated, withou
 commits that were made from the same version therefore always conflict, even if both add a shard
 that is new: Lance lets the first pass, and the other starts again from the newer version. Without
 this, two writers of a new shard would both add their rows. A table without fragments is overwritten
-instead, which Lance allows only if no other commit came before. No lock is needed, on a disk or in
+instead, which Lance allows only if there was no other commit since. No lock is needed, on a disk or in
 object storage, and a writer that is killed holds up no other.
 
 A fragment that a shard's commit adds holds rows of this shard only. Compaction joins fragments, so
@@ -109,8 +109,8 @@ class ShardCommit:
         """Replace the shard's rows by those written, in one version; return its number.
 
         added_to: version to whose rows of the shard those written are added instead. Raises
-        ShardConflictError if the shard was written after that version, or if others come first
-        for `COMMIT_SECONDS`.
+        ShardConflictError if the shard was written after that version, or if others
+        are faster for `COMMIT_SECONDS`.
         """
         deadline = time.monotonic() + COMMIT_SECONDS
         pause = 0.02
@@ -127,7 +127,7 @@ class ShardCommit:
                 return self._commit([])
             except CommitConflictError:
                 if time.monotonic() > deadline:
-                    others = f"other writers came first for {COMMIT_SECONDS} seconds"
+                    others = f"other writers were faster for {COMMIT_SECONDS} seconds"
                     raise ShardConflictError(self._conflict(others)) from None
             time.sleep(pause * random.random())  # noqa: S311, no secret
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -152,7 +152,7 @@ class ShardCommit:
             if first.fragment_id not in {*removed, *(fragment.id for fragment in updated)}:
                 updated.append(first.metadata)
             operation = LanceOperation.Update(removed, updated, self._written)
-            retries = 20  # of the put, if versions that don't conflict came first
+            retries = 20  # of the put, if other versions, which don't conflict, were put before
         transaction = lance.Transaction(
             self._dataset.version, operation, transaction_properties={_SHARD: self._shard}
         )

@@ -211,14 +211,17 @@ class ChunkTable:
                 self._table.create_index(column, config=config)
 
     def build_index(self, kind: str) -> None:
-        """Index the vectors of all rows; they stay in the table, whole, whatever the type."""
-        rows = self._table.count_rows()
+        """Index the vectors of all rows; they stay in the table, whole, whatever the type.
+
+        Rows of shards that other processes write meanwhile may be left out.
+        """
+        rows, version = self._table.count_rows(), self.version
         config = VECTOR_INDEXES[kind](
             distance_type="cosine", num_partitions=partitions(rows), **_TRAINING
         )
         self._table.create_index("vector", config=config, replace=True)
         unindexed = self.unindexed_rows()
-        if unindexed:
+        if unindexed and not self.shards_written(version):
             raise TableError(
                 f"LanceDB table {self._uri}: the index was built but leaves out {unindexed} of "
                 f"{rows} rows; set embedding.search to 'exact'"

@@ -311,6 +311,25 @@ def test_a_shard_that_is_added_while_an_index_is_made_is_not_searched(tmp_path: 
     assert set(sample) == {f"{doc}-00000" for doc in docs_of("a", 4)}
 
 
+def test_a_shard_that_is_added_while_vectors_are_indexed_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are outside the index: that was taken for a broken index."""
+    table = filled(tmp_path, {"a": 300})
+    create = table._table.create_index
+    monkeypatch.setattr(
+        table._table,
+        "create_index",
+        lambda *args, **options: (
+            prepared(tmp_path, "new", 6).commit(),
+            create(*args, **options),
+        ),
+    )
+    table.build_index("ivf_flat")
+    assert table.unindexed_rows() == 6
+    assert table.rows_by_shard() == {"a": 300, "new": 6}
+
+
 # Long: many processes
 
 _SHARDS = [f"s{i}" for i in range(5)]
