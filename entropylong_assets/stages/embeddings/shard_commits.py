@@ -7,8 +7,8 @@ Every commit of a shard also lists the table's first fragment as updated, withou
 commits that were made from the same version therefore always conflict, even if both add a shard
 that is new: Lance lets the first pass, and the other starts again from the newer version. Without
 this, two writers of a new shard would both add their rows. A table without fragments is overwritten
-instead, which Lance allows only if there was no other commit since. No lock is needed, on a disk or in
-object storage, and a writer that is killed holds up no other.
+instead, which Lance allows only if there was no other commit since. No lock is needed, on a disk or
+in object storage, and a writer that is killed holds up no other.
 
 A fragment that a shard's commit adds holds rows of this shard only. Compaction joins fragments, so
 that some hold rows of several shards: of these, the rows of a rewritten shard are deleted.
