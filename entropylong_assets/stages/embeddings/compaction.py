@@ -109,9 +109,9 @@ def _sweep(corpus_uri: str, kept_for: timedelta) -> tuple[int, int]:
     dataset = open_dataset(corpus_uri)  # after the listing: it refers to what was committed since
     for version in dataset.versions():
         for fragment in open_dataset(corpus_uri, version["version"]).get_fragments():
-            for path in (*(f"data/{f.path}" for f in fragment.data_files()),
-                         fragment.deletion_file()):  # fmt: skip
-                stray.pop(path, None)
+            for file in fragment.data_files():
+                stray.pop(f"data/{file.path}", None)
+            stray.pop(fragment.deletion_file() or "", None)
     oldest = datetime.now(UTC) - kept_for
     swept = [path for path in stray if _removed(fs, f"{root}/{path}", oldest)]
     return len(swept), sum(stray[path] for path in swept)

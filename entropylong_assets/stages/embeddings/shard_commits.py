@@ -58,11 +58,8 @@ def first_fragment(dataset: lance.LanceDataset) -> LanceFragment | None:
 def shards_committed(dataset: lance.LanceDataset, after: int) -> set[str]:
     """Return the shards that were written after a version, up to the one that is open."""
     made = (dataset.read_transaction(version) for version in range(after + 1, dataset.version + 1))
-    return {
-        transaction.transaction_properties[_SHARD]
-        for transaction in made
-        if transaction and _SHARD in (transaction.transaction_properties or {})
-    }
+    properties = ((one and one.transaction_properties) or {} for one in made)
+    return {each[_SHARD] for each in properties if _SHARD in each}
 
 
 def _files(fragments: Iterable[Any]) -> set[str]:
