@@ -168,6 +168,7 @@ bench-scale: .venv/test
 	$(BIN)/python -m benchmarks.retrieval --rows 1000000 --out bench-retrieval-1e6.json
 	$(BIN)/python -m benchmarks.retrieval --real --out bench-embedder.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.shards --out bench-shards.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingestion
 	$(BIN)/python -m benchmarks.near_duplicates --documents 100000 --orders 2
 	$(BIN)/python -m benchmarks.near_duplicates --decontamination
 

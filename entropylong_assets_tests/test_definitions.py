@@ -70,7 +70,7 @@ def test_stage_over_all_shards_is_in_no_partitioned_job(defs: dg.Definitions) ->
             continue  # `everything` says in its description that it does just that
         keys = job.asset_layer.executable_asset_keys
         if not keys:
-            continue  # `scan`, `retire` and `takedown` make no asset
+            continue  # `scan`, `retire`, `takedown` and `compact` make no asset
         partitioned = {graph.get(key).is_partitioned for key in keys}
         assert len(partitioned) == 1, job.name
         seen += 1

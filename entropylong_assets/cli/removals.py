@@ -1,13 +1,15 @@
-"""Commands that take shards, sources and documents out of a corpus: `retire`, `takedown`."""
+"""Commands that take things out of a corpus: `retire`, `takedown`, `compact`."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from entropylong_assets.cli.common import SettingsFile, open_project, out, plain_errors
+from entropylong_assets.stages.embeddings.retention import KEEP_DAYS, KEEP_DAYS_HELP
 
 if TYPE_CHECKING:
     from entropylong_assets.project import Project
@@ -23,6 +25,7 @@ NEXT = "Run `entropylong run` to make what follows again."
 def add_commands(app: typer.Typer) -> None:
     app.command()(retire)
     app.command()(takedown)
+    app.command()(compact)
 
 
 def retire(
@@ -97,6 +100,27 @@ def takedown(
             for line in taken.lines():
                 out.print(escape(line), soft_wrap=True)
         out.print(NEXT)
+
+
+def compact(
+    corpus: Annotated[
+        str | None, typer.Argument(help="Name of the corpus. Needed if the settings have several.")
+    ] = None,
+    settings_file: SettingsFile = None,
+    keep_days: Annotated[int, typer.Option(min=0, help=KEEP_DAYS_HELP)] = KEEP_DAYS,
+) -> None:
+    """Join small fragments of a corpus' LanceDB table, and remove what nothing needs any more.
+
+    That is: old versions that are not tagged, and files that killed writers left. Shards can be
+    embedded and the index searched meanwhile; don't start it while the index is made.
+    """
+    with plain_errors():
+        chosen = open_project(settings_file).find_corpus(corpus)
+        from entropylong_assets.project import open_store
+        from entropylong_assets.stages.embeddings.compaction import compact as compact_table
+
+        done = compact_table(open_store(chosen).corpus_uri, timedelta(days=keep_days))
+        out.print(f"{chosen.name}: {done.message}", soft_wrap=True)
 
 
 def _print_removals(corpus: Settings) -> None:

@@ -1,9 +1,10 @@
-"""Jobs of a corpus that make no asset: scan its sources, retire shards, take documents down.
+"""Jobs of a corpus that make no asset: scan, retire shards, take documents down, compact.
 
 Dagster reads the annotations of the functions here, so they are not postponed.
 """
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -22,12 +23,14 @@ from entropylong_assets.project import Project, open_store
 from entropylong_assets.report.holdings import find_exports
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
+from entropylong_assets.stages.embeddings.retention import KEEP_DAYS, KEEP_DAYS_HELP
+from entropylong_assets.stages.embeddings.stages import INDEX_POOL
 
 Work = Callable[[Any, Settings], None]
 
 
 def build_corpus_jobs(project: Project, corpus: Settings) -> list[dg.JobDefinition]:
-    """The jobs `scan`, `retire` and `takedown` of a corpus."""
+    """The jobs `scan`, `retire`, `takedown` and `compact` of a corpus."""
     datasets = project.datasets_over(corpus.name)
 
     def scan_sources(context: Any, chosen: Settings) -> None:
@@ -54,6 +57,12 @@ def build_corpus_jobs(project: Project, corpus: Settings) -> list[dg.JobDefiniti
         for taken in take_down(chosen, datasets, given["document"], given["reason"], by):
             for line in taken.lines():
                 context.log.info(line)
+
+    def compact_table(context: Any, chosen: Settings) -> None:
+        from entropylong_assets.stages.embeddings.compaction import compact
+
+        kept_for = timedelta(days=context.op_config["keep_days"])
+        context.log.info(compact(open_store(chosen).corpus_uri, kept_for).message)
 
     return [
         _job(
@@ -89,11 +98,25 @@ def build_corpus_jobs(project: Project, corpus: Settings) -> list[dg.JobDefiniti
                 "reason": dg.Field(str, description="For the record."),
             },
         ),
+        _job(
+            corpus,
+            "compact",
+            "Joins small fragments of the corpus' LanceDB table, and removes its old versions and "
+            "what killed writers left. Shards can be embedded and the index searched meanwhile.",
+            compact_table,
+            {"keep_days": dg.Field(int, default_value=KEEP_DAYS, description=KEEP_DAYS_HELP)},
+            INDEX_POOL.format(corpus=corpus.name),
+        ),
     ]
 
 
 def _job(
-    corpus: Settings, name: str, description: str, work: Work, config: Any = None
+    corpus: Settings,
+    name: str,
+    description: str,
+    work: Work,
+    config: Any = None,
+    pool: str | None = None,
 ) -> dg.JobDefinition:
     # The same sections as the stage that reads the sources.
     stage = CORPUS_DOCUMENTS_STAGE
@@ -102,6 +125,7 @@ def _job(
         name=prefixed(corpus, f"{name}_step"),
         required_resource_keys=resource_keys(corpus, stage),
         config_schema=config or {},
+        pool=pool,
     )
     def step(context: dg.OpExecutionContext) -> None:
         with step_errors():

@@ -164,13 +164,14 @@ def _pools(project: Project, instance: dg.DagsterInstance) -> Finding:
             if name is None:
                 continue
             pools[name] = limits.get(name, default)
-            # A pool named after the corpus limits the writers of its vector table.
+            # A pool with the corpus' name limits the steps that index its vector table.
             if name != stage.pool and pools[name] != 1:
                 return Finding(
                     "pools",
                     "fault",
                     f"{name} allows {'any number of' if pools[name] is None else pools[name]} "
-                    "writers of one table at once; run `dagster instance concurrency set "
+                    "steps to index one table at once, which fail each other; run `dagster "
+                    "instance concurrency set "
                     f"{name} 1`",
                 )
     for name, limit in pools.items():

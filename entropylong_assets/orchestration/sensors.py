@@ -49,7 +49,7 @@ def build_schedules(project: Project, settings: Settings) -> list[dg.ScheduleDef
     stages = project.stages_of(settings)
     schedules = [_fill_gaps(settings, stages)]
     if is_corpus(settings):
-        schedules.append(_daily_scan(settings, stages))
+        schedules += [_daily_scan(settings, stages), _weekly_compact(settings)]
         whole = [stage for stage in stages if stage.automation == "per_batch"]
         jobs = jobs_by_stage(whole).items()
         schedules += [_refresh(settings, job, of, stages) for job, of in jobs]
@@ -124,6 +124,15 @@ def _daily_scan(settings: Settings, stages: list[Stage]) -> Any:
         return result.requests or dg.SkipReason(result.message)
 
     return daily_scan
+
+
+def _weekly_compact(settings: Settings) -> dg.ScheduleDefinition:
+    return dg.ScheduleDefinition(
+        name=prefixed(settings, "weekly_compact"),
+        job_name=prefixed(settings, "compact"),
+        cron_schedule="0 4 * * 0",
+        description="Every Sunday at 4:00 UTC: starts `compact`.",
+    )
 
 
 def _refresh(settings: Settings, job: Job, whole: list[Stage], stages: list[Stage]) -> Any:

@@ -46,15 +46,7 @@ class Limit:
 def limits(plan: Plan) -> list[Limit]:
     """Return the limits of a run, in the order in which a growing run meets them."""
     work = plan.workload
-    embedding = plan.gpu_hours["embedding"]
     return [
-        Limit(
-            "`chunk_embeddings` embeds one shard of a corpus at a time (pool "
-            "`lancedb_writer_<corpus>`)",
-            f"with more than one GPU: one of them does all {_number(embedding)} hours of embedding",
-            "split the sources into several corpora: each has a pool of its own, so they embed at "
-            "the same time",
-        ),
         Limit(
             "SQLite under Dagster",
             "about ten simultaneous runs",

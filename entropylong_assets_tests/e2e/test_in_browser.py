@@ -150,6 +150,7 @@ def test_automations_are_off_and_say_what_they_start(day: Day, page: Page) -> No
         "corpus__fill_gaps",
         "corpus__new_files",
         "corpus__refresh_index",
+        "corpus__weekly_compact",
         "dataset__carry_new_shards",
         "dataset__fill_gaps",
     )

@@ -150,7 +150,7 @@ def old_storage(p: Installation) -> None:
 
 def many_writers(p: Installation) -> None:
     with p.instance() as instance:
-        instance.event_log_storage.set_concurrency_slots("lancedb_writer_corpus", 4)
+        instance.event_log_storage.set_concurrency_slots("embedding_index_corpus", 4)
 
 
 def data_missing(p: Installation) -> None:
@@ -173,7 +173,7 @@ def data_of_a_dataset_missing(p: Installation) -> None:
 
 def pool_without_limit(p: Installation) -> None:
     with p.instance() as instance:  # the limit of the other pool is another finding
-        instance.event_log_storage.set_concurrency_slots("lancedb_writer_corpus", 1)
+        instance.event_log_storage.set_concurrency_slots("embedding_index_corpus", 1)
     config = p.home / "dagster.yaml"
     content = yaml.safe_load(config.read_text())
     del content["concurrency"]
@@ -274,7 +274,7 @@ FAULTS: list[tuple[Break, str, str, str]] = [
     (broken_yaml, "instance", "fault", "correct its dagster.yaml"),
     (other_launcher, "instance", "warning", "copy `run_launcher`"),
     (old_storage, "instance", "fault", "`dagster instance migrate`"),
-    (many_writers, "pools", "fault", "`dagster instance concurrency set lancedb_writer_corpus 1`"),
+    (many_writers, "pools", "fault", "`dagster instance concurrency set embedding_index_corpus 1`"),
     (pool_without_limit, "pools", "warning", "`dagster instance concurrency set gpu 1`"),
     (data_missing, "corpus partitions", "fault", "Dagster knows corpus_documents of tiny-0000"),
     (

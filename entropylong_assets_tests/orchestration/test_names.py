@@ -117,7 +117,7 @@ def _steps(defs: dg.Definitions) -> list[dg.OpDefinition]:
 
 
 def test_jobs_are_those_of_each_owner(defs: dg.Definitions) -> None:
-    of_corpus = {"ingest", "index", "scan", "retire", "takedown"}
+    of_corpus = {"ingest", "index", "scan", "retire", "takedown", "compact"}
     of_dataset = {
         "score", "verify", "assemble", "export", "audit", "build_samples", "everything", "natural",
     }  # fmt: skip
@@ -144,6 +144,7 @@ def test_sensors_and_schedules_are_those_of_each_owner(defs: dg.Definitions) -> 
         *(f"{name}__fill_gaps" for name in (*CORPORA, *OF)),
         *(f"{name}__daily_scan" for name in CORPORA),
         *(f"{name}__refresh_index" for name in CORPORA),
+        *(f"{name}__weekly_compact" for name in CORPORA),
     }
     for sensor in defs.sensors or ():
         starts_runs = not sensor.name.endswith("__settings_changes")
@@ -166,10 +167,10 @@ def test_pools_are_of_one_corpus_except_gpu(defs: dg.Definitions) -> None:
     for op in _steps(defs):
         if op.pool:
             pools.setdefault(op.pool, set()).add(op.name.partition("__")[0])
-    assert pools.keys() == {"gpu", "lancedb_writer_web", "lancedb_writer_books"}
+    assert pools.keys() == {"gpu", "embedding_index_web", "embedding_index_books"}
     for corpus in CORPORA:
-        assert pools[f"lancedb_writer_{corpus}"] == {corpus}
-    assert pools["gpu"] == set(OF)
+        assert pools[f"embedding_index_{corpus}"] == {corpus}
+    assert pools["gpu"] == {*OF, *CORPORA}
 
 
 def test_code_versions_are_those_of_the_own_settings() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -33,8 +34,10 @@ from entropylong_assets.report.holdings import find_exports
 from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE as D
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.connection import chunk_schema
+from entropylong_assets.stages.embeddings.shard_commits import ShardCommit
 from entropylong_assets.stages.embeddings.table import open_table
-from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
+from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE as R
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
@@ -317,6 +320,38 @@ def test_the_hourly_schedule_asks_for_what_holds_removed_documents(place: Place)
     materialize(D, replace(corpus, shard=A))
     run_project(place.project, place.instance, selection=Selection(last="embedding_index"))
     assert gaps() == [(A, "entropy_scores"), (B, R.name), (C, R.name)]
+
+
+def test_the_table_is_compacted_by_a_job_and_by_a_command(place: Place, tmp_path: Path) -> None:
+    """Both remove what a killed writer left, and keep the tagged version."""
+    settings = tmp_path / "settings.yaml"
+    corpus = place.project.corpus
+    sources = [corpus.sources[0].model_dump(mode="json")]
+    values = {"data_uri": corpus.data_uri, "corpora": {"corpus": {"sources": sources}}}
+    settings.write_text(yaml.safe_dump(values), encoding="utf-8")
+    data = Path(place.store.corpus_uri) / "lancedb/chunks.lance/data"
+    tag = place.store.summary(EMBEDDING_INDEX).tag
+    before = open_table(place.store, tag).rows_by_shard()
+    rows = pa.Table.from_batches(open_table(place.store).reader(chunk_schema(1, "").names, A))
+
+    def call(*command: str) -> Any:
+        return CliRunner().invoke(app, [*command, "--settings", str(settings)])
+
+    for compacted in (
+        lambda: run_job_of(place, "compact", {"keep_days": 0}).success,
+        lambda: call("compact", "corpus", "--keep-days", "0").exit_code == 0,
+    ):
+        files = set(data.iterdir())
+        ShardCommit(place.store.corpus_uri, A).write(rows.to_batches())
+        (left,) = set(data.iterdir()) - files
+        assert compacted()
+        assert not left.exists()
+        assert open_table(place.store, tag).rows_by_shard() == before
+    assert open_table(place.store).rows_by_shard().keys() == {A, B, C}
+    shutil.rmtree(data.parent)
+    failed = call("compact")
+    assert failed.exit_code == 2
+    assert "it does not exist; materialize chunk_embeddings" in " ".join(failed.output.split())
 
 
 def test_jobs_scan_retire_and_take_down(place: Place) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +36,9 @@ from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.settings import SourceSettings
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.compaction import compact
 from entropylong_assets.stages.embeddings.connection import chunk_schema
+from entropylong_assets.stages.embeddings.shard_commits import ShardCommit
 from entropylong_assets.stages.embeddings.table import ChunkTable, open_table
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
@@ -347,34 +350,50 @@ def chunk_counts(bucket: Bucket) -> dict[str, int]:
 def test_two_writers_of_one_shard_s_vectors_leave_no_row_twice(
     bucket: Bucket, rows_before: int
 ) -> None:
-    """LanceDB accepts both as additions; both have read the table before either writes."""
+    """Both have read the table before either writes; no lock keeps them apart."""
     first = ChunkTable(f"{bucket.uri}/data/corpus", E_DIM, EMBEDDER)
     if rows_before:
         first.replace_shard("a", [chunk_rows("a", rows_before)])
     first.replace_shard("b", [chunk_rows("b", 5)])
     both_looked = threading.Barrier(2)
-    faults: list[BaseException] = []
 
     def rows() -> Iterator[pa.RecordBatch]:
-        both_looked.wait(20)
+        both_looked.wait(60)
         yield chunk_rows("a", 9)
 
-    def write() -> None:
-        try:
-            ChunkTable(f"{bucket.uri}/data/corpus", E_DIM, EMBEDDER).replace_shard("a", rows())
-        except Exception as error:
-            faults.append(error)
+    def write(_: int) -> None:
+        ChunkTable(f"{bucket.uri}/data/corpus", E_DIM, EMBEDDER).replace_shard("a", rows())
 
-    writers = [threading.Thread(target=write) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    if faults:  # a retry of the step, which a transient error allows, writes all rows once
-        assert all(is_transient(fault) for fault in faults), faults
-        first = ChunkTable(f"{bucket.uri}/data/corpus", E_DIM, EMBEDDER)
-        first.replace_shard("a", [chunk_rows("a", 9)])
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, range(2)))
     assert chunk_counts(bucket) == {"a": 9, "b": 5}
+
+
+def test_sixteen_writers_at_once_commit_by_conditional_puts(bucket: Bucket) -> None:
+    """Twelve new shards and four that write the same one, from an empty table."""
+    uri = f"{bucket.uri}/data/corpus"
+    ChunkTable(uri, E_DIM, EMBEDDER)
+    shards = [f"s{i}" for i in range(12)] + ["same"] * 4
+    go = threading.Barrier(len(shards))
+
+    def write(number: int) -> None:
+        change = ShardCommit(uri, shards[number])
+        change.write([chunk_rows(shards[number], 10 + number)])
+        go.wait(120)
+        change.commit()
+
+    with ThreadPoolExecutor(len(shards)) as pool:
+        list(pool.map(write, range(len(shards))))
+    counts = chunk_counts(bucket)
+    assert counts.pop("same") in {22, 23, 24, 25}
+    assert counts == {f"s{i}": 10 + i for i in range(12)}
+    # What a killed writer left is swept, and no row of the others.
+    ShardCommit(uri, "killed").write([chunk_rows("killed", 3)])
+    before = chunk_counts(bucket)
+    done = compact(uri)
+    assert (done.fragments_before, done.fragments_after, done.files_swept) == (13, 2, 0)
+    assert compact(uri, timedelta(0)).files_swept >= 1
+    assert chunk_counts(bucket) == before
 
 
 @pytest.mark.parametrize("rows_before", [0, 7])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import polars as pl
@@ -12,6 +14,8 @@ from entropylong_assets.stages.embeddings.chunking import chunk_document, chunk_
 from entropylong_assets.stages.embeddings.connection import chunk_schema
 from entropylong_assets.stages.embeddings.embedder import Embedder, VectorError
 from entropylong_assets.storage.partition_writer import PartitionWriter
+
+Rows = list[dict[str, Any]]
 
 
 class ShardEmbedding:
@@ -34,11 +38,8 @@ class ShardEmbedding:
         writer: None if the places are known, as those of documents that are embedded again.
         document_batches: doc_id, source, text. on_progress: called with numbers of finished chunks.
         """
-        for documents in document_batches:
-            rows: list[dict[str, Any]] = []
-            for document in documents.select("doc_id", "source", "text").iter_rows():
-                rows += self._chunks(*document)
-            self.documents += len(documents)
+        for n_documents, rows in self._cut(document_batches):
+            self.documents += n_documents
             self.chunks += len(rows)
             self.tokens += sum(row["n_embedder_tokens"] for row in rows)
             if not rows:
@@ -48,6 +49,33 @@ class ShardEmbedding:
                 writer.append("chunks", frame)
             yield from self._with_vectors(frame).to_batches()
             on_progress(len(rows))
+
+    def _cut(self, document_batches: Iterable[pl.DataFrame]) -> Iterator[tuple[int, Rows]]:
+        """Yield the number of documents and the chunks of each batch, in order.
+
+        Threads cut the next batches while the device embeds one, if the tokenizer allows.
+        """
+        threads = self._embedder.cutting_threads
+        if threads == 0:
+            yield from map(self._cut_batch, document_batches)
+            return
+        pool = ThreadPoolExecutor(threads, "cut")
+        ahead: deque[Future[tuple[int, Rows]]] = deque()
+        try:
+            for documents in document_batches:
+                ahead.append(pool.submit(self._cut_batch, documents))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _cut_batch(self, documents: pl.DataFrame) -> tuple[int, Rows]:
+        rows: Rows = []
+        for document in documents.select("doc_id", "source", "text").iter_rows():
+            rows += self._chunks(*document)
+        return len(documents), rows
 
     def _chunks(self, doc_id: str, source: str, text: str) -> Iterator[dict[str, Any]]:
         chunks = chunk_document(

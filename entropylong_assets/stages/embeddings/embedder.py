@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
+_MOST_CUTTING_THREADS = 8
+"""Nine tenths of cutting are spent in the tokenizer, outside Python's lock; the rest is not."""
+
+
 class VectorError(ModelError):
     """A text has no usable vector."""
 
@@ -67,6 +71,18 @@ class Embedder:
     def window_tokens(self) -> int:
         """Longest chunk (tokens, prompt and special ones included)."""
         return self.document.window_tokens
+
+    @property
+    def cutting_threads(self) -> int:
+        """Number of threads that may count tokens beside the device; 0 if only one at a time may.
+
+        As many as torch uses, up to `_MOST_CUTTING_THREADS`.
+        """
+        import torch
+
+        if self.document.counter is None:
+            return 0
+        return min(torch.get_num_threads(), _MOST_CUTTING_THREADS)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each document, prompt and special ones included."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,15 +161,14 @@ def index_shards(
         min_chars = embedding.min_chunk_chars
         restored = restore_documents(store, table, removal, [*order], embedder, min_chars)
     delete_documents(table, removal)
-    stored = remove_retired_shards(store, table, table.rows_by_shard())
+    counted, counted_at = table.rows_by_shard(), table.version
+    stored = remove_retired_shards(store, table, counted)
     shards = _count_rows(store, order, versions, removal.documents, stored)
     writer.append("shards", shards)
     writer.append("duplicates", removal.duplicates)
     writer.append("near_copies", removal.near_copies)
     table.drop_text_index()  # optimizing would add rows to an index that is built again
     table.optimize()
-    excluded = sorted(set(stored) - set(order))
-    writer.append("sample", table.sample_chunks(excluded))
     n_rows = sum(row["n_chunks"] for row in shards)
     table.index_for_lookup()
     if embedding.text_index:
@@ -178,6 +177,11 @@ def index_shards(
     search, recall, queries = EXACT, 1.0, 0
     if searched_by_index(embedding, n_rows):
         table.build_index(embedding.index)
+    written = table.shards_written(counted_at) - (counted.keys() - stored.keys())
+    refuse_rewritten(written & order.keys())
+    excluded = sorted({*stored, *written} - order.keys())
+    writer.append("sample", table.sample_chunks(excluded))
+    if searched_by_index(embedding, n_rows):
         chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
         queries = len(chosen)
         worst_Q = true_worst(table, vectors_QE, k + 1, device_of(embedding.device))
@@ -204,6 +208,18 @@ def index_shards(
         recall_queries=queries,
         text_index=embedding.text_index,
     )
+
+
+def refuse_rewritten(shards: Collection[str]) -> None:
+    """Raise an error that is retried if shards were written while they were being indexed.
+
+    Their tables and their vectors may be of different contents.
+    """
+    if shards:
+        raise RuntimeError(
+            f"LanceDB table: commit conflict: shard {min(shards)} was written while the index was "
+            f"made ({len(shards)} such shards); materialize embedding_index again"
+        )
 
 
 def _count_rows(

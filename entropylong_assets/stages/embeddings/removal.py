@@ -8,13 +8,11 @@ away: such documents are cut into chunks and embedded again.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
-import pyarrow as pa
 
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.chunks import ShardEmbedding
@@ -177,9 +175,7 @@ def restore_documents(
             texts = store.batches(
                 CORPUS_DOCUMENTS, str(shard), "documents", ["doc_id", "source", "text"]
             )
-            rows = embedding.rows(_only(texts, missing))
-            stored = table.reader([*embedding.schema.names], str(shard))
-            table.replace_shard(str(shard), itertools.chain(_cast(stored, embedding.schema), rows))
+            table.extend_shard(str(shard), embedding.rows(_only(texts, missing)))
             restored += embedding.documents
     return restored
 
@@ -188,8 +184,3 @@ def _only(batches: Iterator[pl.DataFrame], wanted: pl.DataFrame) -> Iterator[pl.
     for batch in batches:
         found = batch.join(wanted, on="doc_id", how="semi", maintain_order="left")
         yield from found.iter_slices(_DOCUMENTS_PER_BATCH)
-
-
-def _cast(batches: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        yield from pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches()

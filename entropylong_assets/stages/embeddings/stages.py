@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from entropylong_assets.stages.embeddings.table import ChunkTable
 
 _CHECKS = Path(__file__).parent / "checks"
-_WRITERS = "lancedb_writer_{corpus}"
+INDEX_POOL = "embedding_index_{corpus}"
+"""Pool of the steps that index and compact a table: they conflict with each other, but not with
+shards that are embedded."""
 _DOCUMENTS_PER_BATCH = 64
 _MANIFESTS_AT_ONCE = 16
 _VECTOR_SETTINGS = tuple(
@@ -141,7 +143,7 @@ LanceDB table replaces the texts and vectors of this shard and of no other.""",
     job=INGEST,
     automation="per_shard",
     resources=GPU_STEP,
-    pool=_WRITERS,
+    pool="gpu",
     unit="chunks",
     kinds=frozenset({"lancedb", "huggingface"}),
 )
@@ -284,7 +286,7 @@ With `embedding.text_index` the words are indexed too.""",
     },
     job=INDEX,
     automation="per_batch",
-    pool=_WRITERS,
+    pool=INDEX_POOL,
     unit="shards",
     kinds=frozenset({"lancedb"}),
 )

@@ -9,7 +9,6 @@ Legend: Q queries, E dimensions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from entropylong_assets.stages.embeddings import text_search
 from entropylong_assets.stages.embeddings.chunk_sample import ChunkSample, lowest_points
+from entropylong_assets.stages.embeddings.compaction import Compacted, compact
 from entropylong_assets.stages.embeddings.connection import (
     chunk_schema,
     dimension_and_embedder,
@@ -30,9 +30,13 @@ from entropylong_assets.stages.embeddings.connection import (
 )
 from entropylong_assets.stages.embeddings.exact import Block, device_of, in_blocks
 from entropylong_assets.stages.embeddings.search import measure, search_by_index, search_exactly
+from entropylong_assets.stages.embeddings.shard_commits import (
+    ShardCommit,
+    open_dataset,
+    shards_committed,
+)
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.embeddings.vector_table import EXACT, Search
-from entropylong_assets.storage.folders import locked
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE, TableStore
 
@@ -63,11 +67,9 @@ class ChunkTable:
         table: the table itself, if it is already open. Raises TableError if it holds vectors of
         another embedder.
         """
-        self._uri = table_uri(corpus_uri)
+        self._corpus_uri, self._uri = corpus_uri, table_uri(corpus_uri)
         data_uri, _, corpus = corpus_uri.rpartition("/")
         self._store = TableStore(data_uri, corpus)
-        place = TableStore(self._uri)
-        self._folder = place.root if place.is_local else None
         self._schema = chunk_schema(dimension, embedder)
         self._table = table or open_or_create(corpus_uri, self._schema)
         self._refuse_other_embedder()
@@ -89,61 +91,28 @@ class ChunkTable:
         return int(self._table.version)
 
     def replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Replace all rows of the shard by these, in one commit.
+        """Replace all rows of the shard by these, in one commit, beside any other writers.
 
-        On a local disk one process writes at a time. Object storage has no lock: two processes
-        that write one shard at once are detected afterwards. Then RuntimeError, a commit conflict,
-        is raised, and the next call replaces what both wrote.
+        Raises ShardConflictError if others always commit first.
         """
-        with locked(self._folder) if self._folder else nullcontext():
-            self._table.checkout_latest()
-            self._replace_shard(shard, batches)
-
-    def _replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
-        written = 0
-        failure: Exception | None = None
-
-        def counted() -> Iterator[pa.RecordBatch]:
-            nonlocal written, failure
-            try:
-                for batch in batches:
-                    written += len(batch)
-                    yield batch
-            except Exception as error:
-                failure = error
-                raise
-
-        reader = pa.RecordBatchReader.from_batches(self._schema, counted())
-        mine = f"shard IN {quoted([shard])}"
-        if self._is_doubled(shard):
-            self._table.delete(mine)  # a merge would update both copies
-        try:
-            if self._table.count_rows(mine) == 0:
-                self._table.add(reader)  # much faster: no join with existing rows
-            else:
-                (
-                    self._table.merge_insert(_KEY)
-                    .when_matched_update_all()
-                    .when_not_matched_insert_all()
-                    .when_not_matched_by_source_delete(mine)
-                    .execute(reader)
-                )
-        except Exception:
-            if failure is not None:  # LanceDB wraps it, traceback and all, in an error of its own
-                raise failure from None
-            raise
+        change = ShardCommit(self._corpus_uri, shard)
+        change.write(batches)
+        change.commit()
         self._table.checkout_latest()
-        stored = self._table.count_rows(mine)
-        if stored != written:
-            raise RuntimeError(
-                f"LanceDB table {self._uri}: commit conflict: shard {shard} has {stored} rows "
-                f"instead of {written}, so another process writes it too; materialize it again"
-            )
 
-    def _is_doubled(self, shard: str) -> bool:
-        """Whether two processes added the shard at once, each when it was empty."""
-        ids = [batch["chunk_id"] for batch in self.scan(["chunk_id"], shard)]
-        return bool(ids) and bool(pl.concat(ids).is_duplicated().any())
+    def extend_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
+        """Add rows to those that the shard has in the version that is read, in one commit.
+
+        Raises ShardConflictError if another process has written the shard since.
+        """
+        change = ShardCommit(self._corpus_uri, shard)
+        change.write(batches)
+        change.commit(added_to=self.version)
+        self._table.checkout_latest()
+
+    def shards_written(self, after: int) -> set[str]:
+        """Return the shards that any process wrote after a version, up to the one that is read."""
+        return shards_committed(open_dataset(self._corpus_uri, self.version), after)
 
     def delete_documents(self, shard: str, doc_ids: Sequence[str]) -> None:
         """Delete documents of one shard."""
@@ -226,9 +195,11 @@ class ChunkTable:
 
     # The index and its versions
 
-    def optimize(self) -> None:
-        """Compact small fragments and add new rows to the indexes."""
-        self._table.optimize()
+    def optimize(self) -> Compacted:
+        """Join small fragments, add new rows to the indexes, remove what nothing needs any more."""
+        compacted = compact(self._corpus_uri)
+        self._table.checkout_latest()
+        return compacted
 
     def indexed_columns(self) -> set[str]:
         return {column for index in self._table.list_indices() for column in index.columns}
@@ -240,14 +211,17 @@ class ChunkTable:
                 self._table.create_index(column, config=config)
 
     def build_index(self, kind: str) -> None:
-        """Index the vectors of all rows; they stay in the table, whole, whatever the type."""
-        rows = self._table.count_rows()
+        """Index the vectors of all rows; they stay in the table, whole, whatever the type.
+
+        Rows of shards that other processes write meanwhile may be left out.
+        """
+        rows, version = self._table.count_rows(), self.version
         config = VECTOR_INDEXES[kind](
             distance_type="cosine", num_partitions=partitions(rows), **_TRAINING
         )
         self._table.create_index("vector", config=config, replace=True)
         unindexed = self.unindexed_rows()
-        if unindexed:
+        if unindexed and not self.shards_written(version):
             raise TableError(
                 f"LanceDB table {self._uri}: the index was built but leaves out {unindexed} of "
                 f"{rows} rows; set embedding.search to 'exact'"

@@ -127,6 +127,12 @@ class WritableVectorTable(VectorTable, Protocol):
     def replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
         """Replace all rows of a shard in one commit."""
 
+    def extend_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
+        """Add rows to a shard in one commit. Raises if it was written since the version read."""
+
+    def shards_written(self, after: int) -> set[str]:
+        """Return the shards that any process wrote after a version, up to the one that is read."""
+
     def delete_documents(self, shard: str, doc_ids: Sequence[str]) -> None:
         """Delete documents of one shard."""
 
@@ -136,7 +142,7 @@ class WritableVectorTable(VectorTable, Protocol):
     def sample_chunks(self, excluded_shards: Collection[str]) -> pl.DataFrame:
         """Read all ids; return the sample's chunks, as `ChunkSample.chunks`."""
 
-    def optimize(self) -> None:
+    def optimize(self) -> object:
         """Compact the table and add new rows to its indexes."""
 
     def index_for_lookup(self) -> None:

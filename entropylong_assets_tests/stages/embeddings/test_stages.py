@@ -18,7 +18,9 @@ from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.chunks import ShardEmbedding
 from entropylong_assets.stages.embeddings.embedder import (
+    Embedder,
     VectorError,
     document_identity,
     load_embedder,
@@ -136,6 +138,45 @@ def test_a_shard_that_is_embedded_again_is_the_same(corpus: Corpus) -> None:
     preview = made.metadata["preview"]
     assert isinstance(preview, pl.DataFrame)
     assert preview.equals(corpus.store.head(CHUNK_EMBEDDINGS, SHARDS[0], "chunks"))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_are_the_same_with_any_number_of_cutting_threads(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Threads cut the batches ahead of the device: their order must stay."""
+    embedder = load_embedder(corpus.settings.embedding)
+
+    def rows_with(number: int) -> pa.Table:
+        monkeypatch.setattr(Embedder, "cutting_threads", number)
+        documents = corpus.store.batches(
+            CORPUS_DOCUMENTS, SHARDS[0], "documents", ["doc_id", "source", "text"], 2
+        )
+        embedding = ShardEmbedding(SHARDS[0], embedder, 20)
+        rows = pa.Table.from_batches(embedding.rows(documents), embedding.schema)
+        assert (embedding.chunks, embedding.documents) == (len(rows), len(set(rows["doc_id"])))
+        return rows
+
+    alone = rows_with(0)
+    assert len(alone) > 6
+    assert rows_with(threads).equals(alone)
+
+
+def test_a_fault_in_a_cutting_thread_ends_the_rows(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Embedder, "cutting_threads", 2)
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("no tokenizer")
+
+    monkeypatch.setattr(ShardEmbedding, "_chunks", fail)
+    documents = corpus.store.batches(
+        CORPUS_DOCUMENTS, SHARDS[0], "documents", ["doc_id", "source", "text"], 2
+    )
+    embedding = ShardEmbedding(SHARDS[0], load_embedder(corpus.settings.embedding), 20)
+    with pytest.raises(ValueError, match=r"\Ano tokenizer\Z"):
+        list(embedding.rows(documents))
 
 
 def test_the_index_covers_every_document_once(corpus: Corpus) -> None:

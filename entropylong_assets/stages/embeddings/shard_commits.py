@@ -1,0 +1,187 @@
+"""Writing a shard's rows to the LanceDB table, beside any number of other writers.
+
+The rows are written as fragments that no version of the table refers to. One short commit then adds
+them and removes the shard's former rows: a reader sees the old shard or the new one, whole.
+
+Every commit of a shard also lists the table's first fragment as updated, without changing it. Two
+commits that were made from the same version therefore always conflict, even if both add a shard
+that is new: Lance lets the first pass, and the other starts again from the newer version. Without
+this, two writers of a new shard would both add their rows. A table without fragments is overwritten
+instead, which Lance allows only if there was no other commit since. No lock is needed, on a disk or
+in object storage, and a writer that is killed holds up no other.
+
+A fragment that a shard's commit adds holds rows of this shard only. Compaction joins fragments, so
+that some hold rows of several shards: of these, the rows of a rewritten shard are deleted.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance import LanceOperation
+from lance.commit import CommitConflictError
+from lance.fragment import FragmentMetadata, LanceFragment, write_fragments
+
+from entropylong_assets.stages.embeddings.connection import TABLE, quoted, table_uri
+from entropylong_assets.storage.object_storage import lance_options
+
+COMMIT_SECONDS = 600
+"""Time after which a writer that always loses to others gives up."""
+
+_LONGEST_PAUSE_SECONDS = 1.0
+_SHARD = "shard"  # of a transaction's properties
+
+
+class ShardConflictError(RuntimeError):
+    """A commit conflict that can't be resolved here. The step is tried again."""
+
+
+def open_dataset(corpus_uri: str, version: int | None = None) -> lance.LanceDataset:
+    """Open the table of a corpus by Lance itself: a version of it, or the newest."""
+    options = lance_options(corpus_uri)
+    return lance.dataset(
+        f"{table_uri(corpus_uri)}/{TABLE}.lance", version=version, storage_options=options
+    )
+
+
+def first_fragment(dataset: lance.LanceDataset) -> LanceFragment | None:
+    """Return the fragment that every commit of a shard lists as updated."""
+    return min(dataset.get_fragments(), key=lambda fragment: fragment.fragment_id, default=None)
+
+
+def shards_committed(dataset: lance.LanceDataset, after: int) -> set[str]:
+    """Return the shards that were written after a version, up to the one that is open."""
+    made = (dataset.read_transaction(version) for version in range(after + 1, dataset.version + 1))
+    properties = ((one and one.transaction_properties) or {} for one in made)
+    return {each[_SHARD] for each in properties if _SHARD in each}
+
+
+def _files(fragments: Iterable[Any]) -> set[str]:
+    return {file.path for fragment in fragments for file in fragment.data_files()}
+
+
+class ShardCommit:
+    """New rows of one shard: `write` puts them into the table's folder, `commit` shows them."""
+
+    def __init__(self, corpus_uri: str, shard: str) -> None:
+        self._dataset = open_dataset(corpus_uri)
+        self._shard = shard
+        self._rows_of_shard = f"{_SHARD} IN {quoted([shard])}"
+        self._without: set[str] = set()  # data files that hold no row of the shard
+        self._written: list[FragmentMetadata] = []
+        self._find()  # before the rows come, so that the commit is short
+
+    def write(self, batches: Iterable[pa.RecordBatch]) -> int:
+        """Write rows, all of this shard, to new fragments; return their number.
+
+        Raises what `batches` raises; the files that were written until then are removed.
+        """
+        failure: Exception | None = None
+
+        def guarded() -> Iterator[pa.RecordBatch]:
+            nonlocal failure
+            try:
+                yield from batches
+            except Exception as error:
+                failure = error
+                raise
+
+        reader = pa.RecordBatchReader.from_batches(self._dataset.schema, guarded())
+        try:
+            written = write_fragments(reader, self._dataset)
+        except Exception:
+            if failure is not None:  # Lance wraps it, traceback and all, in an error of its own
+                raise failure from None
+            raise
+        self._written += written
+        return sum(fragment.physical_rows for fragment in written)
+
+    def commit(self, added_to: int | None = None) -> int:
+        """Replace the shard's rows by those written, in one version; return its number.
+
+        added_to: version to whose rows of the shard those written are added instead. Raises
+        ShardConflictError if the shard was written after that version, or if others
+        are faster for `COMMIT_SECONDS`.
+        """
+        deadline = time.monotonic() + COMMIT_SECONDS
+        pause = 0.02
+        while True:
+            self._dataset.checkout_latest()
+            present = self._find()
+            if self._written and _files(f for f, _ in present) >= _files(self._written):
+                return int(self._dataset.version)  # committed, though the answer was an error
+            try:
+                if added_to is None:
+                    return self._commit(present)
+                if self._shard in shards_committed(self._dataset, added_to):
+                    raise ShardConflictError(self._conflict("another process has written it too"))
+                return self._commit([])
+            except CommitConflictError:
+                if time.monotonic() > deadline:
+                    others = f"other writers were faster for {COMMIT_SECONDS} seconds"
+                    raise ShardConflictError(self._conflict(others)) from None
+            time.sleep(pause * random.random())  # noqa: S311, no secret
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _commit(self, replaced: list[tuple[LanceFragment, int]]) -> int:
+        first = first_fragment(self._dataset)
+        if not self._written and not replaced:
+            return int(self._dataset.version)
+        operation: Any
+        if first is None:
+            operation = LanceOperation.Overwrite(self._dataset.schema, self._written)
+            retries = 0  # with any, it would overwrite what another process has just added
+        else:
+            removed, updated = [], []
+            for fragment, rows in replaced:
+                if rows == fragment.count_rows():
+                    removed.append(fragment.fragment_id)
+                    continue
+                rest = fragment.delete(self._rows_of_shard)
+                assert rest is not None, "the fragment holds rows of other shards"
+                updated.append(rest)
+            if first.fragment_id not in {*removed, *(fragment.id for fragment in updated)}:
+                updated.append(first.metadata)
+            operation = LanceOperation.Update(removed, updated, self._written)
+            retries = 20  # of the put, if other versions, which don't conflict, were put before
+        transaction = lance.Transaction(
+            self._dataset.version, operation, transaction_properties={_SHARD: self._shard}
+        )
+        committed = lance.LanceDataset.commit(self._dataset, transaction, max_retries=retries)
+        return int(committed.version)
+
+    def _find(self) -> list[tuple[LanceFragment, int]]:
+        """Return the fragments that hold rows of the shard, with the number of these rows.
+
+        Reads the column `shard` of fragments that were not seen before, without an index: what an
+        index missed would be there twice.
+        """
+        fragments = [f for f in self._dataset.get_fragments() if not _files([f]) <= self._without]
+        if not fragments:
+            return []
+        scanner = self._dataset.scanner(
+            columns=[],
+            filter=self._rows_of_shard,
+            with_row_address=True,
+            use_scalar_index=False,
+            fragments=fragments,
+        )
+        rows: dict[int, int] = {}
+        for batch in scanner.to_batches():
+            ids, counts = np.unique(batch["_rowaddr"].to_numpy() >> 32, return_counts=True)
+            for fragment_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
+                rows[fragment_id] = rows.get(fragment_id, 0) + count
+        self._without |= _files(f for f in fragments if f.fragment_id not in rows)
+        return [(f, rows[f.fragment_id]) for f in fragments if f.fragment_id in rows]
+
+    def _conflict(self, why: str) -> str:
+        return (
+            f"LanceDB table {self._dataset.uri}: commit conflict: shard {self._shard}: {why}; "
+            "materialize it again"
+        )
