@@ -312,7 +312,7 @@ def test_asset_resumes_and_shares_its_results_with_the_command(
     assert page.read_text() == metadata["page"].value
     assert store.require(TRAINING_TRIAL).data_version == version
     assert stale_reason(stage, partition) is None
-    with dg.DagsterInstance.get() as instance:  # the one that the command has told
+    with dg.DagsterInstance.get() as instance:  # to which the command reports
         key = dg.AssetKey(["dataset", "training_trial"])
         assert len(instance.fetch_materializations(key, limit=9).records) == 1
 

@@ -74,7 +74,7 @@ _WITHOUT_EFFECT = ("micro_batch_tokens", "checkpoint_seconds", "log_steps")
 def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results of each arm under one setup, in the order for tables.
 
-    Of two results of one arm and seed the later counts: the folder was prepared anew between them.
+    Of two results of one arm and seed the later counts: the folder was prepared again between them.
     Raises TrialError if they are of two folders.
     """
     latest: dict[tuple[str, int], Result] = {}
