@@ -3,8 +3,8 @@
     python -m benchmarks.reference_run.corpus --out DIR
 
 Downloads the packages of `packages.txt` into DIR/downloads with pip, and writes to DIR
-`train-*.parquet`, `heldout-long.parquet`, `heldout-short.parquet` and `summary.json`. The same
-list gives the same files. See README.md in this folder.
+`train-*.parquet`, `heldout-long.parquet`, `heldout-short.parquet`, `heldout.jsonl` and
+`summary.json`. The same list gives the same files. See README.md in this folder.
 """
 
 from __future__ import annotations
@@ -174,6 +174,8 @@ def choose_and_write(splits: list[Split], out: Path) -> dict[str, object]:
     write_shards(train, out)
     write_table(long, out / "heldout-long.parquet")
     write_table(short, out / "heldout-short.parquet")
+    lines = [json.dumps({"text": document.text}) for document in (*long, *short)]
+    (out / "heldout.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     result: dict[str, object] = {
         name: _counts(documents)
         for name, documents in (("train", train), ("long", long), ("short", short))
