@@ -57,9 +57,19 @@ def first_fragment(dataset: lance.LanceDataset) -> LanceFragment | None:
 
 def shards_committed(dataset: lance.LanceDataset, after: int) -> set[str]:
     """Return the shards that were written after a version, up to the one that is open."""
-    made = (dataset.read_transaction(version) for version in range(after + 1, dataset.version + 1))
-    properties = ((one and one.transaction_properties) or {} for one in made)
-    return {each[_SHARD] for each in properties if _SHARD in each}
+    versions = range(after + 1, dataset.version + 1)
+    return {shard for version in versions if (shard := _shard_of(dataset, version)) is not None}
+
+
+def _shard_of(dataset: lance.LanceDataset, version: int) -> str | None:
+    """Return the shard whose rows a version brought; None if it is no commit of a shard."""
+    try:
+        transaction = dataset.read_transaction(version)
+    except TypeError:
+        # pylance 14 fails on a compaction that rewrote indexes: its RewrittenIndex lacks arguments.
+        return None
+    properties = (transaction and transaction.transaction_properties) or {}
+    return properties.get(_SHARD)
 
 
 def _files(fragments: Iterable[Any]) -> set[str]:
