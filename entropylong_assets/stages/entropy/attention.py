@@ -10,12 +10,13 @@ Legend: H query heads, K key heads, T tokens of the pack, S sequences, E head si
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +28,41 @@ PACKED = "entropylong_packed"
 
 FLASH_3 = ("flash_attn_interface", "fa3_fwd_interface")
 """Modules of FlashAttention-3: the official build, and the forward-only wheel `fa3-fwd`."""
+
+
+class Attend(Protocol):
+    """Attention of one layer over a pack; the arguments are those of `attend_packed`."""
+
+    def __call__(
+        self,
+        query_THE: Tensor,
+        key_TKE: Tensor,
+        value_TKE: Tensor,
+        borders: Tensor,
+        longest: int,
+        scale: float,
+        window: int,
+    ) -> Tensor: ...
+
+
+class _OfThread(threading.local):
+    attend: Attend | None = None
+
+
+_of_thread = _OfThread()
+
+
+@contextmanager
+def attending(attend: Attend) -> Iterator[None]:
+    """Let packed passes in this thread compute attention with `attend`, called once per layer.
+
+    Compiled layers need no second compilation for it: to the compiler attention is opaque.
+    """
+    _of_thread.attend = attend
+    try:
+        yield
+    finally:
+        _of_thread.attend = None
 
 
 @contextmanager
@@ -94,9 +130,36 @@ def _attend(
     scale: float,
     window: int,
 ) -> Tensor:
-    """window: tokens that a token attends to; 0: all before it."""
+    attend = _of_thread.attend or attend_packed
+    return attend(query_THE, key_TKE, value_TKE, borders, longest, scale, window)
+
+
+@_attend.register_fake
+def _(query_THE: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(query_THE, memory_format=torch.contiguous_format)
+
+
+def flash_fits(query_THE: Tensor) -> bool:
+    """Return whether the flash kernels support these queries."""
     size = query_THE.shape[-1]
-    if not query_THE.is_cuda or query_THE.element_size() != 2 or size > 256 or size % 8:
+    return query_THE.is_cuda and query_THE.element_size() == 2 and size <= 256 and size % 8 == 0
+
+
+def attend_packed(
+    query_THE: Tensor,
+    key_TKE: Tensor,
+    value_TKE: Tensor,
+    borders: Tensor,
+    longest: int,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """Compute causal attention within each sequence; result [T, H, E].
+
+    borders: int32 [S + 1]. longest: upper bound of the lengths. window: tokens that a token attends
+    to; 0: all before it.
+    """
+    if not flash_fits(query_THE):
         return attend_one_by_one(query_THE, key_TKE, value_TKE, borders, scale, window)
     third = flash_3() if window == 0 else None
     if third is not None:
@@ -127,11 +190,6 @@ def _attend(
         window_size_left=window - 1 if window else -1,
         window_size_right=0 if window else -1,
     )[0]
-
-
-@_attend.register_fake
-def _(query_THE: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(query_THE, memory_format=torch.contiguous_format)
 
 
 @lru_cache(maxsize=1)

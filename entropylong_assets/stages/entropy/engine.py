@@ -114,38 +114,45 @@ class PackedScorer:
 
         on_progress: called with the number of tokens of each forward pass.
         """
-        empty = np.zeros(0, np.float32)
-        scores = [PositionScores(empty, empty)] * len(requests)
+        scores = [PositionScores(*np.zeros((2, 0), np.float32))] * len(requests)
         scored = [i for i, request in enumerate(requests) if len(request.positions_N)]
         lengths = [int(requests[i].positions_N[-1]) for i in scored]
-        started = time.perf_counter()
-
-        def finish(numbers: Sequence[int], launched: LaunchedPass) -> None:
-            nonlocal started
-            for number, part in zip(numbers, launched.scores(), strict=True):
-                scores[number] = part
-            sizes = [int(requests[i].positions_N[-1]) for i in numbers]
-            positions = sum(len(requests[i].positions_N) for i in numbers)
-            now = time.perf_counter()
-            self.usage.add(sizes, positions, now - started)
-            started = now
-            on_progress(sum(sizes))
-
         self.test_up_to(max((len(requests[i].token_ids_T) for i in scored), default=0))
-        budget = self.pack_tokens if self.mode == "packed" else 1
-        packs = [[scored[member] for member in members] for members in pack(lengths, budget)]
-        for numbers, launched in self._passes(packs, requests):
-            finish(numbers, launched)
+
+        def launch(members: list[int]) -> LaunchedPass:
+            return self._launch([requests[scored[member]] for member in members])
+
+        for members, parts in self.run(lengths, launch, on_progress):
+            for member, part in zip(members, parts, strict=True):
+                scores[scored[member]] = part
         return scores
 
+    def run(
+        self,
+        lengths: Sequence[int],
+        launch: Callable[[list[int]], LaunchedPass],
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[tuple[list[int], list[PositionScores]]]:
+        """Pack sequences of these lengths, launch each pack, and count the passes in `usage`.
+
+        Yields the numbers of the sequences of each pass with their scores. launch: gets such
+        numbers; called in several threads if the engine `is_concurrent`.
+        """
+        started = time.perf_counter()
+        packs = pack(lengths, self.pack_tokens if self.mode == "packed" else 1)
+        for numbers, launched in self._passes(packs, launch):
+            scores = launched.scores()
+            sizes = [lengths[i] for i in numbers]
+            now = time.perf_counter()
+            self.usage.add(sizes, sum(len(s.entropy_N) for s in scores), now - started)
+            started = now
+            on_progress(sum(sizes))
+            yield numbers, scores
+
     def _passes(
-        self, packs: Sequence[list[int]], requests: Sequence[ScoringRequest]
+        self, packs: Sequence[list[int]], launch: Callable[[list[int]], LaunchedPass]
     ) -> Iterator[tuple[list[int], LaunchedPass]]:
         """Yield each pack with its forward pass, in order."""
-
-        def launch(numbers: list[int]) -> LaunchedPass:
-            return self._launch([requests[i] for i in numbers])
-
         with self._ready():
             if self.is_concurrent and self.mode != "plain":
                 yield from zip(packs, self._launch_in_threads(packs, launch), strict=True)
@@ -203,25 +210,26 @@ class PackedScorer:
             [int(r.positions_N[-1]) for r in requests], [len(r.token_ids_T) for r in requests]
         )
         with torch.inference_mode():
-            ids_1T, rows_R = self._tensor(sequences.tokens_T)[None], self._tensor(sequences.rows_R)
+            ids_1T, rows_R = self.tensor(sequences.tokens_T)[None], self.tensor(sequences.rows_R)
             if self.mode == "single":
                 hidden_RD = self.trunk.hidden(ids_1T, lengths)[rows_R]
             else:
                 hidden_RD = self.trunk.hidden_packed(
                     ids_1T,
-                    self._tensor(sequences.positions_T)[None],
-                    self._tensor(sequences.borders_S.astype(np.int32)),
+                    self.tensor(sequences.positions_T)[None],
+                    self.tensor(sequences.borders_S.astype(np.int32)),
                     lengths,
                     rows_R,
                 )
             both_2R = torch.stack(
                 entropy_and_surprisal(
-                    hidden_RD, self._tensor(sequences.targets_R), head_of(self.hf_model)
+                    hidden_RD, self.tensor(sequences.targets_R), head_of(self.hf_model)
                 )
             )
         return LaunchedPass(both_2R, [len(r.positions_N) for r in requests])
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """Copy an array to the device, without waiting for earlier work."""
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
             # A copy from pageable memory would wait for all earlier work.
@@ -286,7 +294,8 @@ class PackedScorer:
         self, probes: Probes, requests: Sequence[ScoringRequest]
     ) -> list[PositionScores]:
         """Return the scores of every pack of the probes."""
-        passes = self._passes(probes.packs(self.mode == "packed"), requests)
+        packs = probes.packs(self.mode == "packed")
+        passes = self._passes(packs, lambda numbers: self._launch([requests[i] for i in numbers]))
         return [scores for _, launched in passes for scores in launched.scores()]
 
 

@@ -62,6 +62,18 @@ def longest_sequence(hf_model: PreTrainedModel, max_forward_tokens: int) -> int:
     return min(limits)
 
 
+def has_rotary_positions(hf_model: PreTrainedModel) -> bool:
+    """Return whether positions enter by rotary embeddings only, as far as the modules show."""
+    from torch import nn
+
+    modules = list(decoder_of(hf_model).named_modules())
+    is_rotary = any("inv_freq" in name for _, m in modules for name, _ in m.named_buffers())
+    return is_rotary and not any(
+        isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
+        for name, module in modules
+    )
+
+
 _POSITION_TABLES = frozenset({"position_embeddings", "embed_positions", "wpe", "positions_embed"})
 
 
