@@ -66,16 +66,16 @@ def make_screener(model: ScoringModel, kind: Kind, pack_tokens: int | None = Non
         return PackedScorer(half, pack_tokens=pack_tokens)
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ModelError(
-            f"verification.screen is 'fp8', but scoring runs on {device}, which does not multiply "
+            f"verification.screen needs FP8, but scoring runs on {device}, which does not multiply "
             f"8-bit floats (CUDA devices of compute capability 8.9 or later do); {REMEDY}"
         )
     if hf_model.dtype != torch.bfloat16:
         raise ModelError(
-            f"verification.screen is 'fp8', but scoring.dtype is not bfloat16; set it, or {REMEDY}"
+            f"verification.screen needs FP8, but scoring.dtype is not bfloat16; set it, or {REMEDY}"
         )
     scorer = PackedScorer(model, pack_tokens=pack_tokens, float8=True)
     if scorer.mode != "packed":
         raise ModelError(
-            f"verification.screen is 'fp8', but this model can't be scored in it; {REMEDY}"
+            f"verification.screen needs FP8, but this model can't be scored in it; {REMEDY}"
         )
     return scorer

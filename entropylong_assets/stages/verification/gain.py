@@ -17,6 +17,7 @@ ACCEPTED = "accepted"
 NEAR_DUPLICATE = "near_duplicate"
 TOO_LONG = "too_long_for_model"
 NOT_TRIED = "not_tried"
+SCREENED_OUT = "screened_out"
 
 
 TEXT_COLUMNS = pl.Schema(pa.schema(TEXT_FIELDS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from entropylong_assets.settings.registry import Registry
@@ -10,7 +12,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from entropylong_assets.stages.entropy.model import ScoringModel
-    from entropylong_assets.stages.entropy.scoring import Scorer
+    from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer
+    from entropylong_assets.stages.verification.requests import ContextRequest
     from entropylong_assets.stages.verification.settings import VerificationSettings
 
 NO_SCREEN = "none"
@@ -62,6 +65,43 @@ class Rule(Protocol):
         ...
 
 
+Key = tuple[str, str]
+"""(root_id, chunk_id)."""
+
+
+class EstimatedContexts(Protocol):
+    """Some contexts of a batch with their estimates."""
+
+    estimates: Mapping[str, Mapping[Key, PositionScores]]
+    """Scores of every context, by name of the estimate."""
+
+    def score_exactly(self, keys: Sequence[Key]) -> dict[Key, PositionScores]:
+        """Return the exact scores of some of the contexts."""
+        ...
+
+
+class Estimator(ABC):
+    """Estimates scores that are too far from the exact ones to be kept, but tell which contexts
+    need exact ones: `calibration.py` learns that.
+
+    It may use the scoring model in another way, or another model with the same tokenizer.
+    """
+
+    @abstractmethod
+    def estimate(
+        self,
+        requests: Mapping[Key, ContextRequest],
+        exact: Scorer,
+        on_progress: Callable[[int], None],
+    ) -> Iterator[EstimatedContexts]:
+        """Yield the contexts group by group, as many at once as memory allows.
+
+        Every request is in one group, whose exact scores are asked for before the next group.
+        exact: the scorer of the exact pass. on_progress: gets the tokens of each forward pass.
+        """
+        ...
+
+
 class LoadScreener(Protocol):
     """Makes the cheaper scorer of a screen.
 
@@ -70,11 +110,13 @@ class LoadScreener(Protocol):
     `entropylong_assets.screens`. It is then available as `verification.screen: my_screen`.
     """
 
-    def __call__(self, model: ScoringModel, pack_tokens: int | None) -> Scorer:
+    def __call__(self, model: ScoringModel, pack_tokens: int | None) -> Scorer | Estimator:
         """Return the scorer. Raises ModelError, in one line, if the device or the model can't do
         it or would gain nothing from it.
 
-        pack_tokens: `scoring.pack_tokens`.
+        Scores of a Scorer are kept where no verdict could change within its margin (`screen.py`).
+        Those of an Estimator never are: what is not scored exactly is rejected. pack_tokens:
+        `scoring.pack_tokens`.
         """
         ...
 

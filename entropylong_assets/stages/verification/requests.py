@@ -5,16 +5,43 @@ as far as the model can read: some models choose their rotary factors by the len
 and a score must not depend on which other anchors are scored. The engine ends its pass at the last
 anchor all the same.
 
-Legend: T tokens of a sequence, N anchors.
+Legend: T tokens of a sequence, L of its context, N anchors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from entropylong_assets.stages.entropy.scoring import ScoringRequest
+
+
+@dataclass(frozen=True, eq=False)
+class ContextRequest(ScoringRequest):
+    """A request for a root given a context, which the engine scores like any other.
+
+    context_tokens: tokens before the root, BOS included.
+    """
+
+    context_tokens: int
+
+    @property
+    def context_ids(self) -> NDArray[np.int64]:
+        """Those of the context, BOS included; int64 [L]."""
+        return self.token_ids_T[: self.context_tokens]
+
+    @property
+    def root_ids(self) -> NDArray[np.int64]:
+        """Those of the root, as far as the model can read; int64 [T]."""
+        return self.token_ids_T[self.context_tokens :]
+
+    @property
+    def anchors(self) -> NDArray[np.int64]:
+        """Scored positions in the root; int64 [N]."""
+        return self.positions_N - self.context_tokens
 
 
 def context_request(
@@ -23,7 +50,7 @@ def context_request(
     root_ids: Sequence[int],
     anchors: Sequence[int],
     max_positions: int,
-) -> ScoringRequest:
+) -> ContextRequest:
     """Return the first `max_positions` tokens of [BOS?; C; D], to be scored at the anchors.
 
     context_ids: ends with the separator's tokens, as in a sample. anchors: positions in the root
@@ -32,8 +59,8 @@ def context_request(
     ordered = sorted(anchors)
     before = len(bos_ids) + len(context_ids)
     tokens = [*bos_ids, *context_ids, *root_ids[: max(0, max_positions - before)]]
-    return ScoringRequest(
-        np.asarray(tokens, np.int64), np.asarray([before + t for t in ordered], np.int64)
+    return ContextRequest(
+        np.asarray(tokens, np.int64), np.asarray([before + t for t in ordered], np.int64), before
     )
 
 

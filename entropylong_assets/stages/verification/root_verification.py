@@ -18,12 +18,18 @@ from entropylong_assets.stages.retrieval.leak_check import PASSED
 from entropylong_assets.stages.verification.controls import Control
 from entropylong_assets.stages.verification.gain import (
     NOT_TRIED,
+    SCREENED_OUT,
     TEXT_COLUMNS,
     TOO_LONG,
     judge,
 )
-from entropylong_assets.stages.verification.requests import context_request, fits
-from entropylong_assets.stages.verification.screen import Key, Screen
+from entropylong_assets.stages.verification.registry import Key
+from entropylong_assets.stages.verification.requests import (
+    ContextRequest,
+    context_request,
+    fits,
+)
+from entropylong_assets.stages.verification.screening import BatchScreen
 from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.stored_scores import NOTHING_KNOWN, KnownScores
 
@@ -56,9 +62,9 @@ class RootPlan:
     """Anchors of each chunk to be tried, ascending; the most promising chunk first."""
     controls: list[Control]
     control_anchors: list[int]
-    requests: dict[str, ScoringRequest] = field(default_factory=dict)
+    requests: dict[str, ContextRequest] = field(default_factory=dict)
     """One per chunk in `contexts`."""
-    control_requests: list[ScoringRequest] = field(default_factory=list)
+    control_requests: list[ContextRequest] = field(default_factory=list)
 
 
 DrawControls = Callable[[RootCandidates, int], list[Control]]
@@ -161,7 +167,7 @@ def verify_roots(
     settings: VerificationSettings,
     on_progress: Callable[[int], None] = lambda _: None,
     *,
-    screen: Screen | None = None,
+    screen: BatchScreen | None = None,
     known: KnownScores = NOTHING_KNOWN,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Score these roots and judge every pair. Return the rows of `pairs` and `controls`.
@@ -203,13 +209,16 @@ def verify_roots(
             of_wave = screen.score(wave, scorer, judge_scored, on_progress)
         for (root_id, chunk_id), score in of_wave.items():
             scores[by_root[root_id]][chunk_id] = score
+        for root_id, chunk_id in wave.keys() - of_wave.keys():
+            plans[by_root[root_id]].refusals[chunk_id] = SCREENED_OUT
         if max_contexts is not None:
             dependencies = judge_scored(of_wave).filter("accepted")
             contexts = dependencies.select("root_id", "chunk_id").unique()
             for (root_id,), rows in contexts.group_by("root_id"):
                 accepted[str(root_id)] += len(rows)
     for plan, tried in zip(plans, scores, strict=True):
-        plan.refusals |= {c: NOT_TRIED for c in plan.contexts if c not in tried}
+        untried = (c for c in plan.contexts if c not in tried and c not in plan.refusals)
+        plan.refusals |= dict.fromkeys(untried, NOT_TRIED)
     return judge_all(scores), pl.concat(controls) if controls else pl.DataFrame()
 
 
@@ -239,13 +248,13 @@ def _wave(
     scores: Sequence[Mapping[str, PositionScores]],
     accepted: Mapping[str, int],
     max_contexts: int | None,
-) -> dict[Key, ScoringRequest]:
+) -> dict[Key, ContextRequest]:
     """Return the next candidates of all roots that still lack contexts."""
-    wave: dict[Key, ScoringRequest] = {}
+    wave: dict[Key, ContextRequest] = {}
     for plan, tried in zip(plans, scores, strict=True):
         root_id = plan.root.root_id
         lacking = None if max_contexts is None else max_contexts - accepted[root_id]
-        untried = [chunk_id for chunk_id in plan.contexts if chunk_id not in tried]
+        untried = [c for c in plan.contexts if c not in tried and c not in plan.refusals]
         wave |= {(root_id, chunk_id): plan.requests[chunk_id] for chunk_id in untried[:lacking]}
     return wave
 

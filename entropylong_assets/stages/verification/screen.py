@@ -10,7 +10,7 @@ accepted pairs are kept (recall) and how many of those kept are right (precision
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,8 +18,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, ScoringRequest
-from entropylong_assets.stages.verification.registry import RULES
+from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer
+from entropylong_assets.stages.verification.registry import RULES, Key
+from entropylong_assets.stages.verification.requests import ContextRequest
 from entropylong_assets.stages.verification.settings import VerificationSettings
 
 SAMPLE = 64
@@ -106,9 +107,6 @@ class ScreenFigures:
         return figures
 
 
-Key = tuple[str, str]
-"""(root_id, chunk_id)."""
-
 JudgeScores = Callable[[dict[Key, PositionScores]], pl.DataFrame]
 """Scores of contexts to their judged pairs, one row per pair, in an order that depends on the set
 of contexts alone."""
@@ -121,11 +119,13 @@ class Screen:
     cheap: Scorer
     settings: VerificationSettings
     figures: ScreenFigures = field(default_factory=ScreenFigures)
+    learned: list[pl.DataFrame] = field(default_factory=list)
+    """Nothing: every batch fits its own margin."""
     _margin: Margin | None = None
 
     def score(
         self,
-        requests: dict[Key, ScoringRequest],
+        requests: Mapping[Key, ContextRequest],
         exact: Scorer,
         judge_scores: JudgeScores,
         on_progress: Callable[[int], None] = lambda _: None,

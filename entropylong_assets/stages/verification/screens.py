@@ -1,4 +1,4 @@
-"""The built-in screens: the scoring model in cheaper arithmetic."""
+"""The built-in screens: the scoring model in cheaper arithmetic, and on fewer tokens."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from entropylong_assets.stages.verification.registry import SCREENS
 
 if TYPE_CHECKING:
+    from entropylong_assets.stages.entropy.engine import PackedScorer
     from entropylong_assets.stages.entropy.model import ScoringModel
     from entropylong_assets.stages.entropy.scoring import Scorer
+    from entropylong_assets.stages.verification.registry import Estimator
 
 
 @SCREENS.register("bfloat16")
@@ -25,3 +27,34 @@ def load_fp8(model: ScoringModel, pack_tokens: int | None) -> Scorer:
     from entropylong_assets.stages.entropy.screener import load_screener
 
     return load_screener(model, "fp8", pack_tokens)
+
+
+@SCREENS.register("splice")
+def load_splice(model: ScoringModel, pack_tokens: int | None) -> Estimator:
+    """Windows before the anchors, given keys and values that are computed once."""
+    from entropylong_assets.stages.entropy.engine import load_scorer
+
+    return _spliced("splice", load_scorer(model, pack_tokens), is_exact=True)
+
+
+@SCREENS.register("splice_fp8")
+def load_splice_fp8(model: ScoringModel, pack_tokens: int | None) -> Estimator:
+    """The same in 8-bit floats; needs CUDA, compute capability 8.9 or later."""
+    from entropylong_assets.stages.entropy.screener import load_screener
+
+    scorer = load_screener(model, "fp8", pack_tokens)
+    return _spliced("splice_fp8", scorer, is_exact=False)
+
+
+def _spliced(name: str, scorer: PackedScorer, *, is_exact: bool) -> Estimator:
+    from entropylong_assets.stages.entropy.screener import REMEDY
+    from entropylong_assets.stages.entropy.splice_support import splice_fault
+    from entropylong_assets.stages.model_files import ModelError
+    from entropylong_assets.stages.verification.spliced import SplicedEstimator
+
+    if fault := splice_fault(scorer, float8=not is_exact):
+        raise ModelError(
+            f"verification.screen is '{name}', but keys and values of this model can't be used "
+            f"given other contexts: {fault}; {REMEDY}"
+        )
+    return SplicedEstimator(scorer, is_exact=is_exact)

@@ -70,10 +70,15 @@ class VerificationSettings(Section):
     """Maximum number of tokens in the forward passes of a root's candidates and controls. `null`:
     no limit. Candidates beyond it are not scored. Passes for evidence spans do not count."""
     screen: Annotated[str, AfterValidator(_check_screen)] = NO_SCREEN
-    """Approximation: score all contexts in cheaper arithmetic first, then exactly only a sample and
-    those whose verdict could change. `none` (exact), `bfloat16`, or `fp8`, which needs a CUDA
-    device of compute capability 8.9 or later. Other packages can add screens
-    (docs/extending.md)."""
+    """Approximation: score all contexts more cheaply first, then exactly only a sample and those
+    whose verdict is in doubt. `none` (exact). `bfloat16` and `fp8`: cheaper arithmetic. `splice`:
+    only the tokens before each anchor, given keys and values that are computed once; what is not
+    scored exactly is rejected (docs/screens.md). `splice_fp8`: both. FP8 needs a CUDA device of
+    compute capability 8.9 or later. Other packages can add screens (docs/extending.md)."""
+    screen_recall: float = Field(0.995, ge=0.5, lt=1)
+    """Screens `splice` and `splice_fp8`: share of the contexts with an accepted pair that must be
+    scored exactly. Until a shard has enough of them to choose the threshold with 90% confidence,
+    all contexts are scored exactly; the default needs 460."""
 
     @model_validator(mode="after")
     def _has_controls(self) -> VerificationSettings:

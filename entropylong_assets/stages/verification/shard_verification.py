@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -25,6 +25,7 @@ from entropylong_assets.stages.verification.controls import (
 )
 from entropylong_assets.stages.verification.evidence import EVIDENCE, EvidenceFinder
 from entropylong_assets.stages.verification.evidence_kinds import classify
+from entropylong_assets.stages.verification.registry import Estimator
 from entropylong_assets.stages.verification.root_verification import (
     RootCandidates,
     RootPlan,
@@ -32,7 +33,7 @@ from entropylong_assets.stages.verification.root_verification import (
     verify_roots,
 )
 from entropylong_assets.stages.verification.rules import is_common, is_excluded
-from entropylong_assets.stages.verification.screen import Screen, ScreenFigures
+from entropylong_assets.stages.verification.screening import BatchScreen, make_screening
 from entropylong_assets.stages.verification.shard_counts import ShardCounts
 from entropylong_assets.stages.verification.stored_scores import (
     NOTHING_KNOWN,
@@ -51,6 +52,9 @@ PAIRS = pl.Schema(VERIFIED_DEPENDENCIES.schemas["pairs"])
 CONTROL_CONTEXTS = pl.Schema(VERIFIED_DEPENDENCIES.schemas["control_contexts"])
 
 _ANCHOR_COLUMNS = ["anchor", "word", "kind", "phrase_documents", "pair_documents"]
+
+LEARNED = "learned"
+"""Table of a batch's checkpoint, not of the partition: what later batches need to know."""
 
 ROOTS_PER_BATCH = 8
 """An interrupted run loses at most this many roots."""
@@ -75,8 +79,8 @@ class Verifier:
     scorer: Scorer
     universe: ChunkUniverse
     fetch: FetchChunks
-    screener: Scorer | None = None
-    """The cheaper scorer of a screen."""
+    screener: Scorer | Estimator | None = None
+    """What `verification.screen` names."""
 
     def verify(
         self,
@@ -84,12 +88,14 @@ class Verifier:
         context_ids: Mapping[str, Sequence[int]],
         on_progress: Callable[[int], None],
         known: KnownScores = NOTHING_KNOWN,
+        screen: BatchScreen | None = None,
     ) -> Batch:
         """Return the rows of a batch of roots, and `forward_tokens`, `evidence_tokens` and `screen`
         as its figures.
 
-        context_ids: token ids of every candidate. on_progress: gets the tokens of each forward
-        pass, and of those that known scores save.
+        What the screen has learned is in the table `LEARNED`. context_ids: token ids of every
+        candidate. on_progress: gets the tokens of each forward pass, and of those that known scores
+        save.
         """
         settings, tokens, evidence_tokens = self.settings.verification, 0, 0
 
@@ -114,7 +120,6 @@ class Verifier:
             )
             for root in roots
         ]
-        screen = Screen(self.screener, settings) if self.screener else None
         pairs, controls = verify_roots(
             plans, self.scorer, settings, count, screen=screen, known=known
         )
@@ -125,6 +130,8 @@ class Verifier:
             "controls": controls,
             "control_contexts": pl.DataFrame(_control_contexts(plans), schema=CONTROL_CONTEXTS),
         }
+        if screen and screen.learned:
+            tables[LEARNED] = pl.concat(screen.learned)
         figures = {
             "forward_tokens": tokens,
             "evidence_tokens": evidence_tokens,
@@ -188,7 +195,8 @@ class VerifiedShard:
     evidence_tokens: int = 0
     resumed_batches: int = 0
     """Batches taken from the checkpoints of an interrupted run."""
-    screen: ScreenFigures = field(default_factory=ScreenFigures)
+    screen: dict[str, float] | None = None
+    """Figures of the screen; None without one."""
 
 
 def verify_shard(
@@ -210,11 +218,12 @@ def verify_shard(
     """
     store, shard = partition.store, partition.shard
     verified = VerifiedShard(ShardCounts(verifier.settings.verification))
-    counted = store.summary(CANDIDATE_CONTEXTS, shard).phrase_documents
+    candidates = store.summary(CANDIDATE_CONTEXTS, shard)
+    screening = make_screening(verifier.screener, verifier.settings.verification, candidates.roots)
     with TokenSpool() as spool:
         _encode_contexts(partition, verifier.tokenizer, writer, spool)
         for number, roots in enumerate(
-            _batched(read_roots(store, shard, counted), roots_per_batch)
+            _batched(read_roots(store, shard, candidates.phrase_documents), roots_per_batch)
         ):
             known = stored.take([root.root_id for root in roots]) if stored else NOTHING_KNOWN
             batch = checkpoints.load(number) if checkpoints else None
@@ -222,17 +231,22 @@ def verify_shard(
                 verified.resumed_batches += 1
             else:
                 chunk_ids = [c for root in roots for c in root.candidates["chunk_id"]]
-                batch = verifier.verify(roots, spool.take(chunk_ids), on_progress, known)
+                screen = screening.of_batch() if screening else None
+                batch = verifier.verify(roots, spool.take(chunk_ids), on_progress, known, screen)
                 if checkpoints:
                     checkpoints.save(number, batch)
             for table, rows in batch.tables.items():
-                writer.append(table, rows)
+                if table != LEARNED:
+                    writer.append(table, rows)
             verified.counts.add(batch.tables["pairs"], batch.tables["controls"])
             verified.counts.add_evidence(batch.tables["evidence"])
             verified.forward_tokens += batch.figures["forward_tokens"]
             verified.evidence_tokens += batch.figures["evidence_tokens"]
-            verified.screen.add(ScreenFigures(**batch.figures["screen"]))
+            if screening:
+                learned = batch.tables.get(LEARNED, pl.DataFrame())
+                screening.add(learned, batch.figures["screen"], len(roots))
             on_root(len(roots))
+    verified.screen = screening.metadata() if screening else None
     return verified
 
 

@@ -58,8 +58,12 @@ def _compute(step: Step) -> Result:
     pack_tokens, screen = settings.scoring.pack_tokens, settings.verification.screen
     scorer = load_scorer(model, pack_tokens)
     screener = None if screen == NO_SCREEN else SCREENS[screen](model, pack_tokens)
-    used = {"scoring": scorer, "screen": screener}
-    engines = {name: engine for name, engine in used.items() if isinstance(engine, PackedScorer)}
+    used = {"scoring": scorer, "screen": getattr(screener, "scorer", screener)}
+    engines = {
+        name: engine
+        for name, engine in used.items()
+        if isinstance(engine, PackedScorer) and (name == "scoring" or engine is not scorer)
+    }
     before = {name: engine.usage.snapshot() for name, engine in engines.items()}
     finished = 0
 
@@ -94,7 +98,7 @@ def _compute(step: Step) -> Result:
         evidence_tokens=verified.evidence_tokens,
         model=model.identity,
         vocab_size=model.vocab_size,
-        screen=verified.screen.metadata() if screener else None,
+        screen=verified.screen,
     )
     usage = {name: engine.figures(before[name]) for name, engine in engines.items()}
     scoring = {
@@ -131,6 +135,7 @@ def _stored_scores(step: Step) -> StoredScores | None:
 def _determined_by(settings: Settings) -> tuple[str, ...]:
     verification: VerificationSettings = settings.verification
     own = [*SCORING_SETTINGS, "rule", "compared_rules", "evidence"]
+    own += ["screen_recall"] if verification.screen != NO_SCREEN else []
     own += [name for rule in evaluated_rules(verification).values() for name in rule.settings]
     if verification.evidence:  # boilerplate is a kind of dependencies
         own += ["max_phrase_documents", "max_pair_documents", "excluded_anchors"]

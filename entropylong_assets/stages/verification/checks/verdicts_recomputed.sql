@@ -69,5 +69,6 @@ WHERE (gain IS NULL) <> (g IS NULL) OR abs(gain - g) > 1e-9
    OR accepted <> (verdict = 'accepted')
    OR (entropy_context IS NULL AND len(accepted_by) > 0)
    OR CASE WHEN entropy_context IS NULL
-           THEN verdict NOT IN ('near_duplicate', 'too_long_for_model', 'not_tried')
+           THEN verdict NOT IN
+               ('near_duplicate', 'too_long_for_model', 'not_tried', 'screened_out')
            ELSE verdict <> reason END
