@@ -119,6 +119,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "verification.max_contexts_per_root": (46, {V}),
     "verification.max_forward_tokens_per_root": (100_000, {V}),
     "verification.screen": ("bfloat16", {V}),
+    "verification.screen_recall": (0.9, set()),  # without a screen
     "samples.tokens": (8192, {S}),
     "samples.order": ("sequence", {S, L}),
     "samples.layout": ("interleaved", {S}),  # an audited window has one root

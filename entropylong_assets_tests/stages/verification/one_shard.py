@@ -25,6 +25,7 @@ from entropylong_assets.stages.entropy.model import load_scoring_model
 from entropylong_assets.stages.retrieval.chunk_universe import chunk_universe
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.verification.registry import NO_SCREEN, SCREENS
 from entropylong_assets.stages.verification.shard_verification import (
     VerifiedShard,
     Verifier,
@@ -59,12 +60,15 @@ def verify(
 ) -> Outcome:
     """Verify a shard with two roots per batch; with checkpoints if there is a key for them.
 
-    scorer: instead of the engine.
+    scorer: instead of the engine. screener: instead of the one that the settings name.
     """
     store = open_store(settings)
     candidates = store.summary(CANDIDATE_CONTEXTS, shard)
     table = open_table(store, candidates.index)
     model = load_scoring_model(settings.scoring)
+    screen = settings.verification.screen
+    if screener is None and screen != NO_SCREEN:
+        screener = SCREENS[screen](model, settings.scoring.pack_tokens)
     verifier = Verifier(
         settings,
         model.tokenizer,

@@ -24,7 +24,7 @@ from entropylong_assets.storage.checkpoints import (
 )
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.conftest import World
-from entropylong_assets_tests.stages.verification.one_shard import verify
+from entropylong_assets_tests.stages.verification.one_shard import verify, with_verification
 
 
 def folders(store: TableStore, shard: str) -> list[str]:
@@ -32,12 +32,19 @@ def folders(store: TableStore, shard: str) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.startswith(PREFIX)]
 
 
-def test_a_killed_run_is_resumed_and_ends_in_the_same_tables(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("screen", ["none", "splice"])
+def test_a_killed_run_is_resumed_and_ends_in_the_same_tables(
+    world: World, tmp_path: Path, screen: str
+) -> None:
+    """With a screen, later batches depend on what earlier ones have taught."""
+    changed = with_verification(
+        world.settings, rule="plain", epsilon=0.4, screen=screen, screen_recall=0.5
+    )
     shard, settings = world.shards[0], tmp_path / "settings.json"
-    settings.write_text(world.settings.model_dump_json())
+    settings.write_text(changed.model_dump_json())
     straight, killed = TableStore(str(tmp_path / "straight")), TableStore(str(tmp_path / "killed"))
     batches: list[int] = []
-    verify(world.settings, shard, straight, on_root=batches.append)
+    whole = verify(changed, shard, straight, on_root=batches.append)
     assert len(batches) >= 3, "otherwise there is no middle"
 
     command = [sys.executable, "-m", "entropylong_assets_tests.stages.verification.one_shard"]
@@ -53,11 +60,14 @@ def test_a_killed_run_is_resumed_and_ends_in_the_same_tables(world: World, tmp_p
     assert folders(killed, shard) == [f"{PREFIX}k"]
 
     scored: list[int] = []
-    done = verify(world.settings, shard, killed, key="k", on_root=scored.append)
+    done = verify(changed, shard, killed, key="k", on_root=scored.append)
     assert done.verified.resumed_batches == 2
     assert scored == batches
     versions = {s.require(VERIFIED_DEPENDENCIES, shard).data_version for s in (killed, straight)}
     assert len(versions) == 1
+    assert done.verified.screen == whole.verified.screen
+    screened_out = (whole.pairs["verdict"] == "screened_out").sum()
+    assert (screened_out > 0) == (screen == "splice"), "otherwise nothing was learned"
     assert folders(killed, shard) == [], "a published partition has no checkpoints"
 
 
