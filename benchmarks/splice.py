@@ -8,8 +8,8 @@ and no network. `real`: `--model` over the documentation of installed packages, 
 `--embedder`: time per root, and how well estimates tell which pairs are accepted.
 
 An exact score costs the same whatever it says, so the contexts that are scored again are drawn.
-Seconds are those of the processor on a CPU, of which other programs may use a share, and those of the
-clock on CUDA.
+Seconds are those of the processor on a CPU, which other programs may share, and those of the clock
+on CUDA.
 """
 
 from __future__ import annotations
@@ -377,10 +377,10 @@ def summarise(
             for name in ("splice", "bare")
         },
     )
-    told = rows.drop("exact")
-    decision = decide(told, recall)
+    rows_without_exact = rows.drop("exact")
+    decision = decide(rows_without_exact, recall)
     if decision is not None:
-        rate, share = held_out_recall(told, decision.missed)
+        rate, share = held_out_recall(rows_without_exact, decision.missed)
         claims.note(
             "summary",
             held_out_recall=rate.value,

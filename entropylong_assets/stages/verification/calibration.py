@@ -29,7 +29,7 @@ FOLDS = 5
 CONFIDENCE = 0.9
 """One-sided confidence that no larger share of the accepted contexts lies below the threshold."""
 MAX_SHARE = 0.5
-"""Share of contexts to be scored exactly above which estimates are not worth their time."""
+"""Share of contexts to be scored exactly above which estimates do not pay."""
 AUDITED = 16
 """One root in so many is scored exactly although a decision is known."""
 DRIFT = 0.01
@@ -166,7 +166,7 @@ class Calibration:
     """What a shard has learned from its contexts so far, batch by batch.
 
     Until a decision is known, all contexts are estimated and scored exactly. Later one root in
-    `AUDITED` still is. If the decision misses more of its accepted contexts than chance explains,
+    `AUDITED` still is. If the decision misses more of its accepted contexts than probability explains,
     the corpus has changed: all that was learned is dropped, and the shard begins anew. If half of
     the roots are verified without a decision, it is too late for one to pay, and estimating ends.
     """
@@ -214,8 +214,8 @@ class Calibration:
         self._audits.append(rows)
         contexts = pl.concat(self._audits).filter("accepted").unique(KEY)
         missed = len(contexts) - int(contexts["is_kept"].sum())
-        chance = float(binom.sf(missed - 1, len(contexts), 1 - self.recall)) if missed else 1.0
-        if chance < DRIFT:
+        probability = float(binom.sf(missed - 1, len(contexts), 1 - self.recall)) if missed else 1.0
+        if probability < DRIFT:
             self.drifts += 1
             self.decision, self.rows, self._fitted, self._audits = None, pl.DataFrame(), 0, []
 
