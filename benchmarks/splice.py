@@ -270,14 +270,14 @@ def real(claims: Claims, options: argparse.Namespace) -> None:
         if not anchors:
             continue
         pairs = pl.DataFrame(
-            corpus.nearest(document, anchors, options.candidates),
-            schema=["anchor", "chunk_id", "similarity"],
+            [
+                (t, str(chunk), similarity, float(entropy_T[t]), float(surprisal_T[t]))
+                for t, chunk, similarity in corpus.nearest(document, anchors, options.candidates)
+            ],
+            schema=["anchor", "chunk_id", "similarity", "entropy", "surprisal"],
             orient="row",
         ).with_columns(
-            root_id=pl.lit(str(document)),
-            chunk_id=pl.col("chunk_id").cast(pl.String),
-            entropy=pl.Series(entropy_T).gather(pl.col("anchor")),
-            surprisal=pl.Series(surprisal_T).gather(pl.col("anchor")),
+            pl.col("entropy", "surprisal").cast(pl.Float32), root_id=pl.lit(str(document))
         )
         requests: Requests = {}
         for (chunk_id,), rows in pairs.group_by("chunk_id", maintain_order=True):

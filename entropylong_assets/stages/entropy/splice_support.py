@@ -24,7 +24,7 @@ def splice_fault(scorer: PackedScorer, float8: bool = False) -> str | None:
     """Return why an engine can't splice, or None if it can.
 
     Two scores must be the plain ones: those given a context whose keys were kept, and those of
-    windows behind the root's keys, if these were kept with the context before them.
+    windows after the root's keys, if these were kept with the context before them.
     """
     if scorer.mode != "packed":
         return "it can't compute several sequences per forward pass"
