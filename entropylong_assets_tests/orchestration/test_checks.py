@@ -281,6 +281,7 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "the wrong reason": sets("pairs", 2, verdict="gain_too_small"),
             "another wrong reason": sets("pairs", 3, verdict="surprisal_rose"),
             "scored, but said not to be": sets("pairs", 3, verdict="not_tried"),
+            "scored, but said to be screened out": sets("pairs", 3, verdict="screened_out"),
             "unknown word": sets("pairs", 3, verdict="perhaps"),
         },
         "controls_averaged": {

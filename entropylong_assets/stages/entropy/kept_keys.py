@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from entropylong_assets.stages.entropy.attention import attend_packed
@@ -78,8 +79,6 @@ def no_keys(like: KeptKeys) -> KeptKeys:
     return kept
 
 
-def index_of(kept: KeptKeys, numbers: Sequence[int]) -> Tensor:
+def index_of(kept: KeptKeys, numbers: Sequence[int]) -> NDArray[np.int64]:
     """Return where the tokens of these sequences belong, int64 [T]."""
-    return torch.cat(
-        [torch.arange(kept.starts[i], kept.starts[i] + kept.lengths[i]) for i in numbers]
-    )
+    return np.concatenate([kept.starts[i] + np.arange(kept.lengths[i]) for i in numbers])

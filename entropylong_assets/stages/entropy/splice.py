@@ -139,7 +139,7 @@ class SplicedScorer:
                 [firsts[i] + np.arange(n) for i, n in zip(numbers, lengths, strict=True)]
             )
             with torch.inference_mode():
-                at_T = index_of(kept, numbers).to(scorer.device)
+                at_T = scorer.tensor(index_of(kept, numbers))
                 with attention.attending(Keeping(kept, at_T)):
                     self._hidden(tokens_T, positions_T, lengths, np.zeros(2, np.int64))
                 return LaunchedPass.of_scores([])

@@ -159,7 +159,8 @@ def _ranges(part: Part, borders: Sequence[int], device: torch.device) -> _Ranges
     ends = [0, *(borders[group[-1] + 1] for group in groups)]
 
     def tensor(values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32).to(device, non_blocking=True)
+        on_host = torch.tensor(values, dtype=torch.int32, pin_memory=device.type == "cuda")
+        return on_host.to(device, non_blocking=True)
 
     return _Ranges(
         tensor(ends),
