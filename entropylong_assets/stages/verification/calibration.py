@@ -167,7 +167,7 @@ class Calibration:
 
     Until a decision is known, all contexts are estimated and scored exactly. Later one root in
     `AUDITED` still is. If the decision misses more of its accepted contexts than is likely,
-    the corpus has changed: all that was learned is dropped, and the shard begins anew. If half of
+    the corpus has changed: all that was learned is dropped, and the shard begins again. If half of
     the roots are verified without a decision, it is too late for one to pay, and estimating ends.
     """
 
