@@ -159,13 +159,16 @@ def make_project(
     for name in corpora.keys() & datasets.keys():
         raise SettingsError(f"datasets.{name}: a corpus has this name already; choose another")
     cluster = _validated(cluster_model(stages), content.get("cluster", {}), "cluster")
-    project = Project(
-        stages=stages,
-        data_uri=next(iter(corpora.values())).data_uri if corpora else shared["data_uri"],
-        cluster=cluster,
-        corpora=corpora,
-        datasets=datasets,
-    )
+    try:
+        project = Project(
+            stages=stages,
+            data_uri=next(iter(corpora.values())).data_uri if corpora else shared["data_uri"],
+            cluster=cluster,
+            corpora=corpora,
+            datasets=datasets,
+        )
+    except ValidationError as error:  # without a corpus, nothing has validated the location yet
+        raise SettingsError(one_line(error, "")) from None
     _refuse_unshared_places(project)
     return project
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -181,6 +181,7 @@ _GROUPS = st.sampled_from([*_TOP, "nonsense"])
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(st.dictionaries(_GROUPS, _JSON, max_size=3))
+@example({"datasets": {}, "data_uri": None})  # nothing but the project itself reads data_uri
 def test_any_values_are_a_project_or_one_line(values: dict[str, Any]) -> None:
     message = "-"
     try:
