@@ -52,6 +52,8 @@ def test_profile_contains_its_values(profile: str) -> None:
 
 def test_profile_paper_has_the_published_values() -> None:
     paper = make_project({}, "paper").dataset
+    assert paper.samples.layout == "grouped"
+    assert make_project({}).dataset.samples.layout == "interleaved"
     assert (paper.entropy.alpha, paper.retrieval.half_window) == (2.0, 16)
     assert (paper.verification.epsilon, paper.verification.rule) == (0.4, "plain")
     assert (paper.samples.tokens, paper.samples.order) == (131_072, "shuffle")

@@ -51,7 +51,12 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "max_forward_tokens_per_root": None,
             "screen": "none",
         },
-        "samples": {"tokens": 131_072, "order": "shuffle", "fill": "verified_only"},
+        "samples": {
+            "tokens": 131_072,
+            "order": "shuffle",
+            "layout": "grouped",
+            "fill": "verified_only",
+        },
     },
     # `make demo`: four shards of the documentation of installed packages, with models that are
     # installed from a package index. Sized for a laptop with 2 cores.

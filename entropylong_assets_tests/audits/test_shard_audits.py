@@ -195,7 +195,7 @@ def test_audits_are_stale_only_under_settings_that_they_read(audited: AuditedWor
 
     null, second, far = (stage.name for stage in AUDITS)
     assert stale_under() == set()
-    assert stale_under(samples={"tokens": 8192, "layout": "interleaved"}) == set()
+    assert stale_under(samples={"tokens": 8192, "layout": "grouped"}) == set()
     assert stale_under(audit={**audited.audit, "pairs": 1}) == {second}
     assert stale_under(audit={**audited.audit, "model": ""}) == {second}
     assert stale_under(audit={**audited.audit, "controls": 3}) == {null}

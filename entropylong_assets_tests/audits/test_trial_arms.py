@@ -127,8 +127,8 @@ def test_arms_are_read_and_refused_in_one_line(
     tmp_path: Path, made: tuple[Path, Settings, TableStore, list[str]]
 ) -> None:
     file = tmp_path / "arms.yaml"
-    file.write_text("ours: {recipe: calibrated, samples: {layout: interleaved}}\nbase: {}\n")
-    assert read_arms(file)["ours"].samples == {"layout": "interleaved"}
+    file.write_text("ours: {recipe: calibrated, samples: {layout: grouped}}\nbase: {}\n")
+    assert read_arms(file)["ours"].samples == {"layout": "grouped"}
     file.write_text("ours: {recipes: calibrated}\n")
     with pytest.raises(TrialError, match=r"ours\.recipes"):
         read_arms(file)
@@ -154,7 +154,7 @@ def test_trial_runs_from_stored_tables_to_its_page(
     arms = tmp_path / "arms.yaml"
     arms.write_text(
         "random: {recipe: random}\nno_verify: {recipe: no_verify}\nplain: {rule: plain}\n"
-        "mixed: {recipe: entropylong, samples: {layout: interleaved, fill: corpus}}\n"
+        "mixed: {recipe: entropylong, samples: {layout: grouped, fill: corpus}}\n"
     )
     folder, page = tmp_path / "trial", tmp_path / "page.md"
     command = [

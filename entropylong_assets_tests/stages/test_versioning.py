@@ -122,7 +122,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "verification.screen_recall": (0.9, set()),  # without a screen
     "samples.tokens": (8192, {S}),
     "samples.order": ("sequence", {S, L}),
-    "samples.layout": ("interleaved", {S}),  # an audited window has one root
+    "samples.layout": ("grouped", {S}),  # an audited window has one root
     "samples.fill": ("verified_only", {S}),
     "samples.recipe": ("random", {S}),
     "samples.max_uses_per_context": (3, {S}),
@@ -238,9 +238,9 @@ OTHER_BASES: list[tuple[dict[str, Any], str, Any, set[str]]] = [
     (_ARMS, "scoring.dtype", "bfloat16", {E, V, N, L}),
     # Recipes.
     ({"samples.recipe": "nextlong"}, "samples.meta_chunk_tokens", 128, {S, L}),
-    ({"samples.recipe": "nextlong"}, "samples.layout", "interleaved", set()),
+    ({"samples.recipe": "nextlong"}, "samples.layout", "grouped", set()),
     ({"samples.recipe": "random"}, "samples.meta_chunk_tokens", 128, {L}),
-    ({"samples.recipe": "random"}, "samples.layout", "interleaved", {S}),
+    ({"samples.recipe": "random"}, "samples.layout", "grouped", {S}),
     ({"samples.recipe": "random"}, "retrieval.max_containment", 0.5, {R, V, S, N, L}),
     ({"samples.recipe": "random"}, "retrieval.leak_check", "other", {R, V, S, N, L}),
     ({"samples.recipe": "random"}, "embedding.model", "m", {C, X, R, S, N, L}),

@@ -116,7 +116,7 @@ CHANGES = {
     "samples.recipe": "no_verify",
     "samples.tokens": 2048,
     "samples.order": "sequence",
-    "samples.layout": "interleaved",
+    "samples.layout": "grouped",
     "samples.fill": "verified_only",
     "samples.meta_chunk_tokens": 8,
     "samples.max_uses_per_context": 2,
