@@ -20,7 +20,8 @@ The last sample of a shard is not full under `verified_only`: few large shards w
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -132,16 +133,29 @@ def fit_group(
     return replace(group, chosen=tuple(kept)), dropped
 
 
-def assign(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+def other_roots(group: Group, root_ids: Collection[str]) -> frozenset[str]:
+    """Return which of these roots are documents of a context of the group.
+
+    In one sample, such a root could be copied from the context of another root.
+    """
+    return frozenset(c.doc_id for c in group.chosen if c.doc_id in root_ids)
+
+
+def assign(
+    sizes: Sequence[int], capacity: int, apart: Mapping[int, Collection[int]] = {}
+) -> list[list[int]]:
     """Pack items into bins by best-fit decreasing; return the indices of the items of each bin.
 
-    Every size is at most `capacity`. Ties are broken by index, so the result depends on the sizes
-    and their order alone.
+    Every size is at most `capacity`. apart: by item, those that may not share its bin; both items
+    of a pair name each other. Ties are broken by index, so the result depends on the arguments
+    alone.
     """
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (tokens left, bin), ascending
     for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         place = bisect_left(free, (sizes[item], -1))
+        while place < len(free) and any(i in bins[free[place][1]] for i in apart.get(item, ())):
+            place += 1
         if place == len(free):
             bins.append([])
             left, chosen = capacity, len(bins) - 1
@@ -154,9 +168,10 @@ def assign(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 def choose_negatives(groups: Sequence[Group], room: int) -> list[Context]:
     """Choose hard negatives of a sample's roots that fit whole into `room` tokens, most similar
-    first. A passage that the sample contains already is not added again."""
+    first. A passage that the sample contains already is not added again, nor one of a root."""
     present = {context.chunk_id for group in groups for context in group.chosen}
-    candidates = (context for group in groups for context in group.negatives)
+    roots = {group.root_id for group in groups}
+    candidates = (c for group in groups for c in group.negatives if c.doc_id not in roots)
     chosen = []
     for context in sorted(candidates, key=lambda c: (-c.similarity, c.chunk_id, c.root_id)):
         if len(context.token_ids) <= room and context.chunk_id not in present:
@@ -278,19 +293,30 @@ def lay_out(
 
 
 def arrange(
-    sizes: Mapping[str, int], framing: Framing, settings: SampleSettings, seed: int
+    sizes: Mapping[str, int],
+    apart: Mapping[str, AbstractSet[str]],
+    framing: Framing,
+    settings: SampleSettings,
+    seed: int,
 ) -> list[list[str]]:
     """Assign roots to samples; return the root_ids of each sample.
 
-    sizes: tokens of each root with its contexts, by root_id. Roots within a sample and samples
-    within the shard are ordered by hash, not by size.
+    sizes: tokens of each root with its contexts, by root_id. apart: by root_id, roots that may not
+    be in its sample (`other_roots`). Roots within a sample and samples within the shard are ordered
+    by hash, not by size.
     """
 
     def key(root_id: str) -> tuple[bytes, str]:
         return hash_key(seed, root_id), root_id
 
     ids = sorted(sizes)
-    bins = assign([sizes[i] for i in ids], settings.tokens - framing.bos_tokens)
+    items = {root_id: item for item, root_id in enumerate(ids)}
+    pairs: dict[int, set[int]] = {}
+    for one, others in apart.items():
+        for other in others & items.keys():
+            pairs.setdefault(items[one], set()).add(items[other])
+            pairs.setdefault(items[other], set()).add(items[one])
+    bins = assign([sizes[i] for i in ids], settings.tokens - framing.bos_tokens, pairs)
     samples = [sorted((ids[item] for item in members), key=key) for members in bins]
     return sorted(samples, key=lambda members: key(members[0]))
 
@@ -310,5 +336,6 @@ def pack(
         if kept is not None:
             fitted[kept.root_id] = kept
     sizes = {root_id: size_of(group, framing) for root_id, group in fitted.items()}
-    samples = arrange(sizes, framing, settings, seed)
+    apart = {root_id: other_roots(group, fitted) for root_id, group in fitted.items()}
+    samples = arrange(sizes, apart, framing, settings, seed)
     return [[fitted[root_id] for root_id in members] for members in samples], dropped

@@ -19,6 +19,7 @@ from entropylong_assets.stages.samples.packing import (
     arrange,
     fit_group,
     lay_out,
+    other_roots,
     size_of,
 )
 from entropylong_assets.stages.samples.registry import Pool
@@ -240,18 +241,22 @@ def pack_shard(
     root_ids = tables.root_ids()
     reader = _Groups(tables, settings, framing, pool).limited(root_ids)
     sizes: dict[str, int] = {}
+    apart: dict[str, frozenset[str]] = {}
+    all_roots = frozenset(root_ids)
     dropped_by_recipe: list[Dropped] = []
     dropped_by_length: list[Dropped] = []
     for batch in _batches(root_ids):
         groups, by_recipe, by_length = reader.read(batch)
         sizes |= {root_id: size_of(group, framing) for root_id, group in groups.items()}
+        others = {root_id: other_roots(group, all_roots) for root_id, group in groups.items()}
+        apart |= {root_id: roots for root_id, roots in others.items() if roots}
         dropped_by_recipe += by_recipe
         dropped_by_length += by_length
 
     source = shard.rpartition("-")[0]
     packed, rows = _Packed(), SampleRows()
     passages = _Passages(tables, writer, pool)
-    for together in _read_together(arrange(sizes, framing, chosen, settings.seed)):
+    for together in _read_together(arrange(sizes, apart, framing, chosen, settings.seed)):
         groups, _, _ = reader.read([root_id for members in together for root_id in members])
         for ids in together:
             members = [groups[root_id] for root_id in ids]

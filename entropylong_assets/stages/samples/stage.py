@@ -170,7 +170,7 @@ span of its context and the distance between them (paper, section 3.4).""",
     determined_by=_determined_by,
     identify=_identify,
     removals=_removals,
-    code_version=5,
+    code_version=6,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("exact_length", "Every sample has exactly `samples.tokens` tokens."),

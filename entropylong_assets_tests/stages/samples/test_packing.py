@@ -410,3 +410,38 @@ def test_assign_wastes_little(sizes):
     assert sorted(itertools.chain(*bins)) == list(range(len(sizes)))
     assert all(0 < sum(sizes[i] for i in members) <= 100 for members in bins)
     assert sum(sum(sizes[i] for i in members) <= 50 for members in bins) <= 1
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=30),
+    pairs=st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40),
+)
+def test_assign_keeps_items_apart(sizes, pairs):
+    """Two items of a pair share no bin, and none is lost for it."""
+    pairs = [(a, b) for a, b in pairs if a != b and max(a, b) < len(sizes)]
+    apart: dict[int, set[int]] = defaultdict(set)
+    for a, b in pairs:
+        apart[a].add(b)
+        apart[b].add(a)
+    bins = assign(sizes, 100, apart)
+    assert sorted(itertools.chain(*bins)) == list(range(len(sizes)))
+    assert not any({a, b} <= set(members) for a, b in pairs for members in bins)
+
+
+@pytest.mark.parametrize("layout", ["grouped", "interleaved"])
+def test_no_sample_holds_a_root_and_a_context_of_its_document(layout):
+    """The model would copy the root from the context of another root, or from a hard negative."""
+    world = make_world(5, n_roots=6, n_chunks=12, pairs_per_root=24, p_accepted=0.4)
+    root_ids = [row["root_id"] for row in world.roots]
+    for number, context in enumerate(world.contexts):
+        context["doc_id"] = root_ids[number % len(root_ids)]
+    documents = {c["chunk_id"]: c["doc_id"] for c in world.contexts}
+    # Retrieval never nominates a chunk of the root itself.
+    world.pairs[:] = [p for p in world.pairs if documents[p["chunk_id"]] != p["root_id"]]
+    packed = pack(world, 400, layout=layout, fill="hard_negatives")
+    with_context = {p["root_id"] for p in world.pairs if p["accepted"]}
+    assert {s["root_id"] for s in packed.segments if s["role"] == "root"} == with_context
+    for sample in packed.samples:
+        own = [s for s in packed.segments if s["sample_id"] == sample["sample_id"]]
+        roots = {s["root_id"] for s in own if s["role"] == "root"}
+        assert not {s["doc_id"] for s in own if s["chunk_id"]} & roots
