@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from entropylong_assets_tests.e2e.conftest import keep_picture
-from entropylong_assets_tests.e2e.day import Day
+from entropylong_assets_tests.e2e.day import SECONDS_OF_A_COMMAND, Day
 from entropylong_assets_tests.e2e.server import REPOSITORY, free_port
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
     made = Day(tmp_path_factory.mktemp("operator"))
     with made.server:
         yield made
+        made.end()
 
 
 def staging(day: Day, shard: str = "*") -> list[Path]:
@@ -79,7 +80,7 @@ def test_a_run_in_a_terminal_tells_its_progress_and_is_listed_in_the_ui(
 ) -> None:
     """Nothing was written during steps; runs of the command line were on no job's page."""
     process = day.begin("run")
-    output, errors = process.communicate(timeout=400)
+    output, errors = process.communicate(timeout=SECONDS_OF_A_COMMAND)
     assert process.returncode == 0, output + errors
     progress = re.findall(r"^\d\d:\d\d:\d\d (?:corpus|dataset) \w+, \d of \d: .+$", output, re.M)
     assert progress, output
