@@ -26,6 +26,7 @@ PROJECT = Path(__file__).parents[1]
 FOLDER = PROJECT / "docs" / "images"
 WIDTH = 1280
 MAX_BYTES = 200_000
+PARTITION = "numpy-docs-00000"
 SECONDS_TO_START = 120
 
 
@@ -73,7 +74,9 @@ def asset_graph(page: Page, dagster: str) -> None:
 
 def partition(page: Page, dagster: str) -> None:
     page.set_viewport_size({"width": WIDTH, "height": 800})
-    page.goto(f"{dagster}/assets/dataset/verified_dependencies?view=partitions")
+    page.goto(
+        f"{dagster}/assets/dataset/verified_dependencies?view=partitions&partition={PARTITION}"
+    )
     page.get_by_text("Materialized (", exact=False).first.wait_for()
     page.get_by_text("accepted", exact=True).first.wait_for()
 
