@@ -27,7 +27,7 @@ FOLDER = PROJECT / "docs" / "images"
 WIDTH = 1280
 MAX_BYTES = 200_000
 PARTITION = "numpy-docs-00000"
-SECONDS_TO_START = 120
+SECONDS_TO_START = 400
 
 
 def free_port() -> int:
@@ -63,13 +63,16 @@ def _answers(port: int) -> bool:
 
 
 def asset_graph(page: Page, dagster: str) -> None:
-    page.set_viewport_size({"width": WIDTH, "height": 760})
+    page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(f"{dagster}/asset-groups")
     page.locator("svg").get_by_text("dataset_audits").first.wait_for()
+    page.get_by_text("Hide navigation").click()
     page.keyboard.press("Alt+e")  # expand all groups
     page.wait_for_url("**expanded=**")
-    page.reload()  # fits the whole graph into the window
+    page.reload()  # fits the width of the graph into the window
     page.locator("svg").get_by_text("training_dataset").first.wait_for()
+    page.wait_for_timeout(2_000)
+    page.get_by_role("img", name="zoom_out").click()  # its height too
 
 
 def partition(page: Page, dagster: str) -> None:
