@@ -71,8 +71,8 @@ def asset_graph(page: Page, dagster: str) -> None:
     page.wait_for_url("**expanded=**")
     page.reload()  # fits the width of the graph into the window
     page.locator("svg").get_by_text("training_dataset").first.wait_for()
-    page.wait_for_timeout(2_000)
-    page.get_by_role("img", name="zoom_out").click()  # its height too
+    page.wait_for_timeout(20_000)  # until every asset shows its state
+    page.get_by_role("img", name="zoom_out").click()  # the height too
 
 
 def partition(page: Page, dagster: str) -> None:
@@ -94,6 +94,7 @@ def sample(page: Page, reports: str) -> None:
     _open_report(page, reports, 800)
     page.locator("#samples svg.strip").first.wait_for()
     page.get_by_role("button", name="filled part").first.click()
+    page.wait_for_timeout(4_000)  # until the charts above have their height
     page.locator("#samples").evaluate("section => section.scrollIntoView()")
 
 
