@@ -98,7 +98,7 @@ def _sweep(corpus_uri: str, kept_for: timedelta) -> tuple[int, int]:
     """Remove files of rows and deletions that belong to no version; return their number and bytes.
 
     Lance does this only for files older than 7 days and than its oldest version (lance #8942),
-    which a tag may keep for ever.
+    which a tag may keep forever.
     """
     fs, root = open_uri(f"{table_uri(corpus_uri)}/{TABLE}.lance")
     stray: dict[str, int] = {}
