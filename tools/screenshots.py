@@ -26,7 +26,8 @@ PROJECT = Path(__file__).parents[1]
 FOLDER = PROJECT / "docs" / "images"
 WIDTH = 1280
 MAX_BYTES = 200_000
-SECONDS_TO_START = 120
+PARTITION = "numpy-docs-00000"
+SECONDS_TO_START = 400
 
 
 def free_port() -> int:
@@ -62,18 +63,23 @@ def _answers(port: int) -> bool:
 
 
 def asset_graph(page: Page, dagster: str) -> None:
-    page.set_viewport_size({"width": WIDTH, "height": 760})
+    page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(f"{dagster}/asset-groups")
     page.locator("svg").get_by_text("dataset_audits").first.wait_for()
+    page.get_by_text("Hide navigation").click()
     page.keyboard.press("Alt+e")  # expand all groups
     page.wait_for_url("**expanded=**")
-    page.reload()  # fits the whole graph into the window
+    page.reload()  # fits the width of the graph into the window
     page.locator("svg").get_by_text("training_dataset").first.wait_for()
+    page.wait_for_timeout(20_000)  # until every asset shows its state
+    page.get_by_role("img", name="zoom_out").click()  # the height too
 
 
 def partition(page: Page, dagster: str) -> None:
     page.set_viewport_size({"width": WIDTH, "height": 800})
-    page.goto(f"{dagster}/assets/dataset/verified_dependencies?view=partitions")
+    page.goto(
+        f"{dagster}/assets/dataset/verified_dependencies?view=partitions&partition={PARTITION}"
+    )
     page.get_by_text("Materialized (", exact=False).first.wait_for()
     page.get_by_text("accepted", exact=True).first.wait_for()
 
@@ -88,6 +94,7 @@ def sample(page: Page, reports: str) -> None:
     _open_report(page, reports, 800)
     page.locator("#samples svg.strip").first.wait_for()
     page.get_by_role("button", name="filled part").first.click()
+    page.wait_for_timeout(4_000)  # until the charts above have their height
     page.locator("#samples").evaluate("section => section.scrollIntoView()")
 
 

@@ -10,6 +10,7 @@ Imports nothing but the standard library, so that the command line can watch fro
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -129,12 +130,29 @@ class _Watch:
                     return
 
 
+def _skip_finalization() -> None:
+    """Exit a stopped process before Python frees its modules and models.
+
+    That takes seconds of computation, and no other thread can end the process meanwhile.
+    """
+    if _received:
+        _exit()
+
+
+atexit.register(_skip_finalization)
+
+
 def _end_process() -> None:
     ended = threading.Thread(target=_act_overdue, args=(tuple(_actions),), daemon=True)
     ended.start()
     ended.join(2.0)  # a database may be locked by the very call that does not return
-    with suppress(Exception):
-        sys.stdout.flush()
+    _exit()
+
+
+def _exit() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
     os._exit(128 + _received[0])
 
 

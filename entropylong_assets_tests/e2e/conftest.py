@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MILLISECONDS_TO_SHOW = 180_000
+"""Longest wait for something on a page: servers, browser and runs share the machine."""
 PICTURES = os.environ.get("ENTROPYLONG_TEST_PICTURES")
 """Folder that keeps what the browser showed; the pictures of the README come from there."""
 
@@ -44,7 +46,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     """A page on which no error may be raised."""
     page = browser.new_page(viewport={"width": 1500, "height": 900})
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(MILLISECONDS_TO_SHOW)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page

@@ -23,6 +23,9 @@ CARRIERS = ("corpus__carry_new_shards", "dataset__carry_new_shards")
 
 AFTER_INGEST = [name for name in SHARDWISE if BY_NAME[name].scope == "dataset"]
 
+SECONDS_OF_A_COMMAND = 900
+"""Longest time of a command, on a machine that others use too. A minute on a quiet one."""
+
 
 class Day:
     """Two files lie in the source folder at first; `shards` names theirs."""
@@ -36,6 +39,7 @@ class Day:
         for name in ("a", "b"):
             self.write(name)
         self.server = Server(folder, self.values, dagster_yaml)
+        self._commands: list[subprocess.Popen[str]] = []
 
     def write(self, name: str, broken: int = 0, documents: int = 12) -> None:
         """A file of documents, `broken` of which are no JSON. Same name, same documents."""
@@ -62,7 +66,7 @@ class Day:
 
     def begin(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """`entropylong` with these arguments, in a terminal beside the server."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "entropylong_assets.cli", *arguments],
             cwd=self.folder,
             env=self.server.environment | environment,
@@ -70,11 +74,19 @@ class Day:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._commands.append(process)
+        return process
+
+    def end(self) -> None:
+        """Kill the commands that a failed test left running."""
+        for process in self._commands:
+            process.kill()
+            process.wait()
 
     def terminal(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """The same, to its end."""
         process = self.begin(*arguments, **environment)
-        output, errors = process.communicate(timeout=400)
+        output, errors = process.communicate(timeout=SECONDS_OF_A_COMMAND)
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
     def change(self, section: str, **values: Any) -> None:

@@ -143,8 +143,9 @@ def test_the_launchpad_shows_every_setting(day: Day, page: Page) -> None:
 
 
 def test_automations_are_off_and_say_what_they_start(day: Day, page: Page) -> None:
+    """Only `settings_changes` is on: it starts no run."""
     page.goto(f"{day.server.url}/automation")
-    names = (
+    off = (
         "corpus__carry_new_shards",
         "corpus__daily_scan",
         "corpus__fill_gaps",
@@ -154,10 +155,13 @@ def test_automations_are_off_and_say_what_they_start(day: Day, page: Page) -> No
         "dataset__carry_new_shards",
         "dataset__fill_gaps",
     )
-    for name in names:
-        page.get_by_text(name, exact=True).first.wait_for()
-    switches = page.locator("input[type=checkbox][role=switch], [role=switch] input, label input")
-    assert all(not switch.is_checked() for switch in switches.all())
+    on = ("corpus__settings_changes", "dataset__settings_changes")
+    rows = page.locator("[class*=ListItem_listItem__]")
+    for name in off + on:
+        row = rows.filter(has=page.get_by_text(name, exact=True))
+        switch = row.locator("[class*=formatSwitch] input")
+        switch.wait_for(state="attached")
+        assert switch.is_checked() == (name in on), name
     page.goto(f"{day.server.url}/locations/entropylong/sensors/corpus__new_files")
     page.get_by_text("Starts nothing for unchanged shards").first.wait_for()
     keep_picture(page, "automation")

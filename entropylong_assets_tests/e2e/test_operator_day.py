@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from entropylong_assets_tests.e2e.conftest import keep_picture
-from entropylong_assets_tests.e2e.day import Day
+from entropylong_assets_tests.e2e.day import SECONDS_OF_A_COMMAND, Day
 from entropylong_assets_tests.e2e.server import REPOSITORY, free_port
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
     made = Day(tmp_path_factory.mktemp("operator"))
     with made.server:
         yield made
+        made.end()
 
 
 def staging(day: Day, shard: str = "*") -> list[Path]:
@@ -66,7 +67,7 @@ def test_a_job_registers_the_files_of_an_empty_corpus(day: Day, page: Page) -> N
     """No job made partitions, and those added by hand never worked."""
     assert day.server.partitions() == []
     page.goto(f"{day.server.url}/locations/entropylong/jobs/corpus__scan/playground")
-    page.get_by_role("button", name="Launch Run", exact=True).click()
+    page.get_by_role("button", name="Launch Run").click()
     day.server.wait("the shards", lambda: day.server.partitions() == SHARDS, 120)
     day.server.wait("the end of the scan", day.server.settled, 60)
     page.goto(f"{day.server.url}/assets/corpus/corpus_documents?view=partitions")
@@ -79,7 +80,7 @@ def test_a_run_in_a_terminal_tells_its_progress_and_is_listed_in_the_ui(
 ) -> None:
     """Nothing was written during steps; runs of the command line were on no job's page."""
     process = day.begin("run")
-    output, errors = process.communicate(timeout=400)
+    output, errors = process.communicate(timeout=SECONDS_OF_A_COMMAND)
     assert process.returncode == 0, output + errors
     progress = re.findall(r"^\d\d:\d\d:\d\d (?:corpus|dataset) \w+, \d of \d: .+$", output, re.M)
     assert progress, output
@@ -89,6 +90,8 @@ def test_a_run_in_a_terminal_tells_its_progress_and_is_listed_in_the_ui(
         page.get_by_text(shard).first.wait_for()
     assert "entropylong/" not in page.locator("table").first.inner_text()  # pills of our own tags
     page.locator("a[href^='/runs/']").first.click()
+    # The table shows the last events, and holds only those in sight.
+    page.get_by_placeholder(re.compile("^Filter")).fill("started")
     page.get_by_text(re.compile(r"verified_dependencies, tiny-0000\d: started")).first.wait_for()
     keep_picture(page, "run-of-the-command-line")
 
@@ -146,7 +149,7 @@ def test_terminate_ends_a_run_within_seconds(day: Day, page: Page) -> None:
     assert prepared.returncode == 0, prepared.stdout + prepared.stderr
     run = day.server.launch("dataset__verify", LARGE)
     page.goto(f"{day.server.url}/runs/{run}")
-    button = page.get_by_role("button", name="Terminate", exact=True).first
+    button = page.get_by_role("button", name=re.compile("Terminate$")).first
     button.wait_for()
     day.server.wait("the stage", lambda: staging(day, LARGE), 120)
     button.click()

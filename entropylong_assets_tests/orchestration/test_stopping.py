@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -133,6 +134,40 @@ def test_a_signal_cancels_the_run_of_a_command(
         info = instance.event_log_storage.get_concurrency_info("gpu")
         assert info.active_slot_count == 0
         assert info.pending_step_count == 0
+
+
+SLOW_TO_FREE = """
+import sys, time
+from entropylong_assets.orchestration.signals import watch_signals
+
+class Model:
+    def __del__(self):
+        time.sleep(60)
+
+model = Model()
+try:
+    with watch_signals(until_exit=True):
+        print("started", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("stopped")
+    sys.exit(143)
+"""
+
+
+def test_a_stopped_process_does_not_wait_until_its_objects_are_freed() -> None:
+    """It stayed for 24 s on a busy machine after its message: no thread runs in finalization."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_FREE], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        began = time.monotonic()
+        process.terminate()
+        output, _ = process.communicate(timeout=100)
+    assert time.monotonic() - began < SECONDS
+    assert process.returncode == 128 + signal.SIGTERM
+    assert output == "stopped\n"
 
 
 def execute_in_child(folder: str, status: str) -> None:

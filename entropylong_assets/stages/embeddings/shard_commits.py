@@ -58,18 +58,19 @@ def first_fragment(dataset: lance.LanceDataset) -> LanceFragment | None:
 def shards_committed(dataset: lance.LanceDataset, after: int) -> set[str]:
     """Return the shards that were written after a version, up to the one that is open."""
     versions = range(after + 1, dataset.version + 1)
-    return {shard for version in versions if (shard := _shard_of(dataset, version)) is not None}
+    return {shard for version in versions if (shard := _shard_of_commit(dataset, version))}
 
 
-def _shard_of(dataset: lance.LanceDataset, version: int) -> str | None:
-    """Return the shard whose rows a version brought; None if it is no commit of a shard."""
+def _shard_of_commit(dataset: lance.LanceDataset, version: int) -> str | None:
+    """Return the shard whose commit made a version; None if another operation made it."""
     try:
         transaction = dataset.read_transaction(version)
-    except TypeError:
-        # pylance 14 fails on a compaction that rewrote indexes: its RewrittenIndex lacks arguments.
+    except TypeError as error:
+        # pylance 14 can't read a compaction of indexed fragments. A shard's commit is none.
+        if "RewrittenIndex" not in str(error):
+            raise
         return None
-    properties = (transaction and transaction.transaction_properties) or {}
-    return properties.get(_SHARD)
+    return ((transaction and transaction.transaction_properties) or {}).get(_SHARD)
 
 
 def _files(fragments: Iterable[Any]) -> set[str]:

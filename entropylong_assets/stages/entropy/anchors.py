@@ -108,20 +108,27 @@ def score_roots(
     bos_ids: Sequence[int],
     settings: EntropySettings,
     batch: int = 32,
-    on_progress: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int, float], None] = lambda *_: None,
 ) -> Iterator[dict[str, Any]]:
     """Yield rows of the table `roots`.
 
     roots: pairs of a root's id and its token ids. batch: roots scored at once. on_progress: called
-    with the number of tokens of each forward pass.
+    after each forward pass with the number of its tokens and the scored share of the batch's
+    tokens, from 0 to 1.
     """
     pending: list[tuple[str, list[int]]] = []
 
     def flush() -> Iterator[dict[str, Any]]:
         requests = [root_request(ids, bos_ids) for _, ids in pending]
-        for (root_id, ids), scores in zip(
-            pending, scorer.score(requests, on_progress), strict=True
-        ):
+        total = sum(int(r.positions_N[-1]) for r in requests if len(r.positions_N))
+        done = 0
+
+        def on_pass(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            on_progress(tokens, min(done / max(total, 1), 1.0))
+
+        for (root_id, ids), scores in zip(pending, scorer.score(requests, on_pass), strict=True):
             yield _root_row(root_id, ids, scores, settings)
         pending.clear()
 

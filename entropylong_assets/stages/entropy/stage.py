@@ -67,15 +67,19 @@ def _compute(step: Step) -> Result:
     )
     n_documents = step.require(CORPUS_DOCUMENTS).tables["documents"].rows
 
-    def on_progress(tokens: int) -> None:
+    scored = 0  # documents up to the last root that is scored
+
+    def on_progress(tokens: int, share_of_batch: float) -> None:
+        in_batch = choice.reached - scored
         step.progress(tokens)
-        step.progress.reach("documents", choice.reached, n_documents)
+        step.progress.reach("documents", scored + int(in_batch * share_of_batch), n_documents)
 
     step.progress.reach("documents", 0, n_documents)
     for row in score_roots(
         roots, scorer, tokenizer.bos_ids, settings.entropy, ROOTS_PER_BATCH, on_progress
     ):
         rows.append(row)
+        scored = choice.reached
         if len(rows) == ROOTS_PER_BATCH:
             write()
     write()

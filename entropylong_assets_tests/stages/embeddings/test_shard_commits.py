@@ -254,6 +254,20 @@ def test_compaction_beside_a_writer_leaves_what_the_writer_changes(
     assert marks(tmp_path) == {s: {""} for s in "abcdef"} | {rewritten: {"new "}}
 
 
+def test_the_shards_written_beside_a_compaction_of_indexed_fragments_are_known(
+    tmp_path: Path,
+) -> None:
+    """Lance can't read such a commit: the second index of every corpus failed with a TypeError."""
+    table = filled(tmp_path, dict.fromkeys("abcd", 5))
+    table.index_for_lookup()
+    version = open_dataset(corpus_uri(tmp_path)).version
+    table.replace_shard("e", [rows("e", 4)])
+    done = compact(corpus_uri(tmp_path))
+    assert done.fragments_after < done.fragments_before
+    table.replace_shard("b", [rows("b", 2, "new ")])
+    assert shards_committed(open_dataset(corpus_uri(tmp_path)), version) == {"e", "b"}
+
+
 def _after(call: Callable[..., Any], first: Callable[[], object]) -> Callable[..., Any]:
     once = [first]
 

@@ -151,7 +151,11 @@ def test_score_roots_gives_each_token_its_score_and_the_first_only_after_a_bos(
     settings, scorer = EntropySettings(alpha=1.0, min_anchor_position=0), Echo()
     roots = [(f"r{i}", [8 * (i + 1 + t % 3) for t in range(2 + i)]) for i in range(7)]
     forward: list[int] = []
-    rows = list(score_roots(iter(roots), scorer, bos_ids, settings, 3, forward.append))
+
+    def on_progress(tokens: int, _: float) -> None:
+        forward.append(tokens)
+
+    rows = list(score_roots(iter(roots), scorer, bos_ids, settings, 3, on_progress))
     assert scorer.batches[:2] == [3, 3]
     assert sum(scorer.batches) == 7
     assert sum(forward) == sum(len(ids) + len(bos_ids) for _, ids in roots)
@@ -171,3 +175,16 @@ def test_score_roots_scores_a_root_of_one_token(bos_ids: tuple[int, ...]) -> Non
     (row,) = score_roots([("r", [5])], Echo(), bos_ids, EntropySettings())
     assert len(row["entropies"]) == 1
     assert row["anchors"] == []
+
+
+def test_progress_follows_the_scored_tokens_of_a_batch() -> None:
+    """A shard of one batch was "100%, 0 s left" from its first forward pass."""
+    shares: list[float] = []
+
+    def on_progress(_: int, share: float) -> None:
+        shares.append(share)
+
+    roots = [(f"r{i}", [8] * 9) for i in range(5)]
+    list(score_roots(roots, Echo(), (1,), EntropySettings(), 4, on_progress))
+    # Echo counts 10 tokens per root; the last of them is no input of a forward pass.
+    assert shares == pytest.approx([10 / 36, 20 / 36, 30 / 36, 1.0, 1.0])
