@@ -371,6 +371,7 @@ READ_WITHOUT_EFFECT: dict[str, set[str]] = {
     P: {
         "corpus.sources", "corpus.filters", "corpus.decontaminate",
         "near_duplicates.threshold_by_source", "natural.min_gzip_ratio", "natural.max_gzip_ratio",
+        "trial.arms",
     },
     G: {"near_duplicates.threshold"},  # identified: whether there is one
     # Opening the embedder tests it with a query and a chunk, of which only one is used here.
