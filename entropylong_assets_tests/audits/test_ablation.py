@@ -129,4 +129,4 @@ def test_the_table_is_whole_in_a_terminal_of_80_columns(table: pl.DataFrame) -> 
     (shown,) = [line.split() for line in lines if line.split()[:3] == ["epsilon", "0.4", "plain"]]
     assert f"{row['dependencies_per_root']:,.2f}" in shown
     assert f"{row['acceptance']:.2%}" in shown
-    assert any("tokens before" in line for line in lines)
+    assert any("median distance from context to anchor" in line for line in lines)
