@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,19 +30,23 @@ FLASH_3 = ("flash_attn_interface", "fa3_fwd_interface")
 """Modules of FlashAttention-3: the official build, and the forward-only wheel `fa3-fwd`."""
 
 
-class Attend(Protocol):
-    """Attention of one layer over a pack; the arguments are those of `attend_packed`."""
+class AttentionInputs(NamedTuple):
+    """What the attention of one layer over a pack is computed from."""
 
-    def __call__(
-        self,
-        query_THE: Tensor,
-        key_TKE: Tensor,
-        value_TKE: Tensor,
-        borders: Tensor,
-        longest: int,
-        scale: float,
-        window: int,
-    ) -> Tensor: ...
+    query_THE: Tensor
+    key_TKE: Tensor
+    value_TKE: Tensor
+    borders: Tensor
+    """Start of each sequence, and the end of the last: int32 [S + 1]."""
+    longest: int
+    """Upper bound of the lengths (tokens)."""
+    scale: float
+    window: int
+    """Tokens that a token attends to, itself included; 0: all before it."""
+
+
+Attend = Callable[[AttentionInputs], Tensor]
+"""Attention of one layer; result [T, H, E]."""
 
 
 class _OfThread(threading.local):
@@ -131,7 +135,7 @@ def _attend(
     window: int,
 ) -> Tensor:
     attend = _of_thread.attend or attend_packed
-    return attend(query_THE, key_TKE, value_TKE, borders, longest, scale, window)
+    return attend(AttentionInputs(query_THE, key_TKE, value_TKE, borders, longest, scale, window))
 
 
 @_attend.register_fake
@@ -145,20 +149,9 @@ def flash_fits(query_THE: Tensor) -> bool:
     return query_THE.is_cuda and query_THE.element_size() == 2 and size <= 256 and size % 8 == 0
 
 
-def attend_packed(
-    query_THE: Tensor,
-    key_TKE: Tensor,
-    value_TKE: Tensor,
-    borders: Tensor,
-    longest: int,
-    scale: float,
-    window: int,
-) -> Tensor:
-    """Compute causal attention within each sequence; result [T, H, E].
-
-    borders: int32 [S + 1]. longest: upper bound of the lengths. window: tokens that a token attends
-    to; 0: all before it.
-    """
+def attend_packed(inputs: AttentionInputs) -> Tensor:
+    """Compute causal attention within each sequence; result [T, H, E]."""
+    query_THE, key_TKE, value_TKE, borders, longest, scale, window = inputs
     if not flash_fits(query_THE):
         return attend_one_by_one(query_THE, key_TKE, value_TKE, borders, scale, window)
     third = flash_3() if window == 0 else None

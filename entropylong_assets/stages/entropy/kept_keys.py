@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entropylong_assets.stages.entropy.attention import attend_packed
+from entropylong_assets.stages.entropy.attention import AttentionInputs, attend_packed
 
 
 class Range(NamedTuple):
@@ -57,19 +57,10 @@ class Keeping:
     def __init__(self, kept: KeptKeys, at_T: Tensor) -> None:
         self._kept, self._at_T, self._layer = kept, at_T, 0
 
-    def __call__(
-        self,
-        query_THE: Tensor,
-        key_TKE: Tensor,
-        value_TKE: Tensor,
-        borders: Tensor,
-        longest: int,
-        scale: float,
-        window: int,
-    ) -> Tensor:
-        self._kept.write(self._layer, self._at_T, key_TKE, value_TKE)
+    def __call__(self, inputs: AttentionInputs) -> Tensor:
+        self._kept.write(self._layer, self._at_T, inputs.key_TKE, inputs.value_TKE)
         self._layer += 1
-        return attend_packed(query_THE, key_TKE, value_TKE, borders, longest, scale, window)
+        return attend_packed(inputs)
 
 
 def no_keys(like: KeptKeys) -> KeptKeys:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from entropylong_assets.stages.entropy.attention import flash_fits
+from entropylong_assets.stages.entropy.attention import AttentionInputs, flash_fits
 from entropylong_assets.stages.entropy.kept_keys import KeptKeys, Range
 
 BLOCK = 128
@@ -59,16 +59,8 @@ class SplicedAttention:
         self._blocks: dict[int, list[_Block]] = {}
         self._ranges: list[_Ranges] = []
 
-    def __call__(
-        self,
-        query_THE: Tensor,
-        key_TKE: Tensor,
-        value_TKE: Tensor,
-        borders: Tensor,
-        longest: int,
-        scale: float,
-        window: int,
-    ) -> Tensor:
+    def __call__(self, inputs: AttentionInputs) -> Tensor:
+        query_THE, key_TKE, value_TKE, borders, longest, scale, window = inputs
         kept = [part.kept.layers[self._layer] for part in self._parts]
         self._layer += 1
         if window or not flash_fits(query_THE):
