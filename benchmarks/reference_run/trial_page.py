@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import altair as alt
 import polars as pl
 
 from entropylong_assets.audits.trial.folder import TrialFolder
-from entropylong_assets.audits.trial.measures import Result, by_arm, paired_difference
+from entropylong_assets.audits.trial.measures import Result, by_arm, measures_of, paired_difference
 from entropylong_assets.audits.trial.page import trial_page
+from entropylong_assets.audits.trial.record import setups_of
 
 KEPT = Path(__file__).with_name("trial")
 PAGE = Path("docs/training-trial.md")
@@ -34,22 +36,26 @@ def kept_results() -> list[Result]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _panel(
-    results: list[Result], measures: dict[str, str], title: str, axis: str, sign: int
-) -> Any:
+def _panel(results: Sequence[Result], keys: str, title: str, axis: str) -> Any:
     """Differences from the baseline with their intervals; a point per arm and measure.
 
-    measures: label on the x axis by measure. sign: -1 if lower values of the measure are better.
+    keys: beginning of the keys of the measures, which end with a number of tokens.
     """
-    trained = [result for result in results if result["run"]["tokens"]]
+    (trained,) = setups_of(results).values()
     arms = by_arm(trained)
+    measures = {
+        int(measure.key.removeprefix(keys)): measure
+        for measure in measures_of(trained)
+        if measure.key.startswith(keys)
+    }
     rows = []
     for arm in ARMS:
-        for key, label in measures.items():
-            mean = paired_difference(arms[arm], arms[BASELINE], key)
+        for tokens, measure in sorted(measures.items()):
+            mean = paired_difference(arms[arm], arms[BASELINE], measure.key)
             if mean.value is not None and mean.low is not None and mean.high is not None:
+                sign = 1 if measure.higher_is_better else -1
                 ends = sorted((sign * mean.low, sign * mean.high))
-                rows.append([arm, label, sign * mean.value, *ends])
+                rows.append([arm, f"{tokens // 1024}K", sign * mean.value, *ends])
     frame = pl.DataFrame(rows, ["arm", "label", "value", "low", "high"], orient="row")
     base = alt.Chart(frame).encode(
         x=alt.X("label:N", sort=None, title=axis, axis=alt.Axis(labelAngle=0)),
@@ -64,18 +70,11 @@ def _panel(
     return alt.layer(zero, bars, points).properties(title=title, width=330, height=230)
 
 
-def chart(results: list[Result]) -> Any:
-    answers = {f"answers-{n}": f"{n // 1024}K" for n in (2048, 4096, 8192, 16384)}
-    losses = {f"natural/from_{n}": f"{n // 1024}K" for n in (2048, 4096, 8192)}
+def chart(results: Sequence[Result]) -> Any:
+    far_back = "tokens needed from at least so far back"
     return alt.hconcat(
-        _panel(results, answers, "Answers of synthetic tasks", "length of the item", 1),
-        _panel(
-            results,
-            losses,
-            "Loss on long documents",
-            "tokens needed from at least so far back",
-            -1,
-        ),
+        _panel(results, "answers-", "Answers of synthetic tasks", "length of the item"),
+        _panel(results, "natural/from_", "Loss on long documents", far_back),
     ).configure(font="sans-serif", background="white")
 
 
