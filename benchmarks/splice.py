@@ -133,7 +133,7 @@ def shape(claims: Claims) -> None:
     try:
         float8 = PackedScorer(model, float8=True)
         estimators["splice_fp8"] = SplicedEstimator(float8, is_exact=False)
-        claims.note("shape", float8=float8.mode, fault=splice_fault(float8, float8=True))
+        claims.note("shape", float8=float8.mode, fault=splice_fault(float8))
     except (RuntimeError, ImportError) as error:
         claims.note("shape", float8=f"{type(error).__name__}: {error}"[:300])
     warm = drawn_requests(1024, VOCABULARY, seed=9)

@@ -95,7 +95,7 @@ class PackedScorer:
         self.pack_tokens = pack_tokens or usual
         self.usage = Usage(ModelCost.of(self.hf_model))
         self.trunk = Trunk(self.hf_model, compiled, float8)
-        self._float8 = float8
+        self.float8 = float8
         self.is_concurrent = self.device.type == "cpu" and not compiled
         self._tested_tokens: float = math.inf
         self.mode: Mode = mode or MODES[0]
@@ -135,8 +135,9 @@ class PackedScorer:
     ) -> Iterator[tuple[list[int], list[PositionScores]]]:
         """Pack sequences of these lengths, launch each pack, and count the passes in `usage`.
 
-        Yields the numbers of the sequences of each pass with their scores. launch: gets such
-        numbers; called in several threads if the engine `is_concurrent`.
+        Yields, per pass, the indices of its sequences and their scores. launch: starts the pass
+        over the sequences with these indices; called in several threads if the engine
+        `is_concurrent`.
         """
         started = time.perf_counter()
         packs = pack(lengths, self.pack_tokens if self.mode == "packed" else 1)
@@ -284,7 +285,7 @@ class PackedScorer:
             raise
         except Exception as error:  # models may raise any error
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if probes.agree(scores, probes.plain, self._float8):
+        if probes.agree(scores, probes.plain, self.float8):
             return None
         off = largest_difference(scores, probes.plain)
         mean = mean_difference(scores, probes.plain)

@@ -63,13 +63,6 @@ class Keeping:
         return attend_packed(inputs)
 
 
-def no_keys(like: KeptKeys) -> KeptKeys:
-    """Return keys of no sequence, with the layers of others."""
-    kept = KeptKeys([])
-    kept.layers = [(keys[:0], values[:0]) for keys, values in like.layers]
-    return kept
-
-
 def index_of(kept: KeptKeys, numbers: Sequence[int]) -> NDArray[np.int64]:
     """Return where the tokens of these sequences belong, int64 [T]."""
     return np.concatenate([kept.starts[i] + np.arange(kept.lengths[i]) for i in numbers])

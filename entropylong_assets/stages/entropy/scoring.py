@@ -38,6 +38,14 @@ class PositionScores:
     surprisal_N: NDArray[np.float32]
 
 
+def join_scores(parts: Sequence[PositionScores]) -> PositionScores:
+    """Concatenate the scores of consecutive positions."""
+    return PositionScores(
+        np.concatenate([part.entropy_N for part in parts]),
+        np.concatenate([part.surprisal_N for part in parts]),
+    )
+
+
 class Scorer(Protocol):
     """Scores requests: the plain model, or a faster engine with the same interface."""
 

@@ -10,7 +10,7 @@ which differ in what is computed again:
   window, which don't know of C, and itself.
 - bare: a window of tokens before the scored one that follows C directly.
 
-Windows of one context that overlap are computed as one, which begins where the first of them does.
+Overlapping windows of one context are merged into one, which begins where the first of them does.
 
 Legend: T tokens, N scored positions of a segment, R of a pass, S segments, L tokens of a context.
 """
@@ -32,7 +32,6 @@ from entropylong_assets.stages.entropy.kept_keys import (
     KeptKeys,
     Range,
     index_of,
-    no_keys,
 )
 from entropylong_assets.stages.entropy.kernels import entropy_and_surprisal, head_of
 from entropylong_assets.stages.entropy.passes import LaunchedPass
@@ -99,19 +98,19 @@ def segments_of(
 
     context, root: where their kept keys and values are.
     """
-    made = []
+    segments = []
     for start, scored in merge_windows(anchors, WINDOWS[kind]):
         scored_N = np.asarray(scored, np.int64)
         end, rows_N, targets_N = scored[-1], scored_N - 1 - start, root_T[scored_N]
         if start < 0:
             tokens_T = np.concatenate([context_L[-1:], root_T[:end]])
             shorter = Range(context.start, context.tokens - 1)
-            made.append(Segment(tokens_T, rows_N, targets_N, -1, shorter, NOTHING))
+            segments.append(Segment(tokens_T, rows_N, targets_N, -1, shorter, NOTHING))
             continue
         position = 0 if kind == "bare" else start
         seen = NOTHING if kind == "bare" else Range(root.start, start)
-        made.append(Segment(root_T[start:end], rows_N, targets_N, position, context, seen))
-    return made
+        segments.append(Segment(root_T[start:end], rows_N, targets_N, position, context, seen))
+    return segments
 
 
 class SplicedScorer:
@@ -152,14 +151,13 @@ class SplicedScorer:
         self,
         segments: Sequence[Segment],
         contexts: KeptKeys,
-        roots: KeptKeys | None = None,
+        roots: KeptKeys,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> list[PositionScores]:
         """Return scores in the order of the segments.
 
         contexts, roots: kept keys and values that the segments see.
         """
-        roots = roots or no_keys(contexts)
 
         def launch(numbers: list[int]) -> LaunchedPass:
             chosen = [segments[i] for i in numbers]

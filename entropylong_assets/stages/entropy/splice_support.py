@@ -12,7 +12,7 @@ from entropylong_assets.stages.entropy.kept_keys import Range
 from entropylong_assets.stages.entropy.model import score_plainly
 from entropylong_assets.stages.entropy.network import has_rotary_positions
 from entropylong_assets.stages.entropy.rotary import depends_on_length
-from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.entropy.scoring import ScoringRequest, join_scores
 from entropylong_assets.stages.entropy.self_test import Probes, largest_difference
 from entropylong_assets.stages.entropy.splice import Kind, SplicedScorer, segments_of
 
@@ -20,7 +20,7 @@ CONTEXT, ROOT = 32, 224
 """Tokens of the compared context and root."""
 
 
-def splice_fault(scorer: PackedScorer, float8: bool = False) -> str | None:
+def splice_fault(scorer: PackedScorer) -> str | None:
     """Return why an engine can't splice, or None if it can.
 
     Two scores must be the plain ones: those given a context whose keys were kept, and those of
@@ -50,13 +50,8 @@ def splice_fault(scorer: PackedScorer, float8: bool = False) -> str | None:
             )
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        scores = [
-            PositionScores(
-                np.concatenate([p.entropy_N for p in parts]),
-                np.concatenate([p.surprisal_N for p in parts]),
-            )
-        ]
-        if not probes.agree(scores, plain, float8):
+        scores = [join_scores(parts)]
+        if not probes.agree(scores, plain, scorer.float8):
             off = largest_difference(scores, plain)
             return f"its scores depend on more than distances of tokens (by {off:.2g} nats)"
     return None

@@ -1,4 +1,5 @@
-"""The calibrated screen: contexts are estimated, and scored exactly unless they are hopeless.
+"""The calibrated screen: estimates all contexts, and scores exactly those that may hold an accepted
+pair.
 
 No estimate is ever stored as a score. A context that is not scored exactly is rejected, with
 `screened_out` as its verdict, so that every accepted pair has exact scores.
@@ -23,7 +24,8 @@ from entropylong_assets.stages.verification.screen import JudgeScores
 from entropylong_assets.stages.verification.settings import VerificationSettings
 
 LARGEST_GAIN, LARGEST_DROP = 2.0, 10.0
-"""Limits of features: beyond them, a larger one says no more."""
+"""Features are clipped to these values (nats), positive or negative: larger ones carry no further
+information."""
 
 
 @dataclass
@@ -63,12 +65,12 @@ class CalibratedScreen:
         """Return the exact scores of the contexts that are not screened out."""
         self.figures.contexts += len(requests)
         if self.calibration.is_off:
-            scores = exact.score(list(requests.values()), on_progress)
-            return dict(zip(requests, scores, strict=True))
-        found: dict[Key, PositionScores] = {}
+            exact_scores = exact.score(list(requests.values()), on_progress)
+            return dict(zip(requests, exact_scores, strict=True))
+        scores: dict[Key, PositionScores] = {}
         for group in self.estimator.estimate(requests, exact, on_progress):
-            found |= self._score(group, requests, judge_scores)
-        return {key: found[key] for key in requests if key in found}
+            scores |= self._score(group, requests, judge_scores)
+        return {key: scores[key] for key in requests if key in scores}
 
     def _score(
         self,
@@ -128,7 +130,7 @@ def features(
 
 
 def _limited(value: pl.Expr, largest: float) -> pl.Expr:
-    """An undefined value says nothing: it counts as 0."""
+    """Clip a feature to ± `largest`. An undefined value becomes 0."""
     return value.cast(pl.Float64).fill_nan(None).fill_null(0.0).clip(-largest, largest)
 
 

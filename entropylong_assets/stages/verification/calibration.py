@@ -1,9 +1,10 @@
-"""The calibrated decision: which contexts an estimate is trusted to reject.
+"""The calibrated decision: which contexts can be rejected by their estimates alone.
 
-Contexts whose pairs were estimated and scored exactly teach a logistic regression which pairs are
-accepted. A context is scored exactly unless all of its pairs are so unlikely that, of contexts with
-an accepted pair, no more than wished would be missed. For that the regression is cross-fitted by
-root, and the threshold is chosen by a confidence bound, since errors of estimates have heavy tails.
+A logistic regression is fitted to pairs that were both estimated and scored exactly. It predicts
+which pairs are accepted. A context is scored exactly if any of its pairs reaches a threshold, which
+limits the share of contexts with an accepted pair that are missed. The regression is cross-fitted
+by root, and the threshold follows from a confidence bound, because errors of estimates have heavy
+tails.
 
 Legend: N pairs, F features, C contexts.
 """
@@ -18,12 +19,12 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import beta, binom
 
-from entropylong_assets.stages.verification.false_acceptance import Rate, clustered_rate
+from entropylong_assets.stages.verification.false_acceptance import Rate, acceptance_rate
 from entropylong_assets.stages.verification.logistic import Logistic, fit
 
 KEY = ["root_id", "chunk_id"]
 NOT_FEATURES = (*KEY, "anchor", "accepted", "is_audit", "is_kept")
-"""Columns of a pair that are no features."""
+"""Columns of a pair that are not features."""
 
 FOLDS = 5
 CONFIDENCE = 0.9
@@ -31,7 +32,7 @@ CONFIDENCE = 0.9
 MAX_SHARE = 0.5
 """Share of contexts to be scored exactly above which estimates do not pay."""
 AUDITED = 16
-"""One root in so many is scored exactly although a decision is known."""
+"""One root in this many is always scored exactly, even after a decision is known."""
 DRIFT = 0.01
 """Probability of the misses among audited roots below which the decision is given up."""
 
@@ -101,16 +102,20 @@ def decide(rows: pl.DataFrame, recall: float) -> Decision | None:
     return decision if decision.share <= MAX_SHARE else None
 
 
+def _folds(rows: pl.DataFrame) -> NDArray[np.int64]:
+    return np.array([fold_of(root_id) for root_id in rows["root_id"]], np.int64)
+
+
 def _decide_at(rows: pl.DataFrame, missed: float) -> Decision:
     """Choose the threshold below which this share of the accepted contexts lies, cross-fitted."""
     features = tuple(name for name in rows.columns if name not in NOT_FEATURES)
-    folds = np.array([fold_of(root_id) for root_id in rows["root_id"]])
+    folds_N = _folds(rows)
     values_NF, accepted_N = rows.select(features).to_numpy(), rows["accepted"].to_numpy()
     logits = np.zeros(len(rows))
-    for fold in np.unique(folds):
-        others = folds != fold
-        model = fit(values_NF[others], accepted_N[others]) if others.any() else None
-        logits[~others] = 0.0 if model is None else model.logits(values_NF[~others])
+    for fold in np.unique(folds_N):
+        others = folds_N != fold
+        if others.any():
+            logits[~others] = fit(values_NF[others], accepted_N[others]).logits(values_NF[~others])
     by_context = (
         rows.select(*KEY, "accepted")
         .with_columns(logit=pl.Series(logits))
@@ -131,35 +136,19 @@ def held_out_recall(rows: pl.DataFrame, missed: float) -> tuple[Rate, float]:
     cross-fitted threshold misses the same share of accepted contexts. The interval of the recall is
     that of clusters, the roots.
     """
-    kept = []
+    kept, folds_N = [], _folds(rows)
     for fold in range(FOLDS):
-        is_held = pl.col("root_id").map_elements(fold_of, return_dtype=pl.Int64) == fold
-        held, others = rows.filter(is_held), rows.filter(~is_held)
+        held, others = rows.filter(folds_N == fold), rows.filter(folds_N != fold)
         if held.is_empty() or not others["accepted"].any():
             kept.append(held.select(KEY).unique(maintain_order=True))
             continue
         kept.append(_decide_at(others, missed).keeps(held))
     chosen = pl.concat(kept).with_columns(is_kept=pl.lit(True))
     marked = rows.select(*KEY, "accepted").join(chosen, on=KEY, how="left", maintain_order="left")
+    marked = marked.with_columns(pl.col("is_kept").fill_null(False))
     contexts = rows.select(KEY).n_unique()
-    return recall_of(marked.with_columns(pl.col("is_kept").fill_null(False))), (
-        len(chosen) / contexts if contexts else 0.0
-    )
-
-
-def recall_of(rows: pl.DataFrame) -> Rate:
-    """Return the share of accepted pairs that are kept; the clusters are the roots."""
-    by_root = (
-        rows.filter("accepted")
-        .group_by("root_id")
-        .agg(pl.col("is_kept").sum().cast(pl.Int64), pl.len().cast(pl.Int64).alias("total"))
-        .sort("root_id")
-    )
-    return clustered_rate(_ints(by_root["is_kept"]), _ints(by_root["total"]))
-
-
-def _ints(column: pl.Series) -> NDArray[np.int64]:
-    return column.to_numpy().astype(np.int64)
+    share = len(chosen) / contexts if contexts else 0.0
+    return acceptance_rate(marked.filter("accepted"), "is_kept"), share
 
 
 class Calibration:
@@ -172,7 +161,7 @@ class Calibration:
     """
 
     def __init__(self, recall: float, roots: int) -> None:
-        """recall: wished share of accepted contexts that are scored exactly. roots: of the shard,
+        """recall: target share of accepted contexts that are scored exactly. roots: of the shard,
         including those that have no candidates."""
         self.recall, self._roots = recall, roots
         self.decision: Decision | None = None
@@ -181,8 +170,9 @@ class Calibration:
         self.rows = pl.DataFrame()
         """Pairs that the next decision is fitted to."""
         self._fitted = self._verified = 0
-        self._audits: list[pl.DataFrame] = []
-        """Pairs of audited roots since the first decision that is still trusted."""
+        self._audit_contexts = self._audit_missed = 0
+        """Accepted contexts of audited roots since a decision was last given up, and those that
+        the decision missed."""
         self._audited_accepted = self._audited_kept = 0
 
     def decides(self, root_id: str) -> bool:
@@ -211,13 +201,15 @@ class Calibration:
             return
         self._audited_accepted += int(rows["accepted"].sum())
         self._audited_kept += int((rows["accepted"] & rows["is_kept"]).sum())
-        self._audits.append(rows)
-        contexts = pl.concat(self._audits).filter("accepted").unique(KEY)
-        missed = len(contexts) - int(contexts["is_kept"].sum())
-        probability = float(binom.sf(missed - 1, len(contexts), 1 - self.recall)) if missed else 1.0
+        contexts = rows.filter("accepted").unique(KEY)
+        self._audit_contexts += len(contexts)
+        self._audit_missed += len(contexts) - int(contexts["is_kept"].sum())
+        missed, total = self._audit_missed, self._audit_contexts
+        probability = float(binom.sf(missed - 1, total, 1 - self.recall)) if missed else 1.0
         if probability < DRIFT:
             self.drifts += 1
-            self.decision, self.rows, self._fitted, self._audits = None, pl.DataFrame(), 0, []
+            self.decision, self.rows, self._fitted = None, pl.DataFrame(), 0
+            self._audit_contexts = self._audit_missed = 0
 
     def metadata(self) -> dict[str, float]:
         """Return the decision in force, and its recall as far as it was measured."""

@@ -81,8 +81,8 @@ class EstimatedContexts(Protocol):
 
 
 class Estimator(ABC):
-    """Estimates scores that are too far from the exact ones to be kept, but tell which contexts
-    need exact ones: `calibration.py` learns that.
+    """Makes estimates that are too inaccurate to store as scores, but show which contexts need
+    exact ones. `calibration.py` learns this from pairs that were scored both ways.
 
     It may use the scoring model in another way, or another model with the same tokenizer.
     """
@@ -114,8 +114,8 @@ class LoadScreener(Protocol):
         """Return the scorer. Raises ModelError, in one line, if the device or the model can't do
         it or would gain nothing from it.
 
-        Scores of a Scorer are kept where no verdict could change within its margin (`screen.py`).
-        Those of an Estimator never are: what is not scored exactly is rejected. pack_tokens:
+        Scores of a Scorer are kept if no verdict could change within its margin (`screen.py`).
+        Estimates are never kept: contexts that are not scored exactly are rejected. pack_tokens:
         `scoring.pack_tokens`.
         """
         ...

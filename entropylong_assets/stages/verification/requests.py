@@ -30,12 +30,12 @@ class ContextRequest(ScoringRequest):
 
     @property
     def context_ids(self) -> NDArray[np.int64]:
-        """Those of the context, BOS included; int64 [L]."""
+        """Token ids of the context, BOS included; int64 [L]."""
         return self.token_ids_T[: self.context_tokens]
 
     @property
     def root_ids(self) -> NDArray[np.int64]:
-        """Those of the root, as far as the model can read; int64 [T]."""
+        """Token ids of the root, up to the model's maximum length; int64 [T]."""
         return self.token_ids_T[self.context_tokens :]
 
     @property

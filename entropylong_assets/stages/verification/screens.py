@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from entropylong_assets.stages.verification.registry import SCREENS
@@ -46,13 +47,14 @@ def load_splice_fp8(model: ScoringModel, pack_tokens: int | None) -> Estimator:
     return _spliced("splice_fp8", scorer, is_exact=False)
 
 
+@lru_cache(maxsize=1)
 def _spliced(name: str, scorer: PackedScorer, *, is_exact: bool) -> Estimator:
     from entropylong_assets.stages.entropy.screener import REMEDY
     from entropylong_assets.stages.entropy.splice_support import splice_fault
     from entropylong_assets.stages.model_files import ModelError
     from entropylong_assets.stages.verification.spliced import SplicedEstimator
 
-    if fault := splice_fault(scorer, float8=not is_exact):
+    if fault := splice_fault(scorer):
         raise ModelError(
             f"verification.screen is '{name}', but keys and values of this model can't be used "
             f"given other contexts: {fault}; {REMEDY}"

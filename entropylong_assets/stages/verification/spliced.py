@@ -14,7 +14,7 @@ import numpy as np
 
 from entropylong_assets.stages.entropy.engine import PackedScorer
 from entropylong_assets.stages.entropy.kept_keys import KeptKeys, Range
-from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer
+from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, join_scores
 from entropylong_assets.stages.entropy.splice import (
     Kind,
     Segment,
@@ -55,7 +55,11 @@ class SplicedEstimator(Estimator):
         exact: Scorer,
         on_progress: Callable[[int], None],
     ) -> Iterator[EstimatedContexts]:
-        roots = {root_id: _longest(requests, root_id) for root_id, _ in requests}
+        roots: dict[str, Tokens] = {}
+        for (root_id, _), request in requests.items():
+            # Of tokens that were cut to the model's length, the longest.
+            if root_id not in roots or len(request.root_ids) > len(roots[root_id]):
+                roots[root_id] = request.root_ids
         bos_ids = np.asarray(self.scorer.model.tokenizer.bos_ids, np.int64)
         for root_ids in _within({r: len(t) for r, t in roots.items()}, self._kept_tokens // 2):
             sequences = [np.concatenate([bos_ids, roots[root_id]]) for root_id in root_ids]
@@ -64,7 +68,7 @@ class SplicedEstimator(Estimator):
                 root_id: Range(start + len(bos_ids), len(roots[root_id]))
                 for root_id, start in zip(root_ids, kept_roots.starts, strict=True)
             }
-            left = self._kept_tokens - kept_roots.tokens
+            context_tokens = self._kept_tokens - kept_roots.tokens
             of_context: dict[bytes, list[Key]] = {}
             for key, request in requests.items():
                 if key[0] in ranges:
@@ -72,7 +76,7 @@ class SplicedEstimator(Estimator):
             sizes = {
                 context: requests[keys[0]].context_tokens for context, keys in of_context.items()
             }
-            for contexts in _within(sizes, left):
+            for contexts in _within(sizes, context_tokens):
                 chosen = [requests[of_context[context][0]].context_ids for context in contexts]
                 kept = self.spliced.keep(chosen, [-len(c) for c in chosen], on_progress)
                 places = {
@@ -80,14 +84,7 @@ class SplicedEstimator(Estimator):
                     for number, context in enumerate(contexts)
                     for key in of_context[context]
                 }
-                group = _Group(self, requests, exact, on_progress, kept, kept_roots, places, ranges)
-                group.estimates = {kind: group.score(kind, list(places)) for kind in ESTIMATES}
-                yield group
-
-
-def _longest(requests: Mapping[Key, ContextRequest], root_id: str) -> Tokens:
-    """Return the root's tokens: of those cut to the model's length, the longest."""
-    return max((r.root_ids for key, r in requests.items() if key[0] == root_id), key=len)
+                yield _Group(self, requests, exact, on_progress, kept, kept_roots, places, ranges)
 
 
 def _within(sizes: Mapping[K, int], budget: int) -> Iterator[list[K]]:
@@ -117,7 +114,10 @@ class _Group:
     places: Mapping[Key, Range]
     """Kept tokens of each context."""
     roots: Mapping[str, Range]
-    estimates: Mapping[str, Mapping[Key, PositionScores]] = field(default_factory=dict)
+    estimates: Mapping[str, Mapping[Key, PositionScores]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.estimates = {kind: self.score(kind, list(self.places)) for kind in ESTIMATES}
 
     def score_exactly(self, keys: Sequence[Key]) -> dict[Key, PositionScores]:
         if self.estimator.is_exact:
@@ -146,11 +146,4 @@ class _Group:
         parts: dict[Key, list[PositionScores]] = {key: [] for key in keys}
         for (_, key), part in zip(of_segments, scores, strict=True):
             parts[key].append(part)
-        return {key: _in_order(found) for key, found in parts.items()}
-
-
-def _in_order(parts: Sequence[PositionScores]) -> PositionScores:
-    return PositionScores(
-        np.concatenate([part.entropy_N for part in parts]),
-        np.concatenate([part.surprisal_N for part in parts]),
-    )
+        return {key: join_scores(of_key) for key, of_key in parts.items()}

@@ -13,7 +13,7 @@ from entropylong_assets.stages.entropy import splice_attention
 from entropylong_assets.stages.entropy.engine import PackedScorer
 from entropylong_assets.stages.entropy.kept_keys import Range
 from entropylong_assets.stages.entropy.model import ScoringModel, score_plainly
-from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest, join_scores
 from entropylong_assets.stages.entropy.splice import (
     WINDOWS,
     Kind,
@@ -102,10 +102,7 @@ class Case:
             (
                 r,
                 c,
-                PositionScores(
-                    np.concatenate([scores[i].entropy_N for i in which]),
-                    np.concatenate([scores[i].surprisal_N for i in which]),
-                ),
+                join_scores([scores[i] for i in which]),
             )
             for (r, c), which in zip(pairs, numbers, strict=True)
         ]
@@ -232,7 +229,7 @@ def test_a_pass_is_as_large_as_the_engine_allows() -> None:
     layers = scorer.hf_model.config.num_hidden_layers
     assert kept.bytes_per_token == layers * 2 * 2 * 8 * 4  # keys and values, 2 heads of 8 floats
     segment = Segment(np.arange(3, 9), np.array([5]), np.array([9]), 0, Range(0, 37), Range(0, 0))
-    assert len(spliced.score([segment], kept)[0].entropy_N) == 1
+    assert len(spliced.score([segment], kept, kept)[0].entropy_N) == 1
     assert scorer.usage.since(before)["forward_tokens"] == 185 + 6
 
 
