@@ -109,10 +109,10 @@ def compact(
     settings_file: SettingsFile = None,
     keep_days: Annotated[int, typer.Option(min=0, help=KEEP_DAYS_HELP)] = KEEP_DAYS,
 ) -> None:
-    """Join small fragments of a corpus' LanceDB table, and remove what nothing needs any more.
+    """Join small fragments of a corpus' LanceDB table, and remove files that are no longer needed.
 
-    That is: old versions that are not tagged, and files that killed writers left. Shards can be
-    embedded and the index searched meanwhile; don't start it while the index is made.
+    These are files of old versions without a tag, and files of writers that were killed. Shards can
+    be embedded and the index searched meanwhile; don't start it while the index is being made.
     """
     with plain_errors():
         chosen = open_project(settings_file).find_corpus(corpus)

@@ -170,9 +170,8 @@ def _pools(project: Project, instance: dg.DagsterInstance) -> Finding:
                     "pools",
                     "fault",
                     f"{name} allows {'any number of' if pools[name] is None else pools[name]} "
-                    "steps to index one table at once, which fail each other; run `dagster "
-                    "instance concurrency set "
-                    f"{name} 1`",
+                    "steps to index or compact one table at once, and concurrent ones end with a "
+                    f"commit conflict; run `dagster instance concurrency set {name} 1`",
                 )
     for name, limit in pools.items():
         if limit is None:

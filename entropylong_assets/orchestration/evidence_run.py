@@ -28,7 +28,7 @@ from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 
 FACTS = 108
 PLANTED_ALPHA = 1.5
-"""Lower α for the planted facts: at the dataset's own α, most of them may be no anchors."""
+"""Lower α for the planted facts: at the dataset's own α, most of them may not be anchors."""
 
 
 def planted_project(settings: Settings) -> Project:

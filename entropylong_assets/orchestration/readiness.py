@@ -108,6 +108,11 @@ class Gap:
     requested once, and again if the shard has been made since."""
 
 
+def automated_shard_stages(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages with one partition per shard that automations may start."""
+    return [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
+
+
 def find_gaps(
     stages: Sequence[Stage],
     partition: Partition,
@@ -121,7 +126,7 @@ def find_gaps(
     the last materialization that the Dagster instance knows, by stage name and shard. Reads a few
     small manifests per shard.
     """
-    follows = [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
+    follows = automated_shard_stages(stages)
 
     def gap(shard: str) -> Gap | None:
         here = replace(partition, shard=shard)

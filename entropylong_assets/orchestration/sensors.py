@@ -14,7 +14,11 @@ from entropylong_assets.orchestration.naming import (
     partition_set,
     prefixed,
 )
-from entropylong_assets.orchestration.readiness import find_gaps, outdated_shards
+from entropylong_assets.orchestration.readiness import (
+    automated_shard_stages,
+    find_gaps,
+    outdated_shards,
+)
 from entropylong_assets.orchestration.scanning import busy_shards, register, scan
 from entropylong_assets.orchestration.settings_check import build_settings_sensor
 from entropylong_assets.project import Project, open_store
@@ -156,11 +160,11 @@ def _refresh(settings: Settings, job: Job, whole: list[Stage], stages: list[Stag
     def refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         partition = Partition(settings, open_store(settings))
         outdated = {s for stage in whole for s in outdated_shards(stage, partition)}
-        # What was removed from the corpus leaves the index at once.
-        removed = any(removal_fault(stage, partition) for stage in whole)
         if not outdated:
             return dg.SkipReason(f"all eligible shards are contained in {names}")
-        if not removed and outdated <= _shards_to_come(settings, stages, context.instance):
+        # What was removed from the corpus leaves the index at once.
+        removed = any(removal_fault(stage, partition) for stage in whole)
+        if not removed and _are_to_come(settings, stages, context.instance, outdated):
             return dg.SkipReason(f"waits for shards that are being made: {_first(outdated)}")
         context.log.info(f"present data not contained: {_first(outdated)}")
         return dg.RunRequest()
@@ -173,7 +177,7 @@ def _first(shards: set[str]) -> str:
 
 
 def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
-    keys = [asset_key(settings, stage) for stage in _stages_of_shards(stages)]
+    keys = [asset_key(settings, stage) for stage in automated_shard_stages(stages)]
 
     @dg.schedule(
         name=prefixed(settings, "fill_gaps"),
@@ -186,19 +190,25 @@ def _fill_gaps(settings: Settings, stages: list[Stage]) -> Any:
         ),
     )
     def fill_gaps(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        requests = _gap_requests(settings, stages, context.instance)
+        instance = context.instance
+        shards = _registered(settings, instance) - busy_shards(settings, instance)
+        requests = _gap_requests(settings, stages, instance, shards)
         return requests or dg.SkipReason("no shard has a gap that can be filled now")
 
     return fill_gaps
 
 
+def _registered(settings: Settings, instance: dg.DagsterInstance) -> set[str]:
+    return set(instance.get_dynamic_partitions(partition_set(settings)))
+
+
 def _gap_requests(
-    settings: Settings, stages: list[Stage], instance: dg.DagsterInstance
+    settings: Settings, stages: list[Stage], instance: dg.DagsterInstance, shards: set[str]
 ) -> list[dg.RunRequest]:
-    """A run for the first gap that can be filled of each registered shard without an active run."""
+    """A run for the first gap that can be filled of each of these registered shards."""
     known = {
         (stage.name, shard): materialization
-        for stage in _stages_of_shards(stages)
+        for stage in automated_shard_stages(stages)
         for shard, materialization in instance.get_latest_storage_id_by_partition(
             asset_key(settings, stage), dg.DagsterEventType.ASSET_MATERIALIZATION
         ).items()
@@ -206,8 +216,7 @@ def _gap_requests(
     gaps = find_gaps(
         stages,
         Partition(settings, open_store(settings)),
-        set(instance.get_dynamic_partitions(partition_set(settings)))
-        - busy_shards(settings, instance),
+        shards,
         known,
     )
     return [
@@ -220,20 +229,13 @@ def _gap_requests(
     ]
 
 
-def _stages_of_shards(stages: list[Stage]) -> list[Stage]:
-    return [stage for stage in stages if stage.partitioned and stage.automation != "by_hand"]
-
-
-def _shards_to_come(
-    settings: Settings, stages: list[Stage], instance: dg.DagsterInstance
-) -> set[str]:
-    """Shards with an active run, or with a gap that `fill_gaps` has yet to request."""
-    requests = _gap_requests(settings, stages, instance)
-    gaps = {
-        str(request.partition_key)
-        for request in requests
-        if not instance.get_runs(
-            dg.RunsFilter(tags={"dagster/run_key": str(request.run_key)}), limit=1
-        )
-    }
-    return gaps | busy_shards(settings, instance)
+def _are_to_come(
+    settings: Settings, stages: list[Stage], instance: dg.DagsterInstance, shards: set[str]
+) -> bool:
+    """Whether each of these shards has an active run, or a gap that `fill_gaps` will request."""
+    idle = shards - busy_shards(settings, instance)
+    requests = _gap_requests(settings, stages, instance, idle & _registered(settings, instance))
+    return len(requests) == len(idle) and not any(
+        instance.get_runs(dg.RunsFilter(tags={"dagster/run_key": str(r.run_key)}), limit=1)
+        for r in requests
+    )

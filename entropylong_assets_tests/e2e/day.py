@@ -65,7 +65,7 @@ class Day:
             run_project(project, instance)
 
     def begin(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """`entropylong` with these arguments, in a terminal beside the server."""
+        """Start `entropylong` with these arguments, in a terminal beside the server."""
         process = subprocess.Popen(
             [sys.executable, "-m", "entropylong_assets.cli", *arguments],
             cwd=self.folder,
@@ -84,7 +84,7 @@ class Day:
             process.wait()
 
     def terminal(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """The same, to its end."""
+        """Run `entropylong` with these arguments to its end."""
         process = self.begin(*arguments, **environment)
         output, errors = process.communicate(timeout=SECONDS_OF_A_COMMAND)
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from entropylong_assets_tests.e2e.conftest import keep_picture
-from entropylong_assets_tests.e2e.day import SECONDS_OF_A_COMMAND, Day
+from entropylong_assets_tests.e2e.day import Day
 from entropylong_assets_tests.e2e.server import REPOSITORY, free_port
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def test_a_run_in_a_terminal_tells_its_progress_and_is_listed_in_the_ui(
     day: Day, page: Page
 ) -> None:
     """Nothing was written during steps; runs of the command line were on no job's page."""
-    process = day.begin("run")
-    output, errors = process.communicate(timeout=SECONDS_OF_A_COMMAND)
-    assert process.returncode == 0, output + errors
+    done = day.terminal("run")
+    output = done.stdout
+    assert done.returncode == 0, output + done.stderr
     progress = re.findall(r"^\d\d:\d\d:\d\d (?:corpus|dataset) \w+, \d of \d: .+$", output, re.M)
     assert progress, output
     assert any(re.search(r"_\w+: .*\d+%|running for|started", line) for line in progress), output
@@ -100,7 +100,7 @@ def test_the_link_to_the_report_opens_it(day: Day, page: Page) -> None:
     """It was a file:// URL, which a browser does not open from a page."""
     page.goto(f"{day.server.url}/assets/dataset/report?view=overview")
     link = page.locator("a[href^='http://127.0.0.1:3080/dataset/reports/']").first
-    href = str(link.get_attribute("href", timeout=180_000))
+    href = str(link.get_attribute("href"))
     port = free_port()
     server = day.begin("serve", "--port", str(port))
     try:

@@ -13,15 +13,18 @@ from typing import Any, NamedTuple
 import lance
 from lance.optimize import Compaction, RewriteResult
 
-from entropylong_assets.stages.embeddings.connection import TABLE, open_existing, table_uri
+from entropylong_assets.stages.embeddings.connection import (
+    LOOKUP_COLUMNS,
+    TABLE,
+    open_existing,
+    table_uri,
+)
 from entropylong_assets.stages.embeddings.retention import KEEP_DAYS
 from entropylong_assets.stages.embeddings.shard_commits import first_fragment, open_dataset
 from entropylong_assets.storage.object_storage import open_uri
 
 KEPT_FOR = timedelta(days=KEEP_DAYS)
 """Age from which an untagged version is removed, and a file that belongs to no version."""
-
-_LOOKED_UP = ("chunk_id", "shard")  # columns whose indexes take new rows without being built again
 
 
 class Compacted(NamedTuple):
@@ -38,7 +41,11 @@ class Compacted(NamedTuple):
 
     @property
     def message(self) -> str:
-        left = f", {self.fragments_left:,} of them in use" if self.fragments_left else ""
+        left = (
+            f", {self.fragments_left:,} not joined because a writer changed them"
+            if self.fragments_left
+            else ""
+        )
         return (
             f"{self.fragments_before:,} fragments before, {self.fragments_after:,} now{left}; "
             f"{self.versions_removed:,} old versions and {self.files_swept:,} files of unfinished "
@@ -55,7 +62,7 @@ def compact(corpus_uri: str, kept_for: timedelta = KEPT_FOR) -> Compacted:
     open_existing(corpus_uri)
     dataset = open_dataset(corpus_uri)
     before = len(dataset.get_fragments())
-    names = [i["name"] for i in dataset.list_indices() if i["fields"][0] in _LOOKED_UP]
+    names = [i["name"] for i in dataset.list_indices() if i["fields"][0] in LOOKUP_COLUMNS]
     if names:  # first, since Lance joins no indexed fragment with one that is not
         dataset.optimize.optimize_indices(index_names=names)
         dataset.checkout_latest()
@@ -84,7 +91,7 @@ def _join_fragments(dataset: lance.LanceDataset) -> int:
 
 
 def _commit(dataset: lance.LanceDataset, done: list[RewriteResult]) -> bool:
-    """Whether joined fragments could be put in place of the old ones."""
+    """Replace fragments by joined ones; return False if a writer changed one of them meanwhile."""
     try:
         Compaction.commit(dataset, done)
     except OSError as error:  # Lance has no class for this conflict
@@ -104,25 +111,40 @@ def _sweep(corpus_uri: str, kept_for: timedelta) -> tuple[int, int]:
     stray: dict[str, int] = {}
     for folder in ("data", "_deletions"):
         if fs.exists(f"{root}/{folder}"):
-            found = fs.find(f"{root}/{folder}", detail=True).items()
-            stray |= {path.removeprefix(f"{root}/"): info["size"] for path, info in found}
-    dataset = open_dataset(corpus_uri)  # after the listing: it refers to what was committed since
-    for version in dataset.versions():
-        for fragment in open_dataset(corpus_uri, version["version"]).get_fragments():
-            for file in fragment.data_files():
-                stray.pop(f"data/{file.path}", None)
-            stray.pop(fragment.deletion_file() or "", None)
+            listed = fs.find(f"{root}/{folder}", detail=True).items()
+            stray |= {path.removeprefix(f"{root}/"): info["size"] for path, info in listed}
     oldest = datetime.now(UTC) - kept_for
-    swept = [path for path in stray if _removed(fs, f"{root}/{path}", oldest)]
+    dataset = open_dataset(corpus_uri)  # after the listing: it refers to what was committed since
+    _discard_used(stray, dataset)  # the newest version refers to most files
+    stray = {path: size for path, size in stray.items() if _is_older(fs, f"{root}/{path}", oldest)}
+    for number in sorted({v["version"] for v in dataset.versions()} - {dataset.version})[::-1]:
+        if not stray:
+            break
+        _discard_used(stray, open_dataset(corpus_uri, number))
+    swept = [path for path in stray if _remove(fs, f"{root}/{path}")]
     return len(swept), sum(stray[path] for path in swept)
 
 
-def _removed(fs: Any, path: str, oldest: datetime) -> bool:
-    """Remove a file unless it is younger; whether it was removed."""
+def _discard_used(stray: dict[str, int], dataset: lance.LanceDataset) -> None:
+    """Drop the files that a version refers to."""
+    for fragment in dataset.get_fragments():
+        for file in fragment.data_files():
+            stray.pop(f"data/{file.path}", None)
+        stray.pop(fragment.deletion_file() or "", None)
+
+
+def _is_older(fs: Any, path: str, oldest: datetime) -> bool:
+    """Whether a file exists and is older than this."""
     try:
-        if fs.modified(path).astimezone(UTC) > oldest:
-            return False
-        fs.rm_file(path)
+        return bool(fs.modified(path).astimezone(UTC) <= oldest)
     except FileNotFoundError:  # another process has removed it
+        return False
+
+
+def _remove(fs: Any, path: str) -> bool:
+    """Remove a file; return False if another process was faster."""
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
         return False
     return True

@@ -13,6 +13,9 @@ from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.object_storage import lance_options
 
 TABLE = "chunks"
+LOOKUP_COLUMNS = ("chunk_id", "shard")
+"""Columns with an index for lookup, which takes new rows without being built again. They identify a
+row."""
 INDEX_CACHE_BYTES = 2**30
 """Memory that an index may take; LanceDB's default is 6 GB."""
 

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 
 _MOST_CUTTING_THREADS = 8
-"""Nine tenths of cutting are spent in the tokenizer, outside Python's lock; the rest is not."""
+"""The tokenizer releases Python's global lock. The other tenth of the work of cutting does not, so
+that more threads would wait for it."""
 
 
 class VectorError(ModelError):
@@ -74,7 +75,7 @@ class Embedder:
 
     @property
     def cutting_threads(self) -> int:
-        """Number of threads that may count tokens beside the device; 0 if only one at a time may.
+        """Number of threads that may count tokens while the device embeds; 0 if only one may.
 
         As many as torch uses, up to `_MOST_CUTTING_THREADS`.
         """
@@ -183,7 +184,7 @@ def _prepare(choices: _Choices) -> Embedder:
     with _named(choices.model):
         query = make_side(model, "query", prompts[0], choices.query_task, None)
         document = make_side(
-            model, "document", prompts[1], choices.document_task, choices.chunk_tokens
+            model, "document", prompts[1], choices.document_task, choices.chunk_tokens, query
         )
         dimension, notes = find_dimension(loaded, query, document, choices.dimensions)
     unset: list[SideName] = []

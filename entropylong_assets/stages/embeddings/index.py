@@ -24,6 +24,7 @@ from entropylong_assets.stages.embeddings.removal import (
     restore_documents,
 )
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
+from entropylong_assets.stages.embeddings.shard_commits import ShardConflictError
 from entropylong_assets.stages.embeddings.table import partitions
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EmbeddingIndexSummary
 from entropylong_assets.stages.embeddings.vector_table import (
@@ -175,13 +176,14 @@ def index_shards(
         table.build_text_index()
     k = min(embedding.recall_k, max(n_rows - 1, 1))
     search, recall, queries = EXACT, 1.0, 0
-    if searched_by_index(embedding, n_rows):
+    by_index = searched_by_index(embedding, n_rows)
+    if by_index:
         table.build_index(embedding.index)
     written = table.shards_written(counted_at) - (counted.keys() - stored.keys())
-    refuse_rewritten(written & order.keys())
+    _refuse_rewritten(written & order.keys())
     excluded = sorted({*stored, *written} - order.keys())
     writer.append("sample", table.sample_chunks(excluded))
-    if searched_by_index(embedding, n_rows):
+    if by_index:
         chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
         queries = len(chosen)
         worst_Q = true_worst(table, vectors_QE, k + 1, device_of(embedding.device))
@@ -210,13 +212,13 @@ def index_shards(
     )
 
 
-def refuse_rewritten(shards: Collection[str]) -> None:
+def _refuse_rewritten(shards: Collection[str]) -> None:
     """Raise an error that is retried if shards were written while they were being indexed.
 
     Their tables and their vectors may be of different contents.
     """
     if shards:
-        raise RuntimeError(
+        raise ShardConflictError(
             f"LanceDB table: commit conflict: shard {min(shards)} was written while the index was "
             f"made ({len(shards)} such shards); materialize embedding_index again"
         )

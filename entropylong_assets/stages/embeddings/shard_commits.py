@@ -78,7 +78,8 @@ def _files(fragments: Iterable[Any]) -> set[str]:
 
 
 class ShardCommit:
-    """New rows of one shard: `write` puts them into the table's folder, `commit` shows them."""
+    """New rows of one shard: `write` writes them to the table's folder, `commit` makes them
+    visible."""
 
     def __init__(self, corpus_uri: str, shard: str) -> None:
         self._dataset = open_dataset(corpus_uri)
@@ -86,7 +87,7 @@ class ShardCommit:
         self._rows_of_shard = f"{_SHARD} IN {quoted([shard])}"
         self._without: set[str] = set()  # data files that hold no row of the shard
         self._written: list[FragmentMetadata] = []
-        self._find()  # before the rows come, so that the commit is short
+        self._find()  # before the rows are computed, so that `commit` reads new fragments only
 
     def write(self, batches: Iterable[pa.RecordBatch]) -> int:
         """Write rows, all of this shard, to new fragments; return their number.
@@ -126,7 +127,7 @@ class ShardCommit:
             self._dataset.checkout_latest()
             present = self._find()
             if self._written and _files(f for f, _ in present) >= _files(self._written):
-                return int(self._dataset.version)  # committed, though the answer was an error
+                return int(self._dataset.version)  # a try succeeded although it raised an error
             try:
                 if added_to is None:
                     return self._commit(present)
@@ -160,7 +161,7 @@ class ShardCommit:
             if first.fragment_id not in {*removed, *(fragment.id for fragment in updated)}:
                 updated.append(first.metadata)
             operation = LanceOperation.Update(removed, updated, self._written)
-            retries = 20  # of the put, if other versions, which don't conflict, were put before
+            retries = 20  # if newer versions were committed that do not conflict
         transaction = lance.Transaction(
             self._dataset.version, operation, transaction_properties={_SHARD: self._shard}
         )
@@ -170,8 +171,8 @@ class ShardCommit:
     def _find(self) -> list[tuple[LanceFragment, int]]:
         """Return the fragments that hold rows of the shard, with the number of these rows.
 
-        Reads the column `shard` of fragments that were not seen before, without an index: what an
-        index missed would be there twice.
+        Reads the column `shard` of fragments that were not seen before, without an index: rows
+        that an index missed would stay beside the new ones.
         """
         fragments = [f for f in self._dataset.get_fragments() if not _files([f]) <= self._without]
         if not fragments:

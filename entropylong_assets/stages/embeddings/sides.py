@@ -36,13 +36,16 @@ class Side:
     task: str | None
     module: Any
     """The model's input module for this task."""
-    tokenizer: Any
-    """The module's own."""
     counter: Any
     """A `tokenizers.Tokenizer` that counts what `tokenizer` returns without truncation, in any
     number of threads; None if there is none for this model."""
     window_tokens: int
     """Longest text (tokens, prompt and special ones included)."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of `module`."""
+        return self.module.tokenizer
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text as it is embedded: with prompt and special tokens."""
@@ -155,11 +158,13 @@ def make_side(
     prompt: str,
     chosen_task: str | None,
     chosen_window: int | None,
+    other: Side | None = None,
 ) -> Side:
     """Make a side of the model.
 
-    chosen_task, chosen_window: of the settings; none: the model's own. Raises ModelError if there
-    is no such task or window, or no room for text beside the prompt.
+    chosen_task, chosen_window: of the settings; none: the model's own. other: the other side, whose
+    counter is shared if the module is the same. Raises ModelError if there is no such task or
+    window, or no room for text beside the prompt.
     """
     task = resolve_task(model, chosen_task, name)
     module = input_module(model, task)
@@ -169,8 +174,9 @@ def make_side(
             f"embedding.chunk_tokens is {chosen_window:,}, but it reads only {window:,} tokens; "
             f"set it to {window:,} or less"
         )
-    counter = make_counter(module)
-    side = Side(name, prompt, task, module, module.tokenizer, counter, chosen_window or window)
+    is_shared = other is not None and other.module is module
+    counter = other.counter if other and is_shared else make_counter(module)
+    side = Side(name, prompt, task, module, counter, chosen_window or window)
     (taken,) = side.count_tokens([""])
     if side.window_tokens - taken < MIN_TEXT_TOKENS:
         raise ModelError(

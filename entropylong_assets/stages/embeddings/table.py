@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from entropylong_assets.stages.embeddings import text_search
 from entropylong_assets.stages.embeddings.chunk_sample import ChunkSample, lowest_points
-from entropylong_assets.stages.embeddings.compaction import Compacted, compact
+from entropylong_assets.stages.embeddings.compaction import compact
 from entropylong_assets.stages.embeddings.connection import (
+    LOOKUP_COLUMNS,
     chunk_schema,
     dimension_and_embedder,
     open_existing,
@@ -43,7 +44,6 @@ from entropylong_assets.storage.tables import WHOLE, TableStore
 if TYPE_CHECKING:
     from entropylong_assets.stages.embeddings.embedder import Embedder
 
-_KEY = ["chunk_id", "shard"]
 VECTOR_INDEXES: Mapping[str, Any] = {"ivf_flat": IvfFlat, "ivf_sq": IvfSq, "ivf_rq": IvfRq}
 
 # Of k-means: 64 vectors per partition and 20 rounds take half the time of the defaults (256 and
@@ -130,7 +130,7 @@ class ChunkTable:
 
     def sample_chunks(self, excluded_shards: Collection[str]) -> pl.DataFrame:
         """Return the sample's chunks; reads the ids of the whole table."""
-        columns = ["chunk_id", "shard"]
+        columns = [*LOOKUP_COLUMNS]
         return lowest_points(self._store, lambda: self.reader(columns), excluded_shards)
 
     def chunk_sample(self, excluded_shards: Collection[str]) -> ChunkSample:
@@ -191,22 +191,21 @@ class ChunkTable:
             return pl.DataFrame(schema=[*columns, "shard"])
         rows = pl.concat(parts)  # type: ignore[type-var]
         assert isinstance(rows, pl.DataFrame)
-        return rows.sort(*_KEY).unique("chunk_id", keep="first", maintain_order=True)
+        return rows.sort(*LOOKUP_COLUMNS).unique("chunk_id", keep="first", maintain_order=True)
 
     # The index and its versions
 
-    def optimize(self) -> Compacted:
-        """Join small fragments, add new rows to the indexes, remove what nothing needs any more."""
-        compacted = compact(self._corpus_uri)
+    def optimize(self) -> None:
+        """Compact the table and open its newest version."""
+        compact(self._corpus_uri)
         self._table.checkout_latest()
-        return compacted
 
     def indexed_columns(self) -> set[str]:
         return {column for index in self._table.list_indices() for column in index.columns}
 
     def index_for_lookup(self) -> None:
         """Index chunk_id and shard, so that no fetch reads the whole table."""
-        for column, config in (("chunk_id", BTree()), ("shard", Bitmap())):
+        for column, config in zip(LOOKUP_COLUMNS, (BTree(), Bitmap()), strict=True):
             if column not in self.indexed_columns() and self._table.count_rows():
                 self._table.create_index(column, config=config)
 

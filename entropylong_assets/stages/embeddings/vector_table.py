@@ -142,8 +142,9 @@ class WritableVectorTable(VectorTable, Protocol):
     def sample_chunks(self, excluded_shards: Collection[str]) -> pl.DataFrame:
         """Read all ids; return the sample's chunks, as `ChunkSample.chunks`."""
 
-    def optimize(self) -> object:
-        """Compact the table and add new rows to its indexes."""
+    def optimize(self) -> None:
+        """Join small fragments, add new rows to the lookup indexes, and remove old versions and
+        stray files."""
 
     def index_for_lookup(self) -> None:
         """Index what `fetch` looks rows up by."""

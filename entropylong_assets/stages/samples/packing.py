@@ -167,8 +167,10 @@ def assign(
 
 
 def choose_negatives(groups: Sequence[Group], room: int) -> list[Context]:
-    """Choose hard negatives of a sample's roots that fit whole into `room` tokens, most similar
-    first. A passage that the sample contains already is not added again, nor one of a root."""
+    """Choose hard negatives for a sample, most similar first, as far as they fit whole into `room`.
+
+    Passages that the sample already contains, or that come from one of its roots, are not added.
+    """
     present = {context.chunk_id for group in groups for context in group.chosen}
     roots = {group.root_id for group in groups}
     candidates = (c for group in groups for c in group.negatives if c.doc_id not in roots)

@@ -248,8 +248,7 @@ def pack_shard(
     for batch in _batches(root_ids):
         groups, by_recipe, by_length = reader.read(batch)
         sizes |= {root_id: size_of(group, framing) for root_id, group in groups.items()}
-        others = {root_id: other_roots(group, all_roots) for root_id, group in groups.items()}
-        apart |= {root_id: roots for root_id, roots in others.items() if roots}
+        apart |= {root_id: other_roots(group, all_roots) for root_id, group in groups.items()}
         dropped_by_recipe += by_recipe
         dropped_by_length += by_length
 
