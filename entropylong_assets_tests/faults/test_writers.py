@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from entropylong_assets.orchestration.errors import is_transient
+from entropylong_assets.stages.embeddings.shard_commits import ShardConflictError, open_dataset
 from entropylong_assets.stages.embeddings.table import open_table
 from entropylong_assets.storage.tables import TableStore
 from entropylong_assets_tests.faults.comparing import rerun
@@ -79,18 +80,19 @@ def test_an_index_is_made_while_a_shard_is_written(
 def test_a_commit_conflict_is_tried_again_and_ends_as_undisturbed(
     reference: Reference, tmp_path: Path, record: FaultRecord
 ) -> None:
-    """The conflict is real: a compaction that began before another process deleted rows."""
+    """The conflict is real: rows are added to a shard that another process has replaced since."""
     stage = "embedding_index"
     reference.make(stage)
     data, home = tmp_path / "data", tmp_path / "home"
     reference.copy(stage, data, home)
-    stale, other = open_table(TableStore(str(data))), open_table(TableStore(str(data)))
-    doc = next(other.scan(["doc_id"], FIRST))["doc_id"][0]
-    other.delete_documents(FIRST, [doc])
-    with pytest.raises(RuntimeError, match="commit conflict") as caught:
-        stale.optimize()
+    store = TableStore(str(data))
+    stale, other = open_table(store), open_table(store)
+    rows = open_dataset(store.corpus_uri).to_table(filter=f"shard = '{FIRST}'").to_batches()
+    other.replace_shard(FIRST, [rows[0].slice(0, 1)])
+    with pytest.raises(ShardConflictError, match="commit conflict") as caught:
+        stale.extend_shard(FIRST, rows)
     assert is_transient(caught.value)
     record.faults["LanceDB commit conflict"] += 1
-    # Embedding the shard again restores the deleted rows.
+    # Embedding the shard again restores its rows.
     Stage(reference.values(data), home, "chunk_embeddings", FIRST).finish()
     rerun(reference, stage, data, home, record)

@@ -291,9 +291,7 @@ class PackedScorer:
         mean = mean_difference(scores, probes.plain)
         return f"its scores differ from the plain definition (by {off:.2g} nats, mean {mean:.2g})"
 
-    def _scores_of(
-        self, probes: Probes, requests: Sequence[ScoringRequest]
-    ) -> list[PositionScores]:
+    def _scores_of(self, probes: Probes, requests: list[ScoringRequest]) -> list[PositionScores]:
         """Return the scores of every pack of the probes."""
         packs = probes.packs(self.mode == "packed")
         passes = self._passes(packs, lambda numbers: self._launch([requests[i] for i in numbers]))

@@ -37,7 +37,7 @@ def test_a_step_on_an_exported_sample_lowers_its_loss(tmp_path):
     assert len(sample["input_ids"]) == 131_072
     assert len(batch["input_ids"]) == sample["indices"][0][1]
     anchors = np.array(sample["provenance"]["dependencies"]["anchor_position"])
-    assert (anchors < SLICE).sum() > 3
+    assert (anchors < SLICE).any()
     input_ids = torch.from_numpy(batch["input_ids"][:SLICE])[None]
     labels = torch.from_numpy(batch["labels"][:SLICE])[None]
     assert (labels != -100).sum() > 180
