@@ -46,11 +46,18 @@ class JobProgress:
     task: TaskID | None = None
 
     def seconds_left(self, now: float) -> float | None:
-        """From the mean time of finished shards; None if no shard is finished."""
+        """From the mean time of finished shards, and the time that the present step has left.
+
+        None if no shard is finished, or if the last one takes longer than the others and its step
+        does not know how long.
+        """
         if not self.finished:
             return None
         mean = (self.shard_began - self.began) / self.finished
-        return max(0.0, mean * (self.shards - self.finished) - (now - self.shard_began))
+        of_step = (self.state.seconds_left if self.state else None) or 0.0
+        of_shard = max(of_step, mean - (now - self.shard_began))
+        others = mean * (self.shards - self.finished - 1)
+        return others + of_shard if others or of_shard > 0 else None
 
     @property
     def completed(self) -> float:

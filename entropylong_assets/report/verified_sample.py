@@ -109,7 +109,7 @@ def verify_sample(
         lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
     )
     start = time.monotonic()
-    batch = verifier.verify(chosen, roots.context_ids, lambda _: None)
+    batch = verifier.verify(chosen, roots.context_ids)
     seconds = time.monotonic() - start
     counted = batch.tables["pairs"].filter(pl.col("rank") <= max(1, rank))
     return VerifiedSample(

@@ -19,9 +19,10 @@ class ProgressState:
     """All units, if their number is known."""
     rate: float
     """Units per second since the start."""
-    items: tuple[str, int, int] | None = None
+    items: tuple[str, float, int] | None = None
     """Items with a known number, if the number of units is not known beforehand: name, finished,
-    total. The number of tokens, for example, is known only root by root."""
+    total. The number of tokens, for example, is known only root by root. `finished` may count
+    parts of the items that are being computed."""
     seconds_left: float | None = None
 
     @property
@@ -37,7 +38,7 @@ class ProgressState:
         parts = [f"{self.done:,}{f' of {self.total:,}' if self.total else ''} {self.unit}"]
         if self.items:
             name, done, total = self.items
-            parts = [f"{done:,} of {total:,} {name}"]
+            parts = [f"{int(done):,} of {total:,} {name}"]
         if self.share is not None:
             parts[0] += f" ({self.share:.0%})"
         parts.append(f"{self.rate:,.0f} {self.unit}/s")
@@ -84,7 +85,7 @@ class Progress:
         self.total: int | None = None
         self._log, self._observer, self._every = log, observer, every
         self._start = self._last = time.monotonic()
-        self._items: tuple[str, int, int] | None = None
+        self._items: tuple[str, float, int] | None = None
         self._first: tuple[float, float] | None = None
         """Time and share at the first report. A resumed computation begins with a share."""
         self.done = 0
@@ -94,8 +95,8 @@ class Progress:
         self.done += done
         self._report()
 
-    def reach(self, items: str, done: int, total: int) -> None:
-        """Report that `done` of `total` items are finished."""
+    def reach(self, items: str, done: float, total: int) -> None:
+        """Report that `done` of `total` items are finished, or an estimate of it."""
         self._items = items, done, total
         self._report()
 

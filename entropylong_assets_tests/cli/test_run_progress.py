@@ -109,3 +109,16 @@ def test_time_left_for_all_shards_counts_those_that_run() -> None:
     line = "s-2 | verified: 5 of 10 rows (50%), 1 rows/s | all shards 50 s left"
     assert job.doing(170.0) == line
     assert 2.0 < job.completed < 3.0
+
+
+def test_time_left_of_a_shard_that_takes_longer_than_the_others_is_never_zero() -> None:
+    """It was "0 s left" for two minutes while the last and largest shard was verified."""
+    job = JobProgress("ours verify", shards=3, began=0.0, finished=1, shard_began=10.0)
+    assert job.seconds_left(40.0) == pytest.approx(10.0), "the third shard"
+    job.state = ProgressState("tokens", 900, None, 30.0, ("roots", 1.5, 4), 50.0)
+    assert job.seconds_left(40.0) == pytest.approx(60.0)
+    job.finished, job.shard_began = 2, 20.0
+    assert job.seconds_left(40.0) == pytest.approx(50.0)
+    job.state = ProgressState("tokens", 900, None, 30.0)
+    assert job.seconds_left(40.0) is None
+    assert "left" not in job.doing(40.0)

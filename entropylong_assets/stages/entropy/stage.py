@@ -72,7 +72,7 @@ def _compute(step: Step) -> Result:
     def on_progress(tokens: int, share_of_batch: float) -> None:
         in_batch = choice.reached - scored
         step.progress(tokens)
-        step.progress.reach("documents", scored + int(in_batch * share_of_batch), n_documents)
+        step.progress.reach("documents", scored + in_batch * share_of_batch, n_documents)
 
     step.progress.reach("documents", 0, n_documents)
     for row in score_roots(

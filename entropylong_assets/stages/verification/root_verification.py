@@ -66,6 +66,11 @@ class RootPlan:
     """One per chunk in `contexts`."""
     control_requests: list[ContextRequest] = field(default_factory=list)
 
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens of all of these passes."""
+        return sum(_tokens(r) for r in (*self.requests.values(), *self.control_requests))
+
 
 DrawControls = Callable[[RootCandidates, int], list[Control]]
 """(root, length in tokens) to the control contexts of the root."""

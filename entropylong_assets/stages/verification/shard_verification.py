@@ -59,6 +59,10 @@ LEARNED = "learned"
 ROOTS_PER_BATCH = 8
 """An interrupted run loses at most this many roots."""
 
+_SHARE_OF_SCORING = 0.75
+"""Share of a batch's forward tokens before its evidence spans are searched for. Their number is not
+known beforehand; it was 25% in the demo."""
+
 
 def checkpoints_key(determinants: Mapping[str, Any], settings: Settings, device: str) -> str:
     """Return the key of checkpoints: what determines the partition, and how it is computed.
@@ -86,7 +90,7 @@ class Verifier:
         self,
         roots: Sequence[RootCandidates],
         context_ids: Mapping[str, Sequence[int]],
-        on_progress: Callable[[int], None],
+        on_progress: Callable[[int, float], None] = lambda *_: None,
         known: KnownScores = NOTHING_KNOWN,
         screen: BatchScreen | None = None,
     ) -> Batch:
@@ -94,20 +98,21 @@ class Verifier:
         as its figures.
 
         What the screen has learned is in the table `LEARNED`. context_ids: token ids of every
-        candidate. on_progress: gets the tokens of each forward pass, and of those that known scores
-        save.
+        candidate. on_progress: gets the tokens of each forward pass, or of one that known scores
+        save, and an estimate of the finished share of the batch.
         """
         settings, tokens, evidence_tokens = self.settings.verification, 0, 0
+        scoring = _SHARE_OF_SCORING if settings.evidence else 1.0
 
         def count(done: int) -> None:
             nonlocal tokens
             tokens += done
-            on_progress(done)
+            on_progress(done, scoring * min(tokens / max(planned_tokens, 1), 1.0))
 
         def count_evidence(done: int) -> None:
             nonlocal evidence_tokens
             evidence_tokens += done
-            on_progress(done)
+            on_progress(done, scoring)
 
         plans = [
             plan_root(
@@ -120,6 +125,7 @@ class Verifier:
             )
             for root in roots
         ]
+        planned_tokens = sum(plan.forward_tokens for plan in plans)
         pairs, controls = verify_roots(
             plans, self.scorer, settings, count, screen=screen, known=known
         )
@@ -208,13 +214,14 @@ def verify_shard(
     stored: StoredScores | None = None,
     roots_per_batch: int = ROOTS_PER_BATCH,
     on_root: Callable[[int], None] = lambda _: None,
-    on_progress: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int, float], None] = lambda *_: None,
 ) -> VerifiedShard:
     """Write pairs, evidence, contexts, controls and control_contexts of one shard.
 
     partition: where roots and candidates are read. checkpoints: batches in it are not scored again,
     and new ones are saved to it. stored: scores that need no forward pass. on_root: gets the number
-    of roots just written. on_progress: gets the tokens of each forward pass.
+    of roots just written. on_progress: gets the tokens of each forward pass, and an estimate of how
+    many roots of the present batch are finished.
     """
     store, shard = partition.store, partition.shard
     verified = VerifiedShard(ShardCounts(verifier.settings.verification))
@@ -232,7 +239,11 @@ def verify_shard(
             else:
                 chunk_ids = [c for root in roots for c in root.candidates["chunk_id"]]
                 screen = screening.of_batch() if screening else None
-                batch = verifier.verify(roots, spool.take(chunk_ids), on_progress, known, screen)
+
+                def count(tokens: int, share: float, n_roots: int = len(roots)) -> None:
+                    on_progress(tokens, share * n_roots)
+
+                batch = verifier.verify(roots, spool.take(chunk_ids), count, known, screen)
                 if checkpoints:
                     checkpoints.save(number, batch)
             for table, rows in batch.tables.items():

@@ -72,6 +72,10 @@ def _compute(step: Step) -> Result:
         finished += roots
         step.progress.reach("roots", finished, candidates.roots)
 
+    def on_progress(tokens: int, roots_of_batch: float) -> None:
+        step.progress(tokens)
+        step.progress.reach("roots", finished + roots_of_batch, candidates.roots)
+
     step.progress.reach("roots", 0, candidates.roots)
     verified = verify_shard(
         Verifier(
@@ -88,7 +92,7 @@ def _compute(step: Step) -> Result:
         step.checkpoints(checkpoints_key(step.determinants, settings, str(scorer.device))),
         stored=_stored_scores(step),
         on_root=on_roots,
-        on_progress=step.progress,
+        on_progress=on_progress,
     )
     if verified.resumed_batches:
         step.log(f"{verified.resumed_batches} batches come from an interrupted run")

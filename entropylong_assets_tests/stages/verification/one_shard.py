@@ -54,6 +54,7 @@ def verify(
     *,
     key: str | None = None,
     on_root: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int, float], None] = lambda *_: None,
     screener: Any = None,
     stored: StoredScores | None = None,
     scorer: Any = None,
@@ -87,6 +88,7 @@ def verify(
             stored=stored,
             roots_per_batch=2,
             on_root=on_root,
+            on_progress=on_progress,
         )
     remove_checkpoints(into, VERIFIED_DEPENDENCIES, shard)
     return Outcome(into.read(VERIFIED_DEPENDENCIES, shard, "pairs"), verified)

@@ -71,6 +71,31 @@ def test_a_killed_run_is_resumed_and_ends_in_the_same_tables(
     assert folders(killed, shard) == [], "a published partition has no checkpoints"
 
 
+def test_progress_moves_while_a_batch_is_scored(world: World, tmp_path: Path) -> None:
+    """A shard of one batch showed "0 of 4 roots (0%)" for two minutes."""
+    roots_of_batch: list[float] = []
+    tokens, finished = 0, 0
+
+    def on_progress(more: int, roots: float) -> None:
+        nonlocal tokens
+        tokens += more
+        roots_of_batch.append(roots)
+
+    def on_root(roots: int) -> None:
+        nonlocal finished
+        finished += roots
+        assert roots_of_batch == sorted(roots_of_batch)
+        assert 0.5 * roots < roots_of_batch[-1] < roots
+        roots_of_batch.clear()
+
+    into = TableStore(str(tmp_path))
+    done = verify(
+        world.settings, world.shards[0], into, on_root=on_root, on_progress=on_progress
+    ).verified
+    assert finished > 2
+    assert tokens == done.forward_tokens + done.evidence_tokens
+
+
 def test_checkpoints_of_another_key_or_damaged_ones_are_not_loaded(tmp_path: Path) -> None:
     store = TableStore(str(tmp_path))
     checkpoints = Checkpoints(store, VERIFIED_DEPENDENCIES, "s", "one")
