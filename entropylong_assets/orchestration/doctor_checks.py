@@ -95,7 +95,7 @@ def device(settings: Settings) -> Finding:
             "device",
             "warning",
             "there is an NVIDIA GPU but this torch is built for CPUs; install the build that "
-            "torch's site names for your CUDA (docs/operating.md, Install)",
+            "torch's site names for your CUDA (docs/deployment.md, Install)",
         )
     return Finding("device", "ok", f"{device}, {dtype}, {torch.get_num_threads()} threads")
 

@@ -50,7 +50,7 @@ def limits(plan: Plan) -> list[Limit]:
         Limit(
             "SQLite under Dagster",
             "about ten simultaneous runs",
-            "PostgreSQL ([operating.md](operating.md))",
+            "PostgreSQL ([deployment.md](deployment.md))",
         ),
         Limit(
             "one `embedding_index` over all shards",
