@@ -288,10 +288,11 @@ def _identify_long_range(partition: Partition) -> Mapping[str, Any]:
 
 LONG_RANGE_AUDIT_STAGE = Stage(
     tables=LONG_RANGE_AUDIT,
-    description="""All recipes on the same roots and budget: what their contexts do for anchors.
+    description="""All recipes on the same roots and token budget: how their contexts help.
 
-Entropy and surprisal in place, against random contexts of the same length, by distance; density of
-key tokens; dependency score; each with an interval over roots.""",
+Measured in the packed sequence: entropy and surprisal at anchors against random contexts of the
+same length, by distance; the density of key tokens; the dependency score. Each has an interval over
+roots.""",
     compute=_audit_long_range,
     inputs=(ENTROPY_SCORES_STAGE, VERIFIED_DEPENDENCIES_STAGE),
     determined_by=_long_range_determined_by,

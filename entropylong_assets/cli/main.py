@@ -79,7 +79,7 @@ def run(
         bool, typer.Option("--dry-run", help="Print what would run and why, and write nothing.")
     ] = False,
 ) -> None:
-    """Register new shards and run every stage that is not up to date, here and now.
+    """Register new shards and run every stage that is not up to date, in this process.
 
     A shard that fails is left out of what follows, the others go on, and the exit code is 2. Shards
     whose source files are missing keep their data and stop nothing. Ctrl-C or SIGTERM stops within
@@ -147,7 +147,11 @@ def _run(project: Project, selection: Selection) -> None:
         raise failures
     if runs == 0:
         out.print("Everything is up to date: no run was needed.")
-    out.print("Look at it: [bold]make ui[/], then http://localhost:3000")
+    out.print(
+        "Look at it: [bold]make ui[/] in a clone, else "
+        "[bold]dg dev -m entropylong_assets.definitions[/]; then http://localhost:3000",
+        soft_wrap=True,
+    )
 
 
 def _print_expected(project: Project, selection: Selection) -> None:
@@ -180,7 +184,8 @@ def _print_expected(project: Project, selection: Selection) -> None:
 def scan(settings_file: SettingsFile = None) -> None:
     """Scan the sources and register the shards of all new files as partitions.
 
-    Lists files that have changed or are missing, and counts files that are passed over by reason.
+    Also lists files that have changed or are missing, and counts the files that are not read, by
+    reason.
     """
     with plain_errors():
         project = open_project(settings_file)
@@ -201,7 +206,7 @@ def scan(settings_file: SettingsFile = None) -> None:
 
 @app.command()
 def export(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
-    """Export all eligible shards for trainers, with dataset card, manifest and report."""
+    """Export all eligible shards for trainers again, with dataset card, manifest and report."""
     with resumable():
         project = open_project(settings_file)
         settings = project.find_dataset(dataset)
@@ -238,7 +243,7 @@ def retokenize(
     ],
     tokens: Annotated[int, typer.Option(min=16, help="Exact length of a sample.")],
     out_folder: Annotated[
-        str, typer.Option("--out", help="Folder or URI in which the new export gets a folder.")
+        str, typer.Option("--out", help="Folder or URI; the new export is a folder in it.")
     ],
     formats: Annotated[
         list[str] | None,

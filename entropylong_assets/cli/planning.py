@@ -30,16 +30,16 @@ def estimate(
     at: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another size: '1e9 documents', '20000 roots', 'samples', 'tokens' or "
-            "'dependencies'. Or the capacity plan, which needs no sources: 'paper', or its figures "
-            "such as roots=20000; repeatable."
+            help="Estimate for another size: a number of documents, roots, samples, tokens or "
+            "dependencies, e.g. '1e9 documents'. Or print the capacity plan, which needs no "
+            "sources: 'paper', or figures that differ from it, e.g. roots=20000; repeatable."
         ),
     ] = None,
     hour_price: Annotated[
-        float | None, typer.Option(min=0, help="What an hour of this machine or GPU costs you.")
+        float | None, typer.Option(min=0, help="Price of an hour of this machine or GPU.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=16, help="Rows looked at.")] = 1024,
-    roots: Annotated[int, typer.Option(min=2, help="Roots measured, at most.")] = 24,
+    rows: Annotated[int, typer.Option(min=16, help="Number of rows to read.")] = 1024,
+    roots: Annotated[int, typer.Option(min=2, help="Maximum number of roots to measure.")] = 24,
 ) -> None:
     """Estimate what a run takes: counts, storage, time and cost, each with its 95% interval.
 
@@ -83,24 +83,25 @@ def pilot(
     settings_file: SettingsFile = None,
     dataset: DatasetName = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Wished number of samples: suggests roots.number.")
+        int | None,
+        typer.Option(min=1, help="Wished number of samples, for which roots.number is suggested."),
     ] = None,
-    roots: Annotated[int, typer.Option(min=2, help="Roots verified.")] = 8,
+    roots: Annotated[int, typer.Option(min=2, help="Number of roots to verify.")] = 8,
     tokens: Annotated[
         int,
         typer.Option(
             min=1000,
-            help="Tokens of the passes of candidates and controls, at most; evidence "
-            "spans take more.",
+            help="Maximum number of tokens in the passes of candidates and controls. "
+            "Evidence spans take further passes.",
         ),
     ] = 60_000,
     show: Annotated[
-        int, typer.Option(min=0, help="Accepted and rejected dependencies shown, of each.")
+        int, typer.Option(min=0, help="Number of pairs to show, of accepted and of rejected ones.")
     ] = 3,
 ) -> None:
-    """Verify a few roots, show accepted and rejected dependencies, and suggest settings.
+    """Verify a few roots, show accepted and rejected pairs, and suggest settings.
 
-    Runs every stage as far as the verification on a sample of the sources, in a temporary folder.
+    Runs every stage up to the verification on a sample of the sources, in a temporary folder.
     Writes nothing to the corpus or the dataset.
     """
     with plain_errors():

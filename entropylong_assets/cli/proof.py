@@ -43,7 +43,11 @@ def ablate(settings_file: SettingsFile = None, dataset: DatasetName = None) -> N
 
 
 def audit(settings_file: SettingsFile = None, dataset: DatasetName = None) -> None:
-    """Audit a sample of every verified shard: false acceptance, a second model, all recipes."""
+    """Measure on a sample of every verified shard how far its dependencies can be trusted.
+
+    The audits are false acceptance, a second model, and all recipes on the same roots.
+    `entropylong export` then writes the report again with them.
+    """
     with resumable():
         project = open_project(settings_file)
         settings = project.find_dataset(dataset)
@@ -60,7 +64,10 @@ def evidence(
     dataset: DatasetName = None,
     file: Annotated[str, typer.Option("--out", help="File to write.")] = "docs/evidence.md",
 ) -> None:
-    """Run pipeline, audits and planted facts if they are not up to date; write the evidence."""
+    """Run the pipeline, the audits and the test with planted facts, and write a page of results.
+
+    What is up to date is not run again.
+    """
     with resumable():
         project = open_project(settings_file)
         from entropylong_assets.orchestration.evidence_run import make_evidence

@@ -42,9 +42,9 @@ def retire(
 ) -> None:
     """Take a shard or a whole source out of a corpus and its datasets, until it is brought back.
 
-    It leaves the plan and the partitions at once, and the index, candidates, samples and exports
-    when they are made again. Its files are not read again, and its tables are kept. Exports made
-    before are listed.
+    Its partitions are removed at once, and its files are not read again. The index, candidates,
+    samples and exports no longer contain it once they are made again, e.g. by `entropylong run`.
+    Its tables are kept. Exports made before are listed.
     """
     with plain_errors():
         project = open_project(settings_file)
@@ -87,9 +87,9 @@ def takedown(
 ) -> None:
     """Take one document out of a corpus permanently, and list where it is held.
 
-    Its shards become stale: the next run makes them without it, and everything that follows. It is
-    refused wherever it is read again, with a row in the table `dropped`. Exports made before are
-    listed, not deleted.
+    Its shards become stale: the next run makes them, and everything made from them, without it.
+    Wherever it is read again it is refused, with a row in the table `dropped`. Exports made before
+    are listed, not deleted.
     """
     with plain_errors():
         project = open_project(settings_file)

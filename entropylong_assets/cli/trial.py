@@ -33,33 +33,36 @@ def trial(
     settings_file: SettingsFile = None,
     dataset: DatasetName = None,
     prepare_only: Annotated[
-        bool, typer.Option("--prepare", help="Write the folder again and stop: train elsewhere.")
+        bool,
+        typer.Option(
+            "--prepare", help="Write samples and plan to FOLDER and stop; train elsewhere."
+        ),
     ] = False,
     evaluation: Annotated[
         str | None,
-        typer.Option(help="In place of `trial.evaluation`: held-out text."),
+        typer.Option(help="Held-out text, instead of `trial.evaluation`."),
     ] = None,
     arms: Annotated[
         str | None,
         typer.Option(
-            help="In place of `trial.arms`: YAML file of arms. Without either: every built-in "
-            "recipe and `genuine`."
+            help="YAML file of arms, instead of `trial.arms`. Without either: every built-in "
+            "recipe and rule `genuine`."
         ),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
-            help="In place of `trial.tokens` and `trial.sample_tokens`: tokens per run, and per "
-            "sample, separated by a comma, as in 15000000,16384."
+            help="Tokens per run and tokens per sample, separated by a comma, as in "
+            "15000000,16384, instead of `trial.tokens` and `trial.sample_tokens`."
         ),
     ] = None,
     page: Annotated[str, typer.Option("--out", help="Page to write.")] = "docs/training-trial.md",
 ) -> None:
     """Pack samples by every recipe, train on each under the same tokens, and write the comparison.
 
-    Continues where an earlier call of the same folder stopped. FOLDER/plan.json lists the runs and
-    can be edited. The results are those of the asset `training_trial` too: it and the report show
-    them, and runs that it has made are not made again.
+    Continues where an earlier call with the same folder stopped. FOLDER/plan.json lists the runs
+    and can be edited. The results are also published as the asset `training_trial`, so the report
+    shows them. Runs that the asset has finished are not repeated.
     """
     with plain_errors():
         from entropylong_assets.audits.trial.folder import TrialFolder

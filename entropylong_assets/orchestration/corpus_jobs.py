@@ -102,7 +102,7 @@ def build_corpus_jobs(project: Project, corpus: Settings) -> list[dg.JobDefiniti
             corpus,
             "compact",
             "Joins small fragments of the corpus' LanceDB table, and removes its old versions and "
-            "what killed writers left. Shards can be embedded and the index searched meanwhile.",
+            "the files of killed writers. Shards can be embedded and the index searched meanwhile.",
             compact_table,
             {"keep_days": dg.Field(int, default_value=KEEP_DAYS, description=KEEP_DAYS_HELP)},
             INDEX_POOL.format(corpus=corpus.name),

@@ -153,8 +153,8 @@ def _refresh(settings: Settings, job: Job, whole: list[Stage], stages: list[Stag
         description=(
             f"Every hour: starts `{job.name}` if eligible shards are not yet contained in {names}, "
             "or others are no longer eligible. Waits for changed shards whose stages are being "
-            "made or will be requested by `fill_gaps`. Also takes in new shards while more keep "
-            "coming, for which `carry_new_shards` would wait."
+            "made or will be requested by `fill_gaps`. Unlike `carry_new_shards`, it does not wait "
+            "until no more new shards arrive."
         ),
     )
     def refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:

@@ -30,8 +30,8 @@ SECONDS_BETWEEN_TICKS = 30
 
 _DESCRIPTION = (
     "The partition was made under the settings and the code of the stage that Dagster has loaded. "
-    "A warning means that it is stale: materialize it again, or restore the setting. Whether its "
-    "inputs are up to date as well: `entropylong status`."
+    "A warning means that it is stale: materialize it again, or restore the setting. "
+    "`entropylong status` also shows whether its inputs are up to date."
 )
 
 

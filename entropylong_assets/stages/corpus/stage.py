@@ -138,8 +138,8 @@ CORPUS_DOCUMENTS_STAGE = Stage(
     description="""Documents of one shard, in a canonical form.
 
 Texts are Unicode NFC without control characters. The id of a document is the hash of its text.
-Every row that does not become a document is listed in the table `dropped`, with the reason, also
-documents that a filter (`corpus.filters`) drops or that quote an evaluation set
+Every row that does not become a document is listed in the table `dropped`, with the reason. These
+include documents that a filter (`corpus.filters`) drops or that quote an evaluation set
 (`corpus.decontaminate`).""",
     compute=_compute,
     # Bad rows either end the shard or are dropped: no choice of `on_bad_row` and `max_bad_share`

@@ -148,10 +148,9 @@ CANDIDATE_CONTEXTS_STAGE = Stage(
 
 With `retrieval.text_candidates`, a full-text search (BM25) with the words around the anchor
 nominates further chunks. Verification decides later which candidates are accepted. Chunks of the
-root itself are left out. The leak check rejects near-duplicates of its text; they are stored with
-its result. A root that the index does not contain, as a copy or a near-duplicate, is dropped with
-the
-reason.""",
+root itself are left out. The leak check rejects near-duplicates of the root's text; they are stored
+with its result. A root that the index does not contain, because it is a copy or a near-duplicate of
+another document, is dropped with the reason.""",
     compute=_compute,
     inputs=(ENTROPY_SCORES_STAGE, EMBEDDING_INDEX_STAGE),
     sections={"retrieval": RetrievalSettings},
