@@ -31,12 +31,13 @@ PAPER_ORDER = ("entropylong", "no_verify", "quest", "random")
 _PAGE = """# Training trial
 
 Written by `entropylong trial` on {date}. A small model is trained further on the samples of each
-recipe, under the same tokens, order of sample numbers, learning rate and length; then all are
-evaluated on the same items and documents. The scoring model of the dataset is the model trained:
+arm, with the same number of tokens, order of sample numbers, learning rate and length. Then all
+models are evaluated on the same items and documents. "As it starts" is the model before this
+training. It is the scoring model of the dataset:
 {model}.
 
-Intervals are 95%, of differences paired by item and seed. They take items and seeds as samples of
-more; with one seed they are over the items alone.
+Intervals are 95% intervals of differences, paired by item and seed. They treat items and seeds as
+random samples; with one seed, they are over the items alone.
 
 {setups}
 ## Samples of the arms
@@ -47,20 +48,20 @@ An arm is a recipe, or a recipe with other settings. All are packed from the sam
 ## How it was measured
 
 - **Answers**: synthetic tasks after RULER ({tasks}), in held-out text of the corpus. The
-  figure is the mean log-likelihood per token of the true answer; the share of answers of which
-  every token is the likeliest given those before it is beside it. Nothing is generated. RULER's
-  questions are left out, because their texts can't be shipped.
-- **Loss on long documents**: held-out documents, whole. *Key tokens* are LongPPL's: those that the
-  model as it starts predicts better by more than 2 nats given the whole text than given its last
+  figure is the mean log-likelihood per token of the true answer. The percentage beside it is the
+  share of answers in which every token is the likeliest one given the tokens before it. Nothing is
+  generated. RULER's questions are left out, because their texts can't be shipped.
+- **Loss on long documents**: whole held-out documents. *Key tokens* are those of LongPPL: the model
+  as it starts predicts them better by more than 2 nats given the whole text than given its last
   {short_window} tokens, with a loss under 2 nats. *Needed from n back*: the token and the one
-  before it last stood together n or more tokens ago, and nowhere nearer.
+  before it last occurred together n or more tokens ago.
 - **Gain of the long context**: loss given the last {short_window} tokens less the loss given all.
 - **Held-out text**: {decontamination}
 
 ## Limitations
 
-- One small model and one corpus. A difference that is not shown here can show at
-  more tokens or in a larger model, and the other way round.
+- One small model and one corpus. A difference that is not shown here can exist at more tokens or in
+  a larger model, and the other way round.
 - Synthetic tasks ask for copies; they don't show whether a dependency is understood.
 """
 

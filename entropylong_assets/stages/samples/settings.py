@@ -30,9 +30,9 @@ class SampleSettings(Section):
     anchor that each context resolves."""
     layout: Literal["grouped", "interleaved"] = "interleaved"
     """`interleaved`: first the contexts of all roots of the sample, then the roots, so that
-    dependencies span the sample. `grouped`: each root directly after its own contexts, as the paper
-    publishes it. That is enough if a root and its contexts nearly fill a sample. If many groups
-    share one, their dependencies are only as long as a group."""
+    dependencies span the sample. `grouped`: each root directly after its own contexts, as in the
+    paper. That is enough if a root and its contexts nearly fill a sample. If many groups share one,
+    their dependencies are only as long as a group."""
     fill: Literal["verified_only", "hard_negatives", "corpus"] = "hard_negatives"
     """How the rest of a sample is filled. `hard_negatives`: with candidates of the same roots that
     were rejected, then padding. `verified_only`: with padding alone. `corpus`: with random chunks
