@@ -24,7 +24,9 @@
 # make clean          removes environments and caches, never data
 PYTHON ?= python3
 BIN := .venv/bin
-export DAGSTER_HOME ?= $(CURDIR)/.dagster
+# As on the command line: beside the settings file.
+SETTINGS_FOLDER := $(if $(ENTROPYLONG_SETTINGS),$(abspath $(dir $(ENTROPYLONG_SETTINGS))),$(CURDIR))
+export DAGSTER_HOME ?= $(SETTINGS_FOLDER)/.dagster
 export ENTROPYLONG_PROFILE ?= quickstart
 export HF_HUB_DISABLE_TELEMETRY = 1
 WORKERS ?= 2

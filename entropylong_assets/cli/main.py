@@ -189,19 +189,12 @@ def scan(settings_file: SettingsFile = None) -> None:
     """
     with plain_errors():
         project = open_project(settings_file)
-        from entropylong_assets.cli.output import print_passed_over
+        from entropylong_assets.cli.output import print_scan
         from entropylong_assets.orchestration.local_run import open_instance, register_shards
-        from entropylong_assets.stages.corpus.errors import one_line
 
         with open_instance(project) as instance:
             for corpus in project.corpora.values():
-                plan = register_shards(corpus, instance)
-                new = ", ".join(plan.new) or "none"
-                out.print(f"{corpus.name}: {len(plan.shards)} shards, new: {new}")
-                for what, files in (("changed", plan.changed), ("missing", plan.missing)):
-                    for file in files:
-                        out.print(f"{what}: {escape(one_line(file))}", soft_wrap=True)
-                print_passed_over(out, plan)
+                print_scan(out, corpus.name, register_shards(corpus, instance))
 
 
 @app.command()

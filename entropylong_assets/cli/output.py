@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from entropylong_assets.audits.audit_tables import number
 from entropylong_assets.orchestration.run_selection import ExpectedJob
 from entropylong_assets.project import Project, open_store
+from entropylong_assets.report.proof import audit_coverage, gather_proof
 from entropylong_assets.report.summary import gather
 from entropylong_assets.report.tables import REPORT
 from entropylong_assets.settings.section import Settings
@@ -16,7 +20,12 @@ from entropylong_assets.stages.corpus.errors import one_line
 from entropylong_assets.stages.corpus.listing import describe_passed_over
 from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan
 from entropylong_assets.stages.training_data.stage import TRAINING_DATASET
+from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import WHOLE
+
+_FORMATS = {"count": "{:,}", "number": "{:.2f}", "share": "{:.1%}"}
+_LISTED = 5
+"""Names that a line lists before it counts the others."""
 
 
 def print_missing_files(console: Console, plan: ShardPlan) -> None:
@@ -27,6 +36,21 @@ def print_missing_files(console: Console, plan: ShardPlan) -> None:
             f"missing: {escape(one_line(plan.missing[0]))}{more}; shards keep their data",
             soft_wrap=True,
         )
+
+
+def print_scan(console: Console, corpus: str, plan: ShardPlan) -> None:
+    """What a scan found: shards, and new, changed and missing files, the first ones by name."""
+    console.print(f"{corpus}: {len(plan.shards):,} shards, new: {_list(plan.new)}", soft_wrap=True)
+    for what, files in (("changed", plan.changed), ("missing", plan.missing)):
+        if files:
+            console.print(f"{what}: {escape(_list([*map(one_line, files)]))}", soft_wrap=True)
+    print_passed_over(console, plan)
+
+
+def _list(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more or "none"
 
 
 def print_passed_over(console: Console, plan: ShardPlan) -> None:
@@ -97,6 +121,28 @@ def print_dataset(console: Console, project: Project, settings: Settings) -> Non
     if more := figures.n_samples - len(figures.samples):
         console.print(f"and {more:,} more samples; [bold]entropylong show[/] prints any of them")
     print_export(console, settings)
+
+
+def print_audits(console: Console, settings: Settings) -> None:
+    """How many shards each audit covers, and what the audits have found."""
+    store = open_store(settings)
+    shards = store.shards(VERIFIED_DEPENDENCIES)
+    table = Table(show_header=False, title=f"Audits of {settings.name}", title_justify="left")
+    for audit in audit_coverage(store, shards):
+        note = f"; {audit['note']}" if audit["note"] else ""
+        table.add_row(audit["name"], f"{audit['made']:,} of {audit['of']:,} shards{note}")
+    figures, charts = gather_proof(store, shards, settings)
+    for row in charts["by_chance"]:
+        table.add_row(
+            f"{row['kind']} contexts accepted by {row['rule']}",
+            f"{number(row, '{:.2%}')} of {row['total']:,}",
+        )
+    for name, value, kind in figures:
+        if kind != "text":
+            table.add_row(name, "–" if value is None else _FORMATS[kind].format(value))
+    for row in charts["recipes"]:
+        table.add_row(f"{row['recipe']}: {row['measure']}", number(row))
+    console.print(table)
 
 
 def print_export(console: Console, settings: Settings) -> None:

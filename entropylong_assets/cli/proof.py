@@ -51,18 +51,20 @@ def audit(settings_file: SettingsFile = None, dataset: DatasetName = None) -> No
     with resumable():
         project = open_project(settings_file)
         settings = project.find_dataset(dataset)
+        from entropylong_assets.cli.output import print_audits
         from entropylong_assets.cli.run_progress import RunProgress
         from entropylong_assets.orchestration.local_run import open_instance, run_audits
 
         with open_instance(project) as instance, RunProgress() as progress:
             runs = run_audits(project, settings, instance, progress.watcher)
+        print_audits(out, settings)
     out.print(f"{runs} runs" if runs else "Everything is up to date: no run was needed.")
 
 
 def evidence(
     settings_file: SettingsFile = None,
     dataset: DatasetName = None,
-    file: Annotated[str, typer.Option("--out", help="File to write.")] = "docs/evidence.md",
+    file: Annotated[str, typer.Option("--out", help="File to write.")] = "evidence.md",
 ) -> None:
     """Run the pipeline, the audits and the test with planted facts, and write a page of results.
 

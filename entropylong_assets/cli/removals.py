@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -112,15 +111,19 @@ def compact(
     """Join small fragments of a corpus' LanceDB table, and remove files that are no longer needed.
 
     These are files of old versions without a tag, and files of writers that were killed. Shards can
-    be embedded and the index searched meanwhile; don't start it while the index is being made.
+    be embedded and the index searched meanwhile. If the index is being made, it waits.
     """
     with plain_errors():
-        chosen = open_project(settings_file).find_corpus(corpus)
-        from entropylong_assets.project import open_store
-        from entropylong_assets.stages.embeddings.compaction import compact as compact_table
+        project = open_project(settings_file)
+        chosen = project.find_corpus(corpus)
+        from entropylong_assets.orchestration.local_run import compact_table, open_instance
 
-        done = compact_table(open_store(chosen).corpus_uri, timedelta(days=keep_days))
-        out.print(f"{chosen.name}: {done.message}", soft_wrap=True)
+        def print_line(line: str) -> None:
+            out.print(escape(line), soft_wrap=True)
+
+        with open_instance(project) as instance:
+            message = compact_table(project, chosen, instance, keep_days, print_line)
+        print_line(f"{chosen.name}: {message}")
 
 
 def _print_removals(corpus: Settings) -> None:

@@ -56,7 +56,7 @@ def trial(
             "15000000,16384, instead of `trial.tokens` and `trial.sample_tokens`."
         ),
     ] = None,
-    page: Annotated[str, typer.Option("--out", help="Page to write.")] = "docs/training-trial.md",
+    page: Annotated[str, typer.Option("--out", help="Page to write.")] = "training-trial.md",
 ) -> None:
     """Pack samples by every recipe, train on each under the same tokens, and write the comparison.
 

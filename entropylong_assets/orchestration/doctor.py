@@ -127,15 +127,24 @@ def _instance(instance: dg.DagsterInstance) -> Finding:
 _STORAGES = {"SqliteRunStorage": "SQLite", "PostgresRunStorage": "PostgreSQL"}
 
 
+_START_DAEMON = (
+    "run `make ui` in a clone, `dg dev -m entropylong_assets.definitions`, or the service "
+    "`dagster-daemon run`"
+)
+
+
 def _daemon(instance: dg.DagsterInstance) -> Finding:
     statuses = [status for status in instance.get_daemon_statuses().values() if status.required]
     beats = [s.last_heartbeat for s in statuses if s.last_heartbeat]
     if not beats:
+        # Whoever uses the command line alone needs none.
+        n_queued = instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))
+        waiting = f"; {n_queued:,} runs are queued" if n_queued else ""
         return Finding(
             "daemon",
-            "fault",
-            "it has never run here: no queued run, schedule or sensor will start; "
-            "run `make ui`, or the service `dagster-daemon run`",
+            "fault" if n_queued else "warning",
+            f"it has never run here: no queued run, schedule or sensor will start{waiting}; "
+            f"{_START_DAEMON}",
         )
     newest = max(beats, key=lambda beat: beat.timestamp)
     age = time.time() - newest.timestamp
@@ -149,7 +158,7 @@ def _daemon(instance: dg.DagsterInstance) -> Finding:
             "daemon",
             "fault",
             f"no heartbeat for {age:,.0f} s ({few(silent)}): no queued run, schedule or sensor "
-            "will start; run `make ui`, or the service `dagster-daemon run`",
+            f"will start; {_START_DAEMON}",
         )
     return Finding("daemon", "ok", f"{len(statuses)} daemons, last heartbeat {age:,.0f} s ago")
 

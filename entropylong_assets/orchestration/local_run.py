@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 
 from entropylong_assets.orchestration.adoption import restore_checks
+from entropylong_assets.orchestration.build import build_definitions
 from entropylong_assets.orchestration.instance_data import bind_data
 from entropylong_assets.orchestration.launcher import end_dead_runs
-from entropylong_assets.orchestration.naming import corpus_of, partition_set
+from entropylong_assets.orchestration.naming import corpus_of, partition_set, prefixed
 from entropylong_assets.orchestration.retirement import (
     remember_partitions,
     retire_deleted_partitions,
 )
+from entropylong_assets.orchestration.run_locks import working_alone
 from entropylong_assets.orchestration.run_selection import Selection
 from entropylong_assets.orchestration.runner import SILENT, Runner, Watcher
 from entropylong_assets.orchestration.scanning import shards_without_files
@@ -31,6 +34,9 @@ from entropylong_assets.stages.corpus.shards import (
     require_shards,
     save_plan,
 )
+from entropylong_assets.stages.embeddings.compaction import compact
+from entropylong_assets.stages.near_duplicates.stages import INDEX
+from entropylong_assets.storage.tables import WHOLE
 
 
 def dagster_home(folder: Path | None = None) -> Path:
@@ -121,6 +127,22 @@ def run_project(
         runner.run(settings, stages, selected.shards_of(plans[corpus_of(settings).name]))
     runner.raise_failures()
     return runner.runs
+
+
+def compact_table(
+    project: Project,
+    corpus: Settings,
+    instance: dg.DagsterInstance,
+    keep_days: int,
+    on_wait: Callable[[str], None],
+) -> str:
+    """Compact the LanceDB table of a corpus when no run indexes it. Returns one line for people.
+
+    on_wait: gets one line that names the run that is waited for.
+    """
+    job = build_definitions(project).get_repository_def().get_job(prefixed(corpus, INDEX.name))
+    with working_alone(instance, job, WHOLE, on_wait):
+        return compact(open_store(corpus).corpus_uri, timedelta(days=keep_days)).message
 
 
 def run_audits(

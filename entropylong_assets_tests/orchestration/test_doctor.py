@@ -127,6 +127,14 @@ def no_daemon(p: Installation) -> None:
         instance.wipe_daemon_heartbeats()
 
 
+def no_daemon_for_queued_runs(p: Installation) -> None:
+    no_daemon(p)
+    with p.instance() as instance:
+        instance.add_run(
+            dg.DagsterRun(job_name="corpus__ingest", status=dg.DagsterRunStatus.QUEUED)
+        )
+
+
 def silent_daemon(p: Installation) -> None:
     p.report_heartbeat(seconds_ago=7200)
 
@@ -268,7 +276,8 @@ def other_embedder(p: Installation) -> None:
 
 Break = Callable[[Installation], None]
 FAULTS: list[tuple[Break, str, str, str]] = [
-    (no_daemon, "daemon", "fault", "never run here"),
+    (no_daemon, "daemon", "warning", "never run here"),
+    (no_daemon_for_queued_runs, "daemon", "fault", "1 runs are queued; run `make ui`"),
     (silent_daemon, "daemon", "fault", "no heartbeat for 7,2"),
     (daemon_with_error, "daemon", "fault", "ZeroDivisionError: in a tick"),
     (broken_yaml, "instance", "fault", "correct its dagster.yaml"),
@@ -350,7 +359,7 @@ def test_the_command_prints_a_line_each_and_ends_with_1_on_a_fault(
     without_fault = CliRunner().invoke(app, ["doctor", "--settings", str(file)])
     assert without_fault.exit_code == 0, without_fault.output
     assert len(without_fault.output.strip().splitlines()) == len(SUBJECTS)
-    no_daemon(installation)
+    silent_daemon(installation)
     with_fault = CliRunner().invoke(app, ["doctor", "--settings", str(file)])
     assert with_fault.exit_code == 1
     [line] = [line for line in with_fault.output.splitlines() if line.startswith("fault")]

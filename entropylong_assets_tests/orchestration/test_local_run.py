@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -14,11 +16,18 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from rich.console import Console
 
-from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT
+from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT, NULL_CALIBRATION
+from entropylong_assets.cli.output import print_audits
 from entropylong_assets.orchestration.build import build_definitions
 from entropylong_assets.orchestration.launcher import process_tags
-from entropylong_assets.orchestration.local_run import register_shards, run_audits, run_project
+from entropylong_assets.orchestration.local_run import (
+    compact_table,
+    register_shards,
+    run_audits,
+    run_project,
+)
 from entropylong_assets.orchestration.naming import asset_key
 from entropylong_assets.orchestration.readiness import is_outdated
 from entropylong_assets.orchestration.run_locks import working_alone
@@ -216,6 +225,37 @@ def test_an_audit_without_a_second_model_is_skipped(values: dict[str, Any], worl
     )
     assert all("audit.model" in reason for reason in recorded.skipped.values())
     assert open_store(project.dataset).shards(CROSS_MODEL_AUDIT) == []
+    text = io.StringIO()
+    print_audits(Console(file=text, width=120), project.dataset)
+    shown = dict(re.findall(r"^│ (.+?) +│ (.+?) +│$", text.getvalue(), re.MULTILINE))
+    n = len(world.shards)
+    assert shown["null calibration"] == f"{n} of {n} shards"
+    assert shown["cross model audit"] == f"0 of {n} shards; needs a second model in audit.model"
+    trials = open_store(project.dataset).read_all(NULL_CALIBRATION, world.shards, "trials")
+    n_random = (trials["kind"] == "random").sum()
+    assert shown["random contexts accepted by plain"].endswith(f" of {n_random}")
+
+
+def test_compaction_waits_while_the_index_is_made(values: dict[str, Any], tmp_path: Path) -> None:
+    """Both commit to one table: the command took no lock, unlike the job."""
+    project = make_project(values)
+    job = build_definitions(project).get_repository_def().get_job("corpus__index")
+    lines: list[str] = []
+    messages: list[str] = []
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+
+        def run() -> None:
+            messages.append(compact_table(project, project.corpus, instance, 7, lines.append))
+
+        thread = threading.Thread(target=run)
+        with working_alone(instance, job, WHOLE, lines.append):
+            thread.start()
+            while not lines:
+                time.sleep(0.01)
+            assert lines == [f"all: waiting for process {os.getpid()}, which runs {job.name} on it"]
+            assert messages == []
+        thread.join(60)
+        assert "fragments before" in messages[0]
 
 
 def test_a_second_run_of_a_shard_waits_for_the_first(tmp_path: Path) -> None:
