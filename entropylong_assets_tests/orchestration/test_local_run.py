@@ -17,6 +17,7 @@ import pytest
 
 from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT
 from entropylong_assets.orchestration.build import build_definitions
+from entropylong_assets.orchestration.errors import EQUAL_FAILURES
 from entropylong_assets.orchestration.launcher import process_tags
 from entropylong_assets.orchestration.local_run import register_shards, run_audits, run_project
 from entropylong_assets.orchestration.naming import asset_key
@@ -24,7 +25,6 @@ from entropylong_assets.orchestration.readiness import is_outdated
 from entropylong_assets.orchestration.run_locks import working_alone
 from entropylong_assets.orchestration.run_selection import Selection, expected_jobs
 from entropylong_assets.orchestration.runner import (
-    EQUAL_FAILURES,
     Failure,
     RunFailuresError,
     Watcher,
