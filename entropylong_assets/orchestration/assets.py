@@ -91,7 +91,7 @@ def _make(context: Any, settings: Settings, stage: Stage, shard: str) -> Materia
         bind_data([partition.settings], context.instance)
         reason = stage.skip_reason(partition)
         if reason is not None:
-            context.log.warning(f"{stage.name}, {partition.shard} is skipped: {reason}")
+            context.log.warning(f"{partition.shard}: {stage.name} is skipped: {reason}")
             return None
         context.log.info(f"{stage.name}, {partition.shard}: started")
         return materialize(
