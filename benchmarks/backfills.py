@@ -1,12 +1,13 @@
 """Time of a backfill of small shards: a run per shard against one run over all of them.
 
-    python -m benchmarks.backfills [--shards 16] [--documents 4] [--folder FOLDER] [--out FILE]
+    python -m benchmarks.backfills [--shards 16] [--documents 2] [--measured 16] [--out FILE]
 
 Models are those of the demo. Each run is a process of its own, as Dagster's launcher starts it, and
 makes documents, chunks and vectors, signatures and entropies, with their checks. The runs of a
 backfill follow one another, so that its time is that of one GPU or of one core. CPU seconds are
 those of the processes, more reliable if others use the machine; the claim is their ratio. `start`
-is a run without any shard: interpreter, definitions and instance, but no model.
+is a run without any shard: interpreter, definitions and instance, but no model. With `--measured`
+below the number of shards, only so many runs of one shard are made, and their sum is scaled.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def measure(arguments: list[str], used: Used) -> None:
     used.runs += 1
 
 
-def backfill(folder: Path, shards: int, documents: int, shards_per_run: int) -> Used:
-    """Run one backfill, and return what it used."""
+def backfill(folder: Path, shards: int, documents: int, shards_per_run: int, measured: int) -> Used:
+    """Run one backfill, or that of the first shards, and return what it used."""
     shutil.rmtree(folder, ignore_errors=True)
     write_sources(folder / "corpus", shards, documents)
     (folder / "dagster").mkdir()
@@ -112,19 +113,20 @@ def backfill(folder: Path, shards: int, documents: int, shards_per_run: int) -> 
         keys = [shard.key for shard in register_shards(project.corpus, instance).shards]
     assert len(keys) == shards
     used = Used()
-    for first in range(0, shards, shards_per_run):
+    for first in range(0, measured, shards_per_run):
         of_run = keys[first : first + shards_per_run]
         measure(["--run", str(folder), str(shards_per_run), *of_run], used)
     store = open_store(project.dataset)
     for stage in STAGES:
-        assert len(store.shards(stage.tables)) == shards, stage.name
+        assert len(store.shards(stage.tables)) == measured, stage.name
     return used
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=16)
-    parser.add_argument("--documents", type=int, default=4)
+    parser.add_argument("--documents", type=int, default=2)
+    parser.add_argument("--measured", type=int, help="runs of one shard; by default all")
     parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--out")
     parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
@@ -134,24 +136,25 @@ def main() -> None:
         run(Path(folder), int(shards_per_run), shards)
         return
     claims = Claims("backfills")
-    measured = {}
+    cpu_seconds = {}
     folder = Path(args.folder) / "entropylong-backfills"
-    for shards_per_run in (args.shards, 1):
-        used = backfill(folder, args.shards, args.documents, shards_per_run)
-        measured[shards_per_run] = used.cpu_seconds
+    for shards_per_run, measured in ((args.shards, args.shards), (1, args.measured or args.shards)):
+        used = backfill(folder, args.shards, args.documents, shards_per_run, measured)
+        cpu_seconds[shards_per_run] = used.cpu_seconds * args.shards / measured
         claims.note(
             "backfills",
-            shards=args.shards,
+            shards=measured,
+            documents_per_shard=args.documents,
             shards_per_run=shards_per_run,
             runs=used.runs,
             seconds=used.seconds,
             cpu_seconds=used.cpu_seconds,
-            cpu_seconds_per_shard=used.cpu_seconds / args.shards,
+            cpu_seconds_per_shard=used.cpu_seconds / measured,
         )
     start = Used()
     measure(["--run", str(folder), "1"], start)
     claims.note("start", seconds=start.seconds, cpu_seconds=start.cpu_seconds)
-    claims.claim("one_run_over_all_shards", measured[1] / measured[args.shards], 2.0, 0)
+    claims.claim("one_run_over_all_shards", cpu_seconds[1] / cpu_seconds[args.shards], 2.0, 0)
     claims.finish(args.out)
 
 

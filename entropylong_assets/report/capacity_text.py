@@ -139,8 +139,8 @@ def _comparison(plan: Plan) -> str:
                         ),
                     )
                 )
-    head = ("root tokens", "K", "anchors", "screen", "tokens of candidates", "FLOP of them")
-    head += ("GPU hours", "per million dependencies", "per billion sample tokens")
+    head = ["root tokens", "K", "anchors", "screen", "tokens of candidates", "FLOP of them"]
+    head += ["GPU hours", "per million dependencies", "per billion sample tokens"]
     unmeasured = (
         ""
         if plan.rates.splice
