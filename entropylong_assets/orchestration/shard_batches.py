@@ -19,7 +19,7 @@ from typing import Any
 
 import dagster as dg
 
-from entropylong_assets.orchestration.errors import EQUAL_FAILURES, RETRIES
+from entropylong_assets.orchestration.errors import EQUAL_FAILURES, RETRIES, step_errors
 from entropylong_assets.orchestration.metadata import materialization_metadata
 from entropylong_assets.orchestration.naming import (
     asset_key,
@@ -240,16 +240,25 @@ class ShardBatch:
         for stage in stages:
             if not stage.partitioned or _step(self.settings, stage) not in self._steps:
                 continue
-            partition = self._partition(stage, shard)
-            if shard not in self._made.get(asset_key(self.settings, stage), ()):
-                reason = stage.skip_reason(partition)
-                if reason is not None:
-                    return Obstacle(f"{stage.name} is skipped: {reason}", is_failure=False)
-                return Obstacle(f"{stage.name} failed; see its error in the run", is_failure=True)
-            has_checks = f"{_step(self.settings, stage)}_checks" in self._steps
-            if has_checks and stage in checked and (fault := failed_check(stage, partition)):
-                return Obstacle(fault, is_failure=True)
+            with step_errors():
+                obstacle = self._obstacle_of(stage, shard, is_checked=stage in checked)
+            if obstacle is not None:
+                return obstacle
         return None
+
+    def _obstacle_of(self, stage: Stage, shard: str, *, is_checked: bool) -> Obstacle | None:
+        partition = self._partition(stage, shard)
+        if shard not in self._made.get(asset_key(self.settings, stage), ()):
+            try:
+                reason = stage.skip_reason(partition)
+            except ValueError:  # an input is missing, for which the stage has failed
+                reason = None
+            if reason is not None:
+                return Obstacle(f"{stage.name} is skipped: {reason}", is_failure=False)
+            return Obstacle(f"{stage.name} failed; see its error in the run", is_failure=True)
+        has_checks = f"{_step(self.settings, stage)}_checks" in self._steps
+        fault = failed_check(stage, partition) if has_checks and is_checked else None
+        return None if fault is None else Obstacle(fault, is_failure=True)
 
     def _partition(self, stage: Stage, shard: str) -> Partition:
         owner = corpus_of(self.settings) if stage.scope == "corpus" else self.settings
