@@ -174,6 +174,7 @@ bench-scale: .venv/test
 	$(BIN)/python -m benchmarks.retrieval --real --out bench-embedder.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.shards --out bench-shards.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingestion
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.backfills --out bench-backfills.json
 	$(BIN)/python -m benchmarks.near_duplicates --documents 100000 --orders 2
 	$(BIN)/python -m benchmarks.near_duplicates --decontamination
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,6 +41,13 @@ def estimate(
     ] = None,
     rows: Annotated[int, typer.Option(min=16, help="Number of rows to read.")] = 1024,
     roots: Annotated[int, typer.Option(min=2, help="Maximum number of roots to measure.")] = 24,
+    rates: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --at paper: JSON file that benchmarks.verification_gpu or benchmarks.splice "
+            "wrote on your GPU; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Estimate what a run takes: counts, storage, time and cost, each with its 95% interval.
 
@@ -48,12 +56,15 @@ def estimate(
     from rates measured on an H100.
     """
     with plain_errors():
+        from entropylong_assets.report.capacity import PlanError
         from entropylong_assets.report.estimate import make_estimate, parse_size
 
         wanted = at or []
         if any(size == "paper" or "=" in size for size in wanted):
-            _print_plan(wanted, hour_price)
+            _print_plan(wanted, hour_price, rates or [])
             return
+        if rates:
+            raise PlanError("--rates: only the capacity plan takes rates; add --at paper")
         size = parse_size(" ".join(wanted)) if wanted else None
         settings = open_dataset(settings_file, dataset)
         from entropylong_assets.report.corpus_sample import Effort
@@ -159,12 +170,13 @@ def _one_line(text: str) -> str:
     return text.replace("\n", " ⏎ ")
 
 
-def _print_plan(figures: list[str], hour_price: float | None) -> None:
+def _print_plan(figures: list[str], hour_price: float | None, rates: list[Path]) -> None:
     from entropylong_assets.report.capacity import plan_capacity, workload_of
     from entropylong_assets.report.capacity_text import markdown
+    from entropylong_assets.report.verification_costs import load_rates
 
     workload = workload_of([figure for figure in figures if figure != "paper"])
-    print(markdown(plan_capacity(workload), hour_price), end="")
+    print(markdown(plan_capacity(workload, load_rates(rates)), hour_price), end="")
 
 
 def _print_estimate(name: str, sample: Sample, estimated: Estimate, size: Size | None) -> None:

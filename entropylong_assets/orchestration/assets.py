@@ -31,11 +31,12 @@ from entropylong_assets.orchestration.settings_check import (
     settings_check_result,
     settings_check_spec,
 )
+from entropylong_assets.orchestration.shard_batches import ShardBatch, backfill_policy
 from entropylong_assets.orchestration.signals import stop_if_asked
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.checks import EXAMPLES, CheckResult, run_checks
-from entropylong_assets.stages.execution import materialize
+from entropylong_assets.stages.execution import Materialization, materialize
 from entropylong_assets.stages.progress import Observer, ProgressState, disable_progress_bars
 from entropylong_assets.stages.stage import Check, Partition, Stage
 from entropylong_assets.stages.status import SETTINGS_CHECK, settings_fault
@@ -63,14 +64,43 @@ def _observer(stage: Stage, shard: str) -> Observer:
     return notify
 
 
-def _partition(context: Any, settings: Settings, stage: Stage) -> Partition:
-    """Return the partition of this run under the settings of the launchpad.
+def _shards(context: Any, stage: Stage) -> list[str] | None:
+    """The shards of a run over several, or None if it is over one partition."""
+    if not stage.partitioned or context.has_partition_key:
+        return None
+    return list(context.partition_keys)
+
+
+def _shard(context: Any, stage: Stage) -> str:
+    return str(context.partition_key) if stage.partitioned else WHOLE
+
+
+def _partition(context: Any, settings: Settings, stage: Stage, shard: str) -> Partition:
+    """Return a partition under the settings of the launchpad.
 
     Raises SettingsError if a setting has an invalid value.
     """
     chosen = chosen_settings(settings, stage, context.resources)
-    shard = context.partition_key if stage.partitioned else WHOLE
     return Partition(chosen, open_store(chosen), shard)
+
+
+def _make(context: Any, settings: Settings, stage: Stage, shard: str) -> Materialization | None:
+    """Make one partition. Returns None if there is nothing to make. Raises dg.Failure."""
+    with step_errors():
+        partition = _partition(context, settings, stage, shard)
+        bind_data([partition.settings], context.instance)
+        reason = stage.skip_reason(partition)
+        if reason is not None:
+            context.log.warning(f"{partition.shard}: {stage.name} is skipped: {reason}")
+            return None
+        context.log.info(f"{stage.name}, {partition.shard}: started")
+        return materialize(
+            stage,
+            partition,
+            log=lambda line: context.log.info(f"{stage.name}, {partition.shard}: {line}"),
+            warn=context.log.warning,
+            observer=_observer(stage, partition.shard),
+        )
 
 
 def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.AssetsDefinition:
@@ -91,52 +121,44 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
         code_version=code_version(stage, settings),
         automation_condition=condition_of(settings, stage),
         retry_policy=RETRIES,
+        backfill_policy=backfill_policy(project.cluster, stage),
         pool=pool_of(settings, stage),
         op_tags=step_tags(project.cluster, project.resources(stage)),
         required_resource_keys=resource_keys(settings, stage),
         output_required=False,  # a stage may have nothing to make
     )
-    def asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-        with step_errors():
-            partition = _partition(context, settings, stage)
-            bind_data([partition.settings], context.instance)
-            reason = stage.skip_reason(partition)
-            if reason is not None:
-                context.log.warning(f"{stage.name} is skipped: {reason}")
-                return
-            context.log.info(f"{stage.name}, {partition.shard}: started")
-            materialization = materialize(
-                stage,
-                partition,
-                log=lambda line: context.log.info(f"{stage.name}, {partition.shard}: {line}"),
-                warn=context.log.warning,
-                observer=_observer(stage, partition.shard),
+    def asset(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        if (shards := _shards(context, stage)) is not None:
+            batch = ShardBatch(context, settings, stage, shards)
+            yield from batch.materialize(lambda shard: _make(context, settings, stage, shard))
+            return
+        materialization = _make(context, settings, stage, _shard(context, stage))
+        if materialization is not None:
+            yield dg.MaterializeResult(
+                metadata=materialization_metadata(stage.tables, materialization),
+                data_version=dg.DataVersion(materialization.manifest.data_version),
             )
-        yield dg.MaterializeResult(
-            metadata=materialization_metadata(stage.tables, materialization),
-            data_version=dg.DataVersion(materialization.manifest.data_version),
-        )
 
     return asset
 
 
 def build_checks(project: Project, settings: Settings, stage: Stage) -> dg.AssetChecksDefinition:
     """All checks of one stage, as one step that can run any of them alone."""
-    key = asset_key(settings, stage)
+    specs = [
+        dg.AssetCheckSpec(
+            check.name,
+            asset=asset_key(settings, stage),
+            description=check.description,
+            blocking=check.blocking,
+            partitions_def=partitions_of(settings, stage),
+        )
+        for check in stage.checks
+    ]
+    specs.append(settings_check_spec(settings, stage))
 
     @dg.multi_asset_check(
         name=f"{prefixed(settings, stage.name)}_checks",
-        specs=[
-            dg.AssetCheckSpec(
-                check.name,
-                asset=key,
-                description=check.description,
-                blocking=check.blocking,
-                partitions_def=partitions_of(settings, stage),
-            )
-            for check in stage.checks
-        ]
-        + [settings_check_spec(settings, stage)],
+        specs=specs,
         can_subset=True,
         compute_kind="duckdb",
         # Without a retry policy, a cluster node that dies during a check fails the run.
@@ -144,33 +166,47 @@ def build_checks(project: Project, settings: Settings, stage: Stage) -> dg.Asset
         op_tags=step_tags(project.cluster, project.cluster.resources.checks),  # type: ignore[attr-defined]
         required_resource_keys=resource_keys(settings, stage),
     )
-    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        with step_errors():
-            partition = _partition(context, settings, stage)
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[Any]:
+        if (shards := _shards(context, stage)) is None:
+            yield from _results(context, settings, stage, _shard(context, stage))
+            return
         selected = {key.name for key in context.selected_asset_check_keys}
-        if SETTINGS_CHECK in selected:
-            # Compares with the settings of the file, not with those of the launchpad.
-            with step_errors():
-                fault = settings_fault(stage, replace(partition, settings=settings))
-            yield settings_check_result(settings, stage, fault)
-        results = run_checks(stage, partition, selected)
-        while True:
-            with step_errors():
-                result = next(results, None)
-            if result is None:
-                return
-            yield dg.AssetCheckResult(
-                asset_key=key,
-                check_name=result.check.name,
-                passed=result.passed,
-                severity=severity_of(result.check),
-                description=None
-                if result.passed
-                else f"{result.faulty_rows:,} faulty rows. The rule: {result.check.description}",
-                metadata=_check_metadata(result),
-            )
+        yield from ShardBatch(context, settings, stage, shards).check(
+            [spec.get_python_identifier() for spec in specs if spec.name in selected],
+            lambda shard: _results(context, settings, stage, shard),
+        )
 
     return checks
+
+
+def _results(
+    context: Any, settings: Settings, stage: Stage, shard: str
+) -> Iterator[dg.AssetCheckResult]:
+    """Run the selected checks on one partition. Raises dg.Failure."""
+    with step_errors():
+        partition = _partition(context, settings, stage, shard)
+    selected = {key.name for key in context.selected_asset_check_keys}
+    if SETTINGS_CHECK in selected:
+        # Compares with the settings of the file, not with those of the launchpad.
+        with step_errors():
+            fault = settings_fault(stage, replace(partition, settings=settings))
+        yield settings_check_result(settings, stage, fault)
+    results = run_checks(stage, partition, selected)
+    while True:
+        with step_errors():
+            result = next(results, None)
+        if result is None:
+            return
+        yield dg.AssetCheckResult(
+            asset_key=asset_key(settings, stage),
+            check_name=result.check.name,
+            passed=result.passed,
+            severity=severity_of(result.check),
+            description=None
+            if result.passed
+            else f"{result.faulty_rows:,} faulty rows. The rule: {result.check.description}",
+            metadata=_check_metadata(result),
+        )
 
 
 def severity_of(check: Check) -> dg.AssetCheckSeverity:

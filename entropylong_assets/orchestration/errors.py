@@ -26,6 +26,9 @@ RETRIES = dg.RetryPolicy(
 )
 """Retries after about 15, 45 and 105 seconds; only errors that `plain_errors` allows."""
 
+EQUAL_FAILURES = 3
+"""Number of shards in a row that fail for the same reason before the others are left."""
+
 # Errors of the operating system that the same request would raise again.
 _LASTING = (
     FileNotFoundError,

@@ -64,6 +64,7 @@ def _job(project: Project, settings: Settings, job: Job, stages: Sequence[Stage]
         selection=dg.AssetSelection.assets(*(asset_key(settings, stage) for stage in stages)),
         description=job.description,
         partitions_def=shard_partitions(settings) if partitioned else None,
-        tags={"dagster/max_runtime": str(job.hours * _HOUR)},
+        # A run of a backfill may be over several shards.
+        tags={"dagster/max_runtime": str(job.hours * _HOUR * project.cluster.shards_per_run)},
         executor_def=executor(project),
     )

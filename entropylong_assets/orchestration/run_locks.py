@@ -16,7 +16,7 @@ from pathlib import Path
 import dagster as dg
 
 from entropylong_assets.orchestration.launcher import end_dead_runs
-from entropylong_assets.storage.tables import WHOLE
+from entropylong_assets.orchestration.shard_batches import shards_of_run
 
 POLL_SECONDS = 0.5
 _ACTIVE = [
@@ -84,8 +84,9 @@ def _lock(path: Path, on_wait: Callable[[str], None]) -> tuple[int, bool]:
 def _active_run(instance: dg.DagsterInstance, job: dg.JobDefinition, shard: str) -> str | None:
     """Id of a run in progress of the same job, or of one of its assets, on the same shard."""
     assets = set(job.asset_layer.executable_asset_keys)
+    partitions = getattr(job.partitions_def, "name", None) or ""
     for run in instance.get_runs(dg.RunsFilter(statuses=_ACTIVE)):
-        same_shard = run.tags.get("dagster/partition", WHOLE) == shard
+        same_shard = shard in shards_of_run(run, partitions, instance)
         if same_shard and (run.job_name == job.name or assets & (run.asset_selection or set())):
             return run.run_id
     return None

@@ -12,6 +12,7 @@ import dagster as dg
 
 from entropylong_assets.orchestration.adoption import adopt
 from entropylong_assets.orchestration.build import build_definitions
+from entropylong_assets.orchestration.errors import EQUAL_FAILURES
 from entropylong_assets.orchestration.jobs import jobs_by_stage
 from entropylong_assets.orchestration.launcher import end_stopped_run, process_tags
 from entropylong_assets.orchestration.naming import asset_key, corpus_of, prefixed
@@ -31,9 +32,6 @@ from entropylong_assets.stages.corpus.shards import current_shard, load_plan
 from entropylong_assets.stages.stage import Job, Partition, Stage
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
-
-EQUAL_FAILURES = 3
-"""Number of shards in a row that fail for the same reason before a job is given up."""
 
 
 class RunError(ValueError):

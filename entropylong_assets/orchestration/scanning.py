@@ -12,6 +12,7 @@ from entropylong_assets.orchestration.retirement import (
     remember_partitions,
     retire_deleted_partitions,
 )
+from entropylong_assets.orchestration.shard_batches import shards_of_run
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings, fingerprint
 from entropylong_assets.stages.corpus.listing import describe_passed_over
@@ -144,8 +145,9 @@ def busy_shards(settings: Settings, instance: dg.DagsterInstance) -> set[str]:
     """Shards with an active run of any stage of this corpus or dataset."""
     runs = instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
     return {
-        run.tags.get("dagster/partition", "")
+        shard
         for run in runs
+        for shard in shards_of_run(run, partition_set(settings), instance)
         if run.asset_selection is None
         or any(key.path[0] in _names(settings) for key in run.asset_selection)
     }

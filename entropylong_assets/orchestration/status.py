@@ -7,9 +7,10 @@ from typing import Any
 
 import dagster as dg
 
-from entropylong_assets.orchestration.naming import asset_key
+from entropylong_assets.orchestration.naming import asset_key, partition_set
 from entropylong_assets.orchestration.run_selection import Selection
 from entropylong_assets.orchestration.scanning import ACTIVE
+from entropylong_assets.orchestration.shard_batches import shards_of_run
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.shards import load_plan
@@ -59,13 +60,16 @@ def _mark_running(statuses: Sequence[StageStatus], instance: dg.DagsterInstance)
     for status in statuses:
         key = asset_key(status.owner, status.stage)
         for run in runs:
-            shard = run.tags.get("dagster/partition", "")
-            shard = shard if status.stage.partitioned else WHOLE
-            if key not in (run.asset_selection or ()) or shard not in status.states:
+            if key not in (run.asset_selection or ()):
                 continue
-            if status.states[shard].state != "up_to_date":
-                what = run.status.value.replace("_", " ").lower()
-                status.states[shard] = PartitionState("running", f"run {run.run_id[:8]} is {what}")
+            partitioned = status.stage.partitioned
+            partitions = partition_set(status.owner)
+            shards = shards_of_run(run, partitions, instance) if partitioned else [WHOLE]
+            for shard in shards:
+                if shard in status.states and status.states[shard].state != "up_to_date":
+                    what = run.status.value.replace("_", " ").lower()
+                    running = PartitionState("running", f"run {run.run_id[:8]} is {what}")
+                    status.states[shard] = running
 
 
 def as_json(statuses: Sequence[StageStatus]) -> list[dict[str, Any]]:

@@ -12,21 +12,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-HOUR = 3600.0
+from entropylong_assets.report.verification_costs import (
+    HOUR,
+    PUBLISHED,
+    PlanRate,
+    Rates,
+    Screen,
+    candidate_hours,
+    contexts,
+    of_candidates,
+    of_controls,
+    of_roots_alone,
+)
 
-
-@dataclass(frozen=True)
-class PlanRate:
-    """A number that the plan is computed from. source: words of RESULTS.md; empty: assumed."""
-
-    value: float
-    unit: str
-    meaning: str
-    source: str = ""
-
-
-SCORING = PlanRate(45_300, "tokens/s", "scoring, Llama-3-8B's shape on an H100", "45.3k tokens/s")
-SCREEN = PlanRate(1.38, "times", "the FP8 screen over the exact pass", "1.38 |")
 DISTINCT = PlanRate(
     31_762 / 58_869,
     "per pair",
@@ -40,7 +38,6 @@ CALIBRATED_SHARE = PlanRate(
     "accepted by the calibrated rule of those that the plain one accepts",
     "4,322 of 5,589 pairs",
 )
-CUT = PlanRate(2 / 3, "of a root", "scored given a context: up to the last anchor that needs it")
 CHARS = PlanRate(4.0, "characters", "a token of English text")
 PARQUET = PlanRate(0.4, "of its size", "text in Parquet under zstd")
 PARALLEL = PlanRate(1.0, "", "share of its speed that a GPU keeps beside others")
@@ -86,15 +83,17 @@ class Workload(BaseModel):
     roots: int = Field(100_000, ge=1)
     """Roots. The paper: 100,000."""
     sample_tokens: int = Field(4_000_000_000, ge=1)
-    """Tokens of all samples. The paper: 4 billion. Not derived from `roots`: give both."""
+    """Tokens of all samples. The paper: 4 billion. Not derived from `roots`: give both. Roots and
+    the contexts of their dependencies are 3.7 billion tokens with the values below."""
     anchors: float = Field(292, gt=0)
     """Anchors per root. The paper: 292 at α = 2.0."""
-    top_k: int = Field(8, ge=1)
-    """Candidates per anchor. Not in our sources; our default."""
+    top_k: int = Field(32, ge=1)
+    """Candidates per anchor. A review of the paper: 32. Our default: 8."""
     dependencies: float = Field(46, gt=0)
     """Verified dependencies per root under the plain rule. The paper: 46 at ε = 0.4."""
-    root_tokens: int = Field(4096, ge=2)
-    """Mean length of a root (tokens). Assumed: our maximum; the paper gives none."""
+    root_tokens: int = Field(13_000, ge=2)
+    """Length of a root (tokens). The paper gives none: its counts of anchors at three α (83, 292,
+    913) are the tail of a normal distribution over 13,000 positions."""
     chunk_tokens: int = Field(512, ge=1)
     """Mean length of a chunk (tokens). The authors' chunker: up to 2,048 characters."""
     controls: int = Field(2, ge=0)
@@ -162,23 +161,6 @@ CONTEXT_BYTES = PlanRate(
 EXPORT_BYTES = PlanRate(4, "bytes per token", "an export as MDS or Megatron", "token ids")
 
 
-def verification_tokens(
-    roots: float,
-    pairs: float,
-    distinct: float,
-    context_tokens: float,
-    root_tokens: float,
-    controls: int,
-) -> tuple[float, float]:
-    """Return forward tokens given candidates, and those given controls and of roots alone.
-
-    pairs: (anchor, chunk) of all roots. distinct: forward passes per pair. Each pass takes the
-    context and `CUT` of the root; a control takes the whole root.
-    """
-    of_candidates = pairs * distinct * (context_tokens + CUT.value * root_tokens)
-    return of_candidates, roots * (controls * (context_tokens + root_tokens) + root_tokens)
-
-
 @dataclass(frozen=True)
 class Plan:
     """Resources that a workload needs. GPU hours are of one H100."""
@@ -197,16 +179,19 @@ class Plan:
     samples: float = 0.0
     dependencies_plain: float = 0.0
     dependencies_calibrated: float = 0.0
+    rates: Rates = PUBLISHED
 
     @property
     def total_gpu_hours(self) -> float:
         return sum(self.gpu_hours.values())
 
-    @property
-    def screened_gpu_hours(self) -> float:
-        """GPU hours if candidates are screened in FP8 first, which is an approximation."""
-        verification = self.gpu_hours["verification"]
-        return self.total_gpu_hours - verification + verification / SCREEN.value
+    def screened_gpu_hours(self, screen: Screen) -> float | None:
+        """GPU hours of all stages with a screen; None if its rate was not measured."""
+        exact = candidate_hours(self.workload, DISTINCT.value, "none", self.rates)
+        screened = candidate_hours(self.workload, DISTINCT.value, screen, self.rates)
+        if exact is None or screened is None:
+            return None
+        return self.total_gpu_hours - exact + screened
 
     def hours_per_million(self, dependencies: float) -> float:
         """GPU hours per million dependencies."""
@@ -217,14 +202,13 @@ class Plan:
         return self.total_gpu_hours / (gpus * PARALLEL.value) / 24
 
 
-def plan_capacity(work: Workload) -> Plan:
-    """Compute the plan of a workload from the rates above."""
+def plan_capacity(work: Workload, rates: Rates = PUBLISHED) -> Plan:
+    """Compute the plan of a workload from the rates above and those of scoring."""
     encoder, index = ENCODERS[work.embedder], INDEXES[work.index]
     pairs = work.roots * work.anchors * work.top_k
-    of_candidates, rest = verification_tokens(
-        work.roots, pairs, DISTINCT.value, work.chunk_tokens, work.root_tokens, work.controls
-    )
-    alone = work.roots * work.root_tokens
+    passes = contexts(work, DISTINCT.value)
+    candidates = of_candidates(work, DISTINCT.value, "none")
+    controls, alone = of_controls(work), of_roots_alone(work)
     size = work.chunks / index.rows
     queries = work.roots * work.anchors
     # Assumes that the embedder's work is proportional to tokens, and ignores that of attention.
@@ -235,12 +219,13 @@ def plan_capacity(work: Workload) -> Plan:
     return Plan(
         workload=work,
         pairs=pairs,
-        passes=pairs * DISTINCT.value + work.roots * (work.controls + 1),
-        forward_tokens=of_candidates + rest,
+        rates=rates,
+        passes=passes + work.roots * (work.controls + 1),
+        forward_tokens=(candidates + controls + alone).tokens,
         gpu_hours={
             "embedding": embedded / encoder.rate.value / HOUR,
-            "entropy": alone / SCORING.value / HOUR,
-            "verification": (of_candidates + rest - alone) / SCORING.value / HOUR,
+            "entropy": alone.hours(rates.scoring),
+            "verification": (candidates + controls).hours(rates.scoring),
         },
         exact_search_hours=queries
         * work.chunks
@@ -268,10 +253,7 @@ def plan_capacity(work: Workload) -> Plan:
             "lookup index": work.chunks * LOOKUP_BYTES.value,
             "pairs and candidates (Parquet)": pairs * PAIR_BYTES.value,
             # An upper bound: chunks that several roots of a shard nominate are stored once.
-            "nominated chunks (Parquet)": pairs
-            * DISTINCT.value
-            * work.chunk_tokens
-            * CONTEXT_BYTES.value,
+            "nominated chunks (Parquet)": passes * work.chunk_tokens * CONTEXT_BYTES.value,
             "samples and one export": 2 * work.sample_tokens * EXPORT_BYTES.value,
         },
         documents=documents,

@@ -6,9 +6,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from entropylong_assets.report import capacity
-from entropylong_assets.report.capacity import ENCODERS, INDEXES, Plan, PlanRate, Workload
+from entropylong_assets.report.capacity import (
+    DISTINCT,
+    ENCODERS,
+    INDEXES,
+    Plan,
+    Workload,
+    plan_capacity,
+)
+from entropylong_assets.report.verification_costs import (
+    CUT,
+    RESCORED,
+    PlanRate,
+    Screen,
+    of_candidates,
+)
 
 GPUS = (1, 8, 64)
+ROOT_TOKENS = (4096, 13_000)
+TOP_K = (8, 32)
+SCREENS: tuple[Screen, ...] = ("none", "fp8", "splice")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -27,6 +44,7 @@ def _number(value: float) -> str:
 def _rate(rate: PlanRate) -> tuple[str, str, str]:
     value = f"{rate.value:,.0f}" if 100 <= rate.value < 1e9 else f"{rate.value:.3g}"
     source = f"measured: “{rate.source.rstrip(' |')}”" if rate.source else "assumed"
+    source = f"measured: {rate.file}" if rate.file else source
     return rate.meaning, f"{value} {rate.unit}".strip(), source
 
 
@@ -86,6 +104,68 @@ def limits(plan: Plan) -> list[Limit]:
     ]
 
 
+def _comparison(plan: Plan) -> str:
+    """Length of the roots, K and screens side by side."""
+    work = plan.workload
+    density = work.anchors / work.root_tokens, work.dependencies / work.root_tokens
+    rows = []
+    for root_tokens in ROOT_TOKENS:
+        for top_k in TOP_K:
+            figures = {
+                "root_tokens": root_tokens,
+                "top_k": top_k,
+                "anchors": density[0] * root_tokens,
+                "dependencies": density[1] * root_tokens,
+            }
+            other = plan_capacity(work.model_copy(update=figures), plan.rates)
+            sized = other.workload
+            samples = sized.roots * (root_tokens + sized.dependencies * sized.chunk_tokens)
+            for screen in SCREENS:
+                candidates = of_candidates(sized, DISTINCT.value, screen)
+                hours = other.screened_gpu_hours(screen)
+                per = (other.dependencies_plain / 1e6, samples / 1e9)
+                rows.append(
+                    (
+                        f"{root_tokens:,}",
+                        f"{top_k}",
+                        f"{sized.anchors:,.0f}",
+                        screen,
+                        f"{candidates.tokens:.3g}",
+                        f"{candidates.flop:.3g}",
+                        *(
+                            ["not measured"] * 3
+                            if hours is None
+                            else [_number(hours), *(_number(hours / n) for n in per)]
+                        ),
+                    )
+                )
+    head = ["root tokens", "K", "anchors", "screen", "tokens of candidates", "FLOP of them"]
+    head += ["GPU hours", "per million dependencies", "per billion sample tokens"]
+    unmeasured = (
+        ""
+        if plan.rates.splice
+        else """
+
+The screen `splice` was never timed on a GPU, so its rows have no hours; a rate of tokens from
+another kind of pass would be a guess. After `python -m benchmarks.splice --device cuda --out
+splice.json`, `--rates splice.json` fills them for the lengths of roots that were timed."""
+    )
+    return f"""## Roots, candidates and screens
+
+Anchors and dependencies per token are those of the workload above, so that shorter roots have
+fewer. Hours are those of all three stages; sample tokens are those of roots and of the contexts of
+their dependencies. The number of dependencies does not change with K here: the paper's
+count belongs to its own K, and with fewer candidates there are fewer, so that hours per million
+dependencies with K = 8 are a lower bound. The share of distinct contexts was measured with K = 8.
+
+{_table(head, rows)}
+
+Tokens and operations are counted, not measured (`report/verification_costs.py`). Those of `splice`
+are an upper bound: chunks that several roots share and windows that overlap count apart. They
+include the exact scores of {RESCORED.value:.1%} of the contexts, a share that a trial on 21 short
+roots found, but not the roots that calibrate the screen.{unmeasured}"""
+
+
 def markdown(plan: Plan, hour_price: float | None = None) -> str:
     """Return the plan. hour_price: the user's, in any currency; None: GPU hours only."""
     work = plan.workload
@@ -109,14 +189,13 @@ def markdown(plan: Plan, hour_price: float | None = None) -> str:
     ]
     hours = [(name, _number(value), cost(value)) for name, value in plan.gpu_hours.items()]
     hours.append(("all three stages", _number(plan.total_gpu_hours), cost(plan.total_gpu_hours)))
-    screened = plan.screened_gpu_hours
-    hours.append(
-        (
-            "all three stages, candidates screened in FP8 (approximate)",
-            _number(screened),
-            cost(screened),
-        )
-    )
+    for screen in SCREENS[1:]:
+        screened = plan.screened_gpu_hours(screen)
+        name = f"all three stages, candidates screened by `{screen}` (approximate)"
+        if screened is None:
+            hours.append((name, "not measured", "–"))
+        else:
+            hours.append((name, _number(screened), cost(screened)))
     per_million = [
         (name, _number(plan.hours_per_million(n)), cost(plan.hours_per_million(n)))
         for name, n in (("plain", plain), ("calibrated", ours))
@@ -125,17 +204,19 @@ def markdown(plan: Plan, hour_price: float | None = None) -> str:
     stored = [(name, _bytes(size)) for name, size in plan.storage.items()]
     stored.append(("all", _bytes(sum(plan.storage.values()))))
     rates = [
-        capacity.SCORING,
+        plan.rates.scoring,
         ENCODERS[work.embedder].rate,
         capacity.EXACT_SEARCH,
-        capacity.SCREEN,
+        plan.rates.fp8,
+        *plan.rates.splice.values(),
         capacity.DISTINCT,
         capacity.CALIBRATED_SHARE,
         capacity.PAIR_BYTES,
         capacity.CONTEXT_BYTES,
         capacity.LOOKUP_BYTES,
         capacity.EXPORT_BYTES,
-        capacity.CUT,
+        CUT,
+        RESCORED,
         capacity.CHARS,
         capacity.PARQUET,
         capacity.PARALLEL,
@@ -195,6 +276,8 @@ Time for all three stages if no GPU ever waits (assumed; see *Limits*):
 
 Verification takes {share:.0%} of these hours. It grows with roots × anchors × K: fewer candidates
 or a budget (`verification.max_contexts_per_root`) reduce it in proportion.
+
+{_comparison(plan)}
 
 ## Search and index
 

@@ -44,4 +44,8 @@ class ClusterSettings(Section):
     """Address of Ray's job server, e.g. `http://head:8265`. If empty: the address of the run
     launcher, or else the environment variable RAY_ADDRESS."""
 
+    shards_per_run: int = Field(1, ge=1, le=1000)
+    """Maximum number of shards per run of a backfill. Above 1, the steps of such a run work on its
+    shards one after the other and load their models once. See docs/cluster.md."""
+
     _address_without_credentials = field_validator("address")(refuse_credentials)

@@ -212,6 +212,15 @@ class Server:
         assert data["__typename"] == "LaunchBackfillSuccess", data
         return str(data["backfillId"])
 
+    def runs_of(self, backfill: str) -> list[str]:
+        """Ids of the runs that a backfill has launched."""
+        data = self.query(
+            "query($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs "
+            "{ results { runId } } } }",
+            f={"tags": [{"key": "dagster/backfill", "value": backfill}]},
+        )
+        return [run["runId"] for run in data["runsOrError"]["results"]]
+
     def backfill_status(self, backfill: str) -> str:
         data = self.query(
             "query($b: String!) { partitionBackfillOrError(backfillId: $b) "

@@ -21,6 +21,7 @@ from rich.console import Console
 from entropylong_assets.audits.tables import CROSS_MODEL_AUDIT, NULL_CALIBRATION
 from entropylong_assets.cli.output import print_audits
 from entropylong_assets.orchestration.build import build_definitions
+from entropylong_assets.orchestration.errors import EQUAL_FAILURES
 from entropylong_assets.orchestration.launcher import process_tags
 from entropylong_assets.orchestration.local_run import (
     compact_table,
@@ -33,7 +34,6 @@ from entropylong_assets.orchestration.readiness import is_outdated
 from entropylong_assets.orchestration.run_locks import working_alone
 from entropylong_assets.orchestration.run_selection import Selection, expected_jobs
 from entropylong_assets.orchestration.runner import (
-    EQUAL_FAILURES,
     Failure,
     RunFailuresError,
     Watcher,

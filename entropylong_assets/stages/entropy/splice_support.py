@@ -26,6 +26,8 @@ def splice_fault(scorer: PackedScorer) -> str | None:
     Two scores must be the plain ones: those given a context whose keys were kept, and those of
     windows after the root's keys, if these were kept with the context before them.
     """
+    import torch
+
     if scorer.mode != "packed":
         return "it can't compute several sequences per forward pass"
     if not has_rotary_positions(scorer.hf_model):
@@ -48,6 +50,8 @@ def splice_fault(scorer: PackedScorer) -> str | None:
             parts = spliced.score(
                 segments_of(kind, context_L, root_T, anchors, context, root), kept, kept
             )
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         scores = [join_scores(parts)]

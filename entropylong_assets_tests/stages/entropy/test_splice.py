@@ -266,3 +266,16 @@ def test_keys_that_depend_on_their_place_are_found_by_comparing(
 
     monkeypatch.setattr(type(layer), "forward", forward)
     assert "more than distances" in (splice_fault(scorer) or "")
+
+
+def test_a_full_gpu_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure: a lack of memory that may pass is reported as a model that can't be spliced, and
+    the step is not retried."""
+    scorer = PackedScorer(MODELS["llama"]())
+
+    def fill(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SplicedScorer, "keep", fill)
+    with pytest.raises(torch.OutOfMemoryError):
+        splice_fault(scorer)
