@@ -4,9 +4,9 @@
 
 The same documents are cut in alternation, in one thread; CPU seconds are counted, which other
 programs on the machine change little. *Twice*: the input module tokenizes every chunk again, as
-sentence-transformers does by itself. *Once*: the ids of the cut are padded to a batch. Both make the
-same features, which is tested; the forward pass is left out. `device_thread_us_per_chunk` is the
-part that runs in the thread that keeps the device busy; the rest runs in threads of its own.
+sentence-transformers does by itself. *Once*: the ids of the cut are padded to a batch. Both make
+the same features, which is tested; the forward pass is left out. `device_thread_us_per_chunk` is
+the part that runs in the thread that keeps the device busy; the rest runs in threads of its own.
 `--embed`: number of chunks that are embedded both ways on this CPU, to compare the vectors. Needs
 the extra `demo`.
 """
