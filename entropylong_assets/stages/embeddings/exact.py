@@ -26,6 +26,9 @@ ROUNDING = 1e-6
 _TILE = {"cpu": 2**24, "cuda": 2**28}
 """Similarities computed at once: 64 MiB, 1 GiB."""
 
+_PAIRS_WIDENED = 1024
+"""Pairs of vectors in float64 at once (6 MiB at 384 dimensions)."""
+
 
 def device_of(setting: str) -> str:
     """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, ... on this machine."""
@@ -119,6 +122,10 @@ def cosines(first_PE: NDArray[Any], second_PE: NDArray[Any]) -> NDArray[np.float
     It is computed in float64 from the pair alone: equal pairs have equal cosines, whatever other
     pairs are computed with them.
     """
-    one, other = first_PE.astype(np.float64), second_PE.astype(np.float64)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return (np.einsum("pe,pe->p", one, other) / lengths).astype(np.float32)
+    cosines_P = np.empty(len(first_PE), np.float32)
+    for start in range(0, len(first_PE), _PAIRS_WIDENED):
+        part = slice(start, start + _PAIRS_WIDENED)
+        one, other = first_PE[part].astype(np.float64), second_PE[part].astype(np.float64)
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        cosines_P[part] = np.einsum("pe,pe->p", one, other) / lengths
+    return cosines_P
