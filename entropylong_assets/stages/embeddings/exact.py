@@ -99,21 +99,26 @@ def _merge(
 
 
 def in_blocks(pieces: Iterable[Block], size: int = 65_536) -> Iterator[Block]:
-    """Yield the same rows in blocks of at least `size`; the last one may be smaller."""
-    pending: list[Block] = []
-    count = 0
-    for piece in pieces:
-        pending.append(piece)
-        count += len(piece[0])
-        if count >= size:
-            yield _joined(pending)
-            pending, count = [], 0
-    if count:
-        yield _joined(pending)
+    """Yield the same rows in blocks of `size`; the last one may be smaller.
 
-
-def _joined(pieces: list[Block]) -> Block:
-    return np.concatenate([n for n, _ in pieces]), np.concatenate([v for _, v in pieces])
+    The pieces are copied as they are read, so that one block is in memory, and the one in use.
+    """
+    numbers_B, vectors_BE, filled = np.empty(0, np.int64), np.empty((0, 0), np.float32), 0
+    for numbers, vectors in pieces:
+        at = 0
+        while at < len(numbers):
+            if not filled:
+                numbers_B = np.empty(size, np.int64)
+                vectors_BE = np.empty((size, vectors.shape[1]), np.float32)
+            count = min(size - filled, len(numbers) - at)
+            numbers_B[filled : filled + count] = numbers[at : at + count]
+            vectors_BE[filled : filled + count] = vectors[at : at + count]
+            at, filled = at + count, filled + count
+            if filled == size:
+                yield numbers_B, vectors_BE
+                filled = 0
+    if filled:
+        yield numbers_B[:filled], vectors_BE[:filled]
 
 
 def cosines(first_PE: NDArray[Any], second_PE: NDArray[Any]) -> NDArray[np.float32]:

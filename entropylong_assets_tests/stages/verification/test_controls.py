@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import chisquare
 
+from entropylong_assets.stages.embeddings import chunk_sample
 from entropylong_assets.stages.embeddings.chunk_sample import lowest_points
 from entropylong_assets.stages.embeddings.connection import chunk_schema
 from entropylong_assets.stages.embeddings.table import ChunkTable, open_table
@@ -195,8 +196,13 @@ def test_a_draw_stays_if_its_chunk_stays(n_chunks: int) -> None:
     assert all(b in set(rest) for b in after)
 
 
-def test_a_large_corpus_is_sampled_by_lowest_points(tmp_path: Path) -> None:
-    """The sample is bounded, and grows old slowly: it does not depend on shards or their order."""
+@pytest.mark.parametrize("rows_per_batch", [64, 100_000])
+def test_a_large_corpus_is_sampled_by_lowest_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_batch: int
+) -> None:
+    """The sample is bounded, and grows old slowly: it does not depend on shards or their order, nor
+    on how many ids are read at a time."""
+    monkeypatch.setattr(chunk_sample, "_ROWS_PER_BATCH", rows_per_batch)
     store = TableStore(str(tmp_path), "c")
     rows = [(f"d{i}-0", f"s{i % 7}") for i in range(5000)]
     schema = {"chunk_id": pl.String, "shard": pl.String}
@@ -207,6 +213,9 @@ def test_a_large_corpus_is_sampled_by_lowest_points(tmp_path: Path) -> None:
     recut = frame.with_columns(shard=pl.lit("t")).reverse()
     recut = recut.filter(pl.col("chunk_id").is_in(allowed["chunk_id"].to_list()))
     assert lowest_points(store, lambda: recut, [], limit=200).equals(sample)
+    twice = pl.concat([recut, recut.with_columns(shard=pl.lit("u"))])
+    every = lowest_points(store, lambda: twice, [], limit=20_000)
+    assert every.equals(allowed), "a chunk that two shards hold is drawn as one"
     larger = points([*allowed["chunk_id"], *(f"e{i}-0" for i in range(43))]).sort("point")
     common = set(larger.head(200)["chunk_id"]) & set(sample["chunk_id"])
     assert len(common) > 190, "1% more chunks replace about 1% of the sample"
