@@ -98,7 +98,7 @@ def _merge(
     return similarity, number.gather(1, at)
 
 
-def in_blocks(pieces: Iterable[Block], size: int = 65_536) -> Iterator[Block]:
+def in_blocks(pieces: Iterable[Block], size: int = 32_768) -> Iterator[Block]:
     """Yield the same rows in blocks of `size`; the last one may be smaller.
 
     The pieces are copied as they are read, so that one block is in memory, and the one in use.

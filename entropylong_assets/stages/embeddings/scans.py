@@ -10,7 +10,7 @@ import pyarrow as pa
 from entropylong_assets.stages.embeddings.shard_commits import open_dataset
 
 ROWS_PER_BATCH = 1024
-_BATCHES_AHEAD = 4
+_BATCHES_AHEAD = 2
 _BUFFER_BYTES = 2**25
 """Bytes read from storage that wait to be decoded."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,21 @@ def test_controls_have_the_exact_length_and_consist_of_their_chunks(length: int)
             # The last chunk was needed.
             last = len(WORDS[control.chunk_ids[-1]]) + 2
             assert len(whole) - last < length - 2
+
+
+def test_the_controls_of_a_root_are_read_in_one_request() -> None:
+    """One per control would be 25 ms each in object storage."""
+    requests: list[int] = []
+
+    def counted(chunk_ids: Sequence[str]) -> pl.DataFrame:
+        requests.append(len(chunk_ids))
+        return fetch(chunk_ids)
+
+    drawn = draw_controls(replace(source(), fetch=counted), ROOT, CANDIDATES, lambda _: False, 5, 8)
+    assert drawn == draw_controls(source(), ROOT, CANDIDATES, lambda _: False, 5, 8)
+    assert len(drawn) == 8
+    assert requests[0] >= 8
+    assert len(requests) <= 3, "only a control without a chunk among its first draws needs more"
 
 
 def test_the_same_seed_draws_the_same_controls_and_another_seed_others() -> None:
