@@ -55,6 +55,7 @@ class ClusteredEmbedder:
     def __init__(self, window_tokens: int) -> None:
         self.identity, self.dimension, self.window_tokens = "synthetic@1", DIMENSION, window_tokens
         self.query = self.document = SimpleNamespace(prompt="")
+        self.notes, self.cutting_threads = (), 2
         self._pool_NE = Mixture(topics=200, groups=20_000, dimension=DIMENSION).draw(65_536, 1)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
@@ -66,10 +67,14 @@ class ClusteredEmbedder:
     def embed_queries(self, texts: list[str]) -> np.ndarray:
         return self.embed_documents(texts)
 
+    def id_memory(self) -> None:
+        """Keep no token ids."""
+
     def embed_documents(
         self,
         texts: list[str],
         n_tokens: Sequence[int] | None = None,  # noqa: ARG002
+        token_ids: None = None,  # noqa: ARG002
     ) -> np.ndarray:
         digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
         numbers = np.frombuffer(digests, np.uint64)

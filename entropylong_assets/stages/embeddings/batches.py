@@ -8,6 +8,7 @@ form the same batches. Too little memory, measured on CUDA or met, halves it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,16 @@ MOST_TOKENS = {"cpu": 2**14, "cuda": 2**18}
 _SHARE_OF_FREE_MEMORY = 0.5
 _PROBED_TEXTS = 5
 
-Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+T = TypeVar("T")
+Encode = Callable[[Sequence[T]], NDArray[np.float32]]
+"""Embeds one batch of texts, given as strings or as token ids."""
 
 
 def most_tokens(device: str) -> int:
     return MOST_TOKENS.get(device.partition(":")[0], MOST_TOKENS["cpu"])
 
 
-def measure_tokens(encode: Encode, text: str, n_tokens: int, device: str) -> int:
+def measure_tokens(encode: Encode[str], text: str, n_tokens: int, device: str) -> int:
     """Return the number of tokens per batch that the memory of the device allows.
 
     text: of `n_tokens` tokens, as long as the texts to come. CUDA: a batch of one and one of
@@ -82,7 +85,7 @@ class Batches:
         self.tokens, self.texts = tokens, texts
 
     def encode(
-        self, encode: Encode, texts: Sequence[str], n_tokens: Sequence[int], dimension: int
+        self, encode: Encode[T], texts: Sequence[T], n_tokens: Sequence[int], dimension: int
     ) -> NDArray[np.float32]:
         """Return the vectors of the texts in their order, float32 [B, E].
 
@@ -100,8 +103,8 @@ class Batches:
 
     def _encode_batch(
         self,
-        encode: Encode,
-        texts: Sequence[str],
+        encode: Encode[T],
+        texts: Sequence[T],
         batch: list[int],
         vectors_BE: NDArray[np.float32],
     ) -> None:

@@ -19,11 +19,13 @@ from entropylong_assets.storage.tables import TableStore
 MAX_CHUNKS = 1_000_000
 """Maximum number of chunks in a sample (about 60 MB in memory)."""
 
-_LOWEST = """
+_POINTS = """
 SELECT chunk_id, ('0x' || left(md5(chunk_id), 16))::UBIGINT AS point
 FROM chunks WHERE NOT list_contains($excluded, shard)
-ORDER BY point, chunk_id LIMIT $limit
 """
+
+_ORDER = ["point", "chunk_id"]
+_ROWS_PER_BATCH = 16_384
 
 
 class ChunkSample(NamedTuple):
@@ -45,9 +47,15 @@ def lowest_points(
 
     rows: chunk_id, shard; read once, in bounded memory. excluded_shards: whose chunks don't count.
     """
+    kept = pl.DataFrame(schema={"chunk_id": pl.String, "point": pl.UInt64})
     with querying(store, {"chunks": rows}) as session:
-        values = {"excluded": sorted(excluded_shards), "limit": limit}
-        found = pl.from_arrow(session.sql(_LOWEST, params=values).to_arrow_table())
-    assert isinstance(found, pl.DataFrame)
+        points = session.sql(_POINTS, params={"excluded": sorted(excluded_shards)})
+        for batch in points.to_arrow_reader(_ROWS_PER_BATCH):
+            part = pl.from_arrow(batch)
+            assert isinstance(part, pl.DataFrame)
+            kept.extend(part)
+            if len(kept) > 1.25 * limit:
+                kept = kept.sort(_ORDER).head(limit)
+    kept = kept.sort(_ORDER).head(limit)
     # Two processes can write one shard at once, and a copy is a chunk all the same.
-    return found.unique("chunk_id", keep="first", maintain_order=True)
+    return kept.filter(pl.col("chunk_id").ne_missing(pl.col("chunk_id").shift()))

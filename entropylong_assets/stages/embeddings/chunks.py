@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
 
-from entropylong_assets.stages.embeddings.chunking import chunk_document, chunk_ids
+from entropylong_assets.stages.embeddings.chunking import Chunk, chunk_document, chunk_ids
 from entropylong_assets.stages.embeddings.connection import chunk_schema
 from entropylong_assets.stages.embeddings.embedder import Embedder, VectorError
+from entropylong_assets.stages.embeddings.token_ids import TokenIds
 from entropylong_assets.storage.partition_writer import PartitionWriter
 
-Rows = list[dict[str, Any]]
+
+class _Cut(NamedTuple):
+    """The chunks of a batch of documents."""
+
+    documents: int
+    rows: list[dict[str, Any]]
+    token_ids: list[TokenIds] | None
+    """Of each row; None if the embedder has no use for them."""
 
 
 class ShardEmbedding:
@@ -38,20 +46,20 @@ class ShardEmbedding:
         writer: None if the places are known, as those of documents that are embedded again.
         document_batches: doc_id, source, text. on_progress: called with numbers of finished chunks.
         """
-        for n_documents, rows in self._cut(document_batches):
-            self.documents += n_documents
-            self.chunks += len(rows)
-            self.tokens += sum(row["n_embedder_tokens"] for row in rows)
-            if not rows:
+        for cut in self._cut(document_batches):
+            self.documents += cut.documents
+            self.chunks += len(cut.rows)
+            self.tokens += sum(row["n_embedder_tokens"] for row in cut.rows)
+            if not cut.rows:
                 continue
-            frame = pl.DataFrame(rows, schema_overrides={"text": pl.String})
+            frame = pl.DataFrame(cut.rows, schema_overrides={"text": pl.String})
             if writer is not None:
                 writer.append("chunks", frame)
-            yield from self._with_vectors(frame).to_batches()
-            on_progress(len(rows))
+            yield from self._with_vectors(frame, cut.token_ids).to_batches()
+            on_progress(len(cut.rows))
 
-    def _cut(self, document_batches: Iterable[pl.DataFrame]) -> Iterator[tuple[int, Rows]]:
-        """Yield the number of documents and the chunks of each batch, in order.
+    def _cut(self, document_batches: Iterable[pl.DataFrame]) -> Iterator[_Cut]:
+        """Yield the chunks of each batch of documents, in order.
 
         Threads cut the next batches while the device embeds one, if the tokenizer allows.
         """
@@ -60,7 +68,7 @@ class ShardEmbedding:
             yield from map(self._cut_batch, document_batches)
             return
         pool = ThreadPoolExecutor(threads, "cut")
-        ahead: deque[Future[tuple[int, Rows]]] = deque()
+        ahead: deque[Future[_Cut]] = deque()
         try:
             for documents in document_batches:
                 ahead.append(pool.submit(self._cut_batch, documents))
@@ -71,16 +79,23 @@ class ShardEmbedding:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _cut_batch(self, documents: pl.DataFrame) -> tuple[int, Rows]:
-        rows: Rows = []
-        for document in documents.select("doc_id", "source", "text").iter_rows():
-            rows += self._chunks(*document)
-        return len(documents), rows
+    def _cut_batch(self, documents: pl.DataFrame) -> _Cut:
+        rows: list[dict[str, Any]] = []
+        token_ids: list[TokenIds] = []
+        for doc_id, source, text in documents.select("doc_id", "source", "text").iter_rows():
+            memory = self._embedder.id_memory()
+            count_tokens = (memory or self._embedder).count_tokens
+            chunks = chunk_document(
+                text, self._embedder.window_tokens, self._min_chars, count_tokens
+            )
+            rows += self._rows_of(doc_id, source, chunks)
+            if memory is not None:
+                token_ids += memory.of([chunk.text for chunk in chunks])
+        return _Cut(len(documents), rows, token_ids if len(token_ids) == len(rows) else None)
 
-    def _chunks(self, doc_id: str, source: str, text: str) -> Iterator[dict[str, Any]]:
-        chunks = chunk_document(
-            text, self._embedder.window_tokens, self._min_chars, self._embedder.count_tokens
-        )
+    def _rows_of(
+        self, doc_id: str, source: str, chunks: Sequence[Chunk]
+    ) -> Iterator[dict[str, Any]]:
         ids = chunk_ids(doc_id, chunks)
         for number, (chunk_id, chunk) in enumerate(zip(ids, chunks, strict=True)):
             yield {
@@ -95,10 +110,10 @@ class ShardEmbedding:
                 "text": chunk.text,
             }
 
-    def _with_vectors(self, frame: pl.DataFrame) -> pa.Table:
+    def _with_vectors(self, frame: pl.DataFrame, token_ids: list[TokenIds] | None) -> pa.Table:
         try:
             vectors_BE = self._embedder.embed_documents(
-                frame["text"].to_list(), frame["n_embedder_tokens"].to_list()
+                frame["text"].to_list(), frame["n_embedder_tokens"].to_list(), token_ids
             )
         except VectorError as error:
             chunk = frame.row(error.position, named=True)

@@ -16,8 +16,10 @@ TABLE = "chunks"
 LOOKUP_COLUMNS = ("chunk_id", "shard")
 """Columns with an index for lookup, which takes new rows without being built again. They identify a
 row."""
-INDEX_CACHE_BYTES = 2**30
-"""Memory that an index may take; LanceDB's default is 6 GB."""
+INDEX_CACHE_BYTES = 2**27
+"""Memory that parts of an index may take (LanceDB's default is 6 GB). The rest is read again from
+the operating system's cache of files, which makes a search take 7 to 15% more CPU time
+(benchmarks/RESULTS.md). 1 GiB made the memory of a step grow with the table up to that size."""
 
 
 def table_uri(corpus_uri: str) -> str:

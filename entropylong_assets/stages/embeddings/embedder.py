@@ -34,6 +34,13 @@ from entropylong_assets.stages.embeddings.prompts import (
 )
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 from entropylong_assets.stages.embeddings.sides import Side, make_side
+from entropylong_assets.stages.embeddings.token_ids import (
+    IdFeatures,
+    IdMemory,
+    TokenIds,
+    encode_ids,
+    find_id_features,
+)
 from entropylong_assets.stages.model_files import ModelError, locate
 
 if TYPE_CHECKING:
@@ -65,6 +72,8 @@ class Embedder:
     query: Side
     document: Side
     batches: Batches
+    id_features: IdFeatures | None = None
+    """Features of documents from their token ids; None if they are embedded as texts only."""
     notes: tuple[str, ...] = ()
     """What a user should know about this model and these settings, in one line each."""
 
@@ -89,15 +98,23 @@ class Embedder:
         """Count the tokens of each document, prompt and special ones included."""
         return self.document.count_tokens(texts)
 
+    def id_memory(self) -> IdMemory | None:
+        """Return what keeps the token ids of a document's chunks; None if they are of no use."""
+        return None if self.id_features is None else IdMemory(self.document)
+
     def embed_documents(
-        self, texts: Sequence[str], n_tokens: Sequence[int] | None = None
+        self,
+        texts: Sequence[str],
+        n_tokens: Sequence[int] | None = None,
+        token_ids: Sequence[TokenIds] | None = None,
     ) -> NDArray[np.float32]:
         """Return unit vectors of chunks, float32 [B, E].
 
-        n_tokens [B]: their lengths by `count_tokens`, if known. Raises VectorError if a text has no
-        vector.
+        n_tokens [B]: their lengths by `count_tokens`, if known. token_ids [B]: their ids by
+        `id_memory`, if known; then they are not tokenized again, and their vectors are the same.
+        Raises VectorError if a text has no vector.
         """
-        vectors_BE = self._embed(self.document, texts, n_tokens)
+        vectors_BE = self._embed(self.document, texts, n_tokens, token_ids)
         for position in np.flatnonzero(~vectors_BE.any(axis=1))[:1]:
             raise VectorError(
                 "the embedder gives a vector of zeros; perhaps it knows none of the text's tokens. "
@@ -116,15 +133,25 @@ class Embedder:
         The vector of a query without a token that the model knows is zero: it has no neighbours.
         Texts beyond the window are cut at their end. Raises VectorError if a vector is not finite.
         """
-        return self._embed(self.query, texts, None)
+        return self._embed(self.query, texts, None, None)
 
     def _embed(
-        self, side: Side, texts: Sequence[str], n_tokens: Sequence[int] | None
+        self,
+        side: Side,
+        texts: Sequence[str],
+        n_tokens: Sequence[int] | None,
+        token_ids: Sequence[TokenIds] | None,
     ) -> NDArray[np.float32]:
         lengths = side.count_tokens(texts) if n_tokens is None else n_tokens
+        # A single character can have more tokens than the window, which the tokenizer cuts.
+        fit = max(lengths, default=0) <= side.window_tokens
         lengths = [min(n, side.window_tokens) for n in lengths]
-        encode = partial(encode_texts, self.model, side, self.dimension)
-        vectors_BE = self.batches.encode(encode, texts, lengths, self.dimension)
+        if token_ids is None or self.id_features is None or not fit:
+            encode = partial(encode_texts, self.model, side, self.dimension)
+            vectors_BE = self.batches.encode(encode, texts, lengths, self.dimension)
+        else:
+            of_ids = partial(encode_ids, self.model, side, self.dimension, self.id_features)
+            vectors_BE = self.batches.encode(of_ids, token_ids, lengths, self.dimension)
         for position in np.flatnonzero(~np.isfinite(vectors_BE).all(axis=1))[:1]:
             raise VectorError(
                 "the embedder gives a vector that is not finite; its weights may be damaged, or "
@@ -206,6 +233,7 @@ def _prepare(choices: _Choices) -> Embedder:
         query=query,
         document=document,
         batches=Batches(tokens, choices.batch_size),
+        id_features=find_id_features(model, document),
         notes=(*loaded.notes, *notes),
     )
 

@@ -26,6 +26,9 @@ ROUNDING = 1e-6
 _TILE = {"cpu": 2**24, "cuda": 2**28}
 """Similarities computed at once: 64 MiB, 1 GiB."""
 
+_PAIRS_WIDENED = 1024
+"""Pairs of vectors in float64 at once (6 MiB at 384 dimensions)."""
+
 
 def device_of(setting: str) -> str:
     """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, ... on this machine."""
@@ -95,22 +98,27 @@ def _merge(
     return similarity, number.gather(1, at)
 
 
-def in_blocks(pieces: Iterable[Block], size: int = 65_536) -> Iterator[Block]:
-    """Yield the same rows in blocks of at least `size`; the last one may be smaller."""
-    pending: list[Block] = []
-    count = 0
-    for piece in pieces:
-        pending.append(piece)
-        count += len(piece[0])
-        if count >= size:
-            yield _joined(pending)
-            pending, count = [], 0
-    if count:
-        yield _joined(pending)
+def in_blocks(pieces: Iterable[Block], size: int = 32_768) -> Iterator[Block]:
+    """Yield the same rows in blocks of `size`; the last one may be smaller.
 
-
-def _joined(pieces: list[Block]) -> Block:
-    return np.concatenate([n for n, _ in pieces]), np.concatenate([v for _, v in pieces])
+    The pieces are copied as they are read, so that one block is in memory, and the one in use.
+    """
+    numbers_B, vectors_BE, filled = np.empty(0, np.int64), np.empty((0, 0), np.float32), 0
+    for numbers, vectors in pieces:
+        at = 0
+        while at < len(numbers):
+            if not filled:
+                numbers_B = np.empty(size, np.int64)
+                vectors_BE = np.empty((size, vectors.shape[1]), np.float32)
+            count = min(size - filled, len(numbers) - at)
+            numbers_B[filled : filled + count] = numbers[at : at + count]
+            vectors_BE[filled : filled + count] = vectors[at : at + count]
+            at, filled = at + count, filled + count
+            if filled == size:
+                yield numbers_B, vectors_BE
+                filled = 0
+    if filled:
+        yield numbers_B[:filled], vectors_BE[:filled]
 
 
 def cosines(first_PE: NDArray[Any], second_PE: NDArray[Any]) -> NDArray[np.float32]:
@@ -119,6 +127,10 @@ def cosines(first_PE: NDArray[Any], second_PE: NDArray[Any]) -> NDArray[np.float
     It is computed in float64 from the pair alone: equal pairs have equal cosines, whatever other
     pairs are computed with them.
     """
-    one, other = first_PE.astype(np.float64), second_PE.astype(np.float64)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return (np.einsum("pe,pe->p", one, other) / lengths).astype(np.float32)
+    cosines_P = np.empty(len(first_PE), np.float32)
+    for start in range(0, len(first_PE), _PAIRS_WIDENED):
+        part = slice(start, start + _PAIRS_WIDENED)
+        one, other = first_PE[part].astype(np.float64), second_PE[part].astype(np.float64)
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        cosines_P[part] = np.einsum("pe,pe->p", one, other) / lengths
+    return cosines_P

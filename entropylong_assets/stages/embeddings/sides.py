@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from entropylong_assets.stages.embeddings.prompts import SideName
 from entropylong_assets.stages.embeddings.tasks import input_module, resolve_task
 from entropylong_assets.stages.embeddings.windows import is_bare, is_unlimited, window_of
@@ -53,15 +56,27 @@ class Side:
             return []
         if renders_messages(self.module):
             return [self._count_rendered(text) for text in texts]
-        prompted = [self.prompt + text for text in texts]
         if self.counter is not None:
-            special = not is_bare(self.tokenizer)
-            encodings = self.counter.encode_batch_fast(prompted, add_special_tokens=special)
-            return [len(encoding) for encoding in encodings]
+            return [len(encoding) for encoding in self._encodings(texts)]
+        prompted = [self.prompt + text for text in texts]
         encoded = self.tokenizer(
             prompted, truncation=False, return_attention_mask=False, verbose=False
         )
         return [len(ids) for ids in encoded["input_ids"]]
+
+    def token_ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]] | None:
+        """Return the ids of each text as it is embedded, not truncated; their number is the count.
+
+        None without a counter.
+        """
+        if self.counter is None:
+            return None
+        return [np.array(encoding.ids, np.int32) for encoding in self._encodings(texts)]
+
+    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+        special = not is_bare(self.tokenizer)
+        prompted = [self.prompt + text for text in texts]
+        return list(self.counter.encode_batch_fast(prompted, add_special_tokens=special))
 
     def _count_rendered(self, text: str) -> int:
         """Count the tokens of a text in the model's chat template."""

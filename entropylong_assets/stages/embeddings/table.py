@@ -30,6 +30,7 @@ from entropylong_assets.stages.embeddings.connection import (
     table_uri,
 )
 from entropylong_assets.stages.embeddings.exact import Block, device_of, in_blocks
+from entropylong_assets.stages.embeddings.scans import scan_rows
 from entropylong_assets.stages.embeddings.search import measure, search_by_index, search_exactly
 from entropylong_assets.stages.embeddings.shard_commits import (
     ShardCommit,
@@ -159,19 +160,16 @@ class ChunkTable:
 
     def reader(self, columns: list[str], shard: str | None = None) -> pa.RecordBatchReader:
         """The same rows as a stream of Arrow batches."""
-        query = self._table.search().select(columns)
-        if shard is not None:
-            query = query.where(f"shard IN {quoted([shard])}")
-        return query.to_batches()
+        where = None if shard is None else f"shard IN {quoted([shard])}"
+        return scan_rows(self._corpus_uri, self.version, columns, where)
 
     def vectors(self, excluded_shards: Sequence[str] = ()) -> Iterator[Block]:
         """Yield row numbers and unit vectors of all shards but these, in blocks."""
-        query = self._table.search().select(["vector"]).with_row_id(True)
-        if excluded_shards:
-            query = query.where(f"shard NOT IN {quoted(excluded_shards)}")
+        where = f"shard NOT IN {quoted(excluded_shards)}" if excluded_shards else None
+        rows = scan_rows(self._corpus_uri, self.version, ["vector"], where, with_row_id=True)
 
         def pieces() -> Iterator[Block]:
-            for batch in query.to_batches():
+            for batch in rows:
                 vectors_BE = np.asarray(batch["vector"].flatten()).reshape(len(batch), -1)
                 yield np.asarray(batch["_rowid"]).astype(np.int64), vectors_BE
 

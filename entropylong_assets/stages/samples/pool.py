@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.retrieval.registry import make_leak_check
 from entropylong_assets.stages.retrieval.search import nominate
 from entropylong_assets.stages.retrieval.searched_index import SearchedIndex, open_searched_index
-from entropylong_assets.stages.samples.groups import Context, Group, unverified
+from entropylong_assets.stages.samples.groups import Context, Group, TokenIds, unverified
 from entropylong_assets.stages.stage import Partition
 
 if TYPE_CHECKING:
@@ -27,8 +27,10 @@ NOT_A_CONTROL = -1
 FILLER = -2
 """Used in place of a control's number to draw fillers, so that random contexts are not repeated."""
 
-CHUNKS_PER_FETCH = 8
-FILLERS_PER_FETCH = 64
+CHUNKS_PER_FETCH = 32
+"""Chunks of one root that are read together: first those of all announced roots, in one request
+per 1,000 chunks, then for one root at a time."""
+FILLERS_PER_FETCH = 256
 _COLUMNS = ["chunk_id", "doc_id", "source", "start", "end", "text"]
 
 # In `re`, the vowel signs of Hindi or Thai are no part of a word.
@@ -82,21 +84,54 @@ class IndexPool:
         self._index = index
         self._tokenizer = tokenizer
         self._settings = settings
-        self._returned: dict[str, dict[str, Any]] = {}
+        self._announced: dict[str, Group] = {}
+        self._found: dict[str, tuple[list[str], dict[str, float]]] = {}
+        self._rows_read: dict[str, dict[str, Any]] = {}
+        self._has_drawn = False
+
+    def announce(self, groups: Sequence[Group]) -> None:
+        self._announced = {group.root_id: group for group in groups}
+        self._found, self._rows_read, self._has_drawn = {}, {}, False
 
     def at_random(self, group: Group) -> Iterator[Context]:
-        limit = min(MAX_DRAWS, 8 * self._index.universe.total)
-        yield from self._contexts(group, self._draw(group, NOT_A_CONTROL, limit), {})
+        if group.root_id in self._announced and not self._has_drawn:
+            self._has_drawn = True
+            self._read_ahead(self._draws(g) for g in self._announced.values())
+        yield from self._contexts(group, self._draws(group), {})
 
     def on_keywords(self, group: Group, limit: int = 256) -> Iterator[Context]:
-        text = self._tokenizer.decode(group.token_ids.tolist())
-        query = ", ".join(keywords(text)) or text[:200]
-        vectors_QE = self._index.embedder.embed_queries([query])
+        if group.root_id in self._announced and not self._found:
+            self._found = self._search([*self._announced.values()], limit)
+            self._read_ahead(iter(chunk_ids) for chunk_ids, _ in self._found.values())
+        found = self._found if group.root_id in self._found else self._search([group], limit)
+        chunk_ids, similarity = found[group.root_id]
+        yield from self._contexts(group, iter(chunk_ids), similarity)
+
+    def _search(
+        self, groups: Sequence[Group], limit: int
+    ) -> dict[str, tuple[list[str], dict[str, float]]]:
+        """Return the chunks nearest to the keywords of each root, best first, and similarities."""
+        texts = [self._tokenizer.decode(group.token_ids.tolist()) for group in groups]
+        queries = [", ".join(keywords(text)) or text[:200] for text in texts]
+        # One by one: the vector of a text depends by rounding on those that are embedded with it,
+        # and a root must get the same passages whichever others are announced.
+        vectors_QE = np.concatenate([self._index.embedder.embed_queries([q]) for q in queries])
+        root_ids = [group.root_id for group in groups]
         nominated = nominate(
-            self._index.search, vectors_QE, [group.root_id], limit, self._index.universe.total
+            self._index.search, vectors_QE, root_ids, limit, self._index.universe.total
         )
-        similarity = dict(nominated.select("chunk_id", "similarity").iter_rows())
-        yield from self._contexts(group, iter(nominated["chunk_id"].to_list()), similarity)
+        found: dict[str, tuple[list[str], dict[str, float]]] = {r: ([], {}) for r in root_ids}
+        for query, chunk_id, similarity in nominated.select(
+            "query", "chunk_id", "similarity"
+        ).iter_rows():
+            chunk_ids, similarities = found[root_ids[query]]
+            chunk_ids.append(chunk_id)
+            similarities[chunk_id] = similarity
+        return found
+
+    def _draws(self, group: Group) -> Iterator[str]:
+        limit = min(MAX_DRAWS, 8 * self._index.universe.total)
+        return self._draw(group, NOT_A_CONTROL, limit)
 
     def fillers(self, groups: Sequence[Group]) -> Iterator[Context]:
         own = {context.doc_id for group in groups for context in group.chosen}
@@ -108,7 +143,31 @@ class IndexPool:
             yield replace(_context(root_id, row), unverified=False, filler=True)
 
     def rows(self, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
-        return [self._returned.pop(chunk_id) for chunk_id in chunk_ids]
+        fetched = self._fetch(chunk_ids)
+        texts = [fetched[chunk_id]["text"] for chunk_id in chunk_ids]
+        token_ids = map(self._token_ids, texts)
+        return [
+            fetched[chunk_id] | {"token_ids": ids}
+            for chunk_id, ids in zip(chunk_ids, token_ids, strict=True)
+        ]
+
+    def _token_ids(self, text: str) -> TokenIds:
+        token_ids = [*self._tokenizer.encode([text])[0], *self._tokenizer.separator_ids]
+        return np.array(token_ids, np.uint32)
+
+    def _fetch(self, chunk_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Rows of these chunks in the table, by chunk_id; without those that are not in it."""
+        if not chunk_ids:
+            return {}
+        fetched = self._index.table.fetch(chunk_ids, _COLUMNS)
+        return {row["chunk_id"]: row for row in fetched.iter_rows(named=True)}
+
+    def _read_ahead(self, chunk_ids: Iterable[Iterator[str]]) -> None:
+        """Read the first chunks of each root at once."""
+        first = (
+            chunk_id for of_root in chunk_ids for chunk_id in islice(of_root, CHUNKS_PER_FETCH)
+        )
+        self._rows_read |= self._fetch(sorted({*first} - self._rows_read.keys()))
 
     def _draw(self, group: Group, number: int, limit: int) -> Iterator[str]:
         """At most `limit` random chunk ids, with repetitions; number: in place of a control's."""
@@ -126,7 +185,7 @@ class IndexPool:
     ) -> Iterator[dict[str, Any]]:
         """Rows of `passages` for these chunks, each once, without those of the roots' documents and
         those that fail the leak check for one of the roots."""
-        retrieval, separator = self._settings.retrieval, self._tokenizer.separator_ids
+        retrieval = self._settings.retrieval
         root_ids = {group.root_id for group in groups}
         texts = [self._tokenizer.decode(group.token_ids.tolist()) for group in groups]
         leak_checks = [make_leak_check(retrieval, text) for text in texts]
@@ -134,10 +193,9 @@ class IndexPool:
         while batch := list(islice(chunk_ids, per_fetch)):
             fresh = [c for c in dict.fromkeys(batch) if c not in seen]
             seen.update(fresh)
-            fetched = self._index.table.fetch(fresh, _COLUMNS)
-            rows = {row["chunk_id"]: row for row in fetched.iter_rows(named=True)}
+            rows = self._fetch([c for c in fresh if c not in self._rows_read])
             for chunk_id in fresh:
-                row = rows.get(chunk_id)
+                row = rows.get(chunk_id) or self._rows_read.get(chunk_id)
                 if row is None or row["doc_id"] in root_ids:
                     continue
                 text = row["text"]
@@ -145,9 +203,7 @@ class IndexPool:
                     check.containment(text) >= retrieval.max_containment for check in leak_checks
                 ):
                     continue
-                token_ids = [*self._tokenizer.encode([text])[0], *separator]
-                self._returned[chunk_id] = row | {"token_ids": np.array(token_ids, np.uint32)}
-                yield self._returned[chunk_id]
+                yield row | {"token_ids": self._token_ids(text)}
 
 
 def _context(root_id: str, row: dict[str, Any], similarity: float = 0.0) -> Context:

@@ -34,6 +34,11 @@ class Pool(Fillers, Protocol):
     root.
     """
 
+    def announce(self, groups: Sequence[Group]) -> None:
+        """Announce the roots whose passages are asked for next, so that one search and few reads
+        serve them all. The passages are the same without it."""
+        ...
+
     def at_random(self, group: Group) -> Iterator[Context]:
         """Iterate over random passages, all equally likely; seed and root determine the order."""
         ...
@@ -43,8 +48,7 @@ class Pool(Fillers, Protocol):
         ...
 
     def rows(self, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the rows of the table `passages` for passages that were returned before, and
-        forget them."""
+        """Return the rows of the table `passages` for passages that were returned before."""
         ...
 
 

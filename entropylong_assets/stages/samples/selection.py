@@ -124,6 +124,8 @@ def choose_groups(
         judged = pairs.with_columns(accepted=accepted_by(rule))
         own = build_groups(roots, judged, contexts, gain=gain_column(rule, settings))
     chooser = _Chooser(recipe, rule is not None, _retrieved(pairs, contexts), settings, pool)
+    if pool is not None and recipe.needs_pool:
+        pool.announce([group for group in reference if group.chosen])
     groups: list[Group] = []
     dropped: list[Dropped] = []
     for first, group in zip(reference, own, strict=True):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import polars as pl
 
@@ -58,20 +59,31 @@ def draw_controls(
     controls = []
     separator = source.tokenizer.separator_ids
     wanted = max(1, length - len(separator))
+    known: dict[str, tuple[str, str]] = {}
+
+    @cache
+    def draw(number: int, attempt: int) -> list[str]:
+        """Two draws are nearly always enough: most chunks have much the same length."""
+        drawn = [source.universe.draw(source.seed, root_id, number, attempt + i) for i in range(2)]
+        return [chunk_id for chunk_id in dict.fromkeys(drawn) if chunk_id not in excluded_chunks]
+
+    def fetch(chunk_ids: Sequence[str]) -> None:
+        missing = [chunk_id for chunk_id in dict.fromkeys(chunk_ids) if chunk_id not in known]
+        if missing:
+            known.update((row[0], row[1:]) for row in source.fetch(missing).iter_rows())
+
+    if source.universe.total:  # the first draws of all controls, in one request
+        fetch([chunk_id for number in range(count) for chunk_id in draw(number, 0)])
     for number in range(count):
         used: list[str] = []
         token_ids: list[int] = []
         attempt = 0
         while len(token_ids) < wanted and attempt < MAX_DRAWS and source.universe.total:
-            # Two draws are nearly always enough: most chunks have much the same length.
-            drawn = [
-                source.universe.draw(source.seed, root_id, number, attempt + i) for i in range(2)
-            ]
-            attempt += len(drawn)
-            new = [c for c in dict.fromkeys(drawn) if c not in excluded_chunks and c not in used]
-            rows = {row[0]: row[1:] for row in source.fetch(new).iter_rows()}
+            new = [chunk_id for chunk_id in draw(number, attempt) if chunk_id not in used]
+            attempt += 2
+            fetch(new)
             for chunk_id in new:
-                doc_id, text = rows.get(chunk_id, (root_id, ""))
+                doc_id, text = known.get(chunk_id, (root_id, ""))
                 if doc_id == root_id or is_near_duplicate(text) or len(token_ids) >= wanted:
                     continue
                 used.append(chunk_id)

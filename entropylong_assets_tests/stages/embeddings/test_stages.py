@@ -170,7 +170,7 @@ def test_a_fault_in_a_cutting_thread_ends_the_rows(
     def fail(*_: Any) -> Any:
         raise ValueError("no tokenizer")
 
-    monkeypatch.setattr(ShardEmbedding, "_chunks", fail)
+    monkeypatch.setattr(ShardEmbedding, "_cut_batch", fail)
     documents = corpus.store.batches(
         CORPUS_DOCUMENTS, SHARDS[0], "documents", ["doc_id", "source", "text"], 2
     )

@@ -62,6 +62,9 @@ class HandPool:
                 token_ids=ids,
             )
 
+    def announce(self, groups: Sequence[Group]) -> None:
+        """Every root is answered by itself."""
+
     def at_random(self, group: Group) -> Iterator[Context]:
         return self._contexts(group, "drawn")
 

@@ -6,6 +6,7 @@ makes them stale needlessly; samples without a record of the index that they wer
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from entropylong_assets.settings.section import Section, Settings, SettingsError
 from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.shards import plan_shards, save_plan
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.table import ChunkTable
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
 from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.retrieval.leak_check import WordNgrams
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.samples.pool import IndexPool
 from entropylong_assets.stages.samples.settings import BUILT_IN_RECIPES
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE as STAGE
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -360,3 +363,33 @@ def test_evidence_spans_are_at_their_place_in_the_sample(world: World) -> None:
             spans += 1
         assert len(dependencies.filter(pl.col("kind").is_null())) == 0
     assert spans > 5
+
+
+@pytest.mark.parametrize("recipe", FROM_POOL)
+def test_announced_roots_get_the_same_passages_with_few_requests(
+    partition_for: Any, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """Root by root, every root costs a search of the whole table and several reads."""
+    partition = partition_for(recipe)
+    calls: Counter[str] = Counter()
+
+    def counted(name: str) -> None:
+        original = getattr(ChunkTable, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(ChunkTable, name, call)
+
+    counted("search")
+    counted("fetch")
+    together = materialize(STAGE, partition).manifest
+    n_roots, few = together.summary["roots_packed"], dict(calls)
+    assert n_roots > 2
+    calls.clear()
+    monkeypatch.setattr(IndexPool, "announce", lambda *_: None)
+    assert materialize(STAGE, partition).manifest.data_version == together.data_version
+    assert calls["fetch"] > n_roots >= few["fetch"] > 0
+    if recipe == "quest":  # roots are read twice: to plan the samples, and to lay them out
+        assert few["search"] <= 2 < 2 * n_roots <= calls["search"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import chisquare
 
+from entropylong_assets.stages.embeddings import chunk_sample
 from entropylong_assets.stages.embeddings.chunk_sample import lowest_points
 from entropylong_assets.stages.embeddings.connection import chunk_schema
 from entropylong_assets.stages.embeddings.table import ChunkTable, open_table
@@ -119,6 +121,21 @@ def test_controls_have_the_exact_length_and_consist_of_their_chunks(length: int)
             assert len(whole) - last < length - 2
 
 
+def test_the_controls_of_a_root_are_read_in_one_request() -> None:
+    """One per control would be 25 ms each in object storage."""
+    requests: list[int] = []
+
+    def counted(chunk_ids: Sequence[str]) -> pl.DataFrame:
+        requests.append(len(chunk_ids))
+        return fetch(chunk_ids)
+
+    drawn = draw_controls(replace(source(), fetch=counted), ROOT, CANDIDATES, lambda _: False, 5, 8)
+    assert drawn == draw_controls(source(), ROOT, CANDIDATES, lambda _: False, 5, 8)
+    assert len(drawn) == 8
+    assert requests[0] >= 8
+    assert len(requests) <= 3, "only a control without a chunk among its first draws needs more"
+
+
 def test_the_same_seed_draws_the_same_controls_and_another_seed_others() -> None:
     assert draw() == draw()
     assert draw(count=1) == draw(count=2)[:1], "a control depends on how many there are"
@@ -195,8 +212,13 @@ def test_a_draw_stays_if_its_chunk_stays(n_chunks: int) -> None:
     assert all(b in set(rest) for b in after)
 
 
-def test_a_large_corpus_is_sampled_by_lowest_points(tmp_path: Path) -> None:
-    """The sample is bounded, and grows old slowly: it does not depend on shards or their order."""
+@pytest.mark.parametrize("rows_per_batch", [64, 100_000])
+def test_a_large_corpus_is_sampled_by_lowest_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_batch: int
+) -> None:
+    """The sample is bounded, and grows old slowly: it does not depend on shards or their order, nor
+    on how many ids are read at a time."""
+    monkeypatch.setattr(chunk_sample, "_ROWS_PER_BATCH", rows_per_batch)
     store = TableStore(str(tmp_path), "c")
     rows = [(f"d{i}-0", f"s{i % 7}") for i in range(5000)]
     schema = {"chunk_id": pl.String, "shard": pl.String}
@@ -207,6 +229,9 @@ def test_a_large_corpus_is_sampled_by_lowest_points(tmp_path: Path) -> None:
     recut = frame.with_columns(shard=pl.lit("t")).reverse()
     recut = recut.filter(pl.col("chunk_id").is_in(allowed["chunk_id"].to_list()))
     assert lowest_points(store, lambda: recut, [], limit=200).equals(sample)
+    twice = pl.concat([recut, recut.with_columns(shard=pl.lit("u"))])
+    every = lowest_points(store, lambda: twice, [], limit=20_000)
+    assert every.equals(allowed), "a chunk that two shards hold is drawn as one"
     larger = points([*allowed["chunk_id"], *(f"e{i}-0" for i in range(43))]).sort("point")
     common = set(larger.head(200)["chunk_id"]) & set(sample["chunk_id"])
     assert len(common) > 190, "1% more chunks replace about 1% of the sample"
