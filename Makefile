@@ -90,6 +90,7 @@ test-exports: .venv/test .venv-readers/done
 	ENTROPYLONG_READERS_PYTHON=$(CURDIR)/.venv-readers/bin/python \
 	  $(BIN)/python -m pytest entropylong_assets_tests/stages/training_data/test_real_readers.py \
 	  entropylong_assets_tests/stages/training_data/test_more_readers.py \
+	  entropylong_assets_tests/stages/training_data/test_mixed_export.py \
 	  entropylong_assets_tests/stages/training_data/test_jsonl.py
 
 test-day: .venv/test

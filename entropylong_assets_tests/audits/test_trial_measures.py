@@ -8,7 +8,9 @@ deploy/ that is not what the trial runs.
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +183,22 @@ def test_recipes_in_deploy_are_those_of_the_paper_and_the_trial() -> None:
     assert options["config_overrides"] == "rope_theta=200000000"
     assert "steps=1000" in script
     assert 64 * 131_072 / 2 == 4 * 2**20  # tokens per step, as its comment says
+
+
+def test_script_of_the_paper_passes_every_folder_with_its_proportion(tmp_path: Path) -> None:
+    """Quoted as one argument, the folders of a mixture would be one path that does not exist."""
+    trainer = tmp_path / "torchrun"
+    trainer.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    trainer.chmod(0o755)
+    given = {"MODEL": "llama", "DATA": "e/mds/train/constructed-a@0.6 e/mds/train/natural-a@0.4"}
+    run = subprocess.run(
+        ["bash", str(DEPLOY / "entropylong-128k.sh")],
+        env=os.environ | given | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    arguments = run.stdout.splitlines()
+    at = arguments.index("--tokenized_mds_train")
+    assert arguments[at + 1 : at + 3] == given["DATA"].split()
+    assert arguments[at + 3].startswith("--")

@@ -13,6 +13,7 @@ from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.stages.training_data.corpus_facts import cleaning_section
 from entropylong_assets.stages.training_data.front_matter import front_matter
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, ExportFacts
+from entropylong_assets.stages.training_data.split import TRAIN
 from entropylong_assets.stages.verification.false_acceptance import ROUGH
 
 
@@ -27,6 +28,7 @@ def facts_of(content: Mapping[str, Any]) -> ExportFacts:
         has_padding=bool(roles.get("padding") or fillers),
         tokenizer=TypeAdapter(TokenizerFacts).validate_python(tokenizer),
         loss_weights=export["loss_weights"],
+        sampling_weights=content.get("sampling_weights"),
     )
 
 
@@ -123,12 +125,18 @@ def _mixture(content: Mapping[str, Any]) -> str:
     head = ["part", "share of tokens wanted", "realised", "samples", "samples available"]
     names = ("share", "realised", "samples", "available")
     rows = [[part, *(row[n] for n in names)] for part, row in content["mixture"].items()]
+    weights = content["sampling_weights"]
+    groups = [(g, content["sources"][TRAIN][g], f"{w:.9g}") for g, w in weights.items()]
     return (
         "\n## Mixture\n\n"
         + _table(head, rows)
         + "\nNatural samples are windows of long documents, short ones are short documents one "
-        "after the other; neither has verified dependencies. The shares are in the number of "
-        "samples: a trainer that draws samples uniformly needs no weights.\n"
+        "after the other; neither has verified dependencies. All samples have one length, so that "
+        "shares of tokens are shares of samples. A trainer that draws samples uniformly gets the "
+        "realised shares. With the weights below, one that draws from the sources of each part "
+        "gets the wanted shares, for any number of steps. Validation needs no weights.\n\n"
+        + _table(["source of a part", "samples in train", "sampling weight"], groups)
+        + "\n*Use in trainers* has the weights in the form that each trainer reads.\n"
     )
 
 

@@ -47,6 +47,7 @@ from entropylong_assets.stages.training_data.mixed_samples import (
     plan_mixture,
     samples_by_source,
 )
+from entropylong_assets.stages.training_data.mixture import sampling_weights
 from entropylong_assets.stages.training_data.publication import Publication
 from entropylong_assets.stages.training_data.registry import (
     EXPORT_FORMATS,
@@ -259,6 +260,7 @@ def export_training_data(
     }
     if mixture is not None:
         content["mixture"] = mixture.block()
+        content["sampling_weights"] = sampling_weights(mixture.shares, sources[TRAIN])
     with publication:
         formats = [
             EXPORT_FORMATS[kind](FormatFolder(publication, kind), settings, facts_of(content))

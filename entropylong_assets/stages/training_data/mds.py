@@ -62,7 +62,7 @@ from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.stages.training_data.source_writers import SourceWriters
 from entropylong_assets.stages.training_data.split import TRAIN
-from entropylong_assets.stages.training_data.usage_texts import paths_of, usage_text
+from entropylong_assets.stages.training_data.usage_texts import paths_of, usage_text, weight_text
 
 Pieces = list[bytes | memoryview]
 
@@ -196,7 +196,7 @@ class MdsFormat(ExportFormat):
 
     def write(self, sample: Sample, split: str) -> None:
         values = encode_sample(sample, self.settings.export, mask=self.facts.has_padding)
-        self._writers.get(split, sample.domain).write(values)
+        self._writers.get(split, sample.group).write(values)
 
     def close(self) -> None:
         self._writers.close()
@@ -213,10 +213,20 @@ class MdsFormat(ExportFormat):
         weights = facts.loss_weights != "uniform"
         columns = sample_columns(mask=facts.has_padding, weights=weights)
         optional = [f", `{name}`" for name in ("mask", "position_weighted") if name in columns]
+        paths, drawn = paths_of(f"mds/{TRAIN}/", facts.sources[TRAIN]), facts.sampling_weights
+        if drawn is not None:
+            shares = map(weight_text, drawn.values())
+            paths = [f"{path}@{share}" for path, share in zip(paths, shares, strict=True)]
         text = usage_text(
             "mds",
             optional="".join(optional),
-            paths=paths_of(f"mds/{TRAIN}/", facts.sources[TRAIN]),
+            paths=" ".join(paths),
             sample_tokens=facts.tokenizer.sample_tokens,
         )
-        return text + (usage_text("mds_weights") if weights else "")
+        text += usage_text("mds_weights") if weights else ""
+        return text if drawn is None else text + usage_text("mds_mixture", streams=_streams(drawn))
+
+
+def _streams(weights: Mapping[str, float]) -> str:
+    """Items of a dict of Python: the folder of each stream, and its proportion."""
+    return "".join(f'    "{group}": {weight_text(w)},\n' for group, w in weights.items())

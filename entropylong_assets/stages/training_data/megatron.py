@@ -35,7 +35,12 @@ from entropylong_assets.stages.training_data.registry import (
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.source_writers import SourceWriters
 from entropylong_assets.stages.training_data.split import TRAIN, VALIDATION, split_of
-from entropylong_assets.stages.training_data.usage_texts import paths_of, usage_text
+from entropylong_assets.stages.training_data.usage_texts import (
+    paths_of,
+    usage_text,
+    weight_list,
+    weight_text,
+)
 
 _INT32 = 4
 _HEAD = struct.Struct("<9sQBQ")
@@ -85,7 +90,7 @@ class MegatronFormat(ExportFormat):
         )
 
     def write(self, sample: Sample, split: str) -> None:
-        self._writers.get(split, sample.domain).write(sample.token_ids_T)
+        self._writers.get(split, sample.group).write(sample.token_ids_T)
 
     def close(self) -> None:
         self._writers.close()
@@ -100,15 +105,20 @@ class MegatronFormat(ExportFormat):
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
         tokenizer = facts.tokenizer
+        paths = paths_of("megatron/train-", facts.sources[TRAIN])
+        if facts.sampling_weights is not None:
+            weights = map(weight_text, facts.sampling_weights.values())
+            paths = [f"{weight} {path}" for weight, path in zip(weights, paths, strict=True)]
         marks_borders = tokenizer.pad_id in (tokenizer.eos_id, tokenizer.bos_id)
-        return usage_text(
+        text = usage_text(
             "megatron",
             ambiguous="    allow_ambiguous_pad_tokens=True,\n" if marks_borders else "",
             blends=_blends(facts),
             pad_id=tokenizer.pad_id,
-            paths=paths_of("megatron/train-", facts.sources[TRAIN]),
+            paths=" ".join(paths),
             sample_tokens=tokenizer.sample_tokens,
         )
+        return text if facts.sampling_weights is None else text + usage_text("megatron_mixture")
 
 
 def _blends(facts: ExportFacts) -> str:
@@ -116,5 +126,8 @@ def _blends(facts: ExportFacts) -> str:
     blends = []
     for split in (TRAIN, VALIDATION):
         prefixes = [f'f"{{folder}}/megatron/{split}-{source}"' for source in facts.sources[split]]
-        blends.append(f"([{', '.join(prefixes)}], None)" if prefixes else "None")
+        weights = "None"
+        if split == TRAIN and facts.sampling_weights is not None:
+            weights = weight_list(facts.sampling_weights.values())
+        blends.append(f"([{', '.join(prefixes)}], {weights})" if prefixes else "None")
     return "[\n" + "".join(f"        {blend},\n" for blend in [*blends, "None"]) + "    ]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,12 @@ from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
 from entropylong_assets.stages.samples.ordering import hash_key
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.manifest import ExportError
-from entropylong_assets.stages.training_data.mixture import Entry, choose, count_samples
+from entropylong_assets.stages.training_data.mixture import (
+    Entry,
+    choose,
+    count_samples,
+    group_of,
+)
 from entropylong_assets.stages.training_data.sample_details import DETAILS, join_details
 from entropylong_assets.stages.training_data.samples import (
     Sample,
@@ -28,6 +33,7 @@ from entropylong_assets.stages.training_data.samples import (
     iterate_samples,
     make_samples,
 )
+from entropylong_assets.stages.training_data.settings import PARTS
 from entropylong_assets.stages.training_data.split import TRAIN, VALIDATION, Split
 from entropylong_assets.storage.tables import WHOLE, TableStore
 
@@ -143,32 +149,38 @@ class Mixture:
     def iterate(
         self, store: TableStore, shards: Sequence[str], provenance: bool
     ) -> Iterator[Sample]:
-        """The samples, ordered by source and shard; within one by part, then by id."""
-        for shard in shards:
-            chosen: dict[str, list[Entry]] = {}
-            for entry in sorted(
-                (e for e in self.entries if e.shard == shard), key=lambda e: (e.sample_id, e.copy)
-            ):
-                chosen.setdefault(entry.sample_id, []).append(entry)
-            for sample in self._of_shard(store, shard, chosen, provenance):
-                for entry in chosen[sample.sample_id]:
-                    yield _named(sample, entry)
+        """The samples, ordered by part, source and shard, and within one by id."""
+        chosen: dict[tuple[str, str], dict[str, list[Entry]]] = {}
+        for entry in sorted(self.entries, key=lambda e: (e.sample_id, e.copy)):
+            of_shard = chosen.setdefault((entry.part, entry.shard), {})
+            of_shard.setdefault(entry.sample_id, []).append(entry)
+        for part in PARTS:
+            for shard in shards:
+                if (part, shard) not in chosen:
+                    continue
+                of_shard = chosen[part, shard]
+                for sample in self._of_shard(store, shard, part, of_shard, provenance):
+                    for entry in of_shard[sample.sample_id]:
+                        yield _named(sample, entry)
 
     def _of_shard(
-        self, store: TableStore, shard: str, chosen: Mapping[str, Any], provenance: bool
+        self,
+        store: TableStore,
+        shard: str,
+        part: str,
+        chosen: Collection[str],
+        provenance: bool,
     ) -> Iterator[Sample]:
-        parts = {entries[0].part for entries in chosen.values()}
-        if "constructed" in parts:
+        if part == "constructed":
             for sample in iterate_samples(store, [shard], provenance=provenance):
                 if sample.sample_id in chosen:
                     yield sample
-        for part in ("natural", "short"):
-            if part in parts:
-                for plain in _plain_samples(
-                    store, shard, part, self._settings, self._tokenizer, self._short_limit
-                ):
-                    if plain.sample_id in chosen:
-                        yield _as_sample(plain, shard, provenance)
+            return
+        for plain in _plain_samples(
+            store, shard, part, self._settings, self._tokenizer, self._short_limit
+        ):
+            if plain.sample_id in chosen:
+                yield _as_sample(plain, shard, provenance)
 
 
 def _named(sample: Sample, entry: Entry) -> Sample:
@@ -295,11 +307,11 @@ def _documents(
 def samples_by_source(
     mixture: Mixture, split: Split, shards: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-    """Samples per split and source, sources in the order in which they are written."""
+    """Samples per split and source of a part, in the order in which they are written."""
     counts: dict[str, dict[str, int]] = {TRAIN: {}, VALIDATION: {}}
     order = {shard: number for number, shard in enumerate(shards)}
-    for entry in sorted(mixture.entries, key=lambda e: order[e.shard]):
+    for entry in sorted(mixture.entries, key=lambda e: (PARTS.index(e.part), order[e.shard])):
         if (side := split.side(entry.name)) is not None:
-            source = domain_of(entry.shard)
+            source = group_of(domain_of(entry.shard), entry.part)
             counts[side][source] = counts[side].get(source, 0) + 1
     return counts

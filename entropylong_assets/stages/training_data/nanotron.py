@@ -44,7 +44,7 @@ from entropylong_assets.stages.training_data.token_files import (
     smallest_dtype,
     write_dataset_json,
 )
-from entropylong_assets.stages.training_data.usage_texts import usage_text
+from entropylong_assets.stages.training_data.usage_texts import paths_of, usage_text, weight_list
 
 _SMALLEST = 2
 """Bytes of a token id: datatrove reads 2 or 4."""
@@ -93,7 +93,7 @@ class NanotronFormat(ExportFormat):
         )
 
     def write(self, sample: Sample, split: str) -> None:
-        self._writers.get(split, sample.domain).write(sample)
+        self._writers.get(split, sample.group).write(sample)
 
     def close(self) -> None:
         self._writers.close()
@@ -105,12 +105,15 @@ class NanotronFormat(ExportFormat):
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
         tokenizer = facts.tokenizer
-        folders = [f"<folder>/nanotron/train/{source}" for source in facts.sources[TRAIN]]
+        sources = facts.sources[TRAIN]
+        total = sum(sources.values())
+        by_size = {source: count / total for source, count in sources.items()}
         return usage_text(
             "nanotron",
             end="padding" if tokenizer.eos_id is None else "EOS",
-            folders=", ".join(folders),
+            folders=", ".join(paths_of("nanotron/train/", sources)),
             sample_tokens=tokenizer.sample_tokens,
             token_size=smallest_dtype(tokenizer.vocab_size, _SMALLEST).itemsize,
             vocab_size=tokenizer.vocab_size,
+            weights=weight_list((facts.sampling_weights or by_size).values()),
         )

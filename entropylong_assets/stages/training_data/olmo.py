@@ -36,7 +36,7 @@ from entropylong_assets.stages.training_data.token_files import (
     smallest_dtype,
     write_dataset_json,
 )
-from entropylong_assets.stages.training_data.usage_texts import usage_text
+from entropylong_assets.stages.training_data.usage_texts import usage_text, weight_text
 
 _MASK = "-label-mask"
 
@@ -72,7 +72,7 @@ class OlmoFormat(ExportFormat):
         )
 
     def write(self, sample: Sample, split: str) -> None:
-        self._writers.get(split, sample.domain).write(sample)
+        self._writers.get(split, sample.group).write(sample)
 
     def close(self) -> None:
         self._writers.close()
@@ -86,7 +86,7 @@ class OlmoFormat(ExportFormat):
     def usage(cls, facts: ExportFacts) -> str:
         tokenizer = facts.tokenizer
         dtype = smallest_dtype(tokenizer.vocab_size).name
-        return usage_text(
+        text = usage_text(
             "olmo",
             bos_id=tokenizer.bos_id,
             dtype=dtype,
@@ -96,3 +96,10 @@ class OlmoFormat(ExportFormat):
             sample_tokens=tokenizer.sample_tokens,
             vocab_size=tokenizer.vocab_size,
         )
+        if facts.sampling_weights is None:
+            return text
+        ratios = "".join(
+            f'    "{group}": {weight_text(weight)},\n'
+            for group, weight in facts.sampling_weights.items()
+        )
+        return text + usage_text("olmo_mixture", ratios=ratios)

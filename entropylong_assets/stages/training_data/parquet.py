@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.mixture import part_of, part_weights
 from entropylong_assets.stages.training_data.registry import (
     EXPORT_FORMATS,
     ExportFacts,
@@ -42,7 +43,11 @@ from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.stages.training_data.source_writers import SourceWriters
 from entropylong_assets.stages.training_data.split import split_of
-from entropylong_assets.stages.training_data.usage_texts import usage_text
+from entropylong_assets.stages.training_data.usage_texts import (
+    usage_text,
+    weight_list,
+    weight_text,
+)
 
 ROW_GROUP = 16
 """Samples per row group (8 MiB of token ids at 131,072)."""
@@ -192,7 +197,8 @@ class ParquetWriter:
 
 @EXPORT_FORMATS.register("parquet")
 class ParquetFormat(ExportFormat):
-    """One table per split: `<split>-<nnnnn>.parquet`."""
+    """One table per split: `<split>-<nnnnn>.parquet`, or `<split>-<part>-<nnnnn>.parquet` for each
+    part of a mixture."""
 
     description: ClassVar[str] = (
         "Parquet files for Hugging Face datasets, with labels, borders and dependencies"
@@ -201,11 +207,11 @@ class ParquetFormat(ExportFormat):
     def __init__(self, folder: FormatFolder, settings: Settings, facts: ExportFacts) -> None:
         super().__init__(folder, settings, facts)
         self._writers = SourceWriters(
-            lambda split, _: ParquetWriter(folder, split, settings.export)
+            lambda split, part: ParquetWriter(folder, _prefix(split, part), settings.export)
         )
 
     def write(self, sample: Sample, split: str) -> None:
-        self._writers.get(split).write(sample)
+        self._writers.get(split, sample.kind or "").write(sample)
 
     def close(self) -> None:
         self._writers.close()
@@ -227,6 +233,8 @@ class ParquetFormat(ExportFormat):
     @classmethod
     def usage(cls, facts: ExportFacts) -> str:
         text = usage_text("parquet", sample_tokens=facts.tokenizer.sample_tokens)
+        if facts.sampling_weights is not None:
+            text += "\n" + _mixture_text(part_weights(facts.sampling_weights))
         if facts.loss_weights == "uniform":
             return text
         return text + "\n" + usage_text("weights", loss_weights=facts.loss_weights)
@@ -241,9 +249,33 @@ class ParquetFormat(ExportFormat):
         columns = {"default": list(TRAINED), "provenance": None}
         if facts.loss_weights != "uniform":
             columns["weighted"] = [*TRAINED, _WEIGHTS.name]
-        return {
-            "configs": [
-                {"config_name": name, "data_files": files} | ({"columns": chosen} if chosen else {})
-                for name, chosen in columns.items()
+        configs = [
+            {"config_name": name, "data_files": files} | ({"columns": chosen} if chosen else {})
+            for name, chosen in columns.items()
+        ]
+        for part in part_weights(facts.sampling_weights or {}):
+            of_part = [
+                {"split": split, "path": f"parquet/{_prefix(split, part)}-*.parquet"}
+                for split, groups in facts.sources.items()
+                if any(part_of(group) == part for group in groups)
             ]
-        }
+            configs.append({"config_name": part, "data_files": of_part, "columns": list(TRAINED)})
+        return {"configs": configs}
+
+
+def _prefix(split: str, part: str) -> str:
+    """How the names of the files of a split begin, or of its samples of a part."""
+    return f"{split}-{part}" if part else split
+
+
+def _mixture_text(weights: Mapping[str, float]) -> str:
+    """How to draw from the parts with these weights."""
+    return usage_text(
+        "parquet_mixture",
+        fractions="".join(
+            f"  - {{path: <folder>, name: {part}, fraction: {weight_text(weight)}}}\n"
+            for part, weight in weights.items()
+        ),
+        parts=", ".join(f'"{part}"' for part in weights),
+        probabilities=weight_list(weights.values()),
+    )

@@ -30,7 +30,8 @@ class ExportFacts:
     splits: Mapping[str, int]
     """Samples per split."""
     sources: Mapping[str, Mapping[str, int]]
-    """Samples per split and source, in the order in which they are written."""
+    """Samples per split and source, in the order in which they are written. In a mixture, a source
+    is one of a part: `<part>-<source>`, as `Sample.group`."""
     has_padding: bool
     """Whether any sample contains tokens that must be excluded from the loss: padding, or fillers
     that are not learnt."""
@@ -39,6 +40,9 @@ class ExportFacts:
     same as `tokenizer`, with `dtype`, the type of ids in all formats: ID_DTYPE."""
     loss_weights: str
     """`export.loss_weights` of the settings."""
+    sampling_weights: Mapping[str, float] | None = None
+    """Weights with which a trainer draws from the sources of the split `train`, so that the parts
+    have the wanted shares; they add up to 1. None without a mixture."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ class ExportFormat(ABC):
     `entropylong_assets.export_formats`. It is then available as `export.formats: [my_format]`.
 
     One object is made per export. Its `write` receives every sample of both splits, ordered by
-    source, shard and id, then `close` is called. The files lie in a folder named like the format.
-    Equal samples and settings must give equal bytes: no dates, no random names. Memory must not
-    grow with the number of samples.
+    the part of a mixture, source, shard and id, then `close` is called. The files lie in a folder
+    named like the format. Equal samples and settings must give equal bytes: no dates, no random
+    names. Memory must not grow with the number of samples.
     """
 
     description: ClassVar[str]

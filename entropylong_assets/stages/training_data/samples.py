@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.training_data.mixture import group_of
 from entropylong_assets.stages.training_data.sample_details import DETAILS, read_details
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.storage.manifest import TableError
@@ -63,6 +64,11 @@ class Sample:
     def domain(self) -> str:
         """The source of its roots: a shard's key is `<source>-<nnnnn>`."""
         return domain_of(self.shard)
+
+    @property
+    def group(self) -> str:
+        """The name of the files it is written to: its source, after its part in a mixture."""
+        return group_of(self.domain, self.kind)
 
     @property
     def real_tokens(self) -> int:

@@ -184,7 +184,7 @@ The same inputs give the same bytes under the same name; an export that exists a
     sections={"export": ExportSettings},
     determined_by=_determined_by,
     skip_reason=_skip_reason,
-    code_version=4,
+    code_version=5,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("files_as_written", "Every file, read again, has the bytes that were written."),

@@ -14,6 +14,16 @@ def usage_text(name: str, **values: Any) -> str:
     return Template(path.read_text(encoding="utf-8")).substitute(values)
 
 
-def paths_of(folder: str, sources: Iterable[str]) -> str:
-    """Arguments that name one path per source, below a folder of this export."""
-    return " ".join(f"<folder>/{folder}{source}" for source in sources)
+def paths_of(folder: str, sources: Iterable[str]) -> list[str]:
+    """One path per source, below a folder of this export."""
+    return [f"<folder>/{folder}{source}" for source in sources]
+
+
+def weight_text(weight: float) -> str:
+    """A sampling weight in decimals, as every trainer reads it."""
+    return f"{weight:.9f}".rstrip("0")
+
+
+def weight_list(weights: Iterable[float]) -> str:
+    """Sampling weights as a list of Python and of YAML."""
+    return f"[{', '.join(map(weight_text, weights))}]"

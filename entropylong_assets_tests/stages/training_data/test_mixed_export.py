@@ -1,17 +1,28 @@
 """An export of a mixture, through all stages of a tiny corpus.
 
 The failures guarded against: shares that are not those of the files, tokens that are not those of
-their documents, a document in both splits, and other bytes in a second run.
+their documents, a document in both splits, other bytes in a second run, and sampling weights that
+a trainer can't parse or that name other files. `make test-exports` draws with the trainers' own
+classes.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import make_project, open_store
@@ -26,7 +37,7 @@ from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.stage import Partition
 from entropylong_assets.stages.training_data.destination import export_uri
-from entropylong_assets.stages.training_data.export import export_training_data
+from entropylong_assets.stages.training_data.export import Export, export_training_data
 from entropylong_assets.stages.training_data.stage import TRAINING_DATASET_STAGE
 from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
 from entropylong_assets.storage.tables import WHOLE
@@ -177,20 +188,25 @@ def test_a_second_run_writes_the_same_bytes(settings: Settings, tmp_path: Path) 
     assert again.version == manifest["version"]
 
 
-def test_every_format_writes_the_mixture_and_the_card_its_shares(
-    settings: Settings, tmp_path: Path
-) -> None:
-    formats = ("mds", "parquet", "megatron", "olmo", "nanotron", "jsonl")
-    changes = {"destination": str(tmp_path), "formats": formats, "validation_fraction": 0.0}
+FORMATS = ("mds", "parquet", "megatron", "olmo", "nanotron", "jsonl")
+
+
+@pytest.fixture(scope="module")
+def published(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The mixture in every format."""
+    changes = {"destination": str(tmp_path_factory.mktemp("published")), "formats": FORMATS}
     export = settings.export.model_copy(update=changes)
-    published = export_training_data(
+    return export_training_data(
         open_store(settings),
         SHARDS,
         settings.model_copy(update={"export": export}),
         code_version="c",
     )
+
+
+def test_every_format_writes_the_mixture_and_the_card_its_shares(published: Export) -> None:
     folder = Path(published.uri)
-    assert {p.name for p in folder.iterdir() if p.is_dir()} == set(formats)
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == set(FORMATS)
     lines = [
         json.loads(line)
         for path in folder.glob("jsonl/*.jsonl")
@@ -204,6 +220,180 @@ def test_every_format_writes_the_mixture_and_the_card_its_shares(
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "## Mixture" in card
     assert "| natural | 0.3 |" in card
+    for group, weight in expected_weights(published).items():
+        assert re.search(rf"^\| {group} \| \d+ \| {float(weight):.6g}\d* \|$", card, re.M), group
+
+
+def expected_weights(published: Export) -> dict[str, Fraction]:
+    """The share of a part, divided among its sources by the rows of the Parquet files."""
+    parts = [pl.read_parquet(p) for p in Path(published.uri).glob("parquet/train-*.parquet")]
+    counts = pl.concat(parts).group_by("kind", "domain").len().sort("kind", "domain")
+    of_part = dict(counts.group_by("kind").agg(pl.col("len").sum()).iter_rows())
+    assert set(of_part) == set(MIXTURE)
+    return {
+        f"{kind}-{domain}": Fraction(str(MIXTURE[kind])) * n / of_part[kind]
+        for kind, domain, n in counts.iter_rows()
+    }
+
+
+def code_blocks(published: Export, heading: str, language: str) -> list[str]:
+    """Code under a heading of the card, with the folder of the export in its place."""
+    text = (Path(published.uri) / "README.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^### {re.escape(heading)}.*?(?=^#|\Z)", text, re.M | re.S)
+    blocks = re.findall(rf"```{language}\n(.*?)```", section, re.S)
+    return [block.replace("<folder>", published.uri) for block in blocks]
+
+
+def value_of(code: str, name: str, folder: str) -> Any:
+    """The value assigned to a name, or given to a keyword of this name, in Python code."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.keyword) and node.arg == name:
+            return eval(ast.unparse(node.value), {"folder": folder})
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return eval(ast.unparse(node.value), {"folder": folder})
+    raise AssertionError(f"no {name}")
+
+
+def prolong_weights(published: Export) -> dict[str, str]:
+    """As its `build_dataset` reads the paths: the proportion follows the first @."""
+    (command,) = code_blocks(published, "ProLong", "bash")
+    arguments = re.findall(r"--tokenized_mds_train (.*?) \\\n", command)[0].split()
+    pairs = dict(argument.split("@", 1) for argument in arguments)
+    assert all((Path(path) / "index.json").is_file() for path in pairs)
+    return {Path(path).name: weight for path, weight in pairs.items()}
+
+
+def streaming_weights(published: Export) -> dict[str, float]:
+    code = code_blocks(published, "ProLong", "python")[0]
+    weights: dict[str, float] = value_of(code, "proportions", published.uri)
+    return weights
+
+
+def megatron_arguments(published: Export) -> dict[str, str]:
+    """As its `get_blend_from_list` reads the arguments: weight, prefix, weight, prefix, ..."""
+    (command,) = code_blocks(published, "Megatron-LM", "bash")
+    arguments = re.findall(r"--train-data-path (.*)\n", command)[0].split()
+    pairs = dict(zip(arguments[1::2], arguments[::2], strict=True))
+    assert all(Path(f"{prefix}.idx").is_file() for prefix in pairs)
+    return {Path(prefix).name.removeprefix("train-"): w for prefix, w in pairs.items()}
+
+
+def megatron_blend(published: Export) -> dict[str, float]:
+    code = code_blocks(published, "Megatron-LM", "python")[0]
+    (prefixes, weights), validation, test = value_of(code, "blend_per_split", published.uri)
+    assert validation[1] is test is None
+    assert all(Path(f"{prefix}.bin").is_file() for prefix in [*prefixes, *validation[0]])
+    names = [Path(prefix).name.removeprefix("train-") for prefix in prefixes]
+    return dict(zip(names, weights, strict=True))
+
+
+def olmo_ratios(published: Export) -> dict[str, float]:
+    _, code = code_blocks(published, "OLMo-core", "python")
+    ratios: dict[str, float] = value_of(code, "ratios", published.uri)
+    for name in ratios:
+        ids, mask = (f"olmo/{part}/{name}.npy" for part in ("train", "train-label-mask"))
+        assert (Path(published.uri) / ids).is_file()
+        assert (Path(published.uri) / mask).is_file()
+    return ratios
+
+
+def nanotron_weights(published: Export) -> dict[str, float]:
+    (text,) = code_blocks(published, "nanotron", "yaml")
+    dataset = yaml.safe_load(text)["data_stages"][0]["data"]["dataset"]
+    folders = [Path(folder) for folder in dataset["dataset_folder"]]
+    assert all((folder / "samples.ds").is_file() for folder in folders)
+    weights = dataset["dataset_weights"]
+    return {folder.name: w for folder, w in zip(folders, weights, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "weights_of",
+    [
+        prolong_weights,
+        streaming_weights,
+        megatron_arguments,
+        megatron_blend,
+        olmo_ratios,
+        nanotron_weights,
+    ],
+)
+def test_weights_are_in_the_syntax_of_the_trainer(
+    published: Export, weights_of: Callable[[Export], Mapping[str, Any]]
+) -> None:
+    weights = {name: Fraction(str(w)) for name, w in weights_of(published).items()}
+    assert sum(weights.values()) == 1
+    expected = expected_weights(published)
+    assert len(expected) > len(MIXTURE)
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        assert abs(weight - expected[name]) < Fraction(1, 10**9)
+    for part, share in MIXTURE.items():
+        of_part = [w for name, w in weights.items() if name.startswith(f"{part}-")]
+        assert abs(sum(of_part) - Fraction(str(share))) < Fraction(len(of_part), 10**9)
+
+
+def test_datasets_draw_from_configurations_of_the_parts(published: Export) -> None:
+    (code,) = code_blocks(published, "Mixtures with `datasets`", "python")
+    probabilities = value_of(code, "probabilities", published.uri)
+    parts = re.findall(r'for part in \("(.*)"\)', code)[0].split('", "')
+    assert dict(zip(parts, probabilities, strict=True)) == MIXTURE
+    (text,) = code_blocks(published, "Mixtures with `datasets`", "yaml")
+    entries = yaml.safe_load(text)["datasets"]
+    assert {entry["name"]: entry["fraction"] for entry in entries} == MIXTURE
+    card = (Path(published.uri) / "README.md").read_text(encoding="utf-8")
+    configs = {c["config_name"]: c for c in yaml.safe_load(card.split("---\n")[1])["configs"]}
+    for part in MIXTURE:
+        (train,) = [f for f in configs[part]["data_files"] if f["split"] == "train"]
+        rows = pl.read_parquet(f"{published.uri}/{train['path']}")
+        assert set(rows["kind"]) == {part}
+
+
+READERS_PYTHON = os.environ.get("ENTROPYLONG_READERS_PYTHON")
+READER = Path(__file__).parent / "readers" / "read_mixture.py"
+PAGE = Path(__file__).parents[3] / "docs" / "trainers.md"
+AT_RANDOM = {"datasets", "torchtitan", "litdata"}
+"""Trainers that draw the part of each sample at random."""
+
+
+@pytest.mark.skipif(
+    not READERS_PYTHON, reason="the trainers have an environment of their own: make test-exports"
+)
+@pytest.mark.parametrize(
+    "trainer", ["streaming", "prolong", "megatron", "olmo", "trl", *sorted(AT_RANDOM)]
+)
+def test_trainers_draw_the_stated_shares(published: Export, tmp_path: Path, trainer: str) -> None:
+    command = [str(READERS_PYTHON), str(READER), trainer, published.uri, str(tmp_path), str(PAGE)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    parts = [pl.read_parquet(p) for p in Path(published.uri).glob("parquet/train-*.parquet")]
+    part_of = {
+        hashlib.sha256(np.array(ids, np.int64).tobytes()).hexdigest(): kind
+        for kind, ids in pl.concat(parts).select("kind", "input_ids").iter_rows()
+    }
+    drawn = [part_of[name] for name in json.loads(run.stdout.splitlines()[-1])]
+    sources = len(published.manifest["sources"]["train"])
+    assert len(drawn) >= 10
+    for part, share in MIXTURE.items():
+        expected = share * len(drawn)
+        spread = 4 * (expected * (1 - share)) ** 0.5 if trainer in AT_RANDOM else sources
+        assert abs(drawn.count(part) - expected) <= spread, (drawn.count(part), expected)
+
+
+def test_without_a_mixture_no_weights_are_stated(settings: Settings, tmp_path: Path) -> None:
+    changes = {"destination": str(tmp_path), "formats": FORMATS, "mixture": None}
+    plain = settings.model_copy(update={"export": settings.export.model_copy(update=changes)})
+    export = export_training_data(open_store(settings), SHARDS, plain, code_version="c")
+    card = (Path(export.uri) / "README.md").read_text(encoding="utf-8")
+    assert "sampling_weights" not in export.manifest
+    for word in ("@0", "proportion", "ratio=", "interleave_datasets"):
+        assert word not in card
+    # nanotron draws from every folder equally often unless told otherwise.
+    weights = nanotron_weights(export)
+    sources = export.manifest["sources"]["train"]
+    for name, n in sources.items():
+        assert weights[name] == pytest.approx(n / sum(sources.values()), abs=1e-8)
 
 
 def test_repetition_lets_a_small_part_limit_less(settings: Settings, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Counts and choice of a mixture.
 
 The failures guarded against: a share that is off by more than a sample, a part that gives more than
-it has, a smaller total than is possible, and a choice that depends on the order of the shards.
+it has, a smaller total than is possible, a choice that depends on the order of the shards, and
+weights that don't add up to 1 or leave a source out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from entropylong_assets.stages.training_data.mixture import Entry, choose, count_samples
+from entropylong_assets.stages.training_data.mixture import (
+    Entry,
+    choose,
+    count_samples,
+    part_weights,
+    sampling_weights,
+)
 
 SHARES = {"constructed": 0.6, "natural": 0.3, "short": 0.1}
 
@@ -67,3 +74,35 @@ def test_choice_is_by_hash_and_repeats_evenly() -> None:
     uses = [sum(e.sample_id == f"id{i}" for e in repeated) for i in range(10)]
     assert sorted(uses) == [2] * 5 + [3] * 5
     assert {e.copy for e in repeated if e.sample_id == chosen[0].sample_id} == {0, 1, 2}
+
+
+def test_weights_add_up_and_divide_a_part_by_samples() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(500):
+        parts = draw.integers(1, 20, 3)
+        shares = {n: float(p / parts.sum()) for n, p in zip(SHARES, parts, strict=True)}
+        groups = {
+            f"{part}-source-{i}": int(draw.integers(1, 10_000))
+            for part in SHARES
+            for i in range(int(draw.integers(1, 5)))
+        }
+        weights = sampling_weights(shares, groups)
+        assert list(weights) == list(groups)
+        assert sum(Fraction(str(w)) for w in weights.values()) == 1
+        assert min(weights.values()) > 0
+        for part, weight in part_weights(weights).items():
+            of_part = {g: n for g, n in groups.items() if g.startswith(f"{part}-")}
+            assert weight == pytest.approx(shares[part], abs=1e-8)
+            for group, n in of_part.items():
+                share = shares[part] * n / sum(of_part.values())
+                assert weights[group] == pytest.approx(share, abs=2e-9)
+
+
+def test_a_part_without_samples_leaves_its_weight_to_the_others() -> None:
+    weights = sampling_weights(SHARES, {"constructed-a": 5, "natural-a": 1, "natural-b": 2})
+    assert weights == {
+        "constructed-a": 0.666666667,
+        "natural-a": 0.111111111,
+        "natural-b": 0.222222222,
+    }
+    assert sampling_weights(SHARES, {}) == {}
