@@ -15,6 +15,7 @@ from entropylong_assets.report.details import (
 from entropylong_assets.report.distributions import Rows, distributions, open_tables
 from entropylong_assets.report.examples import examples
 from entropylong_assets.report.funnel import funnel
+from entropylong_assets.report.natural import natural_section
 from entropylong_assets.report.proof import audit_coverage, gather_proof, trial_table
 from entropylong_assets.report.recorded_settings import RecordedSettings, as_text
 from entropylong_assets.report.text import visible
@@ -198,6 +199,7 @@ def gather_run(
         "audits": audit_coverage(source.store, source.shards),
         "proof": [(name, visible(v) if isinstance(v, str) else v, kind) for name, v, kind in proof],
         "trial": trial_table(source.store),
+        "natural": natural_section(source.store, source.shards, tokenizer),
         "funnel": [step.as_dict() for step in steps],
         "sources": sources,
         "roots": shown,

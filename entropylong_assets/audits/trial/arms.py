@@ -12,6 +12,7 @@ import polars as pl
 import yaml
 from pydantic import ValidationError
 
+from entropylong_assets.audits.trial.arm_mixture import mix
 from entropylong_assets.audits.trial.folder import Rows, TrialError, compact
 from entropylong_assets.audits.trial.settings import Arm, TrialSettings
 from entropylong_assets.settings.section import Settings, one_line
@@ -21,14 +22,30 @@ from entropylong_assets.stages.samples.selection import needs_pool
 from entropylong_assets.stages.samples.settings import SampleSettings
 from entropylong_assets.stages.samples.shard_inputs import open_tables, stored
 from entropylong_assets.stages.samples.shard_packing import pack_shard
+from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.stage import Partition
 from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.stages.verification.registry import RULES, evaluated_rules
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 
-ROLES = ("root", "verified", "hard_negative", "unverified", "filler", "padding")
+ROLES = (
+    "root",
+    "verified",
+    "hard_negative",
+    "unverified",
+    "filler",
+    "natural",
+    "short",
+    "padding",
+)
 
+
+_SAMPLE = {
+    name: pl.Schema(LONG_CONTEXT_SAMPLES.schemas["samples"])[name]
+    for name in ("sample_id", "input_ids", "n_padding")
+}
+"""Columns of a sample that an arm needs, and their types."""
 
 DEFAULT_ARMS: Mapping[str, Arm] = {
     **{
@@ -129,17 +146,28 @@ def pack_arm(
     settings = settings_of(arm, dataset.settings, sample_tokens)
     collected = _Collector()
     packed_shards = 0
-    for shard in shards:
+    constructs = arm.mixture is None or arm.mixture.get("constructed")
+    for shard in shards if constructs else ():
         if max_samples is not None and sum(map(len, collected.samples)) >= max_samples:
             break
         packed_shards += 1
         _pack_shard(Partition(settings, dataset.store, shard), arm, collected)
-    frames = [frame.select("sample_id", "input_ids", "n_padding") for frame in collected.samples]
-    if not frames:
+    frames = [frame.select(*_SAMPLE) for frame in collected.samples]
+    if not frames and constructs:
         raise TrialError(
             "no root has a context under this arm, so there are no samples; leave the arm out"
         )
-    samples = pl.concat(frames)[:max_samples]
+    samples = pl.concat([pl.DataFrame(schema=_SAMPLE), *frames])
+    if arm.mixture is None:
+        samples = samples[:max_samples]
+    else:
+        samples, collected.segments = mix(
+            arm,
+            Partition(settings, dataset.store),
+            shards,
+            (samples, collected.segments),
+            max_samples,
+        )
     kept = set(samples["sample_id"])
     segments = [row for row in collected.segments if row["sample_id"] in kept]
     dependencies = [row for row in collected.dependencies if row["sample_id"] in kept]
@@ -160,6 +188,7 @@ def pack_arm(
             "layout": settings.samples.layout,
             "fill": settings.samples.fill,
             "loss_weights": arm.loss_weights,
+            "mixture": arm.mixture and dict(arm.mixture),
             "samples": len(samples),
             "shards": packed_shards,
             "learnt_tokens": int((lengths_N - 1).sum()),

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from entropylong_assets.audits.trial.training_settings import TrainingSettings
 from entropylong_assets.settings.section import Section
+from entropylong_assets.stages.training_data.settings import Shares
 
 
 class Arm(Section):
@@ -25,6 +26,9 @@ class Arm(Section):
     """As `export.loss_weights`."""
     anchor_weight: float = Field(2.0, gt=0)
     """As `export.anchor_weight`."""
+    mixture: Shares | None = None
+    """As `export.mixture`: shares of the arm's `constructed` samples, of `natural` windows, which
+    are cut to the length of the trial's samples, and of `short` documents. `null`: constructed."""
 
 
 class TrialSettings(Section):

@@ -13,7 +13,9 @@ from entropylong_assets.audits.trial.settings import TrialSettings
 from entropylong_assets.audits.trial.tables import TRAINING_TRIAL, TrainingTrialSummary
 from entropylong_assets.settings.cluster import GPU_STEP
 from entropylong_assets.settings.section import Settings, fingerprint
+from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
+from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.selection import needs_pool
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
@@ -62,6 +64,12 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
         shards = store.shards(CANDIDATE_CONTEXTS)
         searched = {store.summary(CANDIDATE_CONTEXTS, shard).index for shard in shards}
         found |= {**query_identity(partition.corpus.embedding), "indexes": sorted(searched)}
+    parts = {p for arm in settings.trial.arms.values() for p, s in (arm.mixture or {}).items() if s}
+    if "natural" in parts:
+        made = store.shards(NATURAL_DOCUMENTS)
+        found["natural"] = {s: store.require(NATURAL_DOCUMENTS, s).data_version for s in made}
+    if "short" in parts:  # all documents in the index that no sample has
+        found["index"] = store.require(EMBEDDING_INDEX).data_version
     if settings.trial.evaluation:
         found["evaluation"] = texts_version(settings.trial.evaluation, store)
     return found

@@ -121,6 +121,38 @@ function drawProof() {
   ...RUNS.map(lacking).filter(Boolean), ...(some ? [figureTable((r) => r.proof)] : []), ...RUNS.flatMap(trial));
 }
 
+// A key token of a natural window, and the place before its short window that has the same text.
+function keyToken(t) {
+  const top = Math.max(t.surprisal_short, t.surprisal_long, 1e-6);
+  const bar = (name, value, kind) => element("p", { class: "measure" }, element("span", {}, name),
+    element("span", { class: `bar ${kind}`, style: { width: barWidth(value, top) } }), ` ${number(value)} nats`);
+  const quote = ([before, text, after]) => element("p", { class: "quote", dir: "auto" },
+    "…", before, marked(text), after, "…");
+  return [element("p", { class: "from" }, `position ${whole(t.found_at)}: equal text`), quote(t.found),
+    element("p", { class: "from" }, `position ${whole(t.position)}, ${whole(t.distance)} tokens later: the key token`),
+    quote(t.token), bar("surprisal, short window", t.surprisal_short, "alone"),
+    bar("long window", t.surprisal_long, "context")];
+}
+
+function drawNatural() {
+  const some = RUNS.some((r) => r.natural);
+  section("natural").hidden = !some;
+  document.querySelector('nav a[href="#natural"]').hidden = !some;
+  if (!some) return;
+  section("natural").append(element("p", {}, "Windows of long documents, kept by information gain: how " +
+    "much better the model knows the text in a long window than in a short one. A key token needs more " +
+    "than the short window: its surprisal falls by more than 2 nats, to less than 2. The audits " +
+    "above are of constructed samples: natural windows have no anchors and no contexts to replace."),
+  figureTable((r) => (r.natural ? r.natural.figures : [])),
+  ...RUNS.filter((r) => r.natural && r.natural.example).map((run) => {
+    const e = run.natural.example;
+    return element("article", { class: "example card natural" },
+      element("h3", {}, RUNS.length > 1 ? `${run.label}: ` : "", `the window with the highest gain, ${number(e.gain)} nats`),
+      element("p", { class: "from" }, `${e.source} · ${e.window_id} · ${whole(e.key_tokens)} key tokens · gzip ratio ${number(e.gzip_ratio)}`),
+      e.tokens.flatMap(keyToken));
+  }));
+}
+
 function drawFunnel() {
   const rows = RUNS[0].funnel.flatMap((step, i) => {
     const steps = RUNS.map((r) => r.funnel[i]);
@@ -216,6 +248,7 @@ drawHead();
 drawOverview();
 drawExamples();
 drawProof();
+drawNatural();
 drawDetails();
 drawFunnel();
 drawRuns();

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from entropylong_assets.stages.diversity import spread_lines
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
+from entropylong_assets.stages.natural_documents.figures import figure_lines
 from entropylong_assets.stages.training_data.corpus_facts import cleaning_section
 from entropylong_assets.stages.training_data.front_matter import front_matter
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, ExportFacts
@@ -140,6 +141,50 @@ def _mixture(content: Mapping[str, Any]) -> str:
     )
 
 
+def _quoted(parts: Sequence[str]) -> str:
+    """Text around a place, the place itself in bold, as one table cell."""
+    before, text, after = (_cell("".join(c if c.isprintable() else " " for c in p)) for p in parts)
+    return f"… {before} **{text or '␣'}** {after} …"
+
+
+def _natural(content: Mapping[str, Any]) -> str:
+    """Figures of the natural windows of a mixture, and one to read; empty without any."""
+    figures = content.get("natural")
+    if figures is None:
+        return ""
+    text = (
+        "\n## Natural documents\n\nWindows of long documents, kept by information gain "
+        "(LongFilter, arXiv 2510.25804): how much better the scoring model knows the text in a "
+        "long window than in a short one. A key token needs more than the short window: its "
+        "surprisal falls by more than 2 nats, to less than 2 (LongPPL, arXiv 2410.23771). What it "
+        "needs is taken to be at the nearest earlier place with the same text. The audits of "
+        "anchors and contexts do not apply to these windows.\n\n"
+        + _table(["figure", "value"], [(name, value) for name, value, _ in figure_lines(figures)])
+    )
+    example = figures["example"]
+    if example is None:
+        return text
+    rows = [
+        "| "
+        + " | ".join(
+            [
+                f"{t['found_at']:,}: {_quoted(t['found'])}",
+                f"{t['position']:,}: {_quoted(t['token'])}",
+                _cell(t["distance"]),
+                f"{t['surprisal_short']:.2f} → {t['surprisal_long']:.2f}",
+            ]
+        )
+        + " |\n"
+        for t in example["tokens"]
+    ]
+    head = ["what it needs", "key token", "distance (tokens)", "surprisal, short → long (nats)"]
+    return (
+        f"{text}\nThe window with the highest gain ({example['gain']:.3f} nats), "
+        f"`{example['window_id']}` of {_cell(example['source'])}, and some of its "
+        f"{example['key_tokens']:,} key tokens:\n\n" + _table(head, []) + "".join(rows)
+    )
+
+
 def _masked_fillers(content: Mapping[str, Any]) -> str:
     """A note for exports whose fillers are not learnt; empty for others."""
     if content["settings"]["export"]["learn_fillers"]:
@@ -195,6 +240,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         "## Figures\n\n"
         + _table(["figure", "value"], _figure_rows(figures, rule))
         + _mixture(content)
+        + _natural(content)
         + "\n## Sources\n\n"
         + _sources(figures)
         + cleaning_section(content)

@@ -23,6 +23,7 @@ from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
 from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
+from entropylong_assets.stages.natural_documents.figures import natural_figures
 from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.stage import LONG_CONTEXT_SAMPLES_STAGE
@@ -260,6 +261,12 @@ def export_training_data(
     }
     if mixture is not None:
         content["mixture"] = mixture.block()
+        content["natural"] = natural_figures(
+            store,
+            order,
+            load_tokenizer(settings.scoring),
+            mixture.names("natural").unique().rename({"sample_id": "window_id"}),
+        )
         content["sampling_weights"] = sampling_weights(mixture.shares, sources[TRAIN])
     with publication:
         formats = [

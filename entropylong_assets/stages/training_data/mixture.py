@@ -65,21 +65,26 @@ def part_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def count_samples(
-    shares: Mapping[str, float], available: Mapping[str, int], repeat: int = 1
+    shares: Mapping[str, float],
+    available: Mapping[str, int],
+    repeat: int = 1,
+    total: int | None = None,
 ) -> dict[str, int]:
     """Samples per part: each differs from its share of the total by less than one sample.
 
     shares: add up to 1. available: samples per part. repeat: maximum number of times a sample is
     used; the total is then at most what the part that lasts longest gives without repetition.
+    total: maximum number of samples.
     """
     wanted = {part: share for part, share in shares.items() if share > 0}
-    total = math.floor(
+    possible = math.floor(
         min(
             min(available[part] * repeat / share for part, share in wanted.items()),
             max(available[part] / share for part, share in wanted.items()),
         )
         + 1e-9
     )
+    total = possible if total is None else min(possible, total)
     exact = {part: total * share for part, share in wanted.items()}
     counts = {part: math.floor(n + 1e-9) for part, n in exact.items()}
     # Largest remainders first. A part that has no sample left is passed over, as it is full.

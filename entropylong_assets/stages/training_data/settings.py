@@ -15,6 +15,19 @@ PARTS = ("constructed", "natural", "short")
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def check_shares(value: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the shares of a mixture. Raises ValueError for unknown parts or another sum than 1."""
+    if unknown := sorted({*value} - {*PARTS}):
+        raise ValueError(f"no part '{unknown[0]}'; the parts are {', '.join(PARTS)}")
+    if abs(sum(value.values()) - 1) > 1e-6:
+        raise ValueError(f"the shares must add up to 1, not {sum(value.values()):g}")
+    return value
+
+
+Shares = Annotated[Mapping[str, Share], AfterValidator(check_shares)]
+"""Shares of a mixture by part."""
+
+
 class ExportSettings(Section):
     """`training_dataset`: files that trainers load."""
 
@@ -47,7 +60,7 @@ class ExportSettings(Section):
     """Weight of anchors with `loss_weights: anchors`. With `distance`: the weight at a distance of
     one sample length."""
 
-    mixture: Mapping[str, Share] | None = None
+    mixture: Shares | None = None
     """Shares of tokens, which add up to 1: `constructed` samples, windows of `natural` long
     documents (`natural.keep`), `short` documents packed to the length of a sample. The part with
     the fewest samples for its share limits the total. `null`: all constructed samples."""
@@ -56,16 +69,6 @@ class ExportSettings(Section):
     less."""
 
     _destination_without_credentials = field_validator("destination")(refuse_credentials)
-
-    @field_validator("mixture")
-    @classmethod
-    def _shares_add_up(cls, value: Mapping[str, float] | None) -> Mapping[str, float] | None:
-        unknown = sorted({*(value or ())} - {*PARTS})
-        if unknown:
-            raise ValueError(f"no part '{unknown[0]}'; the parts are {', '.join(PARTS)}")
-        if value is not None and abs(sum(value.values()) - 1) > 1e-6:
-            raise ValueError(f"the shares must add up to 1, not {sum(value.values()):g}")
-        return value
 
     @field_validator("formats")
     @classmethod

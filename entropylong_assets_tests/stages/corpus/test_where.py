@@ -5,20 +5,27 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from entropylong_assets.settings.profiles import PROFILES
 from entropylong_assets.settings.section import SettingsError
 from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import BadRow, NotSelected, Row
 from entropylong_assets.stages.corpus.settings import SourceSettings
+from entropylong_assets.stages.corpus.shards import plan_shards
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.corpus.where import WhereError, parse_where
-from entropylong_assets_tests.stages.corpus.files_for_tests import ingest_one, settings_for
+from entropylong_assets.storage.tables import TableStore
+from entropylong_assets_tests.stages.corpus.files_for_tests import (
+    ingest,
+    ingest_one,
+    settings_for,
+)
 
 VALUES = {"score": 3, "lang": "en", "url": None, "meta.score": 0.5}
 
@@ -79,20 +86,52 @@ def test_bounds_exclude_only_what_cannot_match(condition: str) -> None:
     assert not all(where.may_match({"n": (n, n)}) for n in range(20)) or "not" in condition
 
 
-# The schema of the files of HuggingFaceFW/fineweb-edu, and of HuggingFaceTB/cosmopedia.
-FINEWEB_EDU = pa.schema(
-    [
-        ("text", pa.string()), ("id", pa.string()), ("dump", pa.string()), ("url", pa.string()),
-        ("file_path", pa.string()), ("language", pa.string()), ("language_score", pa.float64()),
-        ("token_count", pa.int64()), ("score", pa.float64()), ("int_score", pa.int64()),
-    ]
-)  # fmt: skip
-COSMOPEDIA = pa.schema(
-    [
-        ("prompt", pa.string()), ("text_token_length", pa.int64()), ("text", pa.string()),
-        ("seed_data", pa.string()), ("format", pa.string()), ("audience", pa.string()),
-    ]
-)  # fmt: skip
+class HubFiles:
+    """Schemas and file names of the two data sets of the paper, as others have seen them.
+
+    FineWeb-Edu (HuggingFaceFW/fineweb-edu, `data/<dump>/` and `sample/<size>/`). Names and types of
+    the columns are in the card of airtrain-ai/fineweb-edu-fortified, which passes them on and adds
+    two of its own. Two layouts exist:
+
+    - Files of 2024, `data/CC-MAIN-2013-20/train-00000-of-00014.parquet`, without `date`: notes of
+      `load_dataset(...)` in public training scripts (`features: ['text', 'id', 'dump', 'url',
+      'file_path', ...]`, 9,672,101 rows of the sample 10BT).
+    - Present files, `data/CC-MAIN-2024-51/000_00000.parquet` and `sample/10BT/000_00000.parquet`,
+      with `date` after `url`: the output of `load_dataset` on that file in a public translation
+      script. Its type is not in any of these; text is assumed, as FineWeb's card shows values such
+      as 2013-05-18T05:48:54Z.
+
+    Cosmopedia (HuggingFaceTB/cosmopedia, `data/<config>/train-<n>-of-<m>.parquet`). `dataset_info`
+    of its card: six columns, in an order of each configuration. Numbers of files: addresses of
+    files in public download scripts (stanford 13, auto_math_text 18, web_samples_v2 118). The
+    number of files of `stories` is not in any of these.
+    """
+
+    FINEWEB_EDU = pa.schema(
+        [
+            ("text", pa.string()), ("id", pa.string()), ("dump", pa.string()),
+            ("url", pa.string()), ("date", pa.string()), ("file_path", pa.string()),
+            ("language", pa.string()), ("language_score", pa.float64()),
+            ("token_count", pa.int64()), ("score", pa.float64()), ("int_score", pa.int64()),
+        ]
+    )  # fmt: skip
+    FINEWEB_EDU_2024 = FINEWEB_EDU.remove(FINEWEB_EDU.get_field_index("date"))
+    FINEWEB_EDU_FILES = (
+        ("data/CC-MAIN-2013-20/train-00000-of-00014.parquet", FINEWEB_EDU_2024),
+        ("data/CC-MAIN-2024-51/000_00000.parquet", FINEWEB_EDU),
+    )
+    COSMOPEDIA = pa.schema(
+        [
+            ("prompt", pa.string()), ("text_token_length", pa.int64()), ("text", pa.string()),
+            ("seed_data", pa.string()), ("format", pa.string()), ("audience", pa.string()),
+        ]
+    )  # fmt: skip
+    COSMOPEDIA_FILES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "auto_math_text/train-00000-of-00018": ("prompt", "text_token_length", "text"),
+        "stanford/train-00000-of-00013": ("text_token_length", "prompt", "text"),
+        "stories/train-00000-of-00043": ("text", "prompt", "text_token_length"),
+    }
+    """First columns of some configurations; `seed_data`, `format` and `audience` follow."""
 
 
 def fineweb_row(i: int) -> dict[str, Any]:
@@ -101,6 +140,7 @@ def fineweb_row(i: int) -> dict[str, Any]:
         "id": f"<urn:uuid:{i:032x}>",
         "dump": "CC-MAIN-2013-20" if i < 20 else "CC-MAIN-2024-10",
         "url": f"http://example.org/{i}",
+        "date": "2013-05-18T05:48:54Z",
         "file_path": "s3://commoncrawl/crawl-data/x.warc.gz",
         "language": "en",
         "language_score": 0.9,
@@ -110,11 +150,13 @@ def fineweb_row(i: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def fineweb(tmp_path: Path) -> Path:
-    path = tmp_path / "data" / "CC-MAIN-2013-20" / "train-00000-of-00014.parquet"
+@pytest.fixture(params=HubFiles.FINEWEB_EDU_FILES, ids=["2024", "present"])
+def fineweb(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A file in one of the two layouts; 8 rows per row group."""
+    name, schema = request.param
+    path = tmp_path / name
     path.parent.mkdir(parents=True)
-    table = pa.Table.from_pylist([fineweb_row(i) for i in range(40)], FINEWEB_EDU)
+    table = pa.Table.from_pylist([fineweb_row(i) for i in range(40)], schema)
     pq.write_table(table, path, row_group_size=8)
     return path
 
@@ -164,8 +206,30 @@ def test_a_shard_within_a_skipped_group_counts_its_own_rows(fineweb: Path) -> No
     assert sum(item.n_rows for item in items) == 7  # type: ignore[union-attr]
 
 
-def test_cosmopedia_is_read_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "data" / "stories" / "train-00000-of-00043.parquet"
+def test_both_layouts_of_fineweb_edu_are_one_source(tmp_path: Path) -> None:
+    for number, (name, schema) in enumerate(HubFiles.FINEWEB_EDU_FILES):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        rows = [fineweb_row(i) for i in range(20 * number, 20 * number + 20)]
+        pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    paper = PROFILES["paper"]["corpus"]["sources"][0]
+    settings = settings_for(
+        f"{tmp_path}/data/**/*.parquet", tmp_path / "out",
+        **{name: paper[name] for name in ("id_field", "metadata_fields")}, where="score >= 3",
+    )  # fmt: skip
+    store = TableStore(settings.data_uri, settings.name)
+    documents, dropped, summaries = ingest(settings, store)
+    assert (len(summaries), dropped) == (2, [])
+    expected = [fineweb_row(i)["id"] for i in range(10, 40)]
+    assert sorted(d["external_id"] for d in documents) == sorted(expected)
+    for shard in plan_shards(settings).shards:
+        metadata = store.read(CORPUS_DOCUMENTS, shard.key, "metadata")["metadata"]
+        assert {frozenset(json.loads(m)) for m in metadata} == {frozenset(paper["metadata_fields"])}
+
+
+@pytest.mark.parametrize("name", HubFiles.COSMOPEDIA_FILES)
+def test_cosmopedia_is_read_as_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "data" / f"{name}.parquet"
     path.parent.mkdir(parents=True)
     rows = [
         {
@@ -174,14 +238,20 @@ def test_cosmopedia_is_read_as_it_is(tmp_path: Path) -> None:
         }
         for i in range(5)
     ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, COSMOPEDIA), path)
+    columns = [*HubFiles.COSMOPEDIA_FILES[name], "seed_data", "format", "audience"]
+    table = pa.Table.from_pylist(rows, HubFiles.COSMOPEDIA).select(columns)
+    pq.write_table(table, path)
+    paper = PROFILES["paper"]["corpus"]["sources"][1]
     settings = settings_for(
-        f"{tmp_path}/data/**/*.parquet", tmp_path / "out", metadata_fields=["format", "audience"],
+        f"{tmp_path}/data/**/*.parquet", tmp_path / "out",
+        metadata_fields=paper["metadata_fields"],
         where="text_token_length > 301 and audience == 'children'",
     )  # fmt: skip
     store, key = ingest_one(settings)
     assert store.read(CORPUS_DOCUMENTS, key, "documents")["row"].to_list() == [2, 3, 4]
     assert store.summary(CORPUS_DOCUMENTS, key).not_selected == 2
+    metadata = store.read(CORPUS_DOCUMENTS, key, "metadata")["metadata"]
+    assert set(json.loads(metadata[0])) == set(paper["metadata_fields"])
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])

@@ -24,8 +24,12 @@ import polars as pl
 import pytest
 import yaml
 
+from entropylong_assets.audits.trial.arms import pack_arm
+from entropylong_assets.audits.trial.folder import TrialError
+from entropylong_assets.audits.trial.settings import Arm
 from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import make_project, open_store
+from entropylong_assets.report.natural import natural_section
 from entropylong_assets.settings.section import Settings, SettingsError
 from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.shards import plan_shards, save_plan
@@ -346,6 +350,85 @@ def test_datasets_draw_from_configurations_of_the_parts(published: Export) -> No
         (train,) = [f for f in configs[part]["data_files"] if f["split"] == "train"]
         rows = pl.read_parquet(f"{published.uri}/{train['path']}")
         assert set(rows["kind"]) == {part}
+
+
+def test_card_shows_the_natural_windows_of_the_export(
+    published: Export, settings: Settings
+) -> None:
+    """Figures against the stored tables, counted here in Python."""
+    rows = pl.concat(
+        [pl.read_parquet(p) for p in Path(published.uri).glob("parquet/*-natural-*.parquet")]
+    )
+    store = open_store(settings)
+    windows, evidence = (
+        store.read_all(NATURAL_DOCUMENTS, SHARDS, t) for t in ("windows", "evidence")
+    )
+    shown = windows.filter(pl.col("window_id").is_in(rows["sample_id"].to_list()))
+    own = evidence.filter(pl.col("window_id").is_in(rows["sample_id"].to_list()))
+    figures = published.manifest["natural"]
+    assert figures["windows_scored"] == len(windows)
+    assert figures["windows_kept"] == windows["reason"].null_count() > len(shown)
+    assert figures["windows"] == len(shown) == len(rows) > 1
+    assert figures["gain"]["median"] == pytest.approx(np.median(shown["gain"]), abs=1e-6)
+    assert figures["key_tokens"] == len(own) == shown["key_tokens"].sum() > 0
+    found = own.drop_nulls("found_at")
+    assert figures["located"] == pytest.approx(len(found) / len(own), abs=1e-6)
+    distances = found["position"] - found["found_at"]
+    assert figures["distance_median"] == pytest.approx(np.median(distances))
+    assert sum(figures["found_in_quarter"]) == pytest.approx(1, abs=1e-5)
+    example, tokenizer = figures["example"], load_tokenizer(settings.scoring)
+    best = found.filter(pl.col("ngram_tokens") >= 2)["window_id"].unique().to_list()
+    gains = dict(shown.select("window_id", "gain").iter_rows())
+    assert example["gain"] == pytest.approx(max(gains[name] for name in best), abs=1e-6)
+    ids = dict(rows.select("sample_id", "input_ids").iter_rows())[example["window_id"]]
+    assert example["tokens"]
+    for token in example["tokens"]:
+        at, place = token["position"], token["found_at"]
+        assert token["token"][1] == tokenizer.decode([ids[at]])
+        assert token["found"][1].endswith(tokenizer.decode([ids[place]]))
+        assert ids[place] == ids[at]
+        assert token["distance"] == at - place >= 64
+        assert token["surprisal_short"] - token["surprisal_long"] > 2
+    card = (Path(published.uri) / "README.md").read_text(encoding="utf-8")
+    assert "## Natural documents" in card
+    assert f"| key tokens: need more than the short window | {len(own):,} |" in card
+    assert example["window_id"] in card
+    section = natural_section(store, SHARDS, tokenizer)
+    assert section is not None
+    named = {name: value for name, value, _ in section["figures"]}
+    assert named["windows described here"] == windows["reason"].null_count()
+
+
+def test_trial_has_arms_of_natural_windows_and_mixtures(settings: Settings) -> None:
+    store, dataset = open_store(settings), Partition(settings, open_store(settings))
+    shares = {"constructed": 0.5, "natural": 0.25, "short": 0.25}
+    tokenizer = load_tokenizer(settings.scoring)
+    n_bos, length = len(tokenizer.bos_ids), TOKENS // 2
+    alone = pack_arm(Arm(mixture={"natural": 1}), dataset, [*SHARDS], length, None)
+    windows = store.read_all(NATURAL_DOCUMENTS, SHARDS, "samples")
+    assert alone.documents == set(windows["doc_id"])
+    step = length - n_bos
+    expected = {
+        (*tokenizer.bos_ids, *ids[n_bos:][at : at + step])
+        for ids in windows["input_ids"].to_list()
+        for at in range(0, (len(ids) - n_bos) // step * step, step)
+    }
+    assert {tuple(ids) for ids in alone.rows.token_ids_NT.tolist()} == expected
+    assert alone.figures["tokens"]["natural"] == len(expected) * step
+    mixed = pack_arm(Arm(mixture=shares), dataset, [*SHARDS], length, None)
+    tokens = mixed.figures["tokens"]
+    total = mixed.figures["samples"]
+    assert total >= 8
+    for part in ("natural", "short"):
+        assert abs(tokens[part] / step - shares[part] * total) <= 1
+    assert mixed.figures["roots"] > 0
+    roots = store.read_all(ENTROPY_SCORES, SHARDS, "roots")["root_id"].to_list()
+    assert mixed.documents - alone.documents - set(roots), "contexts and short documents"
+    again = pack_arm(Arm(mixture=shares), dataset, [*SHARDS], length, None)
+    assert again.rows.identity() == mixed.rows.identity()
+    assert pack_arm(Arm(mixture=shares), dataset, [*SHARDS], length, 6).figures["samples"] == 6
+    with pytest.raises(TrialError, match=r"fewer than trial\.sample_tokens"):
+        pack_arm(Arm(mixture={"natural": 1}), dataset, [*SHARDS], 2 * TOKENS, None)
 
 
 READERS_PYTHON = os.environ.get("ENTROPYLONG_READERS_PYTHON")
