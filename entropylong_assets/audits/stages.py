@@ -292,7 +292,7 @@ LONG_RANGE_AUDIT_STAGE = Stage(
 
 Measured in the packed sequence: entropy and surprisal at anchors against random contexts of the
 same length, by distance; the density of key tokens; the dependency score. Each has an interval over
-roots.""",
+roots. Natural windows have no contexts to replace: their key tokens are in `natural_documents`.""",
     compute=_audit_long_range,
     inputs=(ENTROPY_SCORES_STAGE, VERIFIED_DEPENDENCIES_STAGE),
     determined_by=_long_range_determined_by,

@@ -85,6 +85,9 @@ def settings_page(stages: tuple[Stage, ...]) -> str:
         "Each entry of `corpus.sources`:\n",
         _table(SourceSettings),
     ]
+    for field, entry in _entries(CorpusSettings):
+        if field != "sources":
+            parts += [_heading(f"corpus.{field}", "", entry.__doc__ or ""), _table(entry)]
     for scope in ("corpus", "dataset"):
         for name, section in sections(stages, scope).items():
             parts += [_heading(name, scope, (section.__doc__ or "").strip()), _table(section)]

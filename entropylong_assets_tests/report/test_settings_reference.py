@@ -46,6 +46,8 @@ def test_every_setting_has_a_described_row_in_its_section(scope: str) -> None:
         r'| `separator` | string | `"\n\n"` |',
         "| `trust_remote_code` | boolean | `false` |",
         "| `name` | string | required |",
+        "| `overlap` | number > 0 and ≤ 1 | `0.5` |",  # of corpus.decontaminate
+        "| `use` | string | required |",  # of corpus.filters
     ],
 )
 def test_row_says_what_the_setting_accepts(row: str) -> None:

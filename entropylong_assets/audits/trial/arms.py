@@ -152,7 +152,10 @@ def pack_arm(
             break
         packed_shards += 1
         _pack_shard(Partition(settings, dataset.store, shard), arm, collected)
-    frames = [frame.select(*_SAMPLE) for frame in collected.samples]
+    frames = [
+        frame.select(pl.col(name).cast(kind) for name, kind in _SAMPLE.items())
+        for frame in collected.samples
+    ]
     if not frames and constructs:
         raise TrialError(
             "no root has a context under this arm, so there are no samples; leave the arm out"

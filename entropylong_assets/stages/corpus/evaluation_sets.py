@@ -1,8 +1,8 @@
 """Decontamination: documents that quote the texts of evaluation sets.
 
 Texts are compared as n-grams of words, in the platform's own segmentation of any script
-(`text_units`), after markup is removed: white space, case, punctuation, diacritics, HTML tags and
-Markdown links make no difference.
+(`text_units`), or of a model's tokens. Markup is removed before: white space, case, HTML tags and
+Markdown links make no difference; to words, punctuation and diacritics make none either.
 
 The overlap of a document with an evaluation text is the share of the text's n-grams that occur in
 the document. Long texts are rarely quoted as a whole: `PASSAGE` n-grams of a text with more of them
@@ -15,8 +15,10 @@ import functools
 import hashlib
 import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +26,13 @@ from numpy.typing import NDArray
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import CorpusError, one_line
+from entropylong_assets.stages.corpus.evaluation_layouts import layout_of
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import BadRow, Row
 from entropylong_assets.stages.corpus.settings import EvaluationSet, SourceSettings
-from entropylong_assets.stages.ngrams import hash_ngrams
+from entropylong_assets.stages.model_files import ModelError, locate
+from entropylong_assets.stages.ngrams import hash_ngrams, hash_runs, mix
 from entropylong_assets.stages.text_units import split_units
 
 PASSAGE = 40
@@ -42,15 +46,85 @@ _LINK = re.compile(r"\]\([^()\s]{1,500}\)")
 _UNFINISHED = re.compile(r"(<[^<>]{0,500}|\]\([^()\s]{0,500}|&\w{0,30})\Z")
 
 
-def compared_words(text: str) -> list[str]:
-    """Return the words of a text without its markup."""
+def _without_markup(text: str) -> str:
     if "<" in text:
         text = _TAG.sub(" ", text)
     if "&" in text:
         text = html.unescape(text)
     if "](" in text:
         text = _LINK.sub("] ", text)
-    return split_units(text)
+    return text
+
+
+def compared_words(text: str) -> list[str]:
+    """Return the words of a text without its markup."""
+    return split_units(_without_markup(text))
+
+
+def compared_text(text: str) -> str:
+    """Return what tokens are made of: the text without markup, in lower case, with single spaces.
+
+    Unicode's several ways to write a character are one (NFKC).
+    """
+    folded = unicodedata.normalize("NFKC", _without_markup(text)).casefold()
+    return " ".join(folded.split())
+
+
+class Compared(NamedTuple):
+    """The n-grams of a document, and where they stand in it."""
+
+    ngrams_N: NDArray[np.uint64]
+    place: Callable[[int, int], tuple[int, int]]
+    """The characters from the beginning of one n-gram to the end of another, both by number."""
+
+
+def _compare_words(text: str, n: int) -> Compared:
+    words = compared_words(text)
+
+    def place(first: int, last: int) -> tuple[int, int]:
+        return _characters(text, first, min(last + n, len(words)), lambda s: len(compared_words(s)))
+
+    return Compared(hash_ngrams(words, n), place)
+
+
+def _compare_tokens(text: str, n: int, tokenizer: Any) -> Compared:
+    encoded = tokenizer.encode(compared_text(text), add_special_tokens=False)
+    ids, spans = np.array(encoded.ids, np.uint64), encoded.offsets
+
+    def place(first: int, last: int) -> tuple[int, int]:
+        begin, end = spans[first][0], spans[min(last + n, len(spans)) - 1][1]
+        return _characters(text, begin, end, lambda s: len(compared_text(s)))
+
+    return Compared(hash_runs(mix(ids), n), place)
+
+
+def compare(text: str, evaluation: EvaluationSet) -> Compared:
+    """Cut a text into n-grams as the set says."""
+    if evaluation.tokenizer is None:
+        return _compare_words(text, evaluation.ngram)
+    return _compare_tokens(text, evaluation.ngram, load_tokenizer(evaluation.tokenizer))
+
+
+@functools.lru_cache(4)
+def load_tokenizer(reference: str) -> Any:
+    """Load `tokenizer.json` of a model or folder. Raises CorpusError if there is none."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(_tokenizer_file(reference)))
+
+
+def _tokenizer_file(reference: str) -> Path:
+    try:
+        own = Path(reference) / "tokenizer.json"
+        file = own if own.is_file() else locate(reference).folder / "tokenizer.json"
+    except ModelError as error:
+        raise CorpusError(f"corpus.decontaminate, tokenizer: {error}") from None
+    if not file.is_file():
+        raise CorpusError(
+            f"corpus.decontaminate, tokenizer {reference}: it has no file tokenizer.json; name a "
+            "model or folder that has one, or leave tokenizer out to compare words"
+        )
+    return file
 
 
 class Overlap(NamedTuple):
@@ -91,16 +165,14 @@ class EvaluationIndex:
             "texts": len(self.needed_T),
             "too_short": int((self.needed_T == 0).sum()),
             "ngram": self.settings.ngram,
+            "tokenizer": self.settings.tokenizer,
             "overlap": self.settings.overlap,
             "action": self.settings.action,
         }
 
-    def find(self, text: str, words: Sequence[str]) -> Overlap | None:
-        """Return the largest overlap that reaches the threshold, or None.
-
-        words: `compared_words` of the text.
-        """
-        hashes = hash_ngrams(words, self.settings.ngram)
+    def find(self, document: Compared) -> Overlap | None:
+        """Return the largest overlap that reaches the threshold, or None."""
+        hashes = document.ngrams_N
         first = np.searchsorted(self.ngrams_N, hashes)
         inside = first < len(self.ngrams_N)
         hits = np.flatnonzero(inside)[self.ngrams_N[first[inside]] == hashes[inside]]
@@ -117,42 +189,42 @@ class EvaluationIndex:
             return None
         own = self.ngrams_N[self.texts_N == candidates[best]]
         places = np.flatnonzero(np.isin(hashes, own))
-        last_word = min(int(places[-1]) + self.settings.ngram, len(words))
         return Overlap(
             self.settings.name,
             int(candidates[best]),
-            *_characters(text, int(places[0]), last_word),
+            *document.place(int(places[0]), int(places[-1])),
             float(shares[best]),
         )
 
 
-def _characters(text: str, first_word: int, last_word: int) -> tuple[int, int]:
-    """Return the characters of words `first_word` to `last_word` (not included) of a text.
+def _characters(
+    text: str, first_unit: int, last_unit: int, count: Callable[[str], int]
+) -> tuple[int, int]:
+    """Return the characters of units `first_unit` to `last_unit` (not included) of a text.
 
-    The segmentation returns no positions, so they are found by binary search: the number of words
-    of a prefix grows with its length.
+    count: number of units of a text. The segmentation returns no positions, so they are found by
+    binary search: the number of units of a prefix grows with its length.
     """
 
-    def end_of(n_words: int) -> int:
+    def end_of(n_units: int) -> int:
         low, high = 0, len(text)
         while low < high:
             middle = (low + high) // 2
-            if len(compared_words(_UNFINISHED.sub("", text[:middle]))) >= n_words:
+            if count(_UNFINISHED.sub("", text[:middle])) >= n_units:
                 high = middle
             else:
                 low = middle + 1
         return low
 
-    start = max(0, end_of(first_word + 1) - 1)
-    end = end_of(last_word)
+    start = max(0, end_of(first_unit + 1) - 1)
+    end = end_of(last_unit)
     while end < len(text) and text[end].isalnum() and text[end - 1].isalnum():
         end += 1  # a prefix that ends inside the last word already counts it
     return start, max(start, end)
 
 
 def _texts(evaluation: EvaluationSet, data_uri: str) -> Iterator[str]:
-    for field in evaluation.fields:
-        source = _source(evaluation, field)
+    for source in _sources(evaluation):
         for file in list_files(source, data_uri):
             for item in read_rows(file.uri, file.kind, source):
                 if isinstance(item, BadRow):
@@ -166,16 +238,41 @@ def _texts(evaluation: EvaluationSet, data_uri: str) -> Iterator[str]:
                 yield item.text
 
 
-def _source(evaluation: EvaluationSet, field: str) -> SourceSettings:
-    return SourceSettings(
-        name=evaluation.name, uri=evaluation.uri, kind=evaluation.kind, text_field=field
-    )
+def _sources(evaluation: EvaluationSet) -> list[SourceSettings]:
+    """The files and fields of a set: a source for every field."""
+    known = layout_of(evaluation.uri)
+    if known is None:
+        parts = [(evaluation.uri, evaluation.fields)]
+    else:
+        layout, folder = known
+        parts = [(f"{folder.rstrip('/')}/{pattern}", fields) for pattern, fields in layout.files]
+    return [
+        SourceSettings(name=evaluation.name, uri=uri, kind=evaluation.kind, text_field=field)
+        for uri, fields in parts
+        for field in fields
+    ]
 
 
 def versions(evaluation: EvaluationSet, data_uri: str) -> dict[str, str]:
     """Version of each file of a set, without reading it. Raises CorpusError if there is none."""
-    source = _source(evaluation, evaluation.fields[0])
-    return {file.uri: file.version for file in list_files(source, data_uri)}
+    found = {
+        file.uri: file.version
+        for source in _sources(evaluation)
+        for file in list_files(source, data_uri)
+    }
+    known = layout_of(evaluation.uri)
+    if known is not None and not found:
+        layout, folder = known
+        raise CorpusError(
+            f"corpus.decontaminate, set '{evaluation.name}': {folder} has no file "
+            f"{' or '.join(pattern for pattern, _ in layout.files)}. The texts don't come with "
+            f"this package: {layout.how}"
+        )
+    return found
+
+
+def _tokenizer_version(reference: str) -> str:
+    return hashlib.sha256(_tokenizer_file(reference).read_bytes()).hexdigest()[:16]
 
 
 def identify_sets(settings: Settings) -> dict[str, Any]:
@@ -183,7 +280,11 @@ def identify_sets(settings: Settings) -> dict[str, Any]:
     if not settings.decontaminate:
         return {}
     file_versions = {e.name: versions(e, settings.data_uri) for e in settings.decontaminate}
-    return {"evaluation_sets": file_versions}
+    tokenizers = {e.tokenizer for e in settings.decontaminate if e.tokenizer is not None}
+    identity: dict[str, Any] = {"evaluation_sets": file_versions}
+    if tokenizers:
+        identity["tokenizers"] = {name: _tokenizer_version(name) for name in sorted(tokenizers)}
+    return identity
 
 
 def build_index(evaluation: EvaluationSet, texts: Iterator[str]) -> EvaluationIndex:
@@ -193,7 +294,7 @@ def build_index(evaluation: EvaluationSet, texts: Iterator[str]) -> EvaluationIn
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
         digest.update(hashlib.blake2b(text.encode("utf-8", "surrogatepass")).digest())
-        hashes = np.unique(hash_ngrams(compared_words(text), evaluation.ngram))
+        hashes = np.unique(compare(text, evaluation).ngrams_N)
         enough = len(hashes) >= FEWEST
         needed.append(min(len(hashes), PASSAGE) if enough else 0)
         parts.append(hashes if enough else hashes[:0])
@@ -228,8 +329,12 @@ def load_sets(settings: Settings) -> tuple[EvaluationIndex, ...]:
 
 def find_overlaps(sets: Sequence[EvaluationIndex], text: str) -> list[Overlap]:
     """Return the largest overlap of a document with each set that it quotes."""
-    words = compared_words(text)
-    overlaps = [index.find(text, words) for index in sets]
+    cut: dict[tuple[str | None, int], Compared] = {}
+    for index in sets:
+        own = index.settings
+        if (own.tokenizer, own.ngram) not in cut:
+            cut[own.tokenizer, own.ngram] = compare(text, own)
+    overlaps = [index.find(cut[index.settings.tokenizer, index.settings.ngram]) for index in sets]
     return [overlap for overlap in overlaps if overlap is not None]
 
 

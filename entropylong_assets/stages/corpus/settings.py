@@ -119,13 +119,19 @@ class EvaluationSet(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
     """Name in tables and on the data card."""
     uri: str
-    """A file, folder or pattern, as of a source."""
+    """A file, folder or pattern, as of a source; or a benchmark and the folder of its texts:
+    `ruler:<folder>`, `helmet:<folder>`, `longbench:<folder>`, `longbench-v2:<folder>`."""
     kind: Annotated[str, AfterValidator(_known_kind)] = AUTO
     """Format of the files, as of a source."""
     fields: tuple[str, ...] = Field(("text",), min_length=1)
-    """Columns or keys that hold texts. Each value is a text of its own."""
+    """Columns or keys that hold texts. Each value is a text of its own. Of a benchmark, its own
+    fields are read."""
+    tokenizer: str | None = None
+    """A model, as in `scoring.model`, or a folder, with a file `tokenizer.json`: n-grams of its
+    tokens are compared. `null`: n-grams of words."""
     ngram: int = Field(8, ge=3, le=50)
-    """Adjacent words that are compared; of scripts without spaces, letters or syllables."""
+    """Adjacent words that are compared; of scripts without spaces, letters or syllables. With a
+    tokenizer: adjacent tokens."""
     overlap: float = Field(0.5, gt=0, le=1)
     """Share of the n-grams of a text from which a document quotes it. 40 n-grams of a longer text
     count as all of it."""

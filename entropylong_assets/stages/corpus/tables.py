@@ -29,6 +29,8 @@ class EvaluationSetFigures(Summary):
     too_short: int
     """Texts that are too short to be compared."""
     ngram: int
+    tokenizer: str | None = None
+    """Whose tokens are compared; None: words."""
     overlap: float
     action: str
     documents: int

@@ -42,7 +42,7 @@ def cleaning(store: TableStore) -> dict[str, Any]:
             entry["shards"] += 1
     result: dict[str, Any] = {
         "shards": len(shards),
-        "evaluation_sets": [sets[key] for key in sorted(sets)],
+        "evaluation_sets": [sets[key] for key in sorted(sets, key=repr)],
     }
     if store.manifest(NEAR_DUPLICATES) is not None:
         summary = store.summary(NEAR_DUPLICATES)
@@ -91,11 +91,13 @@ def cleaning_section(content: Mapping[str, Any]) -> str:
     for entry in facts.get("evaluation_sets", ()):
         what = "were dropped" if entry["action"] == "drop" else "are kept, and listed in the corpus"
         part = entry["shards"], facts["shards"]
+        tokenizer = entry.get("tokenizer")
+        units = f"tokens of `{tokenizer}`" if tokenizer else "words"
         of = "" if part[0] == part[1] else f" Compared: {part[0]} of {part[1]} shards."
         lines.append(
             f"Decontaminated against `{entry['name']}` (content `{entry['content']}`): "
             f"{entry['texts']:,} texts, of which {entry['too_short']:,} are too short to be "
-            f"compared; {entry['ngram']}-grams of words, overlap {entry['overlap']:g}. "
+            f"compared; {entry['ngram']}-grams of {units}, overlap {entry['overlap']:g}. "
             f"{entry['documents']:,} documents that quote it {what}.{of}"
         )
     if not lines:

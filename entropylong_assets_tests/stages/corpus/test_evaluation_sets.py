@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from entropylong_assets.settings.section import SettingsError
 from entropylong_assets.stages.corpus.errors import CorpusError
@@ -136,3 +137,116 @@ def test_two_sets_need_two_names(folder: Path) -> None:
     sets = [{"name": "a", "uri": "x"}, {"name": "a", "uri": "y"}]
     with pytest.raises((SettingsError, ValueError), match="two entries have the same name"):
         settings_for(folder / "x.jsonl", decontaminate=sets)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A byte-pair tokenizer as model folders have it, trained on the words of these tests."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator([clean(seed) for seed in range(40)], trainer)
+    made.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+THAI = "".join(words(3, 60, [a + b for a in "กขคงจชซญดตถทธนบปผ" for b in "ะาิีุู"]))
+SAME_TOKENS = (
+    "plain",
+    "upper case",
+    "white space",
+    "html",
+    "a passage of the long text",
+    "Chinese",
+)
+
+
+@pytest.mark.parametrize("kind", SAME_TOKENS)
+def test_a_quotation_is_found_by_its_tokens(folder: Path, tokenizer: str, kind: str) -> None:
+    quotation = QUOTATIONS[kind]
+    before, after = clean(7), clean(8)
+    text = f"{before} {quotation} {after}"
+    over = {"tokenizer": tokenizer, "ngram": 13}
+    documents, dropped, contaminated, summary = run(folder, [text, clean(9)], **over)
+    assert documents["text"].to_list() == [clean(9)]
+    assert dropped["reason"].to_list() == ["contaminated"]
+    (row,) = contaminated.to_dicts()
+    assert row["text"] == {"a passage of the long text": 1, "Chinese": 2}.get(kind, 0)
+    start, end = len(before) + 1, len(before) + 1 + len(quotation)
+    assert abs(row["start"] - start) < 60
+    assert abs(row["end"] - end) < 60
+    assert set(compared_words(text[row["start"] : row["end"]])) <= {
+        *compared_words(quotation), *compared_words(before)[-1:], *compared_words(after)[:1],
+    }  # fmt: skip
+    (figures,) = summary.evaluation_sets
+    assert figures.tokenizer == tokenizer
+
+
+def test_tokens_find_a_script_without_spaces_and_keep_clean_documents(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"question": THAI}))
+    other = "".join(words(4, 60, [a + b for a in "กขคงจชซญดตถทธนบปผ" for b in "ะาิีุู"]))
+    texts = [f"{other}{THAI[30:100]}{other[::-1]}", other, *(clean(s) for s in range(2000, 2100))]
+    over = {"tokenizer": tokenizer, "ngram": 40}  # three tokens per letter: it knows no Thai
+    documents, _, contaminated, _ = run(tmp_path, texts, **over)
+    assert documents["text"].to_list() == texts[1:]
+    assert abs(contaminated["start"].item() - len(other)) <= 2
+    assert abs(contaminated["end"].item() - len(other) - 70) <= 2
+
+
+def test_a_tokenizer_that_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(CorpusError, match=r"has no file tokenizer\.json; name a model or folder"):
+        run(folder, [clean(1)], tokenizer=str(tmp_path / "model"))
+
+
+# Files as the benchmarks write them: `evaluation_layouts.py` says where each is from.
+LAYOUTS = {
+    "ruler": {"niah_single_1/validation.jsonl": {"index": 0, "input": QUESTION, "outputs": ["7"]}},
+    "helmet": {
+        "kilt/nq-dev-multikilt_1000_k1000_dep6.jsonl": {
+            "question": QUESTION, "answers": ["a"], "ctxs": [{"title": "t", "text": LONG}],
+        },
+        "ruler/niah_multikey_2/validation_131072.jsonl": {"context": CHINESE, "query": "q"},
+        "json_kv/test_k1800_dep6.jsonl": {"context": "{}"},
+    },
+    "longbench": {"qasper.jsonl": {"input": QUESTION, "context": LONG, "answers": ["a"]}},
+    "longbench-v2": {"data.json": {"question": QUESTION, "context": LONG, "choice_A": "a"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "quoted", "texts"),
+    [
+        ("ruler", [QUESTION], 1),
+        ("helmet", [QUESTION, CHINESE], 2),
+        ("longbench", [QUESTION, LONG[300:800]], 2),
+        ("longbench-v2", [QUESTION, LONG[300:800]], 2),
+    ],
+)
+def test_a_benchmark_is_read_where_it_puts_its_files(
+    tmp_path: Path, name: str, quoted: list[str], texts: int
+) -> None:
+    for file, row in LAYOUTS[name].items():
+        path = tmp_path / "texts" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([row] if path.suffix == ".json" else row))
+    documents = [f"{clean(1)} {text} {clean(2)}" for text in quoted]
+    uri = f"{name}:{tmp_path / 'texts'}"
+    kept, dropped, contaminated, summary = run(tmp_path, [*documents, clean(3)], uri=uri)
+    assert kept["text"].to_list() == [clean(3)]
+    assert len(dropped) == len(contaminated) == len(quoted)
+    assert summary.evaluation_sets[0].texts == texts
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_benchmark_that_is_missing_says_how_to_get_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CorpusError, match=r"don't come with this package: \w+") as caught:
+        run(tmp_path, [clean(1)], uri=f"{name}:{tmp_path / 'nothing'}")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "nothing") in str(caught.value)
