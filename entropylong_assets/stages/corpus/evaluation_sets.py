@@ -1,8 +1,6 @@
 """Decontamination: documents that quote the texts of evaluation sets.
 
-Texts are compared as n-grams of words, in the platform's own segmentation of any script
-(`text_units`), or of a model's tokens. Markup is removed before: white space, case, HTML tags and
-Markdown links make no difference; to words, punctuation and diacritics make none either.
+Texts are compared as n-grams of words or of a model's tokens (`compared_texts`).
 
 The overlap of a document with an evaluation text is the share of the text's n-grams that occur in
 the document. Long texts are rarely quoted as a whole: `PASSAGE` n-grams of a text with more of them
@@ -13,118 +11,27 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import html
-import re
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.corpus.compared_texts import Compared, compare, tokenizer_version
 from entropylong_assets.stages.corpus.errors import CorpusError, one_line
 from entropylong_assets.stages.corpus.evaluation_layouts import layout_of
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import BadRow, Row
 from entropylong_assets.stages.corpus.settings import EvaluationSet, SourceSettings
-from entropylong_assets.stages.model_files import ModelError, locate
-from entropylong_assets.stages.ngrams import hash_ngrams, hash_runs, mix
-from entropylong_assets.stages.text_units import split_units
 
 PASSAGE = 40
 """n-grams of a long evaluation text that count as all of it."""
 
 FEWEST = 5
 """Minimum number of n-grams of a text that is compared: a shorter one may be a common phrase."""
-
-_TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,2000}?-->", re.DOTALL)
-_LINK = re.compile(r"\]\([^()\s]{1,500}\)")
-_UNFINISHED = re.compile(r"(<[^<>]{0,500}|\]\([^()\s]{0,500}|&\w{0,30})\Z")
-
-
-def _without_markup(text: str) -> str:
-    if "<" in text:
-        text = _TAG.sub(" ", text)
-    if "&" in text:
-        text = html.unescape(text)
-    if "](" in text:
-        text = _LINK.sub("] ", text)
-    return text
-
-
-def compared_words(text: str) -> list[str]:
-    """Return the words of a text without its markup."""
-    return split_units(_without_markup(text))
-
-
-def compared_text(text: str) -> str:
-    """Return what tokens are made of: the text without markup, in lower case, with single spaces.
-
-    Unicode's several ways to write a character are one (NFKC).
-    """
-    folded = unicodedata.normalize("NFKC", _without_markup(text)).casefold()
-    return " ".join(folded.split())
-
-
-class Compared(NamedTuple):
-    """The n-grams of a document, and where they stand in it."""
-
-    ngrams_N: NDArray[np.uint64]
-    place: Callable[[int, int], tuple[int, int]]
-    """The characters from the beginning of one n-gram to the end of another, both by number."""
-
-
-def _compare_words(text: str, n: int) -> Compared:
-    words = compared_words(text)
-
-    def place(first: int, last: int) -> tuple[int, int]:
-        return _characters(text, first, min(last + n, len(words)), lambda s: len(compared_words(s)))
-
-    return Compared(hash_ngrams(words, n), place)
-
-
-def _compare_tokens(text: str, n: int, tokenizer: Any) -> Compared:
-    encoded = tokenizer.encode(compared_text(text), add_special_tokens=False)
-    ids, spans = np.array(encoded.ids, np.uint64), encoded.offsets
-
-    def place(first: int, last: int) -> tuple[int, int]:
-        begin, end = spans[first][0], spans[min(last + n, len(spans)) - 1][1]
-        return _characters(text, begin, end, lambda s: len(compared_text(s)))
-
-    return Compared(hash_runs(mix(ids), n), place)
-
-
-def compare(text: str, evaluation: EvaluationSet) -> Compared:
-    """Cut a text into n-grams as the set says."""
-    if evaluation.tokenizer is None:
-        return _compare_words(text, evaluation.ngram)
-    return _compare_tokens(text, evaluation.ngram, load_tokenizer(evaluation.tokenizer))
-
-
-@functools.lru_cache(4)
-def load_tokenizer(reference: str) -> Any:
-    """Load `tokenizer.json` of a model or folder. Raises CorpusError if there is none."""
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(_tokenizer_file(reference)))
-
-
-def _tokenizer_file(reference: str) -> Path:
-    try:
-        own = Path(reference) / "tokenizer.json"
-        file = own if own.is_file() else locate(reference).folder / "tokenizer.json"
-    except ModelError as error:
-        raise CorpusError(f"corpus.decontaminate, tokenizer: {error}") from None
-    if not file.is_file():
-        raise CorpusError(
-            f"corpus.decontaminate, tokenizer {reference}: it has no file tokenizer.json; name a "
-            "model or folder that has one, or leave tokenizer out to compare words"
-        )
-    return file
 
 
 class Overlap(NamedTuple):
@@ -197,32 +104,6 @@ class EvaluationIndex:
         )
 
 
-def _characters(
-    text: str, first_unit: int, last_unit: int, count: Callable[[str], int]
-) -> tuple[int, int]:
-    """Return the characters of units `first_unit` to `last_unit` (not included) of a text.
-
-    count: number of units of a text. The segmentation returns no positions, so they are found by
-    binary search: the number of units of a prefix grows with its length.
-    """
-
-    def end_of(n_units: int) -> int:
-        low, high = 0, len(text)
-        while low < high:
-            middle = (low + high) // 2
-            if count(_UNFINISHED.sub("", text[:middle])) >= n_units:
-                high = middle
-            else:
-                low = middle + 1
-        return low
-
-    start = max(0, end_of(first_unit + 1) - 1)
-    end = end_of(last_unit)
-    while end < len(text) and text[end].isalnum() and text[end - 1].isalnum():
-        end += 1  # a prefix that ends inside the last word already counts it
-    return start, max(start, end)
-
-
 def _texts(evaluation: EvaluationSet, data_uri: str) -> Iterator[str]:
     for source in _sources(evaluation):
         for file in list_files(source, data_uri):
@@ -271,10 +152,6 @@ def versions(evaluation: EvaluationSet, data_uri: str) -> dict[str, str]:
     return found
 
 
-def _tokenizer_version(reference: str) -> str:
-    return hashlib.sha256(_tokenizer_file(reference).read_bytes()).hexdigest()[:16]
-
-
 def identify_sets(settings: Settings) -> dict[str, Any]:
     """What determines the content of a corpus' evaluation sets; empty if it has none."""
     if not settings.decontaminate:
@@ -283,7 +160,7 @@ def identify_sets(settings: Settings) -> dict[str, Any]:
     tokenizers = {e.tokenizer for e in settings.decontaminate if e.tokenizer is not None}
     identity: dict[str, Any] = {"evaluation_sets": file_versions}
     if tokenizers:
-        identity["tokenizers"] = {name: _tokenizer_version(name) for name in sorted(tokenizers)}
+        identity["tokenizers"] = {name: tokenizer_version(name) for name in sorted(tokenizers)}
     return identity
 
 

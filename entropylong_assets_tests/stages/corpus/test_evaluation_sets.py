@@ -11,8 +11,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from entropylong_assets.settings.section import SettingsError
+from entropylong_assets.stages.corpus.compared_texts import compared_words
 from entropylong_assets.stages.corpus.errors import CorpusError
-from entropylong_assets.stages.corpus.evaluation_sets import build_index, compared_words
+from entropylong_assets.stages.corpus.evaluation_sets import build_index
 from entropylong_assets.stages.corpus.settings import EvaluationSet
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets_tests.stages.corpus.files_for_tests import ingest_one, settings_for
