@@ -184,7 +184,7 @@ def pack_arm(
     distances = [row["distance"] for row in dependencies]
     return PackedArm(
         Rows(ids_NT, lengths_N, _weights(arm, samples, lengths_N, dependencies)),
-        {row["doc_id"] for row in segments if row["doc_id"]},
+        {row["doc_id"] for row in segments if row.get("doc_id")},
         {
             "recipe": arm.recipe,
             "rule": settings.verification.rule,
