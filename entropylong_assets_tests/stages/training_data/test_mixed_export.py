@@ -473,7 +473,7 @@ def test_without_a_mixture_no_weights_are_stated(settings: Settings, tmp_path: P
     assert "sampling_weights" not in export.manifest
     for word in ("@0", "proportion", "ratio=", "interleave_datasets"):
         assert word not in card
-    # nanotron draws from every folder equally often unless told otherwise.
+    # nanotron draws from every folder equally often without weights.
     weights = nanotron_weights(export)
     sources = export.manifest["sources"]["train"]
     for name, n in sources.items():
