@@ -30,7 +30,7 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.formats import python_docs
 from entropylong_assets.stages.corpus.shards import plan_shards, save_plan
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
-from entropylong_assets.stages.embeddings.stages import CHUNK_EMBEDDINGS_STAGE
+from entropylong_assets.stages.embeddings.chunk_stage import CHUNK_EMBEDDINGS_STAGE
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.stage import Partition

@@ -36,7 +36,7 @@ from benchmarks.claims import Claims
 from benchmarks.vectors import Mixture
 from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import Project, make_project
-from entropylong_assets.stages.embeddings.stages import CHUNK_EMBEDDINGS_STAGE
+from entropylong_assets.stages.embeddings.chunk_stage import CHUNK_EMBEDDINGS_STAGE
 
 DIMENSION = 384
 AGAIN = " again"

@@ -36,7 +36,8 @@ from entropylong_assets.stages.embeddings.index import (
     steer,
     true_worst,
 )
-from entropylong_assets.stages.embeddings.table import ChunkTable, partitions
+from entropylong_assets.stages.embeddings.index_size import partitions
+from entropylong_assets.stages.embeddings.table import ChunkTable
 from entropylong_assets.stages.embeddings.vector_table import EXACT
 
 E, K, DEEP, CHUNKS_PER_DOCUMENT, BATCH = 384, 8, 24, 5, 20_000
@@ -124,7 +125,7 @@ def search_by_index(
     claims: Claims, table: ChunkTable, folder: Path, queries_QE: np.ndarray, count: int, kind: str
 ) -> None:
     before, start = size_of(folder), time.perf_counter()
-    table.build_index(kind)
+    table.complete_index(kind)
     built = time.perf_counter() - start
     size = size_of(folder) - before
     chosen, chosen_QE = sample_queries(table, 100, 0)

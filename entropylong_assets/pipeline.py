@@ -13,9 +13,10 @@ from entropylong_assets.audits.stages import (
 from entropylong_assets.audits.trial.stage import TRAINING_TRIAL_STAGE
 from entropylong_assets.report.stage import REPORT_STAGE
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
-from entropylong_assets.stages.embeddings.stages import (
-    CHUNK_EMBEDDINGS_STAGE,
+from entropylong_assets.stages.embeddings.chunk_stage import CHUNK_EMBEDDINGS_STAGE
+from entropylong_assets.stages.embeddings.index_stages import (
     EMBEDDING_INDEX_STAGE,
+    INDEX_SEGMENTS_STAGE,
 )
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
 from entropylong_assets.stages.natural_documents.stage import NATURAL_DOCUMENTS_STAGE
@@ -34,6 +35,7 @@ STAGES: tuple[Stage, ...] = (
     CHUNK_EMBEDDINGS_STAGE,
     DOCUMENT_SIGNATURES_STAGE,
     NEAR_DUPLICATES_STAGE,
+    INDEX_SEGMENTS_STAGE,
     EMBEDDING_INDEX_STAGE,
     ENTROPY_SCORES_STAGE,
     CANDIDATE_CONTEXTS_STAGE,

@@ -108,7 +108,7 @@ def build_asset(project: Project, settings: Settings, stage: Stage) -> dg.Assets
 
     @dg.asset(
         key=asset_key(settings, stage),
-        deps=[asset_key(settings, source) for source in stage.inputs],
+        deps=[asset_key(settings, source) for source in (*stage.inputs, *stage.optional_inputs)],
         partitions_def=partitions_of(settings, stage),
         description=stage.description,
         group_name=group_of(settings, stage),

@@ -23,8 +23,8 @@ from entropylong_assets.project import Project, open_store
 from entropylong_assets.report.holdings import find_exports
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
+from entropylong_assets.stages.embeddings.index_stages import INDEX_POOL
 from entropylong_assets.stages.embeddings.retention import KEEP_DAYS, KEEP_DAYS_HELP
-from entropylong_assets.stages.embeddings.stages import INDEX_POOL
 
 Work = Callable[[Any, Settings], None]
 

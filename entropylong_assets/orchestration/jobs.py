@@ -49,7 +49,7 @@ def build_jobs(project: Project, settings: Settings) -> list[Any]:
     if is_corpus(settings):
         return jobs
     follows = [s for s in stages if s.automation == "per_shard"]
-    upstream = [s for s in project.stages if s.scope == "corpus"]
+    upstream = [s for s in project.stages if s.scope == "corpus" and s.automation != "by_hand"]
     return [
         *jobs,
         _job(project, settings, BUILD_SAMPLES, follows),

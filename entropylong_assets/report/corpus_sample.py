@@ -36,7 +36,7 @@ from entropylong_assets.report.trial import TrialError, open_trial
 from entropylong_assets.report.verified_sample import FEW, Budget, VerifiedSample, verify_sample
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.shards import ShardPlan
-from entropylong_assets.stages.embeddings.stages import CHUNK_EMBEDDINGS_STAGE
+from entropylong_assets.stages.embeddings.chunk_stage import CHUNK_EMBEDDINGS_STAGE
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
 from entropylong_assets.stages.entropy.engine import load_scorer
 from entropylong_assets.stages.entropy.model import ScoringModel, load_scoring_model

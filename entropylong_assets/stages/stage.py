@@ -144,6 +144,9 @@ class Stage:
     """Writes the tables of one partition and returns its summary. Raises ValueErrors of this
     package, with one line for the user, for everything that the user can correct."""
     inputs: tuple[Stage, ...] = ()
+    optional_inputs: tuple[Stage, ...] = ()
+    """Stages whose work this one uses if it was done, and does itself if not. It waits for them
+    while they run; they do not determine its content."""
     partitioned: bool = True
     """One partition per shard of the corpus; else one over all shards."""
     sections: Mapping[str, type[Section]] = field(default_factory=dict)

@@ -23,7 +23,11 @@ from entropylong_assets.project import make_project, open_store
 from entropylong_assets.report.tables import REPORT
 from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
-from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
+from entropylong_assets.stages.embeddings.tables import (
+    CHUNK_EMBEDDINGS,
+    EMBEDDING_INDEX,
+    INDEX_SEGMENTS,
+)
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
 from entropylong_assets.stages.near_duplicates.tables import DOCUMENT_SIGNATURES, NEAR_DUPLICATES
@@ -139,6 +143,16 @@ CASES: dict[str, dict[str, dict[str, Break]]] = {
             "shard lost": loses("indexed", 2),
         },
         "recall_reached": {"too low": sets("summary", 0, recall=0.94)},
+        "centroids_fit": {
+            "recall fell": sets("summary", 0, recall_unsteered=0.94),
+            "more than four times the rows": sets("summary", 0, n_rows=9),
+        },
+    },
+    "segments": {
+        "shard_has_segment": {
+            "segment lost": sets("without_segment", 0, n_rows=7),
+            "more rows than were left": sets("summary", 0, rows_left=-1),
+        },
     },
     "entropy": {
         "roots_reconcile": {
@@ -510,6 +524,7 @@ TABLES = {
     "signatures": DOCUMENT_SIGNATURES,
     "near": NEAR_DUPLICATES,
     "index": EMBEDDING_INDEX,
+    "segments": INDEX_SEGMENTS,
     "entropy": ENTROPY_SCORES,
     "retrieval": CANDIDATE_CONTEXTS,
     "verification": VERIFIED_DEPENDENCIES,

@@ -62,7 +62,7 @@ def test_assets_depend_on_those_of_their_own_corpus_and_dataset(defs: dg.Definit
                     OF.get(owner, owner) if source.scope == "corpus" else owner,
                     source.name,
                 )
-                for source in stage.inputs
+                for source in (*stage.inputs, *stage.optional_inputs)
             }
             node = graph.get(dg.AssetKey([owner, stage.name]))
             assert {tuple(key.path) for key in node.parent_keys} == parents
@@ -117,7 +117,7 @@ def _steps(defs: dg.Definitions) -> list[dg.OpDefinition]:
 
 
 def test_jobs_are_those_of_each_owner(defs: dg.Definitions) -> None:
-    of_corpus = {"ingest", "index", "scan", "retire", "takedown", "compact"}
+    of_corpus = {"ingest", "segments", "index", "scan", "retire", "takedown", "compact"}
     of_dataset = {
         "score", "verify", "assemble", "export", "audit", "build_samples", "everything", "natural",
         "trial",

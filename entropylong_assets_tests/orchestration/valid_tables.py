@@ -16,7 +16,11 @@ from entropylong_assets.audits.tables import LONG_RANGE_AUDIT, NULL_CALIBRATION
 from entropylong_assets.audits.trial.tables import TRAINING_TRIAL
 from entropylong_assets.report.tables import REPORT
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
-from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
+from entropylong_assets.stages.embeddings.tables import (
+    CHUNK_EMBEDDINGS,
+    EMBEDDING_INDEX,
+    INDEX_SEGMENTS,
+)
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
 from entropylong_assets.stages.near_duplicates.tables import DOCUMENT_SIGNATURES, NEAR_DUPLICATES
@@ -257,7 +261,14 @@ _TABLES: dict[str, Tables] = {
             {"chunk_id": "A-00001", "doc_id": "A", "shard": "s-0"},
             {"chunk_id": "B-00000", "doc_id": "B", "shard": "s-1"},
         ],
-        "summary": [{"recall": 0.96, "recall_queries": 100}],
+        "summary": [
+            {"recall": 0.96, "recall_queries": 100, "recall_when_new": 0.97,
+             "recall_unsteered": 0.96, "centroid_rows": 2, "n_rows": 3}
+        ],
+    },
+    "segments": {
+        "summary": [{"rows_left": 0, "partitions": 5}],
+        "without_segment": [{"n_rows": 0}],
     },
     "entropy": {
         "documents": _documents(),
@@ -436,6 +447,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "signatures": {"permutations": 4},
     "near": {},
     "index": {"target_recall": 0.95},
+    "segments": {},
     "entropy": {
         "alpha": 1.0,
         "anchors": "entropy",
@@ -490,6 +502,7 @@ TABLES: dict[str, tuple[TableSet, ...]] = {
     "signatures": (DOCUMENT_SIGNATURES, CORPUS_DOCUMENTS),
     "near": (NEAR_DUPLICATES,),
     "index": (EMBEDDING_INDEX,),
+    "segments": (INDEX_SEGMENTS,),
     "entropy": (ENTROPY_SCORES, CORPUS_DOCUMENTS),
     "retrieval": (CANDIDATE_CONTEXTS, ENTROPY_SCORES),
     "verification": (VERIFIED_DEPENDENCIES, CANDIDATE_CONTEXTS, ENTROPY_SCORES),

@@ -45,7 +45,7 @@ T, N, M, L = "training_dataset", "null_calibration", "cross_model_audit", "long_
 P = "report"
 Z = "natural_documents"
 Y = "training_trial"
-G, Q = "document_signatures", "near_duplicates"
+G, Q, B = "document_signatures", "near_duplicates", "index_segments"
 
 KNOBS: dict[str, tuple[Any, set[str]]] = {
     "data_uri": ("elsewhere", set()),
@@ -69,9 +69,10 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "embedding.min_chunk_chars": (65, {C}),
     "embedding.batch_size": (1, set()),
     "embedding.device": ("cpu", set()),
-    "embedding.search": ("exact", {X}),
-    "embedding.ann_min_rows": (256, {X}),
-    "embedding.index": ("ivf_sq", {X}),
+    "embedding.search": ("exact", {X, B}),
+    "embedding.ann_min_rows": (256, {X, B}),
+    "embedding.index": ("ivf_sq", {X, B}),
+    "embedding.index_generation": (1, {X, B}),
     "embedding.target_recall": (0.9, {X}),
     "embedding.recall_queries": (10, {X}),
     "embedding.phrase_documents": (10, {X}),

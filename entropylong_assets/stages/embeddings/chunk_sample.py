@@ -19,8 +19,11 @@ from entropylong_assets.storage.tables import TableStore
 MAX_CHUNKS = 1_000_000
 """Maximum number of chunks in a sample (about 60 MB in memory)."""
 
-_POINTS = """
-SELECT chunk_id, ('0x' || left(md5(chunk_id), 16))::UBIGINT AS point
+POINT = "('0x' || left(md5(chunk_id), 16))::UBIGINT"
+"""SQL expression for the point of a chunk."""
+
+_POINTS = f"""
+SELECT chunk_id, {POINT} AS point
 FROM chunks WHERE NOT list_contains($excluded, shard)
 """
 

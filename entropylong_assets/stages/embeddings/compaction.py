@@ -27,6 +27,9 @@ KEPT_FOR = timedelta(days=KEEP_DAYS)
 """Age from which an untagged version is removed, and a file that belongs to no version."""
 
 
+_INDICES = "_indices"  # folder with a folder per index or segment, named by its UUID
+
+
 class Compacted(NamedTuple):
     """What a compaction did."""
 
@@ -102,14 +105,14 @@ def _commit(dataset: lance.LanceDataset, done: list[RewriteResult]) -> bool:
 
 
 def _sweep(corpus_uri: str, kept_for: timedelta) -> tuple[int, int]:
-    """Remove files of rows and deletions that belong to no version; return their number and bytes.
+    """Remove files of rows, deletions and indexes of no version; return their number and bytes.
 
     Lance does this only for files older than 7 days and than its oldest version (lance #8942),
     which a tag may keep forever.
     """
     fs, root = open_uri(f"{table_uri(corpus_uri)}/{TABLE}.lance")
     stray: dict[str, int] = {}
-    for folder in ("data", "_deletions"):
+    for folder in ("data", "_deletions", _INDICES):
         if fs.exists(f"{root}/{folder}"):
             listed = fs.find(f"{root}/{folder}", detail=True).items()
             stray |= {path.removeprefix(f"{root}/"): info["size"] for path, info in listed}
@@ -127,6 +130,10 @@ def _sweep(corpus_uri: str, kept_for: timedelta) -> tuple[int, int]:
 
 def _discard_used(stray: dict[str, int], dataset: lance.LanceDataset) -> None:
     """Drop the files that a version refers to."""
+    indexes = {index["uuid"] for index in dataset.list_indices()}
+    for path in [path for path in stray if path.startswith(f"{_INDICES}/")]:
+        if path.split("/")[1] in indexes:
+            del stray[path]
     for fragment in dataset.get_fragments():
         for file in fragment.data_files():
             stray.pop(f"data/{file.path}", None)

@@ -17,18 +17,23 @@ from numpy.typing import NDArray
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.embeddings.exact import device_of, nearest
+from entropylong_assets.stages.embeddings.index_size import searched_by_index
 from entropylong_assets.stages.embeddings.removal import (
     delete_documents,
     find_removal,
     remove_retired_shards,
     restore_documents,
 )
+from entropylong_assets.stages.embeddings.segments import Segments
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 from entropylong_assets.stages.embeddings.shard_commits import ShardConflictError
-from entropylong_assets.stages.embeddings.table import partitions
-from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EmbeddingIndexSummary
+from entropylong_assets.stages.embeddings.tables import (
+    CHUNK_EMBEDDINGS,
+    EMBEDDING_INDEX,
+    EmbeddingIndexSummary,
+    IndexFigures,
+)
 from entropylong_assets.stages.embeddings.vector_table import (
-    EXACT,
     Search,
     VectorTable,
     WritableVectorTable,
@@ -131,13 +136,6 @@ def steer(
     return search, recall
 
 
-def searched_by_index(settings: EmbeddingSettings, n_rows: int) -> bool:
-    """Whether a table of this many rows gets an index; none can be trained on under 256 rows."""
-    if settings.search == "auto":
-        return n_rows >= settings.ann_min_rows
-    return settings.search == "index" and n_rows >= 256
-
-
 def index_shards(
     store: TableStore,
     settings: Settings,
@@ -175,24 +173,19 @@ def index_shards(
     if embedding.text_index:
         table.build_text_index()
     k = min(embedding.recall_k, max(n_rows - 1, 1))
-    search, recall, queries = EXACT, 1.0, 0
-    by_index = searched_by_index(embedding, n_rows)
-    if by_index:
-        table.build_index(embedding.index)
+    segments = None
+    if searched_by_index(embedding, n_rows):
+        segments = table.complete_index(
+            embedding.index, embedding.index_generation, embedding.device
+        )
     written = table.shards_written(counted_at) - (counted.keys() - stored.keys())
     _refuse_rewritten(written & order.keys())
     excluded = sorted({*stored, *written} - order.keys())
     writer.append("sample", table.sample_chunks(excluded))
-    if by_index:
-        chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
-        queries = len(chosen)
-        worst_Q = true_worst(table, vectors_QE, k + 1, device_of(embedding.device))
-        search, recall = steer(
-            lambda how: measure_recall(table, vectors_QE, k, how, worst_Q, chosen),
-            embedding.index,
-            embedding.target_recall,
-            partitions(n_rows),
-        )
+    figures = IndexFigures()
+    if segments is not None:
+        new = _when_new(store, segments, embedding.index, k)
+        figures = measure_index(table, segments, settings, k, new)
     return EmbeddingIndexSummary(
         tag=tag,
         table_version=table.tag(tag),
@@ -202,14 +195,68 @@ def index_shards(
         near_duplicate_documents=len(removal.near_copies),
         restored_documents=restored,
         excluded_shards=excluded,
+        recall_k=k,
+        **figures.model_dump(),
+        text_index=embedding.text_index,
+    )
+
+
+def measure_index(
+    table: VectorTable,
+    segments: Segments,
+    settings: Settings,
+    k: int,
+    new: tuple[Search, float] | None,
+) -> IndexFigures:
+    """Steer the search of an index to its target recall, and measure what its centroids still give.
+
+    new: the search that sufficed when the centroids were new, and its recall; None if they are.
+    """
+    embedding: EmbeddingSettings = settings.embedding
+    chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
+    worst_Q = true_worst(table, vectors_QE, k + 1, device_of(embedding.device))
+
+    def measure(how: Search) -> float:
+        return measure_recall(table, vectors_QE, k, how, worst_Q, chosen)
+
+    centroids = segments.centroids
+    search, recall = steer(
+        measure, embedding.index, embedding.target_recall, len(centroids.vectors_PE)
+    )
+    if new is None:
+        new = (search, recall)
+    return IndexFigures(
         search=search.search,
         nprobes=search.nprobes,
         refine_factor=search.refine_factor,
         recall=recall,
-        recall_k=k,
-        recall_queries=queries,
-        text_index=embedding.text_index,
+        recall_queries=len(chosen),
+        segments=segments.number,
+        rows_added=segments.rows_added,
+        centroids=centroids.identity,
+        centroid_rows=centroids.rows,
+        nprobes_when_new=new[0].nprobes,
+        refine_factor_when_new=new[0].refine_factor,
+        recall_when_new=new[1],
+        recall_unsteered=recall if new[0] == search else measure(new[0]),
     )
+
+
+def _when_new(
+    store: TableStore, segments: Segments, kind: str, k: int
+) -> tuple[Search, float] | None:
+    """The search that sufficed when these centroids were new, and its recall@K then.
+
+    As the last index recorded it; None if there was none with these centroids.
+    """
+    index = store.manifest(EMBEDDING_INDEX)
+    if index is None or index.summary.get("centroids") != segments.centroids.identity:
+        return None
+    last = EmbeddingIndexSummary.model_validate(index.summary)
+    if (last.search, last.recall_k) != (kind, k):
+        return None
+    search = Search(kind, last.nprobes_when_new, last.refine_factor_when_new)
+    return search, last.recall_when_new
 
 
 def _refuse_rewritten(shards: Collection[str]) -> None:

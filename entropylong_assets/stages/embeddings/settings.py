@@ -53,6 +53,9 @@ class EmbeddingSettings(Section):
     """Type of the index. It holds each vector whole (`ivf_flat`), with one byte per dimension
     (`ivf_sq`) or with about one bit per dimension (`ivf_rq`). The smaller types are for indexes
     that would not fit into memory. The table keeps the whole vectors in any case."""
+    index_generation: int = Field(0, ge=0)
+    """Increase it by 1 to train the centroids of the index again and to rebuild all its segments.
+    The check `centroids_fit` of `embedding_index` says when that is advisable."""
     target_recall: float = Field(0.95, gt=0, le=1)
     """Recall@K against exact search that the index must reach. Its probes and refine factor are
     raised until it does."""

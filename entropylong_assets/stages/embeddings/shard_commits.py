@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import lance
@@ -73,7 +73,36 @@ def _shard_of_commit(dataset: lance.LanceDataset, version: int) -> str | None:
     return ((transaction and transaction.transaction_properties) or {}).get(_SHARD)
 
 
-def _files(fragments: Iterable[Any]) -> set[str]:
+def rows_per_fragment(
+    dataset: lance.LanceDataset, shard: str, fragments: Sequence[LanceFragment]
+) -> dict[int, int]:
+    """Count the rows of a shard by the number of the fragment; fragments without any are left out.
+
+    Reads the column `shard` without an index: rows that
+    an index missed would stay beside the new ones.
+    """
+    scanner = dataset.scanner(
+        columns=[],
+        filter=rows_of_shard(shard),
+        with_row_address=True,
+        use_scalar_index=False,
+        fragments=fragments,
+    )
+    rows: dict[int, int] = {}
+    for batch in scanner.to_batches():
+        ids, counts = np.unique(batch["_rowaddr"].to_numpy() >> 32, return_counts=True)
+        for fragment_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
+            rows[fragment_id] = rows.get(fragment_id, 0) + count
+    return rows
+
+
+def rows_of_shard(shard: str) -> str:
+    """SQL condition that is true for the rows of a shard."""
+    return f"{_SHARD} IN {quoted([shard])}"
+
+
+def data_files(fragments: Iterable[Any]) -> set[str]:
+    """Paths of the files of these fragments."""
     return {file.path for fragment in fragments for file in fragment.data_files()}
 
 
@@ -84,7 +113,6 @@ class ShardCommit:
     def __init__(self, corpus_uri: str, shard: str) -> None:
         self._dataset = open_dataset(corpus_uri)
         self._shard = shard
-        self._rows_of_shard = f"{_SHARD} IN {quoted([shard])}"
         self._without: set[str] = set()  # data files that hold no row of the shard
         self._written: list[FragmentMetadata] = []
         self._find()  # before the rows are computed, so that `commit` reads new fragments only
@@ -126,7 +154,7 @@ class ShardCommit:
         while True:
             self._dataset.checkout_latest()
             present = self._find()
-            if self._written and _files(f for f, _ in present) >= _files(self._written):
+            if self._written and data_files(f for f, _ in present) >= data_files(self._written):
                 return int(self._dataset.version)  # a try succeeded although it raised an error
             try:
                 if added_to is None:
@@ -155,7 +183,7 @@ class ShardCommit:
                 if rows == fragment.count_rows():
                     removed.append(fragment.fragment_id)
                     continue
-                rest = fragment.delete(self._rows_of_shard)
+                rest = fragment.delete(rows_of_shard(self._shard))
                 assert rest is not None, "the fragment holds rows of other shards"
                 updated.append(rest)
             if first.fragment_id not in {*removed, *(fragment.id for fragment in updated)}:
@@ -171,25 +199,15 @@ class ShardCommit:
     def _find(self) -> list[tuple[LanceFragment, int]]:
         """Return the fragments that hold rows of the shard, with the number of these rows.
 
-        Reads the column `shard` of fragments that were not seen before, without an index: rows
-        that an index missed would stay beside the new ones.
+        Reads only fragments that were not seen before.
         """
-        fragments = [f for f in self._dataset.get_fragments() if not _files([f]) <= self._without]
+        fragments = [
+            f for f in self._dataset.get_fragments() if not data_files([f]) <= self._without
+        ]
         if not fragments:
             return []
-        scanner = self._dataset.scanner(
-            columns=[],
-            filter=self._rows_of_shard,
-            with_row_address=True,
-            use_scalar_index=False,
-            fragments=fragments,
-        )
-        rows: dict[int, int] = {}
-        for batch in scanner.to_batches():
-            ids, counts = np.unique(batch["_rowaddr"].to_numpy() >> 32, return_counts=True)
-            for fragment_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
-                rows[fragment_id] = rows.get(fragment_id, 0) + count
-        self._without |= _files(f for f in fragments if f.fragment_id not in rows)
+        rows = rows_per_fragment(self._dataset, self._shard, fragments)
+        self._without |= data_files(f for f in fragments if f.fragment_id not in rows)
         return [(f, rows[f.fragment_id]) for f in fragments if f.fragment_id in rows]
 
     def _conflict(self, why: str) -> str:

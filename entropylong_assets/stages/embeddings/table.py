@@ -8,13 +8,13 @@ Legend: Q queries, E dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from lancedb.index import Bitmap, BTree, IvfFlat, IvfRq, IvfSq
+from lancedb.index import Bitmap, BTree
 from numpy.typing import NDArray
 
 from entropylong_assets.stages.embeddings import text_search
@@ -32,6 +32,7 @@ from entropylong_assets.stages.embeddings.connection import (
 from entropylong_assets.stages.embeddings.exact import Block, device_of, in_blocks
 from entropylong_assets.stages.embeddings.scans import scan_rows
 from entropylong_assets.stages.embeddings.search import measure, search_by_index, search_exactly
+from entropylong_assets.stages.embeddings.segments import SegmentedIndex, Segments
 from entropylong_assets.stages.embeddings.shard_commits import (
     ShardCommit,
     open_dataset,
@@ -45,18 +46,7 @@ from entropylong_assets.storage.tables import WHOLE, TableStore
 if TYPE_CHECKING:
     from entropylong_assets.stages.embeddings.embedder import Embedder
 
-VECTOR_INDEXES: Mapping[str, Any] = {"ivf_flat": IvfFlat, "ivf_sq": IvfSq, "ivf_rq": IvfRq}
-
-# Of k-means: 64 vectors per partition and 20 rounds take half the time of the defaults (256 and
-# 50) at the same recall (benchmarks/RESULTS.md).
-_TRAINING = {"sample_rate": 64, "max_iterations": 20}
-
 _KEYS_PER_QUERY = 1000
-
-
-def partitions(rows: int) -> int:
-    """Number of partitions of an index over so many rows."""
-    return max(1, round(rows**0.5))
 
 
 class ChunkTable:
@@ -90,6 +80,11 @@ class ChunkTable:
     @property
     def version(self) -> int:
         return int(self._table.version)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the version that is read."""
+        return int(self._table.count_rows())
 
     def replace_shard(self, shard: str, batches: Iterable[pa.RecordBatch]) -> None:
         """Replace all rows of the shard by these, in one commit, beside any other writers.
@@ -207,22 +202,23 @@ class ChunkTable:
             if column not in self.indexed_columns() and self._table.count_rows():
                 self._table.create_index(column, config=config)
 
-    def build_index(self, kind: str) -> None:
-        """Index the vectors of all rows; they stay in the table, whole, whatever the type.
+    def complete_index(self, kind: str, generation: int = 0, device: str = "cpu") -> Segments:
+        """Index the vectors of all rows that have no index yet; segments that exist stay.
 
-        Rows of shards that other processes write meanwhile may be left out.
+        The vectors stay in the table, whole, whatever the type. device: where centroids are trained
+        if there are none of this generation. Rows of shards that other processes write meanwhile
+        may be left out. Raises TableError if others are.
         """
-        rows, version = self._table.count_rows(), self.version
-        config = VECTOR_INDEXES[kind](
-            distance_type="cosine", num_partitions=partitions(rows), **_TRAINING
-        )
-        self._table.create_index("vector", config=config, replace=True)
-        unindexed = self.unindexed_rows()
+        index, version = SegmentedIndex(self._corpus_uri, kind, generation, device), self.version
+        done = index.complete()
+        self._table.checkout_latest()
+        unindexed = index.unindexed_rows(self.version)
         if unindexed and not self.shards_written(version):
             raise TableError(
                 f"LanceDB table {self._uri}: the index was built but leaves out {unindexed} of "
-                f"{rows} rows; set embedding.search to 'exact'"
+                f"{self._table.count_rows()} rows; set embedding.search to 'exact'"
             )
+        return done
 
     def build_text_index(self) -> None:
         """Index the words of all rows."""
@@ -235,11 +231,6 @@ class ChunkTable:
 
     def has_index(self) -> bool:
         return "vector" in self.indexed_columns()
-
-    def unindexed_rows(self) -> int:
-        names = [i.name for i in self._table.list_indices() if i.columns == ["vector"]]
-        stats = self._table.index_stats(names[0]) if names else None
-        return int(stats.num_unindexed_rows) if stats else int(self._table.count_rows())
 
     def tag(self, name: str) -> int:
         """Tag the present version, so that it is kept and can be read later; return its number."""

@@ -56,7 +56,38 @@ CHUNK_EMBEDDINGS = TableSet(
 )
 
 
-class EmbeddingIndexSummary(Summary):
+class IndexFigures(Summary):
+    """How a table is searched, with what recall, and what its index consists of."""
+
+    search: str = "exact"
+    """`exact`, or the type of the index."""
+    nprobes: int | None = None
+    """Partitions of each segment searched per query; none for an exact search."""
+    refine_factor: int | None = None
+    """Rows nominated per row wanted; the whole vectors then decide. None: no such choice."""
+    recall: float = 1.0
+    """recall@K against exact search; 1 for an exact search."""
+    recall_queries: int = 0
+    """Queries that the recall was measured with; 0 for an exact search."""
+    segments: int = 0
+    """Segments of the index."""
+    rows_added: int = 0
+    """Rows that this materialization indexed; segments that existed hold the others."""
+    centroids: str = ""
+    """Fingerprint of the centroids that the segments share."""
+    centroid_rows: int = 0
+    """Rows of the table when the centroids were trained."""
+    nprobes_when_new: int | None = None
+    """Probes that sufficed when the centroids were new."""
+    refine_factor_when_new: int | None = None
+    """Refine factor that sufficed then."""
+    recall_when_new: float = 1.0
+    """recall@K with these, then."""
+    recall_unsteered: float = 1.0
+    """recall@K with these, now. Has it fallen, the centroids no longer fit."""
+
+
+class EmbeddingIndexSummary(IndexFigures):
     """What the index holds, and how it is searched."""
 
     tag: str
@@ -73,22 +104,42 @@ class EmbeddingIndexSummary(Summary):
     """Documents that an earlier index had removed, embedded again."""
     excluded_shards: list[str]
     """Shards with rows in the table that are not indexed; every search leaves them out."""
-    search: str
-    """`exact`, or the type of the index."""
-    nprobes: int | None
-    """Partitions of the index searched per query; none for an exact search."""
-    refine_factor: int | None
-    """Rows nominated per row wanted; the whole vectors then decide. None: no such choice."""
-    recall: float
-    """recall@K against exact search; 1 for an exact search."""
     recall_k: int
     """K (chunks)."""
-    recall_queries: int
-    """Queries that the recall was measured with; 0 for an exact search."""
     phrase_documents: int = 0
     """Documents whose phrases were counted."""
     text_index: bool = False
     """Whether the words of the chunks are indexed, for full-text search."""
+
+
+class IndexSegmentsSummary(Summary):
+    """What one shard adds to the index of its corpus."""
+
+    rows_added: int
+    """Rows that were indexed; 0 if they had been before, or if the table is searched exactly."""
+    rows_left: int
+    """Rows that are left to `embedding_index`: too few for a segment of their own."""
+    partitions: int
+    """Number of centroids; 0 if the table is searched exactly."""
+    centroids: str
+    """Fingerprint of the centroids."""
+
+
+INDEX_SEGMENTS = TableSet(
+    name="index_segments",
+    scope="corpus",
+    main="segments",
+    summary=IndexSegmentsSummary,
+    schemas={
+        "segments": pa.schema(
+            [
+                SHARD,
+                column("segment", TEXT, "UUID of the segment in the LanceDB table"),
+                column("n_rows", pa.int64(), "rows that it covers", "row"),
+            ]
+        ),
+    },
+)
 
 
 EMBEDDING_INDEX = TableSet(

@@ -8,7 +8,7 @@ Legend: Q queries, E dimensions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from entropylong_assets.stages.embeddings.chunk_sample import ChunkSample
 from entropylong_assets.stages.embeddings.exact import Block
+
+if TYPE_CHECKING:
+    from entropylong_assets.stages.embeddings.segments import Segments
 
 FOUND = pl.Schema(
     {
@@ -149,8 +152,12 @@ class WritableVectorTable(VectorTable, Protocol):
     def index_for_lookup(self) -> None:
         """Index what `fetch` looks rows up by."""
 
-    def build_index(self, kind: str) -> None:
-        """Index the vectors of all rows. Raises TableError if some are left out."""
+    def complete_index(self, kind: str, generation: int = 0, device: str = "cpu") -> Segments:
+        """Index the vectors of all rows that are not indexed.
+
+        device: where centroids are trained if there are none of this generation. Raises TableError
+        if rows are left out.
+        """
 
     def build_text_index(self) -> None:
         """Index the words of all rows."""

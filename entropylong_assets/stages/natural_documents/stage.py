@@ -17,7 +17,7 @@ from entropylong_assets.settings.cluster import GPU_STEP
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
-from entropylong_assets.stages.embeddings.stages import EMBEDDING_INDEX_STAGE
+from entropylong_assets.stages.embeddings.index_stages import EMBEDDING_INDEX_STAGE
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.natural_documents.settings import NaturalSettings

@@ -10,8 +10,8 @@ import polars as pl
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.removals import removed_from_corpus
+from entropylong_assets.stages.embeddings.index_stages import EMBEDDING_INDEX_STAGE
 from entropylong_assets.stages.embeddings.settings import QUERY_SETTINGS
-from entropylong_assets.stages.embeddings.stages import EMBEDDING_INDEX_STAGE
 from entropylong_assets.stages.embeddings.tables import EMBEDDING_INDEX
 from entropylong_assets.stages.embeddings.vector_table import EXACT, search_of
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE

@@ -19,6 +19,7 @@ import pytest
 from entropylong_assets.orchestration.errors import is_transient
 from entropylong_assets.stages.embeddings import compaction
 from entropylong_assets.stages.embeddings.compaction import compact
+from entropylong_assets.stages.embeddings.segments import SegmentedIndex
 from entropylong_assets.stages.embeddings.shard_commits import (
     ShardCommit,
     ShardConflictError,
@@ -330,17 +331,14 @@ def test_a_shard_that_is_added_while_vectors_are_indexed_is_no_fault(
 ) -> None:
     """Its rows are outside the index: that was taken for a broken index."""
     table = filled(tmp_path, {"a": 300})
-    create = table._table.create_index
+    commit = SegmentedIndex._commit
     monkeypatch.setattr(
-        table._table,
-        "create_index",
-        lambda *args, **options: (
-            prepared(tmp_path, "new", 6).commit(),
-            create(*args, **options),
-        ),
+        SegmentedIndex,
+        "_commit",
+        lambda *args: prepared(tmp_path, "new", 6).commit() and commit(*args),
     )
-    table.build_index("ivf_flat")
-    assert table.unindexed_rows() == 6
+    assert table.complete_index("ivf_flat").rows_added == 300
+    assert SegmentedIndex(corpus_uri(tmp_path), "ivf_flat").unindexed_rows(table.version) == 6
     assert table.rows_by_shard() == {"a": 300, "new": 6}
 
 

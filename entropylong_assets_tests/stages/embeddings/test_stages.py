@@ -13,11 +13,13 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from entropylong_assets.project import open_store
+from entropylong_assets.project import make_project, open_store
 from entropylong_assets.stages.checks import run_checks
 from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan, plan_shards, save_plan
 from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings import index, index_stages, segments
+from entropylong_assets.stages.embeddings.chunk_stage import CHUNK_EMBEDDINGS_STAGE
 from entropylong_assets.stages.embeddings.chunks import ShardEmbedding
 from entropylong_assets.stages.embeddings.embedder import (
     Embedder,
@@ -25,12 +27,16 @@ from entropylong_assets.stages.embeddings.embedder import (
     document_identity,
     load_embedder,
 )
-from entropylong_assets.stages.embeddings.stages import (
-    CHUNK_EMBEDDINGS_STAGE,
+from entropylong_assets.stages.embeddings.index_stages import (
     EMBEDDING_INDEX_STAGE,
+    INDEX_SEGMENTS_STAGE,
 )
 from entropylong_assets.stages.embeddings.table import load_table, open_table
-from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
+from entropylong_assets.stages.embeddings.tables import (
+    CHUNK_EMBEDDINGS,
+    EMBEDDING_INDEX,
+    INDEX_SEGMENTS,
+)
 from entropylong_assets.stages.execution import Materialization, materialize
 from entropylong_assets.stages.near_duplicates.stages import (
     DOCUMENT_SIGNATURES_STAGE,
@@ -308,6 +314,7 @@ def test_shards_outside_the_plan_are_left_out_and_logged(corpus: Corpus) -> None
         ({"search": "exact"}, {EMBEDDING_INDEX_STAGE: "embedding.search"}),
         ({"ann_min_rows": 300}, {EMBEDDING_INDEX_STAGE: "embedding.ann_min_rows"}),
         ({"index": "ivf_sq"}, {EMBEDDING_INDEX_STAGE: "embedding.index"}),
+        ({"index_generation": 1}, {EMBEDDING_INDEX_STAGE: "embedding.index_generation"}),
         ({"batch_size": 3, "device": "cpu"}, {}),
         ({"query_prompt": "river: "}, {}),
         (
@@ -506,3 +513,78 @@ def test_recall_is_measured_with_the_corpus_own_k(
     assert [(r.check.name, r.check.blocking, r.check.warns) for r in failed] == [
         ("recall_reached", False, True)
     ]
+
+
+# Segments
+
+
+def test_a_table_that_is_searched_exactly_gets_no_segment(corpus: Corpus) -> None:
+    for shard in SHARDS:
+        corpus.run(INDEX_SEGMENTS_STAGE, shard)
+        summary = corpus.store.summary(INDEX_SEGMENTS, shard)
+        assert (summary.rows_added, summary.partitions) == (0, 0)
+    corpus.run(EMBEDDING_INDEX_STAGE)
+    assert corpus.store.summary(EMBEDDING_INDEX).segments == 0
+    database = Path(corpus.store.corpus_uri, "lancedb")
+    assert [path.name for path in database.iterdir()] == ["chunks.lance"]
+
+
+@pytest.fixture
+def large(
+    data: Path,
+    tiny_corpus: Path,
+    tiny_models: tuple[str, str],
+    corpus: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Corpus:
+    """The same corpus, as if its hundred chunks were enough for an index of segments."""
+    monkeypatch.setattr(segments, "MIN_ROWS_PER_PARTITION", 2)
+    for module in (index, index_stages):
+        monkeypatch.setattr(module, "searched_by_index", lambda *_: True)
+    return Corpus(tiny_corpus, data, tiny_models)
+
+
+def test_the_index_uses_the_segments_of_shards_and_makes_the_others(large: Corpus) -> None:
+    store = large.store
+    large.run(INDEX_SEGMENTS_STAGE, SHARDS[0])
+    rows = store.summary(INDEX_SEGMENTS, SHARDS[0]).rows_added
+    assert rows == store.summary(CHUNK_EMBEDDINGS, SHARDS[0]).chunks
+    (stored,) = store.read(INDEX_SEGMENTS, SHARDS[0], "segments").to_dicts()
+    assert (stored["shard"], stored["n_rows"]) == (SHARDS[0], rows)
+    large.run(EMBEDDING_INDEX_STAGE)
+    summary = store.summary(EMBEDDING_INDEX)
+    assert summary.centroids == store.summary(INDEX_SEGMENTS, SHARDS[0]).centroids
+    assert (summary.segments, summary.rows_added) == (2, summary.n_rows - rows)
+    assert is_up_to_date(INDEX_SEGMENTS_STAGE, large.partition(SHARDS[0]))
+    large.run(INDEX_SEGMENTS_STAGE, SHARDS[0])
+    assert store.summary(INDEX_SEGMENTS, SHARDS[0]).rows_added == 0
+    large.run(EMBEDDING_INDEX_STAGE)
+    assert store.summary(EMBEDDING_INDEX).rows_added == 0
+
+
+@pytest.mark.parametrize(
+    ("over", "chunks", "reason"),
+    [
+        ({"search": "exact"}, 10**9, "embedding.search is exact"),
+        ({}, 10_111, "its 10,111 chunks are too few for a segment"),  # 32 × 316
+        ({}, 10_112, None),
+        ({"search": "index"}, 511, "its 511 chunks are too few"),  # 32 × 16
+        ({"search": "index"}, 512, None),
+    ],
+)
+def test_a_shard_that_can_never_have_a_segment_is_skipped(
+    tmp_path: Path, over: dict[str, Any], chunks: int, reason: str | None
+) -> None:
+    settings = make_project({"data_uri": str(tmp_path), "embedding": over}).corpus
+    partition = Partition(settings, open_store(settings), "s")
+    with partition.store.write(CHUNK_EMBEDDINGS, "s", fingerprint="f") as writer:
+        writer.summary = {"chunks": chunks}
+    found = INDEX_SEGMENTS_STAGE.skip_reason(partition)
+    assert found == reason or (reason and found and found.startswith(reason))
+
+
+def test_a_shard_whose_segment_was_lost_fails_its_check(large: Corpus) -> None:
+    large.run(INDEX_SEGMENTS_STAGE, SHARDS[0])
+    large.run(CHUNK_EMBEDDINGS_STAGE, SHARDS[0])  # its rows are in new fragments
+    results = run_checks(INDEX_SEGMENTS_STAGE, large.partition(SHARDS[0]))
+    assert [(r.check.name, r.passed) for r in results] == [("shard_has_segment", False)]

@@ -1,151 +1,139 @@
-"""The stages `chunk_embeddings` and `embedding_index`."""
+"""The stages `index_segments` and `embedding_index`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from entropylong_assets.settings.cluster import GPU_STEP
 from entropylong_assets.settings.section import fingerprint
 from entropylong_assets.stages.corpus.removals import removed_from_corpus
 from entropylong_assets.stages.corpus.shards import load_plan
-from entropylong_assets.stages.corpus.stage import CORPUS_DOCUMENTS_STAGE, INGEST
-from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
+from entropylong_assets.stages.embeddings.chunk_stage import (
+    CHECKS,
+    CHUNK_EMBEDDINGS_STAGE,
+    VECTOR_SETTINGS,
+    identify_chunks,
+    open_chunk_table,
+)
+from entropylong_assets.stages.embeddings.index_size import (
+    MIN_ROWS_PER_PARTITION,
+    min_indexed_rows,
+    partitions,
+    searched_by_index,
+)
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 from entropylong_assets.stages.embeddings.tables import (
     CHUNK_EMBEDDINGS,
     EMBEDDING_INDEX,
-    ChunkEmbeddingsSummary,
+    INDEX_SEGMENTS,
+    IndexSegmentsSummary,
 )
 from entropylong_assets.stages.near_duplicates.stages import INDEX, NEAR_DUPLICATES_STAGE
-from entropylong_assets.stages.stage import Check, Partition, Result, Stage, Step
+from entropylong_assets.stages.stage import Check, Job, Partition, Result, Stage, Step
 from entropylong_assets.storage import duck
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
 
 if TYPE_CHECKING:
-    from entropylong_assets.stages.embeddings.table import ChunkTable
+    from entropylong_assets.stages.embeddings.segments import SegmentedIndex
 
-_CHECKS = Path(__file__).parent / "checks"
 INDEX_POOL = "embedding_index_{corpus}"
 """Pool of the steps that index and compact a table: they conflict with each other, but not with
 shards that are embedded."""
-_DOCUMENTS_PER_BATCH = 64
 _MANIFESTS_AT_ONCE = 16
-_VECTOR_SETTINGS = tuple(
-    f"embedding.{name}" for name in ("model", "dimensions", "document_prompt", "document_task")
+_INDEX_SETTINGS = tuple(
+    f"embedding.{name}" for name in ("search", "index", "index_generation", "ann_min_rows")
 )
-"""Settings that determine the vector of a chunk."""
+"""Settings that determine whether there is an index, and which."""
 
 
-def _identify_chunks(partition: Partition) -> Mapping[str, str]:
-    from entropylong_assets.stages.embeddings.embedder import document_identity
+def _segmented_index(partition: Partition) -> SegmentedIndex:
+    from entropylong_assets.stages.embeddings.segments import SegmentedIndex
 
-    return document_identity(partition.settings.embedding)
-
-
-def _open_table(partition: Partition, tag: str | None = None) -> ChunkTable:
-    from entropylong_assets.stages.embeddings.table import open_table
-
-    return open_table(partition.store, tag)
+    embedding: EmbeddingSettings = partition.settings.embedding
+    corpus_uri, generation = partition.store.corpus_uri, embedding.index_generation
+    return SegmentedIndex(corpus_uri, embedding.index, generation, embedding.device)
 
 
-def _embed(step: Step) -> Result:
-    from entropylong_assets.stages.embeddings.chunks import ShardEmbedding
-    from entropylong_assets.stages.embeddings.embedder import load_embedder
-    from entropylong_assets.stages.embeddings.table import ChunkTable
+def _segment_views(partition: Partition) -> Mapping[str, duck.View]:
+    store, shard, figures = partition.store, partition.shard, ["rows_left", "partitions"]
 
-    settings = step.settings.embedding
-    embedder = load_embedder(settings)
-    for note in embedder.notes:
-        step.warn(f"embedding.model {settings.model}: {note}")
-    table = ChunkTable(step.store.corpus_uri, embedder.dimension, embedder.identity)
-    columns = ["doc_id", "source", "text"]
-    documents = step.store.batches(
-        CORPUS_DOCUMENTS, step.shard, "documents", columns, _DOCUMENTS_PER_BATCH
-    )
-    embedding = ShardEmbedding(step.shard, embedder, settings.min_chunk_chars)
-    n_documents = step.require(CORPUS_DOCUMENTS).tables["documents"].rows
-
-    def on_progress(chunks: int) -> None:
-        step.progress(chunks)
-        step.progress.reach("documents", embedding.documents, n_documents)
-
-    step.progress.reach("documents", 0, n_documents)
-    table.replace_shard(step.shard, embedding.rows(documents, step.writer, on_progress))
-    return Result(
-        ChunkEmbeddingsSummary(
-            documents=embedding.documents,
-            chunks=embedding.chunks,
-            embedder_tokens=embedding.tokens,
-            dimension=embedder.dimension,
-            window_tokens=embedder.window_tokens,
-            embedder=embedder.identity,
-            document_prompt=embedder.document.prompt,
-        ),
-        {"preview": step.writer.preview("chunks")},
-    )
-
-
-def _chunk_views(partition: Partition) -> Mapping[str, duck.View]:
-    store, shard = partition.store, partition.shard
-
-    def duplicates() -> pl.DataFrame:
-        """Documents of this shard that the present index removed from the table."""
-        if store.manifest(EMBEDDING_INDEX) is None:
-            return pl.DataFrame(schema={"doc_id": pl.String})
-        parts = [
-            store.read(EMBEDDING_INDEX, WHOLE, name, ["doc_id", "shard"])
-            for name in ("duplicates", "near_copies")
-        ]
-        return pl.concat(parts).filter(pl.col("shard") == shard).select("doc_id").unique()
+    def without_segment() -> pl.DataFrame:
+        return pl.DataFrame({"n_rows": [_segmented_index(partition).rows_without_segment(shard)]})
 
     return {
-        "documents": (CORPUS_DOCUMENTS, [shard], "documents"),
-        "chunks": (CHUNK_EMBEDDINGS, [shard], "chunks"),
-        "duplicates": duplicates,
-        "vectors": lambda: _open_table(partition).reader(["chunk_id", "doc_id", "vector"], shard),
-        "summary": lambda: duck.summary(store, CHUNK_EMBEDDINGS, shard, ["window_tokens"]),
+        "summary": lambda: duck.summary(store, INDEX_SEGMENTS, shard, figures),
+        "without_segment": without_segment,
     }
 
 
-CHUNK_EMBEDDINGS_STAGE = Stage(
-    tables=CHUNK_EMBEDDINGS,
-    description="""Chunks of one shard's documents with unit vectors, for retrieval.
+def _skips_segment(partition: Partition) -> str | None:
+    fewest = min_indexed_rows(partition.settings.embedding)
+    if fewest is None:
+        return "embedding.search is exact"
+    chunks = partition.store.manifest(CHUNK_EMBEDDINGS, partition.shard)
+    n_chunks = chunks.summary["chunks"] if chunks else fewest
+    if n_chunks < MIN_ROWS_PER_PARTITION * partitions(fewest):
+        return (
+            f"its {n_chunks:,} chunks are too few for a segment of their own; "
+            f"{EMBEDDING_INDEX.name} indexes them if the corpus is large enough"
+        )
+    return None
 
-Chunks end at line or sentence borders and fit the embedder's window. One commit to the corpus'
-LanceDB table replaces the texts and vectors of this shard and of no other.""",
-    compute=_embed,
-    inputs=(CORPUS_DOCUMENTS_STAGE,),
-    sections={"embedding": EmbeddingSettings},
-    determined_by=lambda _: (
-        *_VECTOR_SETTINGS,
-        "embedding.chunk_tokens",
-        "embedding.min_chunk_chars",
-    ),
-    identify=_identify_chunks,
-    permanent=("embedding.model", "embedding.dimensions"),
-    code_version=6,
-    check_folder=_CHECKS,
+
+def _segment(step: Step) -> Result:
+    rows = open_chunk_table(step).rows
+    if not searched_by_index(step.settings.embedding, rows):
+        step.log(f"a table of {rows:,} rows is searched exactly: nothing to index")
+        return Result(IndexSegmentsSummary(rows_added=0, rows_left=0, partitions=0, centroids=""))
+    index = _segmented_index(step)
+    segments = index.index_shard(step.shard)
+    if segments.added:
+        row = {"shard": step.shard, "segment": segments.added, "n_rows": segments.rows_added}
+        step.writer.append("segments", [row])
+    step.progress(segments.rows_added)
+    return Result(
+        IndexSegmentsSummary(
+            rows_added=segments.rows_added,
+            rows_left=segments.rows_left,
+            partitions=len(segments.centroids.vectors_PE),
+            centroids=segments.centroids.identity,
+        )
+    )
+
+
+INDEX_SEGMENTS_STAGE = Stage(
+    tables=INDEX_SEGMENTS,
+    description="""The part of the vector index that covers one shard. Optional: for large corpora.
+
+Any number of steps build segments at the same time. `embedding_index` uses them, and indexes
+whatever has no segment itself. The first segment trains the centroids that all share. Small tables,
+which are searched exactly, get no segment, and neither do shards with few rows.""",
+    compute=_segment,
+    inputs=(CHUNK_EMBEDDINGS_STAGE,),
+    determined_by=lambda _: _INDEX_SETTINGS,
+    identify=identify_chunks,
+    skip_reason=_skips_segment,
+    code_version=1,
+    check_folder=CHECKS,
     checks=(
-        Check("one_vector_per_chunk", "The LanceDB table holds one vector per chunk."),
-        Check("vectors_unit_length", "Vectors are finite and of length 1."),
         Check(
-            "chunks_within_documents",
-            "Every document has chunks, in order, within its text and the embedder's window.",
+            "shard_has_segment",
+            "Segments cover all chunks of the shard, unless these are too few.",
         ),
     ),
-    views=_chunk_views,
-    job=INGEST,
-    automation="per_shard",
-    resources=GPU_STEP,
-    pool="gpu",
-    unit="chunks",
-    kinds=frozenset({"lancedb", "huggingface"}),
+    views=_segment_views,
+    job=Job(
+        "segments",
+        "Index many shards in parallel, before `index` does the rest. Advisable for an index that "
+        "one step would take too long to build.",
+        hours=12,
+    ),
+    unit="rows",
+    kinds=frozenset({"lancedb"}),
 )
 
 
@@ -156,7 +144,7 @@ def _planned(partition: Partition) -> dict[str, int]:
 
 def _identify_index(partition: Partition) -> Mapping[str, object]:
     return {
-        **_identify_chunks(partition),
+        **identify_chunks(partition),
         "plan": _planned(partition),
         # The data version of a shard covers its chunks, not their vectors.
         "shards_embedded_otherwise": _embedded_otherwise(partition),
@@ -168,7 +156,7 @@ def _embedded_otherwise(partition: Partition) -> list[str]:
     from entropylong_assets.stages.embeddings.embedder import default_prompt
 
     settings = partition.settings.embedding
-    wanted = (_identify_chunks(partition)["document_prompt"], settings.document_task)
+    wanted = (identify_chunks(partition)["document_prompt"], settings.document_task)
     before = default_prompt(settings)  # of shards that were embedded before prompts were recorded
 
     def differs(shard: str) -> bool:
@@ -229,15 +217,24 @@ def _index(step: Step) -> Result:
     return Result(summary, {"shards left out": len(left_out), "left out": left_out})
 
 
+_CHECKED = (
+    "n_rows",
+    "recall",
+    "recall_queries",
+    "recall_when_new",
+    "recall_unsteered",
+    "centroid_rows",
+)
+"""Figures of the summary that checks of the index read."""
+
+
 def _index_views(partition: Partition) -> Mapping[str, duck.View]:
     store = partition.store
     tag = store.summary(EMBEDDING_INDEX).tag
     return {
         "shards": (EMBEDDING_INDEX, [WHOLE], "shards"),
-        "indexed": lambda: _open_table(partition, tag).reader(["chunk_id", "doc_id", "shard"]),
-        "summary": lambda: duck.summary(
-            store, EMBEDDING_INDEX, WHOLE, ["recall", "recall_queries"]
-        ),
+        "indexed": lambda: open_chunk_table(partition, tag).reader(["chunk_id", "doc_id", "shard"]),
+        "summary": lambda: duck.summary(store, EMBEDDING_INDEX, WHOLE, _CHECKED),
     }
 
 
@@ -254,11 +251,10 @@ With `embedding.text_index` the words are indexed too.""",
     compute=_index,
     inputs=(CHUNK_EMBEDDINGS_STAGE, NEAR_DUPLICATES_STAGE),
     partitioned=False,
+    optional_inputs=(INDEX_SEGMENTS_STAGE,),
     determined_by=lambda _: (
-        *_VECTOR_SETTINGS,
-        "embedding.search",
-        "embedding.index",
-        "embedding.ann_min_rows",
+        *VECTOR_SETTINGS,
+        *_INDEX_SETTINGS,
         "embedding.target_recall",
         "embedding.recall_queries",
         "embedding.recall_k",
@@ -268,14 +264,21 @@ With `embedding.text_index` the words are indexed too.""",
     ),
     identify=_identify_index,
     removals=removed_from_corpus,
-    code_version=8,
-    check_folder=_CHECKS,
+    code_version=9,
+    check_folder=CHECKS,
     checks=(
         Check("no_document_indexed_twice", "Every document is indexed in one shard."),
         Check("index_rows_reconcile", "The index holds every chunk of its shards."),
         Check(
             "recall_reached",
             "The recall@K against exact search reaches its target.",
+            blocking=False,
+            warns=True,
+        ),
+        Check(
+            "centroids_fit",
+            "The centroids of the index still fit its chunks. If not, search slows down: increase "
+            "`embedding.index_generation` to rebuild the index.",
             blocking=False,
             warns=True,
         ),
