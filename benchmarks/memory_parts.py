@@ -76,7 +76,7 @@ def write_chunks(folder: Path, count: int) -> None:
     table = open_chunks(folder)
     table.replace_shard("s-00000", batches())
     table.index_for_lookup()
-    table.build_index("ivf_flat")
+    table.complete_index("ivf_flat")
 
 
 def token_lists(ids: np.ndarray) -> pa.Array:
