@@ -130,9 +130,9 @@ def no_daemon(p: Installation) -> None:
 def no_daemon_for_queued_runs(p: Installation) -> None:
     no_daemon(p)
     with p.instance() as instance:
-        instance.add_run(
-            dg.DagsterRun(job_name="corpus__ingest", status=dg.DagsterRunStatus.QUEUED)
-        )
+        instance.add_run(dg.DagsterRun(job_name="corpus__ingest"))
+        with instance.run_storage.connect() as database:
+            database.exec_driver_sql("UPDATE runs SET status = 'QUEUED'")
 
 
 def silent_daemon(p: Installation) -> None:

@@ -351,7 +351,7 @@ def test_run_goes_on_without_its_source_files(home: Home) -> None:
     shown = home.call("scan")
     assert shown.exit_code == 0
     lines = " ".join(shown.output.split())
-    assert f"missing: {home.corpus}/a.jsonl missing: {home.corpus}/b.jsonl" in lines
+    assert f"missing: {home.corpus}/a.jsonl, {home.corpus}/b.jsonl" in lines
     assert f"passed over, names that begin with . or _: 1 ({home.corpus}/_tmp.jsonl)" in lines
     assert f"passed over, files without rows: 1 ({home.corpus}/empty.jsonl)" in lines
 
