@@ -34,9 +34,13 @@ LAST = "verified_dependencies"
 
 
 def groups_of(project_stages: Sequence[Stage]) -> Iterator[tuple[bool, list[Stage]]]:
-    """The stages up to `LAST` in the order of the data, in runs that are or are not by shard."""
+    """The stages up to `LAST` in the order of the data, in runs that are or are not by shard.
+
+    Stages that are only started by hand are left out.
+    """
     last = next(n for n, stage in enumerate(project_stages) if stage.name == LAST)
-    for partitioned, stages in groupby(project_stages[: last + 1], lambda s: s.partitioned):
+    needed = [s for s in project_stages[: last + 1] if s.automation != "by_hand"]
+    for partitioned, stages in groupby(needed, lambda s: s.partitioned):
         yield partitioned, list(stages)
 
 
