@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,6 +40,11 @@ from entropylong_assets.stages.embeddings.compaction import compact
 from entropylong_assets.stages.near_duplicates.stages import INDEX
 from entropylong_assets.storage.tables import WHOLE
 
+SECONDS_BETWEEN_LOOKS = 5.0
+"""Seconds between two looks for runs whose process was killed."""
+
+log = logging.getLogger(__name__)
+
 
 def dagster_home(folder: Path | None = None) -> Path:
     """Folder of the Dagster instance: DAGSTER_HOME, else `.dagster`.
@@ -57,8 +64,33 @@ def dagster_home(folder: Path | None = None) -> Path:
 
 
 @contextmanager
+def _ending_dead_runs(instance: dg.DagsterInstance) -> Iterator[None]:
+    """End runs whose process was killed, now and while the context is open.
+
+    Without a daemon, a run that waits for the pool slot of such a run would wait forever.
+    """
+    end_dead_runs(instance)
+    closed = threading.Event()
+
+    def watch() -> None:
+        while not closed.wait(SECONDS_BETWEEN_LOOKS):
+            try:
+                end_dead_runs(instance)
+            except Exception as error:  # a storage that does not answer now: the next look may
+                log.debug("looking for dead runs: %s", error)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        closed.set()
+        thread.join()
+
+
+@contextmanager
 def open_instance(project: Project | None = None) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance, after runs whose process was killed have been ended.
+    """The Dagster instance. Runs whose process is killed are ended.
 
     project: the one that is going to be run or shown. Raises InstanceError if the instance shows
     other data under its names.
@@ -67,8 +99,8 @@ def open_instance(project: Project | None = None) -> Iterator[dg.DagsterInstance
     with dg.DagsterInstance.get() as instance:
         if project is not None:
             bind_data((*project.corpora.values(), *project.datasets.values()), instance)
-        end_dead_runs(instance)
-        yield instance
+        with _ending_dead_runs(instance):
+            yield instance
 
 
 def register_shards(
