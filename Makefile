@@ -12,7 +12,7 @@
 # make test-faults    kills, full disks, a clock set back, ...: 12 minutes; prints a report
 # make test-estimate  estimates against whole runs over a small corpus: 3 minutes
 # make test-models    the pipeline on a second pair of models
-# make test-release   what is too long for every change: exports, e2e, faults, estimates, models
+# make test-release   tests too long to run on every change: exports, e2e, faults, estimates, models
 # make test-architectures   every causal class of transformers in tiny form: 10 minutes; writes
 #                     the table of docs/architectures.md
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
@@ -24,7 +24,7 @@
 # make clean          removes environments and caches, never data
 PYTHON ?= python3
 BIN := .venv/bin
-# As on the command line: beside the settings file.
+# The default is that of the command line: beside the settings file.
 SETTINGS_FOLDER := $(if $(ENTROPYLONG_SETTINGS),$(abspath $(dir $(ENTROPYLONG_SETTINGS))),$(CURDIR))
 export DAGSTER_HOME ?= $(SETTINGS_FOLDER)/.dagster
 export ENTROPYLONG_PROFILE ?= quickstart
@@ -96,7 +96,7 @@ test-exports: .venv/test .venv-readers/done
 test-day: .venv/test
 	$(BIN)/python -m pytest entropylong_assets_tests/e2e/test_one_day.py
 
-# What takes too long for every change, before a release: an hour.
+# Run before a release: tests that take too long to run on every change (an hour).
 test-release: test-exports test-e2e test-faults test-estimate test-models
 
 test-ray: .venv/test

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from entropylong_assets.audits.audit_tables import number
+from entropylong_assets.orchestration.errors import few
 from entropylong_assets.orchestration.run_selection import ExpectedJob
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.report.proof import audit_coverage, gather_proof
@@ -40,17 +39,14 @@ def print_missing_files(console: Console, plan: ShardPlan) -> None:
 
 def print_scan(console: Console, corpus: str, plan: ShardPlan) -> None:
     """What a scan found: shards, and new, changed and missing files, the first ones by name."""
-    console.print(f"{corpus}: {len(plan.shards):,} shards, new: {_list(plan.new)}", soft_wrap=True)
+    new = few(plan.new, _LISTED) or "none"
+    console.print(f"{corpus}: {len(plan.shards):,} shards, new: {new}", soft_wrap=True)
     for what, files in (("changed", plan.changed), ("missing", plan.missing)):
         if files:
-            console.print(f"{what}: {escape(_list([*map(one_line, files)]))}", soft_wrap=True)
+            console.print(
+                f"{what}: {escape(few([*map(one_line, files)], _LISTED))}", soft_wrap=True
+            )
     print_passed_over(console, plan)
-
-
-def _list(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more or "none"
 
 
 def print_passed_over(console: Console, plan: ShardPlan) -> None:

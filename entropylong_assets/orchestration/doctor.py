@@ -15,8 +15,8 @@ import dagster as dg
 
 from entropylong_assets.orchestration import doctor_checks
 from entropylong_assets.orchestration.cluster import ray_nodes, unplaceable_steps
-from entropylong_assets.orchestration.doctor_checks import Finding, few
-from entropylong_assets.orchestration.errors import line
+from entropylong_assets.orchestration.doctor_checks import Finding
+from entropylong_assets.orchestration.errors import few, line
 from entropylong_assets.orchestration.instance_data import bind_data
 from entropylong_assets.orchestration.local_run import dagster_home
 from entropylong_assets.orchestration.naming import asset_key, partition_set, pool_of

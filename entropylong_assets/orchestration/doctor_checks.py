@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from entropylong_assets.orchestration.errors import line
+from entropylong_assets.orchestration.errors import few, line
 from entropylong_assets.orchestration.naming import prefixed
 from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings, printable
@@ -43,10 +43,6 @@ class Finding:
     verdict: Literal["ok", "warning", "fault"]
     message: str
     """What was found and, unless all is well, what to do."""
-
-
-def few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def disk(data_uri: str) -> Finding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import dagster as dg
@@ -151,6 +151,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             seen.append(link)
             yield link
             waiting += [link.__cause__, link.__context__]
+
+
+def few(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return f"{', '.join(names[:shown])}{more}"
 
 
 def disk_trouble(error: BaseException) -> str | None:

@@ -1,4 +1,4 @@
-"""Names in Dagster: what belongs to a corpus or dataset has its name in its own.
+"""Names in Dagster: whatever belongs to a corpus or dataset carries its name.
 
 Any number of corpora and datasets share one Dagster instance, so no partition set, job, sensor,
 schedule, resource or pool of a table has a fixed name.

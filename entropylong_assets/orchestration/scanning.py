@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dagster as dg
 
+from entropylong_assets.orchestration.errors import few
 from entropylong_assets.orchestration.naming import partition_set
 from entropylong_assets.orchestration.retirement import (
     remember_partitions,
@@ -62,7 +62,7 @@ class Scan:
     def message(self) -> str:
         """One line for people."""
         parts = [
-            f"{what}: {_few(names)}"
+            f"{what}: {few(names, _NAMED)} ({len(names):,})"
             for what, names in (
                 ("new shards", self.unregistered),
                 ("changed files", self.plan.changed),
@@ -77,11 +77,6 @@ class Scan:
         if self.plan.passed_over:
             parts.append(f"passed over: {describe_passed_over(self.plan.passed_over)}")
         return "; ".join(parts)
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more} ({len(names):,})"
 
 
 def run_key(shard: Shard) -> str:

@@ -104,11 +104,20 @@ def checks(batch: Batch, stage: Stage) -> dict[tuple[str, str], str]:
     }
 
 
+def failures_of(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Messages of the failed steps, in their order."""
+    failures = {}
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data.user_failure_data
+            assert data is not None
+            failures[str(event.step_key)] = str(data.description)
+    return failures
+
+
 def failure_of(result: dg.ExecuteInProcessResult) -> str:
-    [event] = [event for event in result.all_events if event.is_step_failure]
-    data = event.step_failure_data.user_failure_data
-    assert data is not None
-    return f"{event.step_key}: {data.description}"
+    [(step, message)] = failures_of(result).items()
+    return f"{step}: {message}"
 
 
 def test_each_shard_is_reported_once_with_its_own_version(batch: Batch) -> None:
@@ -148,17 +157,13 @@ def test_a_shard_that_fails_does_not_stop_the_others(batch: Batch) -> None:
         passed = {shard for (_, shard), s in checks(batch, stage).items() if s == "SUCCEEDED"}
         assert passed == {first, last}
     # Every last step of the run names the shard: one per branch of the graph.
-    failures = [event for event in result.all_events if event.is_step_failure]
-    assert [event.step_key for event in failures] == [
+    failures = failures_of(result)
+    assert list(failures) == [
         "corpus__chunk_embeddings_checks",
         "corpus__document_signatures_checks",
     ]
-    for event in failures:
-        data = event.step_failure_data.user_failure_data
-        assert data is not None
-        assert f"1 of 3 shards failed: {bad}. {bad}: corpus_documents failed" in str(
-            data.description
-        )
+    for message in failures.values():
+        assert f"1 of 3 shards failed: {bad}. {bad}: corpus_documents failed" in message
     assert store_shards(batch, CHUNKS) == [first, last]
 
 

@@ -77,8 +77,9 @@ class SegmentedIndex:
     def index_shard(self, shard: str) -> Segments:
         """Commit a segment over the fragments of a shard that no segment covers.
 
-        Not if they have fewer than `MIN_ROWS_PER_PARTITION` rows per partition: `complete` indexes
-        such shards together. Raises ShardConflictError if others keep changing the fragments.
+        If they have fewer than `MIN_ROWS_PER_PARTITION` rows per partition, none is built:
+        `complete` indexes such shards together. Raises ShardConflictError if others keep changing
+        the fragments.
         """
         centroids = load_or_train(self._corpus_uri, self._generation, self._device)
         least = MIN_ROWS_PER_PARTITION * len(centroids.vectors_PE)
@@ -172,7 +173,7 @@ class SegmentedIndex:
     ) -> bool:
         """Add a segment to the index, in place of those it joins; open the version that has it.
 
-        False if a fragment was removed, or another segment covers one.
+        Returns False if a fragment was removed, or another segment covers one.
         """
         deadline = time.monotonic() + COMMIT_SECONDS
         while time.monotonic() < deadline:

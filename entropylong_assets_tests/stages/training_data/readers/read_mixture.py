@@ -9,8 +9,6 @@ last ids can be padding, which Megatron-LM replaces.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 import re
@@ -18,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from read_export import NOT_LEARNT, code_of_card, run_card, without
+from read_more import digest, draw_and_resume
 
 BEGINNING = 64
 """Ids of a sample that are hashed."""
@@ -96,10 +94,7 @@ def draw_megatron(export: Path, scratch: Path, _: Path) -> list[Any]:
     train, validation, _ = BlendedMegatronDatasetBuilder(
         GPTDataset, [DRAWN, None, None], lambda: True, config
     ).build()
-    assert (
-        len(validation)
-        == json.loads((export / "manifest.json").read_text())["splits"]["validation"]
-    )
+    assert len(validation) == content["splits"]["validation"]
     return [train[i]["tokens"] for i in range(DRAWN)]
 
 
@@ -136,37 +131,20 @@ def draw_trl(export: Path, _: Path, __: Path) -> list[Any]:
 
 
 def draw_torchtitan(export: Path, _: Path, page: Path) -> list[Any]:
-    weights = json.loads((export / "manifest.json").read_text())["mixture"]
+    content = json.loads((export / "manifest.json").read_text())
     space = run_page(page, "## torchtitan", "### torchtitan and mixtures", folder=str(export))
-    shares = {part: row["share"] for part, row in weights.items()}
+    shares = {part: row["share"] for part, row in content["mixture"].items()}
     config = space["MixtureLoader"].Config(dataset_path=str(export), weights=shares)
-    length = json.loads((export / "manifest.json").read_text())["tokenizer"]["sample_tokens"]
-
-    def build() -> Any:
-        return config.build(
-            dp_world_size=1, dp_rank=0, tokenizer=None, seq_len=length, local_batch_size=1
-        )
-
-    loader, batches, state = build(), [], None
-    for batch in itertools.islice(loader, DRAWN):
-        batches.append(batch)
-        if len(batches) == DRAWN // 2:
-            state = loader.state_dict()
-    resumed = build()
-    resumed.load_state_dict(state)
-    again = next(iter(resumed))
-    expected = batches[DRAWN // 2]
-    assert (again[0]["input"] == expected[0]["input"]).all(), "not resumed where it was"
+    length = content["tokenizer"]["sample_tokens"]
+    batches = draw_and_resume(config, length, DRAWN, DRAWN // 2)
     assert all((labels != NOT_LEARNT).any() for _, labels in batches)
     return [inputs["input"][0] for inputs, _ in batches]
 
 
 def draw_litdata(export: Path, scratch: Path, page: Path) -> list[Any]:
     os.chdir(scratch)
-    shares = {
-        part: row["share"]
-        for part, row in json.loads((export / "manifest.json").read_text())["mixture"].items()
-    }
+    mixture = json.loads((export / "manifest.json").read_text())["mixture"]
+    shares = {part: row["share"] for part, row in mixture.items()}
     space = run_page(page, "### litdata and mixtures", folder=str(export), weights=shares)
     return [item["input_ids"] for item in space["dataset"]]
 
@@ -186,7 +164,4 @@ if __name__ == "__main__":
     name, export, scratch, page = sys.argv[1:]
     del sys.argv[4:]  # `run_card` reads more arguments
     drawn = DRAWS[name](Path(export), Path(scratch), Path(page))
-    hashes = [
-        hashlib.sha256(np.asarray(ids[:BEGINNING], np.int64).tobytes()).hexdigest() for ids in drawn
-    ]
-    print(json.dumps(hashes))
+    print(json.dumps([digest(ids[:BEGINNING]) for ids in drawn]))

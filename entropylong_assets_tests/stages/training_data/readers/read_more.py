@@ -97,27 +97,33 @@ def read_nanotron(space: dict[str, Any], _: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_torchtitan(space: dict[str, Any], _: Path) -> list[dict[str, Any]]:
-    config = space["TokenIdLoader"].Config(dataset_path=str(Path.cwd()))
-    length = json.loads(Path("manifest.json").read_text())["tokenizer"]["sample_tokens"]
+def draw_and_resume(config: Any, length: int, count: int, half: int) -> list[Any]:
+    """Draw batches from a torchtitan loader, and check that it resumes after `half` of them."""
 
     def build() -> Any:
         return config.build(
             dp_world_size=1, dp_rank=0, tokenizer=None, seq_len=length, local_batch_size=1
         )
 
-    samples = json.loads(Path("manifest.json").read_text())["splits"]["train"]
     loader = build()
     batches, state = [], None
-    for batch in itertools.islice(loader, samples + 1):
+    for batch in itertools.islice(loader, count):
         batches.append(batch)
-        if len(batches) == samples // 2:
+        if len(batches) == half:
             state = loader.state_dict()
     resumed = build()
     resumed.load_state_dict(state)
-    again = next(iter(resumed))
-    expected = batches[samples // 2]
+    again, expected = next(iter(resumed)), batches[half]
     assert (again[0]["input"] == expected[0]["input"]).all(), "not resumed where it was"
+    return batches
+
+
+def read_torchtitan(space: dict[str, Any], _: Path) -> list[dict[str, Any]]:
+    config = space["TokenIdLoader"].Config(dataset_path=str(Path.cwd()))
+    content = json.loads(Path("manifest.json").read_text())
+    samples = content["splits"]["train"]
+    length = content["tokenizer"]["sample_tokens"]
+    batches = draw_and_resume(config, length, samples + 1, samples // 2)
     rows = []
     for inputs, labels in batches[:samples]:
         positions = inputs["positions"][0].numpy()
