@@ -26,7 +26,11 @@ from entropylong_assets.settings.profiles import PROFILES
 from entropylong_assets.stages.entropy.engine import PackedScorer, cpu_has_bfloat16
 from entropylong_assets.stages.entropy.kernels import Head, entropy_and_surprisal
 from entropylong_assets.stages.entropy.model import ScoringModel, load_scoring_model, score_plainly
-from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.entropy.scoring import (
+    PositionScores,
+    ScoringRequest,
+    join_scores,
+)
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 
 EPSILON = 0.4
@@ -58,12 +62,7 @@ def shard(claims: Claims, model: str, passages: list[Passage]) -> None:
     for passage in passages:
         parts = [score_plainly(loaded, request) for request in passage.plain_requests()]
         tokens += sum(len(request.token_ids_T) for request in passage.plain_requests())
-        plain.append(
-            PositionScores(
-                np.concatenate([p.entropy_N for p in parts]),
-                np.concatenate([p.surprisal_N for p in parts]),
-            )
-        )
+        plain.append(join_scores(parts))
     plain_seconds = time.perf_counter() - start
     got, wanted = _verdicts(passages, runs[-1]), _verdicts(passages, plain)
     off = max(

@@ -187,10 +187,10 @@ class Plan:
 
     def screened_gpu_hours(self, screen: Screen) -> float | None:
         """GPU hours of all stages with a screen; None if its rate was not measured."""
-        exact = candidate_hours(self.workload, DISTINCT.value, "none", self.rates)
         screened = candidate_hours(self.workload, DISTINCT.value, screen, self.rates)
-        if exact is None or screened is None:
+        if screened is None:
             return None
+        exact = of_candidates(self.workload, DISTINCT.value, "none").hours(self.rates.scoring)
         return self.total_gpu_hours - exact + screened
 
     def hours_per_million(self, dependencies: float) -> float:

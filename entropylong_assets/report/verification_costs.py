@@ -77,9 +77,9 @@ def load_rates(files: Iterable[Path]) -> Rates:
     rates = PUBLISHED
     for file in files:
         try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            claims = {claim["name"]: float(claim["ratio"]) for claim in found["claims"]}
-            gpu = found["machine"].get("gpu")
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            claims = {claim["name"]: float(claim["ratio"]) for claim in content["claims"]}
+            gpu = content["machine"].get("gpu")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RatesError(
                 f"{file}: not the JSON of a benchmark ({type(error).__name__}); write one with "
@@ -87,15 +87,15 @@ def load_rates(files: Iterable[Path]) -> Rates:
             ) from None
         if gpu is None:
             raise RatesError(f"{file}: was not measured on a GPU; measure with --device cuda")
-        rates = _with(rates, found, claims, str(gpu), file.name)
+        rates = _with(rates, content, claims, str(gpu), file.name)
     return rates
 
 
 def _with(
-    rates: Rates, found: Mapping[str, Any], claims: Mapping[str, float], gpu: str, file: str
+    rates: Rates, content: Mapping[str, Any], claims: Mapping[str, float], gpu: str, file: str
 ) -> Rates:
     scoring, fp8, splice = rates.scoring, rates.fp8, dict(rates.splice)
-    for note in found.get("shape", ()):
+    for note in content.get("shape", ()):
         if "tflop_per_second" in note:
             meaning = f"scoring, Llama-3-8B's shape on {gpu}"
             scoring = PlanRate(note["tflop_per_second"] * 1e12, "FLOP/s", meaning, file=file)
@@ -139,7 +139,7 @@ def sequence(tokens: float, positions: float) -> Work:
 
 
 def continuation(tokens: float, kept: float, positions: float) -> Work:
-    """Tokens after keys that are kept: they attend to all of these, and to each other."""
+    """Tokens that follow kept keys: each attends to all of these and to the tokens before it."""
     return sequence(tokens, positions) + Work(0.0, tokens * kept * LLAMA_8B.flop_per_pair)
 
 
@@ -148,7 +148,7 @@ def of_roots_alone(work: Workload) -> Work:
 
 
 def of_controls(work: Workload) -> Work:
-    """Passes given the controls: of whole roots."""
+    """Passes over whole roots given the controls."""
     pass_of_one = sequence(work.chunk_tokens + work.root_tokens, work.anchors)
     return pass_of_one.times(work.roots * work.controls)
 

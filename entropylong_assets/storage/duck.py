@@ -142,6 +142,18 @@ def querying(
         yield session
 
 
+def rounded(value: Any) -> Any:
+    """Return a float with 6 decimals, any other value as it is."""
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def rounded_rows(session: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
+    """Return the rows of a query as dictionaries, with floats `rounded`."""
+    result = session.execute(query)
+    names = [column[0] for column in result.description]
+    return [{n: rounded(v) for n, v in zip(names, row, strict=True)} for row in result.fetchall()]
+
+
 def summary(
     store: TableStore, tables: TableSet[Any], shard: str, figures: Sequence[str]
 ) -> pl.DataFrame:

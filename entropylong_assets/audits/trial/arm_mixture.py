@@ -80,18 +80,18 @@ def mix(
     """
     assert arm.mixture is not None
     settings, seed = partition.settings, partition.settings.seed
-    made = {
+    sources = {
         "natural": _natural(partition, shards, settings),
         "short": _short(partition, shards, settings),
     }
     plain = {
         (part, sample.sample_id): sample
-        for part, samples in made.items()
+        for part, samples in sources.items()
         if arm.mixture.get(part)
         for sample in samples
     }
     entries = {
-        part: [Entry(part, "", name) for kind, name in plain if kind == part] for part in made
+        part: [Entry(part, "", name) for kind, name in plain if kind == part] for part in sources
     }
     entries["constructed"] = [Entry("constructed", "", n) for n in constructed[0]["sample_id"]]
     for part, share in arm.mixture.items():
@@ -113,9 +113,6 @@ def mix(
         },
         schema=constructed[0].schema,
     )
-    kept = set(order["sample_id"])
-    segments = [row for row in constructed[1] if row["sample_id"] in kept]
-    segments += [row for sample in others for row in sample.segments]
-    return order.join(
-        pl.concat([constructed[0], rows]), "sample_id", maintain_order="left"
-    ), segments
+    samples = pl.concat([constructed[0], rows])
+    segments = [*constructed[1], *(row for sample in others for row in sample.segments)]
+    return order.join(samples, "sample_id", maintain_order="left"), segments

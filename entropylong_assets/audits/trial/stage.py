@@ -66,8 +66,8 @@ def _identify(partition: Partition) -> Mapping[str, Any]:
         found |= {**query_identity(partition.corpus.embedding), "indexes": sorted(searched)}
     parts = {p for arm in settings.trial.arms.values() for p, s in (arm.mixture or {}).items() if s}
     if "natural" in parts:
-        made = store.shards(NATURAL_DOCUMENTS)
-        found["natural"] = {s: store.require(NATURAL_DOCUMENTS, s).data_version for s in made}
+        shards = store.shards(NATURAL_DOCUMENTS)
+        found["natural"] = {s: store.require(NATURAL_DOCUMENTS, s).data_version for s in shards}
     if "short" in parts:  # all documents in the index that no sample has
         found["index"] = store.require(EMBEDDING_INDEX).data_version
     if settings.trial.evaluation:

@@ -46,9 +46,9 @@ def compared_words(text: str) -> list[str]:
 
 
 def compared_text(text: str) -> str:
-    """Return what tokens are made of: the text without markup, in lower case, with single spaces.
+    """Return the text that is tokenized: without markup, in lower case, with single spaces.
 
-    Unicode's several ways to write a character are one (NFKC).
+    Equivalent Unicode forms of a character are unified (NFKC).
     """
     folded = unicodedata.normalize("NFKC", _without_markup(text)).casefold()
     return " ".join(folded.split())
@@ -62,8 +62,14 @@ class Compared(NamedTuple):
     """The characters from the beginning of one n-gram to the end of another, both by number."""
 
 
+@functools.lru_cache(1)
+def _words_of(text: str) -> list[str]:
+    """The words of the latest document, which sets with other n-grams compare too."""
+    return compared_words(text)
+
+
 def _compare_words(text: str, n: int) -> Compared:
-    words = compared_words(text)
+    words = _words_of(text)
 
     def place(first: int, last: int) -> tuple[int, int]:
         return _characters(text, first, min(last + n, len(words)), lambda s: len(compared_words(s)))

@@ -136,9 +136,10 @@ def _sources(evaluation: EvaluationSet) -> list[SourceSettings]:
 
 def versions(evaluation: EvaluationSet, data_uri: str) -> dict[str, str]:
     """Version of each file of a set, without reading it. Raises CorpusError if there is none."""
+    by_uri = {source.uri: source for source in _sources(evaluation)}  # one listing for all fields
     found = {
         file.uri: file.version
-        for source in _sources(evaluation)
+        for source in by_uri.values()
         for file in list_files(source, data_uri)
     }
     known = layout_of(evaluation.uri)
@@ -206,12 +207,10 @@ def load_sets(settings: Settings) -> tuple[EvaluationIndex, ...]:
 
 def find_overlaps(sets: Sequence[EvaluationIndex], text: str) -> list[Overlap]:
     """Return the largest overlap of a document with each set that it quotes."""
-    cut: dict[tuple[str | None, int], Compared] = {}
-    for index in sets:
-        own = index.settings
-        if (own.tokenizer, own.ngram) not in cut:
-            cut[own.tokenizer, own.ngram] = compare(text, own)
-    overlaps = [index.find(cut[index.settings.tokenizer, index.settings.ngram]) for index in sets]
+    keys = [(index.settings.tokenizer, index.settings.ngram) for index in sets]
+    by_key = dict(zip(keys, sets, strict=True))
+    compared = {key: compare(text, index.settings) for key, index in by_key.items()}
+    overlaps = [index.find(compared[key]) for index, key in zip(sets, keys, strict=True)]
     return [overlap for overlap in overlaps if overlap is not None]
 
 

@@ -124,8 +124,8 @@ class EvaluationSet(Section):
     kind: Annotated[str, AfterValidator(_known_kind)] = AUTO
     """Format of the files, as of a source."""
     fields: tuple[str, ...] = Field(("text",), min_length=1)
-    """Columns or keys that hold texts. Each value is a text of its own. Of a benchmark, its own
-    fields are read."""
+    """Columns or keys that hold texts. Each value is a text of its own. Ignored for a benchmark,
+    whose own fields are read."""
     tokenizer: str | None = None
     """A model, as in `scoring.model`, or a folder, with a file `tokenizer.json`: n-grams of its
     tokens are compared. `null`: n-grams of words."""

@@ -18,10 +18,17 @@ from lance.commit import CommitConflictError
 from numpy.typing import NDArray
 
 from entropylong_assets.stages.embeddings.chunk_sample import POINT
-from entropylong_assets.stages.embeddings.connection import connect, open_existing, table_uri
+from entropylong_assets.stages.embeddings.connection import (
+    connect,
+    is_missing,
+    open_existing,
+    table_uri,
+    vectors_of,
+)
 from entropylong_assets.stages.embeddings.exact import device_of
 from entropylong_assets.stages.embeddings.index_size import partitions
 from entropylong_assets.stages.embeddings.kmeans import centroids_of
+from entropylong_assets.stages.embeddings.scans import scan_rows
 from entropylong_assets.storage.duck import querying
 from entropylong_assets.storage.object_storage import lance_options
 from entropylong_assets.storage.tables import TableStore
@@ -58,7 +65,7 @@ def load_or_train(corpus_uri: str, generation: int, device: str) -> Centroids:
     try:
         return _read(uri, options)
     except ValueError as error:
-        if "was not found" not in str(error):
+        if not is_missing(error):
             raise
     trained = train(corpus_uri, device)
     dimension = trained.vectors_PE.shape[1]
@@ -77,8 +84,7 @@ def load_or_train(corpus_uri: str, generation: int, device: str) -> Centroids:
 def _read(uri: str, options: Any) -> Centroids:
     # If two processes write at the same time, Lance makes a second version. The first one counts.
     dataset = lance.dataset(uri, version=1, storage_options=options)
-    vectors = dataset.to_table()["vector"].combine_chunks()
-    vectors_PE = np.asarray(vectors.flatten()).reshape(len(vectors), -1)
+    vectors_PE = vectors_of(dataset.to_table()["vector"])
     return Centroids(vectors_PE, int((dataset.schema.metadata or {})[_ROWS]))
 
 
@@ -100,15 +106,15 @@ def train(corpus_uri: str, device: str) -> Centroids:
     count = partitions(n_rows)
     limit = max(count, min(VECTORS_PER_CENTROID * count, MAX_VECTORS))
     data_uri, _, corpus = corpus_uri.rpartition("/")
-    with querying(TableStore(data_uri, corpus), {"chunks": lambda: _ids(table)}) as session:
+
+    def ids() -> pa.RecordBatchReader:
+        return scan_rows(corpus_uri, table.version, ["chunk_id"], with_row_id=True)
+
+    with querying(TableStore(data_uri, corpus), {"chunks": ids}) as session:
         numbers = session.sql(_SAMPLE, params={"limit": limit}).to_arrow_table()["_rowid"]
     rows = table.take_row_ids(numbers.to_pylist()).select(["vector"]).with_row_id().to_arrow()
-    taken = np.asarray(rows["vector"].combine_chunks().flatten()).reshape(len(rows), -1)
+    taken = vectors_of(rows["vector"])
     found, wanted = rows["_rowid"].to_numpy(), numbers.to_numpy()
     order = np.argsort(found)
     vectors_NE = taken[order[np.searchsorted(found, wanted, sorter=order)]]
     return Centroids(centroids_of(vectors_NE, count, device_of(device)), n_rows)
-
-
-def _ids(table: Any) -> pa.RecordBatchReader:
-    return table.search().select(["chunk_id"]).with_row_id(True).to_batches()

@@ -120,7 +120,8 @@ def _sweep(corpus_uri: str, kept_for: timedelta) -> tuple[int, int]:
     dataset = open_dataset(corpus_uri)  # after the listing: it refers to what was committed since
     _discard_used(stray, dataset)  # the newest version refers to most files
     stray = {path: size for path, size in stray.items() if _is_older(fs, f"{root}/{path}", oldest)}
-    for number in sorted({v["version"] for v in dataset.versions()} - {dataset.version})[::-1]:
+    older = {v["version"] for v in dataset.versions()} - {dataset.version}
+    for number in sorted(older, reverse=True):
         if not stray:
             break
         _discard_used(stray, open_dataset(corpus_uri, number))
@@ -129,7 +130,7 @@ def _sweep(corpus_uri: str, kept_for: timedelta) -> tuple[int, int]:
 
 
 def _discard_used(stray: dict[str, int], dataset: lance.LanceDataset) -> None:
-    """Drop the files that a version refers to."""
+    """Remove from `stray` the files that a version refers to."""
     indexes = {index["uuid"] for index in dataset.list_indices()}
     for path in [path for path in stray if path.startswith(f"{_INDICES}/")]:
         if path.split("/")[1] in indexes:

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import lancedb
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
 from entropylong_assets.storage.manifest import TableError
@@ -36,9 +38,16 @@ def connect(corpus_uri: str) -> Any:
     )
 
 
-def _is_missing(error: ValueError) -> bool:
+def is_missing(error: ValueError) -> bool:
     """Whether LanceDB says that there is no such table: it reports faults of the store alike."""
     return "was not found" in str(error)
+
+
+def vectors_of(column: Any) -> NDArray[np.float32]:
+    """Return the vectors of an Arrow column, float32 [N, E]."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
 
 
 def open_existing(corpus_uri: str) -> Any:
@@ -46,7 +55,7 @@ def open_existing(corpus_uri: str) -> Any:
     try:
         return connect(corpus_uri).open_table(TABLE)
     except ValueError as error:
-        if not _is_missing(error):
+        if not is_missing(error):
             raise
         raise TableError(
             f"LanceDB table {table_uri(corpus_uri)}: it does not exist; materialize "
@@ -60,7 +69,7 @@ def open_or_create(corpus_uri: str, schema: pa.Schema) -> Any:
     try:
         return db.open_table(TABLE)
     except ValueError as error:
-        if not _is_missing(error):
+        if not is_missing(error):
             raise
         # If another process creates it at the same time, that one is opened.
         return db.create_table(TABLE, schema=schema, exist_ok=True)

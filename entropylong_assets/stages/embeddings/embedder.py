@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 
 _MOST_CUTTING_THREADS = 8
-"""The tokenizer releases Python's global lock. The other tenth of the work of cutting does not, so
-that more threads would wait for it."""
+"""Maximum number of threads that cut documents. Nine tenths of the work is in the tokenizer, which
+releases Python's global lock. The rest holds the lock, so more threads would only wait."""
 
 
 class VectorError(ModelError):

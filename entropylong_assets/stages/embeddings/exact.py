@@ -64,7 +64,7 @@ def nearest(
                 kept = min(limit, best.shape[1] + len(numbers))
                 merged = [
                     _merge(queries[part], best[part], rows[part], block, numbers, kept)
-                    for part in _tiles(len(queries), len(numbers), device)
+                    for part in tiles(len(queries), len(numbers), device)
                 ]
                 if merged:
                     best = torch.cat([similarity for similarity, _ in merged])
@@ -74,7 +74,8 @@ def nearest(
         torch.set_float32_matmul_precision(precision)
 
 
-def _tiles(n_queries: int, n_vectors: int, device: str) -> Iterator[slice]:
+def tiles(n_queries: int, n_vectors: int, device: str) -> Iterator[slice]:
+    """Yield ranges of queries, each so small that its similarities to all vectors fit a tile."""
     size = max(1, _TILE[device.partition(":")[0]] // max(n_vectors, 1))
     for start in range(0, n_queries, size):
         yield slice(start, start + size)

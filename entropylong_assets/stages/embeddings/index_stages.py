@@ -109,8 +109,8 @@ INDEX_SEGMENTS_STAGE = Stage(
     tables=INDEX_SEGMENTS,
     description="""The part of the vector index that covers one shard. Optional: for large corpora.
 
-Any number of steps build segments at the same time. `embedding_index` uses them, and indexes
-whatever has no segment itself. The first segment trains the centroids that all share. Small tables,
+Any number of steps build segments at the same time. `embedding_index` uses them and indexes the
+remaining rows itself. The first segment trains the centroids that all share. Small tables,
 which are searched exactly, get no segment, and neither do shards with few rows.""",
     compute=_segment,
     inputs=(CHUNK_EMBEDDINGS_STAGE,),

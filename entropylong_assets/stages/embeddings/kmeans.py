@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.embeddings.exact import tiles
+
 if TYPE_CHECKING:
     import torch
 
 ROUNDS = 5
 """Rounds of the algorithm. On the vectors of `benchmarks/vectors.py`, 10 found no better ones."""
-
-_BLOCK = {"cpu": 2**24, "cuda": 2**28}
-"""Similarities computed at once: 64 MiB, 1 GiB."""
 
 
 def centroids_of(
@@ -51,9 +50,8 @@ def _sum_clusters(
     count = len(centroids)
     half_squares_P = centroids.square().sum(1) / 2
     sums_PE, sizes_P = torch.zeros_like(centroids), centroids.new_zeros(count)
-    size = max(1, _BLOCK[centroids.device.type] // count)
-    for block in vectors.split(size):
-        block_BE = block.to(centroids.device)
+    for part in tiles(len(vectors), count, centroids.device.type):
+        block_BE = vectors[part].to(centroids.device)
         # The nearest centroid has the largest x·c - |c|²/2.
         nearest_B = (block_BE @ centroids.T).sub_(half_squares_P).argmax(1)
         order_B = nearest_B.argsort(stable=True)

@@ -6,7 +6,7 @@ Legend: B texts, E dimensions of the embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,6 @@ def encode_texts(
 
     dimension: the first so many dimensions; none: all that the model gives by itself.
     """
-    task: dict[str, Any] = {} if side.task is None else {"task": side.task}
     vectors_BE = model.encode(
         list(texts),
         prompt=side.prompt,
@@ -41,7 +40,7 @@ def encode_texts(
         truncate_dim=dimension,
         show_progress_bar=False,
         convert_to_numpy=True,
-        **task,
+        **side.task_argument,
     )
     return np.asarray(vectors_BE, np.float32)
 

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.embeddings.connection import quoted
+from entropylong_assets.stages.embeddings.connection import quoted, vectors_of
 from entropylong_assets.stages.embeddings.exact import Block, cosines, nearest
 from entropylong_assets.stages.embeddings.vector_table import FOUND, Search
 
@@ -66,8 +66,7 @@ def measure(table: Any, vectors_QE: NDArray[np.float32], found: pl.DataFrame) ->
 def _measure(table: Any, vectors_QE: NDArray[np.float32], found: pl.DataFrame) -> pl.DataFrame:
     taken = table.take_row_ids(found["row"].unique().to_list())
     rows = taken.select(["chunk_id", "doc_id", "shard", "vector"]).with_row_id().to_arrow()
-    vectors_RE = np.asarray(rows["vector"].combine_chunks().flatten())
-    vectors_RE = vectors_RE.reshape(len(rows), vectors_QE.shape[1])
+    vectors_RE = vectors_of(rows["vector"])
     known = pl.from_arrow(rows.drop(["vector"]))
     assert isinstance(known, pl.DataFrame)
     known = known.with_columns(pl.col("_rowid").cast(pl.Int64)).with_row_index("at")

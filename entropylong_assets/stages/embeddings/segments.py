@@ -69,7 +69,7 @@ class SegmentedIndex:
     def __init__(
         self, corpus_uri: str, kind: str, generation: int = 0, device: str = "cpu"
     ) -> None:
-        """kind: `ivf_flat`, ... . device: where centroids are trained, if there are none."""
+        """kind: a key of `VECTOR_INDEXES`. device: where centroids are trained if needed."""
         self._corpus_uri, self._generation, self._device = corpus_uri, generation, device
         self._type, self._options = VECTOR_INDEXES[kind]
         self.name = f"{_COLUMN}_{kind}_{generation}"
@@ -106,16 +106,16 @@ class SegmentedIndex:
         for _ in range(_ATTEMPTS):
             dataset = open_dataset(self._corpus_uri)
             covered, fragments = self._covered(dataset), dataset.get_fragments()
-            rest = _without(fragments, covered.values())
-            if not rest:
+            if not _without(fragments, covered.values()):
                 self._drop_others(dataset)
                 return Segments(centroids, len(covered))
-            sizes = {
-                uuid: _count(f for f in fragments if f.fragment_id in covered[uuid])
-                for uuid in covered
-            }
-            joined = [uuid for uuid, rows in sizes.items() if rows < least]
-            rest += [f for f in fragments if any(f.fragment_id in covered[u] for u in joined)]
+            joined = [
+                uuid
+                for uuid, ids in covered.items()
+                if _count(f for f in fragments if f.fragment_id in ids) < least
+            ]
+            kept = [ids for uuid, ids in covered.items() if uuid not in joined]
+            rest = _without(fragments, kept)
             segment = self._build(dataset, rest, centroids)
             if self._commit(dataset, segment, rest, joined):
                 self._drop_others(dataset)

@@ -78,8 +78,8 @@ def rows_per_fragment(
 ) -> dict[int, int]:
     """Count the rows of a shard by the number of the fragment; fragments without any are left out.
 
-    Reads the column `shard` without an index: rows that
-    an index missed would stay beside the new ones.
+    Reads the column `shard` without an index: rows that an index missed would stay beside the new
+    ones.
     """
     scanner = dataset.scanner(
         columns=[],

@@ -46,6 +46,11 @@ class Side:
     """Longest text (tokens, prompt and special ones included)."""
 
     @property
+    def task_argument(self) -> dict[str, Any]:
+        """The keyword argument with which the model is called for the task, if there is one."""
+        return {} if self.task is None else {"task": self.task}
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer of `module`."""
         return self.module.tokenizer

@@ -28,6 +28,7 @@ from entropylong_assets.stages.embeddings.connection import (
     open_or_create,
     quoted,
     table_uri,
+    vectors_of,
 )
 from entropylong_assets.stages.embeddings.exact import Block, device_of, in_blocks
 from entropylong_assets.stages.embeddings.scans import scan_rows
@@ -36,6 +37,7 @@ from entropylong_assets.stages.embeddings.segments import SegmentedIndex, Segmen
 from entropylong_assets.stages.embeddings.shard_commits import (
     ShardCommit,
     open_dataset,
+    rows_of_shard,
     shards_committed,
 )
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
@@ -114,7 +116,7 @@ class ChunkTable:
         """Delete documents of one shard."""
         for i in range(0, len(doc_ids), _KEYS_PER_QUERY):
             ids = quoted(doc_ids[i : i + _KEYS_PER_QUERY])
-            self._table.delete(f"shard IN {quoted([shard])} AND doc_id IN {ids}")
+            self._table.delete(f"{rows_of_shard(shard)} AND doc_id IN {ids}")
 
     def rows_by_shard(self) -> dict[str, int]:
         """Count the rows per shard; reads a column of the whole table."""
@@ -155,7 +157,7 @@ class ChunkTable:
 
     def reader(self, columns: list[str], shard: str | None = None) -> pa.RecordBatchReader:
         """The same rows as a stream of Arrow batches."""
-        where = None if shard is None else f"shard IN {quoted([shard])}"
+        where = None if shard is None else rows_of_shard(shard)
         return scan_rows(self._corpus_uri, self.version, columns, where)
 
     def vectors(self, excluded_shards: Sequence[str] = ()) -> Iterator[Block]:
@@ -165,8 +167,7 @@ class ChunkTable:
 
         def pieces() -> Iterator[Block]:
             for batch in rows:
-                vectors_BE = np.asarray(batch["vector"].flatten()).reshape(len(batch), -1)
-                yield np.asarray(batch["_rowid"]).astype(np.int64), vectors_BE
+                yield np.asarray(batch["_rowid"]).astype(np.int64), vectors_of(batch["vector"])
 
         return in_blocks(pieces())
 

@@ -84,7 +84,7 @@ class IndexFigures(Summary):
     recall_when_new: float = 1.0
     """recall@K with these, then."""
     recall_unsteered: float = 1.0
-    """recall@K with these, now. Has it fallen, the centroids no longer fit."""
+    """recall@K with these, now. If it has fallen, the centroids no longer fit."""
 
 
 class EmbeddingIndexSummary(IndexFigures):

@@ -82,8 +82,7 @@ def find_id_features(model: SentenceTransformer, side: Side) -> IdFeatures | Non
     token_ids = side.token_ids(_PROBES)
     if token_ids is None:
         return None
-    task: dict[str, Any] = {} if side.task is None else {"task": side.task}
-    expected = dict(model.preprocess(list(_PROBES), prompt=side.prompt, **task))
+    expected = dict(model.preprocess(list(_PROBES), prompt=side.prompt, **side.task_argument))
     tensors = frozenset(n for n, value in expected.items() if isinstance(value, torch.Tensor))
     if "input_ids" not in tensors or not (tensors == _JOINED or tensors <= _PADDED):
         return None
@@ -108,10 +107,9 @@ def encode_ids(
     import torch
     from sentence_transformers.util import batch_to_device, truncate_embeddings
 
-    task: dict[str, Any] = {} if side.task is None else {"task": side.task}
     model.eval()
     with torch.inference_mode():
-        output = model(batch_to_device(features.of(token_ids), model.device), **task)
+        output = model(batch_to_device(features.of(token_ids), model.device), **side.task_argument)
         vectors_BE = truncate_embeddings(output["sentence_embedding"], dimension)
         return vectors_BE.float().cpu().numpy()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import polars as pl
 
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.natural_documents.tables import NATURAL_DOCUMENTS
-from entropylong_assets.storage.duck import View, querying
+from entropylong_assets.storage.duck import View, querying, rounded, rounded_rows
 from entropylong_assets.storage.tables import TableStore
 
 # Windows that are described: kept ones, or of these the chosen.
@@ -74,10 +75,6 @@ TEXT_TOKENS = 12
 """Tokens shown before and after a key token, and before and after what it needs."""
 
 
-def _rounded(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value
-
-
 def natural_figures(
     store: TableStore,
     shards: Sequence[str],
@@ -102,13 +99,7 @@ def natural_figures(
         session.execute("SET threads = 1")  # a fixed order of float sums
         session.execute(_SHOWN.replace("$all", str(chosen is None).lower()))
 
-        def rows(query: str) -> list[dict[str, Any]]:
-            result = session.execute(query)
-            names = [column[0] for column in result.description]
-            return [
-                {n: _rounded(v) for n, v in zip(names, row, strict=True)}
-                for row in result.fetchall()
-            ]
+        rows = partial(rounded_rows, session)
 
         figures = rows(_WINDOWS)[0]
         if not figures["windows"]:
@@ -118,10 +109,10 @@ def natural_figures(
         figures["gain"] = rows(_GAINS.format(windows="shown"))[0]
         figures["gain_of_all"] = rows(_GAINS.format(windows="windows"))[0]
         figures |= rows(_EVIDENCE)[0]
-        figures["key_tokens_per_1000"] = _rounded(1000 * figures["key_tokens"] / figures["tokens"])
+        figures["key_tokens_per_1000"] = rounded(1000 * figures["key_tokens"] / figures["tokens"])
         found = {row["quarter"]: row["n"] for row in rows(_QUARTERS)}
         total = max(sum(found.values()), 1)
-        figures["found_in_quarter"] = [_rounded(found.get(q, 0) / total) for q in range(4)]
+        figures["found_in_quarter"] = [rounded(found.get(q, 0) / total) for q in range(4)]
         example = rows(_EXAMPLE)
     summaries = [store.summary(NATURAL_DOCUMENTS, shard) for shard in shards]
     lengths = {(s.long_tokens, s.short_tokens) for s in summaries if s.kept}
@@ -168,9 +159,10 @@ def _token_ids(store: TableStore, shards: Sequence[str], window_id: str) -> list
         for batch in store.batches(
             NATURAL_DOCUMENTS, shard, "samples", ["window_id", "input_ids"], rows=16
         ):
-            for name, ids in batch.iter_rows():
-                if name == window_id:
-                    return list(ids)
+            window = batch.filter(window_id=window_id)
+            if not window.is_empty():
+                ids: list[int] = window["input_ids"][0].to_list()
+                return ids
     raise AssertionError("a kept window is a sample")
 
 

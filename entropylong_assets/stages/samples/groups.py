@@ -16,8 +16,8 @@ TokenIds = NDArray[np.uint32]
 
 
 class SampleError(ValueError):
-    """Samples can't be made of these tables or settings. The message is one line that
-    says what to do."""
+    """Samples can't be made of these tables or settings. The message is one line that says what to
+    do."""
 
 
 EVIDENCE = pl.Schema({"kind": pl.String, "token_start": pl.Int32, "token_end": pl.Int32})

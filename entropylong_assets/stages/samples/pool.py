@@ -15,7 +15,7 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.retrieval.registry import make_leak_check
 from entropylong_assets.stages.retrieval.search import nominate
 from entropylong_assets.stages.retrieval.searched_index import SearchedIndex, open_searched_index
-from entropylong_assets.stages.samples.groups import Context, Group, TokenIds, unverified
+from entropylong_assets.stages.samples.groups import Context, Group, unverified
 from entropylong_assets.stages.stage import Partition
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class IndexPool:
         self._tokenizer = tokenizer
         self._settings = settings
         self._announced: dict[str, Group] = {}
-        self._found: dict[str, tuple[list[str], dict[str, float]]] = {}
+        self._found: dict[str, dict[str, float]] = {}
         self._rows_read: dict[str, dict[str, Any]] = {}
         self._has_drawn = False
 
@@ -102,15 +102,14 @@ class IndexPool:
     def on_keywords(self, group: Group, limit: int = 256) -> Iterator[Context]:
         if group.root_id in self._announced and not self._found:
             self._found = self._search([*self._announced.values()], limit)
-            self._read_ahead(iter(chunk_ids) for chunk_ids, _ in self._found.values())
+            self._read_ahead(map(iter, self._found.values()))
         found = self._found if group.root_id in self._found else self._search([group], limit)
-        chunk_ids, similarity = found[group.root_id]
-        yield from self._contexts(group, iter(chunk_ids), similarity)
+        similarity = found[group.root_id]
+        yield from self._contexts(group, iter(similarity), similarity)
 
-    def _search(
-        self, groups: Sequence[Group], limit: int
-    ) -> dict[str, tuple[list[str], dict[str, float]]]:
-        """Return the chunks nearest to the keywords of each root, best first, and similarities."""
+    def _search(self, groups: Sequence[Group], limit: int) -> dict[str, dict[str, float]]:
+        """Return the similarities of the chunks nearest to the keywords of each root, by chunk_id,
+        best first."""
         texts = [self._tokenizer.decode(group.token_ids.tolist()) for group in groups]
         queries = [", ".join(keywords(text)) or text[:200] for text in texts]
         # One by one: the vector of a text depends by rounding on those that are embedded with it,
@@ -120,13 +119,10 @@ class IndexPool:
         nominated = nominate(
             self._index.search, vectors_QE, root_ids, limit, self._index.universe.total
         )
-        found: dict[str, tuple[list[str], dict[str, float]]] = {r: ([], {}) for r in root_ids}
-        for query, chunk_id, similarity in nominated.select(
-            "query", "chunk_id", "similarity"
-        ).iter_rows():
-            chunk_ids, similarities = found[root_ids[query]]
-            chunk_ids.append(chunk_id)
-            similarities[chunk_id] = similarity
+        found: dict[str, dict[str, float]] = {root_id: {} for root_id in root_ids}
+        columns = nominated.select("query", "chunk_id", "similarity")
+        for query, chunk_id, similarity in columns.iter_rows():
+            found[root_ids[query]][chunk_id] = similarity
         return found
 
     def _draws(self, group: Group) -> Iterator[str]:
@@ -144,16 +140,11 @@ class IndexPool:
 
     def rows(self, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
         fetched = self._fetch(chunk_ids)
-        texts = [fetched[chunk_id]["text"] for chunk_id in chunk_ids]
-        token_ids = map(self._token_ids, texts)
-        return [
-            fetched[chunk_id] | {"token_ids": ids}
-            for chunk_id, ids in zip(chunk_ids, token_ids, strict=True)
-        ]
+        return [self._with_token_ids(fetched[chunk_id]) for chunk_id in chunk_ids]
 
-    def _token_ids(self, text: str) -> TokenIds:
-        token_ids = [*self._tokenizer.encode([text])[0], *self._tokenizer.separator_ids]
-        return np.array(token_ids, np.uint32)
+    def _with_token_ids(self, row: dict[str, Any]) -> dict[str, Any]:
+        token_ids = [*self._tokenizer.encode([row["text"]])[0], *self._tokenizer.separator_ids]
+        return row | {"token_ids": np.array(token_ids, np.uint32)}
 
     def _fetch(self, chunk_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Rows of these chunks in the table, by chunk_id; without those that are not in it."""
@@ -203,7 +194,7 @@ class IndexPool:
                     check.containment(text) >= retrieval.max_containment for check in leak_checks
                 ):
                     continue
-                yield row | {"token_ids": self._token_ids(text)}
+                yield self._with_token_ids(row)
 
 
 def _context(root_id: str, row: dict[str, Any], similarity: float = 0.0) -> Context:

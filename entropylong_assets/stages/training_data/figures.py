@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from entropylong_assets.settings.section import Settings
@@ -16,7 +17,7 @@ from entropylong_assets.stages.training_data.mixed_samples import Mixture
 from entropylong_assets.stages.verification.false_acceptance import pooled_false_acceptance
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
-from entropylong_assets.storage.duck import View, querying
+from entropylong_assets.storage.duck import View, querying, rounded, rounded_rows
 from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import TableStore
 
@@ -98,10 +99,6 @@ GROUP BY source, license ORDER BY source, license
 """
 
 
-def _rounded(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value
-
-
 def _false_acceptance(
     store: TableStore, shards: Sequence[str], settings: Settings
 ) -> dict[str, dict[str, float]]:
@@ -128,7 +125,7 @@ def _diversity(store: TableStore, shards: Sequence[str]) -> dict[str, dict[str, 
         for batch in store.batches(LONG_CONTEXT_SAMPLES, shard, "dependencies", columns)
     ]
     return {
-        thing: {name: _rounded(value) for name, value in spread.model_dump().items()}
+        thing: {name: rounded(value) for name, value in spread.model_dump().items()}
         for thing, spread in spreads(keys).items()
     }
 
@@ -185,13 +182,7 @@ def dataset_figures(
             )
         session.execute("SET threads = 1")  # a fixed order of float sums: the same figures again
 
-        def rows(query: str) -> list[dict[str, Any]]:
-            result = session.execute(query)
-            names = [column[0] for column in result.description]
-            return [
-                {n: _rounded(v) for n, v in zip(names, row, strict=True)}
-                for row in result.fetchall()
-            ]
+        rows = partial(rounded_rows, session)
 
         figures = rows(_COUNTS)[0] | rows(_PAIRS)[0]
         accepted = {row["rule"]: row["pairs"] for row in rows(_PAIRS_BY_RULE)}

@@ -62,7 +62,12 @@ from entropylong_assets.stages.training_data.samples import Sample
 from entropylong_assets.stages.training_data.settings import ExportSettings
 from entropylong_assets.stages.training_data.source_writers import SourceWriters
 from entropylong_assets.stages.training_data.split import TRAIN
-from entropylong_assets.stages.training_data.usage_texts import paths_of, usage_text, weight_text
+from entropylong_assets.stages.training_data.usage_texts import (
+    paths_of,
+    usage_text,
+    weight_items,
+    weight_text,
+)
 
 Pieces = list[bytes | memoryview]
 
@@ -224,9 +229,6 @@ class MdsFormat(ExportFormat):
             sample_tokens=facts.tokenizer.sample_tokens,
         )
         text += usage_text("mds_weights") if weights else ""
-        return text if drawn is None else text + usage_text("mds_mixture", streams=_streams(drawn))
-
-
-def _streams(weights: Mapping[str, float]) -> str:
-    """Items of a dict of Python: the folder of each stream, and its proportion."""
-    return "".join(f'    "{group}": {weight_text(w)},\n' for group, w in weights.items())
+        return (
+            text if drawn is None else text + usage_text("mds_mixture", streams=weight_items(drawn))
+        )

@@ -36,7 +36,7 @@ from entropylong_assets.stages.training_data.token_files import (
     smallest_dtype,
     write_dataset_json,
 )
-from entropylong_assets.stages.training_data.usage_texts import usage_text, weight_text
+from entropylong_assets.stages.training_data.usage_texts import usage_text, weight_items
 
 _MASK = "-label-mask"
 
@@ -98,8 +98,4 @@ class OlmoFormat(ExportFormat):
         )
         if facts.sampling_weights is None:
             return text
-        ratios = "".join(
-            f'    "{group}": {weight_text(weight)},\n'
-            for group, weight in facts.sampling_weights.items()
-        )
-        return text + usage_text("olmo_mixture", ratios=ratios)
+        return text + usage_text("olmo_mixture", ratios=weight_items(facts.sampling_weights))

@@ -14,25 +14,25 @@ W = TypeVar("W", bound=_Writer)
 
 
 class SourceWriters(Generic[W]):
-    """The open writers of one source, by split.
+    """The open writers of one group of samples, such as those of a source, by split.
 
-    Samples are ordered by source. The writers of a source are closed when the next source begins,
-    so that memory does not grow with the number of sources.
+    Samples are ordered by group. The writers of a group are closed when the next group begins, so
+    that memory does not grow with the number of groups.
     """
 
     def __init__(self, open_writer: Callable[[str, str], W]) -> None:
-        """open_writer: makes the writer of a split and a source."""
+        """open_writer: makes the writer of a split and a group."""
         self._open = open_writer
-        self._source: str | None = None
+        self._group: str | None = None
         self._writers: dict[str, W] = {}
 
-    def get(self, split: str, source: str = "") -> W:
-        """The writer of a split and a source; a format that joins all sources names none."""
-        if source != self._source:
+    def get(self, split: str, group: str = "") -> W:
+        """The writer of a split and a group; without groups, of the split."""
+        if group != self._group:
             self.close()
-            self._source = source
+            self._group = group
         if split not in self._writers:
-            self._writers[split] = self._open(split, source)
+            self._writers[split] = self._open(split, group)
         return self._writers[split]
 
     def close(self) -> None:

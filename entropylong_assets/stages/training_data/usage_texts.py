@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -27,3 +27,8 @@ def weight_text(weight: float) -> str:
 def weight_list(weights: Iterable[float]) -> str:
     """Sampling weights as a list of Python and of YAML."""
     return f"[{', '.join(map(weight_text, weights))}]"
+
+
+def weight_items(weights: Mapping[str, float]) -> str:
+    """Sampling weights by name as the items of a dict of Python, one per line."""
+    return "".join(f'    "{name}": {weight_text(w)},\n' for name, w in weights.items())

@@ -63,7 +63,8 @@ def draw_controls(
 
     @cache
     def draw(number: int, attempt: int) -> list[str]:
-        """Two draws are nearly always enough: most chunks have much the same length."""
+        """Return the distinct, not excluded chunks of two consecutive draws for a control."""
+        # Two are nearly always enough: most chunks have much the same length.
         drawn = [source.universe.draw(source.seed, root_id, number, attempt + i) for i in range(2)]
         return [chunk_id for chunk_id in dict.fromkeys(drawn) if chunk_id not in excluded_chunks]
 

@@ -60,8 +60,8 @@ ROOTS_PER_BATCH = 8
 """An interrupted run loses at most this many roots."""
 
 _SHARE_OF_SCORING = 0.75
-"""Share of a batch's forward tokens before its evidence spans are searched for. Their number is not
-known beforehand; it was 25% in the demo."""
+"""Assumed share of a batch's forward tokens that is scored before the search for evidence spans,
+whose tokens are not known beforehand: they were 25% in the demo."""
 
 
 def checkpoints_key(determinants: Mapping[str, Any], settings: Settings, device: str) -> str:
@@ -98,8 +98,8 @@ class Verifier:
         as its figures.
 
         What the screen has learned is in the table `LEARNED`. context_ids: token ids of every
-        candidate. on_progress: gets the tokens of each forward pass, or of one that known scores
-        save, and an estimate of the finished share of the batch.
+        candidate. on_progress: gets the tokens of each forward pass, also of those that known
+        scores make unnecessary, and an estimate of the finished share of the batch.
         """
         settings, tokens, evidence_tokens = self.settings.verification, 0, 0
         scoring = _SHARE_OF_SCORING if settings.evidence else 1.0

@@ -57,7 +57,7 @@ class SplicedEstimator(Estimator):
     ) -> Iterator[EstimatedContexts]:
         roots: dict[str, Tokens] = {}
         for (root_id, _), request in requests.items():
-            # Of tokens that were cut to the model's length, the longest.
+            # Requests may cut the root to the model's length differently: keep the longest.
             if root_id not in roots or len(request.root_ids) > len(roots[root_id]):
                 roots[root_id] = request.root_ids
         bos_ids = np.asarray(self.scorer.model.tokenizer.bos_ids, np.int64)

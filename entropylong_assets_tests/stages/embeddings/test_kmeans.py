@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.embeddings import kmeans
+from entropylong_assets.stages.embeddings import exact
 from entropylong_assets.stages.embeddings.kmeans import centroids_of
 
 
@@ -27,7 +27,7 @@ def test_centroids_are_those_of_lloyd_whatever_the_blocks(
     monkeypatch: pytest.MonkeyPatch, similarities_at_once: int
 ) -> None:
     """100 similarities at once: blocks of 9 vectors, the last one shorter."""
-    monkeypatch.setitem(kmeans._BLOCK, "cpu", similarities_at_once)
+    monkeypatch.setitem(exact._TILE, "cpu", similarities_at_once)
     vectors = np.random.default_rng(3).normal(size=(400, 6)).astype(np.float32)
     before = vectors.copy()
     found = centroids_of(vectors, 11, rounds=4)
