@@ -5,10 +5,13 @@ Legend: B rows, T tokens of a row, N positions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
@@ -89,6 +92,23 @@ class Network:
         """Compile each layer of the decoder by itself: quick to compile, and nearly as fast."""
         for layer in getattr(self.decoder, "layers", ()):
             layer.compile()
+
+
+_BACKENDS = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+"""Attention kernels, fastest first: on Hopper cuDNN's take 0.6 times the time of torch's flash
+kernel (benchmarks/RESULTS.md). Each call takes the first one that supports it."""
+
+
+@contextmanager
+def fastest_attention() -> Iterator[None]:
+    """Let torch choose kernels of attention in this order; afterwards it is as before."""
+    with sdpa_kernel(list(_BACKENDS), set_priority=True):
+        yield
 
 
 def shift(token_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from entropylong_assets.audits.trial.folder import TrialError, TrialFolder
-from entropylong_assets.audits.trial.network import rope_theta_of
+from entropylong_assets.audits.trial.network import fastest_attention, rope_theta_of
 from entropylong_assets.audits.trial.opened import Log, OpenedTrial
 from entropylong_assets.audits.trial.plan import Plan, Run, read_plan, read_results
 from entropylong_assets.audits.trial.training import Schedule
@@ -86,7 +86,8 @@ class Runner:
         for number, run in enumerate(open_runs, 1):
             name = f"{run.arm}, seed {run.seed}, {run.tokens:,} tokens"
             self._log(f"run {number} of {len(open_runs)}: {name}")
-            result = self._run(run, on_step)
+            with fastest_attention():
+                result = self._run(run, on_step)
             self._keep(result)
             on_result(result)
             self._checkpoint(run).unlink(missing_ok=True)
