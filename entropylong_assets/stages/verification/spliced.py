@@ -125,7 +125,10 @@ class _Group:
         scores = self.exact.score([self.requests[key] for key in keys], self.on_progress)
         return dict(zip(keys, scores, strict=True))
 
-    def score(self, kind: Kind, keys: Sequence[Key]) -> dict[Key, PositionScores]:
+    def score(
+        self, kind: Kind, keys: Sequence[Key], width: int | None = None
+    ) -> dict[Key, PositionScores]:
+        """Return scores of one kind. width: tokens of a window; None: the kind's own."""
         of_segments: list[tuple[Segment, Key]] = [
             (segment, key)
             for key in keys
@@ -136,6 +139,7 @@ class _Group:
                 self.requests[key].anchors.tolist(),
                 self.places[key],
                 self.roots[key[0]],
+                width,
             )
         ]
         # Segments that see the same keys of a root are neighbours. The order is stable.
