@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from entropylong_assets.stages.embeddings.prompts import SideName
 from entropylong_assets.stages.embeddings.tasks import input_module, resolve_task
 from entropylong_assets.stages.embeddings.windows import is_bare, is_unlimited, window_of
+from entropylong_assets.stages.embeddings.word_ids import WholeTexts, WordByWord, tokenizes_words
 from entropylong_assets.stages.model_files import ModelError
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ class Side:
     task: str | None
     module: Any
     """The model's input module for this task."""
-    counter: Any
-    """A `tokenizers.Tokenizer` that counts what `tokenizer` returns without truncation, in any
-    number of threads; None if there is none for this model."""
+    counter: WholeTexts | WordByWord | None
+    """Returns the ids that `tokenizer` returns without truncation, in any number of threads; None
+    if there is none for this model."""
     window_tokens: int
     """Longest text (tokens, prompt and special ones included)."""
 
@@ -62,7 +63,7 @@ class Side:
         if renders_messages(self.module):
             return [self._count_rendered(text) for text in texts]
         if self.counter is not None:
-            return [len(encoding) for encoding in self._encodings(texts)]
+            return self.counter.count([self.prompt + text for text in texts])
         prompted = [self.prompt + text for text in texts]
         encoded = self.tokenizer(
             prompted, truncation=False, return_attention_mask=False, verbose=False
@@ -76,12 +77,7 @@ class Side:
         """
         if self.counter is None:
             return None
-        return [np.array(encoding.ids, np.int32) for encoding in self._encodings(texts)]
-
-    def _encodings(self, texts: Sequence[str]) -> list[Any]:
-        special = not is_bare(self.tokenizer)
-        prompted = [self.prompt + text for text in texts]
-        return list(self.counter.encode_batch_fast(prompted, add_special_tokens=special))
+        return self.counter.ids([self.prompt + text for text in texts])
 
     def _count_rendered(self, text: str) -> int:
         """Count the tokens of a text in the model's chat template."""
@@ -99,8 +95,8 @@ def renders_messages(module: Any) -> bool:
     return "message" in getattr(module, "modality_config", {})
 
 
-def make_counter(module: Any) -> Any:
-    """Return a tokenizer that only counts, 1.5 times as fast as the module's own, or None.
+def make_counter(module: Any) -> WholeTexts | WordByWord | None:
+    """Return a tokenizer that returns only ids, faster than the module's own, or None.
 
     It is a copy: transformers sets truncation and padding of its own tokenizer with each call,
     which other threads must not see. None for models whose tokenizer is not of the package
@@ -124,7 +120,8 @@ def make_counter(module: Any) -> Any:
     counter.no_truncation()
     counter.no_padding()
     counter.encode_special_tokens = special_as_text
-    return counter
+    kind = WordByWord if tokenizes_words(counter) else WholeTexts
+    return kind(counter, special=not is_bare(tokenizer))
 
 
 def read_special_tokens_as_text(module: Any, prompts: Sequence[str]) -> None:
