@@ -70,7 +70,9 @@ def _wait() -> None:
 class Claims:
     """Prints figures and claims, and collects them for a JSON file."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, out: str | None = None) -> None:
+        """out: a JSON file that is written with every figure, so that a killed run leaves them."""
+        self._out = out
         self._found: dict[str, Any] = {"benchmark": name, "machine": machine(), "claims": []}
         self._lines: list[str] = []
         print(json.dumps(self._found["machine"]), flush=True)
@@ -79,6 +81,7 @@ class Claims:
         """Report figures that have no target."""
         kept = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
         self._found.setdefault(section, []).append(kept)
+        self._write(self._out)
         print(section, json.dumps(kept), flush=True)
 
     def claim(
@@ -97,7 +100,10 @@ class Claims:
 
     def finish(self, out: str | None) -> None:
         """Write the JSON file if `out` names one, then print one line per claim."""
-        if out:
-            Path(out).write_text(json.dumps(self._found, indent=1) + "\n")
+        self._write(out)
         for line in self._lines:
             print(line, flush=True)
+
+    def _write(self, out: str | None) -> None:
+        if out:
+            Path(out).write_text(json.dumps(self._found, indent=1) + "\n")

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from entropylong_assets.stages.entropy.attention import AttentionInputs, flash_fits
+from entropylong_assets.stages.entropy.attention import AttentionInputs, flash_fits, join_parts
 from entropylong_assets.stages.entropy.kept_keys import KeptKeys, Range
 
 BLOCK = 128
@@ -60,7 +59,7 @@ class SplicedAttention:
         self._ranges: list[_Ranges] = []
 
     def __call__(self, inputs: AttentionInputs) -> Tensor:
-        query_THE, key_TKE, value_TKE, borders, longest, scale, window = inputs
+        query_THE, key_TKE, value_TKE, borders, longest, scale, window = inputs[:7]
         kept = [part.kept.layers[self._layer] for part in self._parts]
         self._layer += 1
         if window or not flash_fits(query_THE):
@@ -74,7 +73,7 @@ class SplicedAttention:
         ]
         own = _Ranges(borders, borders, borders.diff(), longest, longest)
         results.append(attend_ranges(query_THE, key_TKE, value_TKE, own, causal=True, scale=scale))
-        return _joined(*zip(*results, strict=True))
+        return join_parts(*zip(*results, strict=True))
 
     def _attend_in_blocks(
         self, query_THE: Tensor, keys_values: list[tuple[Tensor, Tensor]], scale: float, window: int
@@ -197,26 +196,3 @@ def attend_ranges(
 
 def flash_kernel() -> Any:
     return torch.ops.aten._flash_attention_forward
-
-
-def _joined(results: Sequence[Tensor], log_sums: Sequence[Tensor]) -> Tensor:
-    join = _compiled_join() if results[0].is_cuda else join_parts
-    return join(list(results), list(log_sums))
-
-
-@lru_cache(maxsize=1)
-def _compiled_join() -> Any:
-    return torch.compile(join_parts, dynamic=True)
-
-
-def join_parts(results: list[Tensor], log_sums: list[Tensor]) -> Tensor:
-    """Join attention over disjoint keys. results: [T, H, E]. log_sums: float32 [H, T]."""
-    top_HT = log_sums[0]
-    for log_sum_HT in log_sums[1:]:
-        top_HT = torch.maximum(top_HT, log_sum_HT)
-    weights = [(log_sum_HT - top_HT).exp() for log_sum_HT in log_sums]
-    total_HT = sum(weights[1:], weights[0])
-    joined_THE = torch.zeros_like(results[0], dtype=torch.float32)
-    for weight_HT, result_THE in zip(weights, results, strict=True):
-        joined_THE = joined_THE + (weight_HT / total_HT).T[..., None] * result_THE.float()
-    return joined_THE.to(results[0].dtype)
