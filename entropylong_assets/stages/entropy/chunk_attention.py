@@ -28,6 +28,9 @@ from entropylong_assets.stages.entropy.attention import (
     join_parts,
 )
 
+CUDNN_ROWS = 128
+"""Minimum number of queries for cuDNN: some versions have no kernel for a single one."""
+
 
 class _KeptLayer:
     """Keys and values of one layer that later chunks attend to."""
@@ -72,7 +75,8 @@ class ChunkAttention:
         if layer == len(self._layers):
             self._layers.append(_KeptLayer(self._length, inputs.window))
         keys_TKE, values_TKE = self._layers[layer].append(inputs.key_TKE, inputs.value_TKE)
-        if self._with_cudnn and not inputs.window:
+        many = len(inputs.query_THE) >= CUDNN_ROWS
+        if self._with_cudnn and many and not inputs.window:
             return attend_with_cudnn(inputs.query_THE, keys_TKE, values_TKE, inputs.scale)
         n_keys = len(keys_TKE)
         # Made on the device: a copy from the host would wait for the passes before.
@@ -88,12 +92,16 @@ class ChunkAttention:
 
 
 def cudnn_pays(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether cuDNN is expected to be the fastest kernel: on Hopper and later."""
+    """Return whether cuDNN is expected to be the fastest kernel that is right.
+
+    That is on Hopper only: huggingface/transformers#48163 measured it to be slower on Ampere and
+    Blackwell, and pytorch/pytorch#193893 reports wrong results for grouped keys on Blackwell.
+    """
     return (
         device.type == "cuda"
         and dtype.itemsize == 2
         and torch.backends.cudnn.is_available()
-        and torch.cuda.get_device_capability(device) >= (9, 0)
+        and torch.cuda.get_device_capability(device)[0] == 9
         and flash_3() is None
     )
 

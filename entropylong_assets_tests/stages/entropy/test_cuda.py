@@ -133,7 +133,7 @@ def test_flash_attention_of_the_last_tokens(window: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 777])
-@pytest.mark.parametrize("rows", [1, 511, 1024])
+@pytest.mark.parametrize("rows", [128, 511, 1024])
 @pytest.mark.parametrize("size", [64, 128])
 def test_cudnn_attention_of_the_last_tokens(kept: int, rows: int, size: int) -> None:
     if not chunk_attention.cudnn_pays(torch.device("cuda"), torch.bfloat16):
@@ -160,7 +160,7 @@ def test_chunks(kind: Any, compiled: bool) -> None:
     scorer = PackedScorer(model, compile_layers=compiled)
     got = {}
     for way in possible_ways(scorer):
-        chunked = ChunkedScorer(scorer, chunk_tokens=64, ways=[way])
+        chunked = ChunkedScorer(scorer, chunk_tokens=150, ways=[way])
         assert chunked.way_for(request) == way
         got[way] = chunked.score_in_chunks(request, way)
     assert "packed" in got
