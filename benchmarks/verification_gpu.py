@@ -42,9 +42,9 @@ EPSILON = 0.4
 Shared = SimpleNamespace
 
 
-def llama_3_8b() -> ScoringModel:
+def llama_3_8b(longest: int = 8192) -> ScoringModel:
     """Return a model of this shape with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -53,12 +53,18 @@ def llama_3_8b() -> ScoringModel:
         num_hidden_layers=32,
         num_attention_heads=32,
         num_key_value_heads=8,
-        max_position_embeddings=8192,
+        max_position_embeddings=longest,
         rope_theta=500_000.0,
         tie_word_embeddings=False,
     )
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
+    return random_llama(config, "cuda", torch.bfloat16)
+
+
+def random_llama(config: Any, device: str, dtype: torch.dtype) -> ScoringModel:
+    from transformers import LlamaForCausalLM
+
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
         hf_model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
@@ -66,7 +72,7 @@ def llama_3_8b() -> ScoringModel:
             if "norm" not in name:
                 parameter.normal_(0, 0.02)
     tokenizer: Any = SimpleNamespace(bos_ids=(), separator_ids=())
-    return ScoringModel(hf_model, tokenizer, "random", max_forward_tokens=8192)
+    return ScoringModel(hf_model, tokenizer, "random", config.max_position_embeddings)
 
 
 def equal_requests(count: int) -> list[ScoringRequest]:

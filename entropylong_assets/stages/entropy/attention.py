@@ -5,13 +5,17 @@ interface runs packed, with its own weights and code. The borders of the sequenc
 transformers' own `cu_seq_lens_q`. On CUDA no mask is built: the flash kernels take the borders.
 They are FlashAttention-3 if it is installed and the GPU is Hopper, else torch's FlashAttention-2.
 
+The queries of a sequence may be its last tokens only, with keys of all of it: causal attention is
+then aligned to the lower right, as the flash kernels do for different numbers of queries and keys.
+
 Legend: H query heads, K key heads, T tokens of the pack, S sequences, E head size.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PACKED = "entropylong_packed"
+
+log = logging.getLogger(__name__)
 
 FLASH_3 = ("flash_attn_interface", "fa3_fwd_interface")
 """Modules of FlashAttention-3: the official build, and the forward-only wheel `fa3-fwd`."""
@@ -43,6 +49,11 @@ class AttentionInputs(NamedTuple):
     scale: float
     window: int
     """Tokens that a token attends to, itself included; 0: all before it."""
+    key_borders: Tensor | None = None
+    """Borders of the keys, int32 [S + 1]; None: those of the queries. The queries of a sequence
+    are the last of its tokens."""
+    longest_keys: int = 0
+    """Upper bound of the numbers of keys, if `key_borders` is given."""
 
 
 Attend = Callable[[AttentionInputs], Tensor]
@@ -151,9 +162,11 @@ def flash_fits(query_THE: Tensor) -> bool:
 
 def attend_packed(inputs: AttentionInputs) -> Tensor:
     """Compute causal attention within each sequence; result [T, H, E]."""
-    query_THE, key_TKE, value_TKE, borders, longest, scale, window = inputs
+    query_THE, key_TKE, value_TKE, borders, longest, scale, window, key_borders, keys = inputs
     if not flash_fits(query_THE):
-        return attend_one_by_one(query_THE, key_TKE, value_TKE, borders, scale, window)
+        return attend_one_by_one(query_THE, key_TKE, value_TKE, borders, scale, window, key_borders)
+    if key_borders is None:
+        key_borders, keys = borders, longest
     third = flash_3() if window == 0 else None
     if third is not None:
         result = third(
@@ -161,9 +174,9 @@ def attend_packed(inputs: AttentionInputs) -> Tensor:
             key_TKE,
             value_TKE,
             borders,
-            borders,
+            key_borders,
             longest,
-            longest,
+            keys,
             softmax_scale=scale,
             causal=True,
         )
@@ -173,9 +186,9 @@ def attend_packed(inputs: AttentionInputs) -> Tensor:
         key_TKE,
         value_TKE,
         borders,
-        borders,
+        key_borders,
         longest,
-        longest,
+        keys,
         0.0,
         True,
         False,
@@ -198,6 +211,10 @@ def flash_3() -> Callable[..., Any] | None:
     return None
 
 
+QUERIES_PER_BLOCK = 512
+"""Rows of a mask: bounds its memory, and the masked pairs that are computed for nothing."""
+
+
 def attend_one_by_one(
     query_THE: Tensor,
     key_TKE: Tensor,
@@ -205,31 +222,90 @@ def attend_one_by_one(
     borders: Tensor,
     scale: float,
     window: int,
+    key_borders: Tensor | None = None,
 ) -> Tensor:
     """Compute attention one sequence at a time: on the CPU, and in float32 on CUDA."""
     result_THE = torch.empty_like(query_THE, memory_format=torch.contiguous_format)
     groups = query_THE.shape[1] // key_TKE.shape[1]
-    for start, end in pairwise(borders.tolist()):
-        length, width = end - start, window or end - start
-        query_HTE, key_HTE, value_HTE = (
-            x[start:end].transpose(0, 1).repeat_interleave(repeats, dim=0)
-            for x, repeats in ((query_THE, 1), (key_TKE, groups), (value_TKE, groups))
+    key_ends = borders if key_borders is None else key_borders
+    for (start, end), (first_key, end_key) in zip(
+        pairwise(borders.tolist()), pairwise(key_ends.tolist()), strict=True
+    ):
+        length, keys = end - start, end_key - first_key
+        heads_first = (
+            query_THE[start:end],
+            *(x[first_key:end_key].repeat_interleave(groups, dim=1) for x in (key_TKE, value_TKE)),
         )
-        result_THE[start:end] = torch.nn.functional.scaled_dot_product_attention(
-            query_HTE[None],
-            key_HTE[None],
-            value_HTE[None],
-            attn_mask=_band(length, width, str(query_THE.device)) if length > width else None,
-            is_causal=length <= width,
-            scale=scale,
-        )[0].transpose(0, 1)
+        query_1HTE, key_1HTE, value_1HTE = (x.transpose(0, 1)[None] for x in heads_first)
+        if length == keys and length <= (window or length):
+            attended_1HTE = torch.nn.functional.scaled_dot_product_attention(
+                query_1HTE, key_1HTE, value_1HTE, is_causal=True, scale=scale
+            )
+        else:
+            attended_1HTE = _attend_masked(query_1HTE, key_1HTE, value_1HTE, scale, window)
+        result_THE[start:end] = attended_1HTE[0].transpose(0, 1)
     return result_THE
 
 
+def _attend_masked(
+    query_1HTE: Tensor, key_1HTE: Tensor, value_1HTE: Tensor, scale: float, window: int
+) -> Tensor:
+    """Attend block by block of queries, which are the last of the keys' tokens."""
+    length, keys = query_1HTE.shape[2], key_1HTE.shape[2]
+    parts = []
+    for first in range(0, length, QUERIES_PER_BLOCK):
+        last = min(first + QUERIES_PER_BLOCK, length)
+        end = last + keys - length
+        begin = max(0, end - (last - first) - window + 1) if window else 0
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            query_1HTE[:, :, first:last],
+            key_1HTE[:, :, begin:end],
+            value_1HTE[:, :, begin:end],
+            attn_mask=_band(last - first, end - begin, window, str(query_1HTE.device)),
+            scale=scale,
+        )
+        parts.append(attended)
+    return torch.cat(parts, dim=2)
+
+
 @lru_cache(maxsize=4)
-def _band(length: int, window: int, device: str) -> Tensor:
-    """Return bool [length, length]: the keys that each query attends to in a sliding window."""
+def _band(queries: int, keys: int, window: int, device: str) -> Tensor:
+    """Return bool [queries, keys]: the keys that each of the last `queries` tokens attends to."""
     with torch.inference_mode(False):
-        position = torch.arange(length, device=device)
-        distance = position[:, None] - position
-        return (distance >= 0) & (distance < window)
+        position = torch.arange(keys, device=device)
+        distance = position[keys - queries :, None] - position
+        band = distance >= 0
+        return band & (distance < window) if window else band
+
+
+def join_parts(results: Sequence[Tensor], log_sums: Sequence[Tensor]) -> Tensor:
+    """Join attention over disjoint keys. results: [T, H, E]. log_sums: float32 [H, T]."""
+    join = _compiled_join() if results[0].is_cuda else _join
+    joined_THE: Tensor = join(list(results), list(log_sums))
+    return joined_THE.contiguous()
+
+
+@lru_cache(maxsize=1)
+def _compiled_join() -> Any:
+    """Return `_join` in one kernel, or as it is if the compiler fails."""
+    compiled = torch.compile(_join, dynamic=True)
+    try:
+        result_THE, log_sum_HT = torch.ones(5, 2, 8, device="cuda"), torch.ones(2, 5, device="cuda")
+        compiled([result_THE, result_THE], [log_sum_HT, log_sum_HT])
+    except Exception as error:  # the compiler may raise any error
+        line = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        log.warning("parts of an attention are joined by an uncompiled function: %s", line)
+        return _join
+    return compiled
+
+
+def _join(results: list[Tensor], log_sums: list[Tensor]) -> Tensor:
+    top_HT = log_sums[0]
+    for log_sum_HT in log_sums[1:]:
+        top_HT = torch.maximum(top_HT, log_sum_HT)
+    weights = [(log_sum_HT - top_HT).exp() for log_sum_HT in log_sums]
+    total_HT = sum(weights[1:], weights[0])
+    joined_THE = torch.zeros_like(results[0], dtype=torch.float32)
+    for weight_HT, result_THE in zip(weights, results, strict=True):
+        joined_THE = joined_THE + (weight_HT / total_HT).T[..., None] * result_THE.float()
+    return joined_THE.to(results[0].dtype)

@@ -154,7 +154,7 @@ class PackedScorer:
         self, packs: Sequence[list[int]], launch: Callable[[list[int]], LaunchedPass]
     ) -> Iterator[tuple[list[int], LaunchedPass]]:
         """Yield each pack with its forward pass, in order."""
-        with self._ready():
+        with self.ready():
             if self.is_concurrent and self.mode != "plain":
                 yield from zip(packs, self._launch_in_threads(packs, launch), strict=True)
                 return
@@ -183,7 +183,8 @@ class PackedScorer:
                 pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(cores)
 
-    def _ready(self) -> AbstractContextManager[None]:
+    def ready(self) -> AbstractContextManager[None]:
+        """Let the model run in the present mode; afterwards it is as before."""
         if self.mode == "plain":
             return nullcontext()
         return self.trunk.ready_packed() if self.mode == "packed" else self.trunk.ready_single()
@@ -201,7 +202,7 @@ class PackedScorer:
     def _launch(self, requests: Sequence[ScoringRequest]) -> LaunchedPass:
         """Start one forward pass over these requests, none of which is without positions.
 
-        Call it within `_ready` only.
+        Call it within `ready` only.
         """
         if self.mode == "plain":
             plain = [score_plainly(self.model, request) for request in requests]

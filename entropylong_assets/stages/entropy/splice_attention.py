@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from entropylong_assets.stages.entropy.attention import AttentionInputs, flash_fits
+from entropylong_assets.stages.entropy.attention import AttentionInputs, flash_fits, join_parts
 from entropylong_assets.stages.entropy.kept_keys import KeptKeys, Range
 
 BLOCK = 128
@@ -81,7 +81,7 @@ class SplicedAttention:
         self, inputs: AttentionInputs, kept: Sequence[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """Join the flash kernel's results for every part. kept: keys and values of each part."""
-        query_THE, key_TKE, value_TKE, borders, longest, scale, _ = inputs
+        query_THE, key_TKE, value_TKE, borders, longest, scale = inputs[:6]
         if not self._ranges:
             self._ranges = [_ranges(part, self._borders, query_THE.device) for part in self._parts]
         results = [
@@ -91,13 +91,13 @@ class SplicedAttention:
         ]
         own = _Ranges(borders, borders, borders.diff(), longest, longest)
         results.append(attend_ranges(query_THE, key_TKE, value_TKE, own, causal=True, scale=scale))
-        return _joined(*zip(*results, strict=True))
+        return join_parts(*zip(*results, strict=True))
 
     def attend_in_blocks(
         self, inputs: AttentionInputs, kept: Sequence[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """Attend block by block, with a mask. kept: keys and values of each part."""
-        query_THE, key_TKE, value_TKE, _, _, scale, window = inputs
+        query_THE, key_TKE, value_TKE, _, _, scale, window = inputs[:7]
         keys_values = [*kept, (key_TKE, value_TKE)]
         if window not in self._blocks:
             self._blocks[window] = list(self._plan_blocks(window, query_THE.device))
@@ -219,25 +219,6 @@ def flash_kernel() -> Any:
     return torch.ops.aten._flash_attention_forward
 
 
-def _joined(results: Sequence[Tensor], log_sums: Sequence[Tensor]) -> Tensor:
-    join = _compiled_join() if results[0].is_cuda else join_parts
-    joined_THE: Tensor = join(list(results), list(log_sums))
-    return joined_THE.contiguous()
-
-
-@lru_cache(maxsize=1)
-def _compiled_join() -> Any:
-    """Return `join_parts` in one kernel, or as it is if the compiler fails."""
-    compiled = torch.compile(join_parts, dynamic=True)
-    try:
-        result_THE, log_sum_HT = torch.ones(5, 2, 8, device="cuda"), torch.ones(2, 5, device="cuda")
-        compiled([result_THE, result_THE], [log_sum_HT, log_sum_HT])
-    except Exception as error:  # the compiler may raise any error
-        log.warning("parts of an attention are joined by an uncompiled function: %s", _line(error))
-        return join_parts
-    return compiled
-
-
 class _Kind(NamedTuple):
     """What decides which kernel is run."""
 
@@ -293,16 +274,3 @@ def ranges_work(
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def join_parts(results: list[Tensor], log_sums: list[Tensor]) -> Tensor:
-    """Join attention over disjoint keys. results: [T, H, E]. log_sums: float32 [H, T]."""
-    top_HT = log_sums[0]
-    for log_sum_HT in log_sums[1:]:
-        top_HT = torch.maximum(top_HT, log_sum_HT)
-    weights = [(log_sum_HT - top_HT).exp() for log_sum_HT in log_sums]
-    total_HT = sum(weights[1:], weights[0])
-    joined_THE = torch.zeros_like(results[0], dtype=torch.float32)
-    for weight_HT, result_THE in zip(weights, results, strict=True):
-        joined_THE = joined_THE + (weight_HT / total_HT).T[..., None] * result_THE.float()
-    return joined_THE.to(results[0].dtype)

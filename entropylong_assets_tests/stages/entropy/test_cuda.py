@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from entropylong_assets.stages.entropy import attention
+from entropylong_assets.stages.entropy import attention, chunk_attention
+from entropylong_assets.stages.entropy.chunked import ChunkedScorer, possible_ways
 from entropylong_assets.stages.entropy.engine import PackedScorer
 from entropylong_assets.stages.entropy.kernels import Head, entropy_and_surprisal
 from entropylong_assets.stages.entropy.model import score_plainly
+from entropylong_assets.stages.entropy.scoring import ScoringRequest
 from entropylong_assets_tests.stages.entropy import tiny
 from entropylong_assets_tests.stages.entropy.test_engine import largest_difference
 
@@ -106,6 +108,66 @@ def test_packed_flash_attention(window: int, size: int) -> None:
         query.float(), key.float(), value.float(), borders, 0.1, window
     )
     assert (got.float() - oracle).norm() / oracle.norm() < 1e-2
+
+
+@pytest.mark.parametrize("window", [0, 50, 600])
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_flash_attention_of_the_last_tokens(window: int, size: int) -> None:
+    """Guards against kernels that align causal attention to the upper left."""
+    torch.manual_seed(1)
+    queries, keys = [1, 77, 300, 511], [400, 77, 1029, 512]
+    borders, key_borders = (
+        torch.tensor(np.cumsum([0, *x]), dtype=torch.int32, device="cuda") for x in (queries, keys)
+    )
+    query = torch.randn(sum(queries), 8, size, device="cuda").bfloat16()
+    key, value = torch.randn(2, sum(keys), 2, size, device="cuda").bfloat16()
+    got = attention.attend_packed(
+        attention.AttentionInputs(
+            query, key, value, borders, 512, 0.1, window, key_borders, longest_keys=1029
+        )
+    )
+    oracle = attention.attend_one_by_one(
+        query.float(), key.float(), value.float(), borders, 0.1, window, key_borders
+    )
+    assert (got.float() - oracle).norm() / oracle.norm() < 1e-2
+
+
+@pytest.mark.parametrize("kept", [0, 1, 777])
+@pytest.mark.parametrize("rows", [128, 511, 1024])
+@pytest.mark.parametrize("size", [64, 128])
+def test_cudnn_attention_of_the_last_tokens(kept: int, rows: int, size: int) -> None:
+    if not chunk_attention.cudnn_pays(torch.device("cuda"), torch.bfloat16):
+        pytest.skip("cuDNN's attention is not used on this device")
+    torch.manual_seed(1)
+    query = torch.randn(rows, 8, size, device="cuda").bfloat16()
+    key, value = torch.randn(2, rows + kept, 2, size, device="cuda").bfloat16()
+    got = chunk_attention.attend_with_cudnn(query, key, value, 0.1)
+    borders, key_borders = (torch.tensor([0, n]) for n in (rows, rows + kept))
+    oracle = attention.attend_one_by_one(
+        query.float(), key.float(), value.float(), borders, 0.1, 0, key_borders
+    )
+    assert got.is_contiguous()
+    assert (got.float() - oracle).norm() / oracle.norm() < 1e-2
+
+
+@pytest.mark.parametrize("kind", [tiny.llama, tiny.gemma3])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_chunks(kind: Any, compiled: bool) -> None:
+    """Every way against the float32 model of the same rounded weights."""
+    model = kind()
+    model.hf_model.to("cuda", torch.bfloat16)
+    request = ScoringRequest(np.random.default_rng(0).integers(3, 200, 400), np.arange(1, 400))
+    scorer = PackedScorer(model, compile_layers=compiled)
+    got = {}
+    for way in possible_ways(scorer):
+        chunked = ChunkedScorer(scorer, chunk_tokens=150, ways=[way])
+        assert chunked.way_for(request) == way
+        got[way] = chunked.score_in_chunks(request, way)
+    assert "packed" in got
+    model.hf_model.float()
+    plain = score_plainly(model, request)
+    for scores in got.values():
+        assert np.abs(scores.surprisal_N - plain.surprisal_N).mean() < 0.05
 
 
 @pytest.mark.parametrize("kind", [tiny.llama, tiny.gemma3])
