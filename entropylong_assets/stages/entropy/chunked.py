@@ -27,6 +27,7 @@ from entropylong_assets.stages.entropy.model import as_float32, score_plainly
 from entropylong_assets.stages.entropy.network import decoder_of
 from entropylong_assets.stages.entropy.rotary import PassLengths, depends_on_length
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.entropy.self_test import Probes, largest_difference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -173,19 +174,21 @@ class ChunkedScorer:
         return len(request.positions_N) > 0 and int(request.positions_N[-1]) > self.chunk_tokens
 
     def _fault(self, probe: ScoringRequest, way: Way) -> str | None:
+        scorer = self._scorer
         try:
-            chunked = self.score_in_chunks(probe, way).surprisal_N
+            chunked = self.score_in_chunks(probe, way)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # models may raise any error
             fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         else:
-            plain = score_plainly(self._scorer.model, probe).surprisal_N
-            off = np.abs(chunked - plain)
-            exact = self._scorer.hf_model.dtype == torch.float32
-            if off.max() <= 1e-3 if exact else off.mean() <= 0.05:
+            plain = score_plainly(scorer.model, probe)
+            if Probes(scorer.model, len(probe.token_ids_T)).agree(
+                [chunked], [plain], scorer.float8
+            ):
                 return None
-            fault = f"its scores differ from the plain definition (by {off.max():.2g} nats)"
+            off = largest_difference([chunked], [plain])
+            fault = f"its scores differ from the plain definition (by {off:.2g} nats)"
         log.warning("sequences are not scored in chunks by '%s' for this model: %s", way, fault)
         return fault
 

@@ -52,10 +52,10 @@ def test_sums_equal_one_plain_pass(model: ScoringModel, chunk: int, way: Way) ->
     last = ScoringRequest(tokens, np.array([200]))
     scorer = ChunkedScorer(PackedScorer(model), chunk_tokens=chunk)
     for request in (every, some, last):
-        plain, chunked = score_plainly(model, request), scorer.score_in_chunks(request, way)
+        plain, parts = score_plainly(model, request), scorer.score_in_chunks(request, way)
         for a, b in (
-            (plain.surprisal_N, chunked.surprisal_N),
-            (plain.entropy_N, chunked.entropy_N),
+            (plain.surprisal_N, parts.surprisal_N),
+            (plain.entropy_N, parts.entropy_N),
         ):
             assert np.abs(a - b).max() < 1e-4
             assert abs(float(a.sum(dtype=np.float64) - b.sum(dtype=np.float64))) < 1e-4
@@ -157,6 +157,22 @@ def test_way_that_differs_or_fails_is_replaced_with_its_reason(
     (message,) = [record.getMessage() for record in caplog.records]
     assert "'packed'" in message
     assert reason in message
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_models_in_bfloat16_are_scored_in_chunks_although_rounding_differs(
+    model: ScoringModel, forgets: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the limit of float32, or a fixed one, a right way would be taken for a wrong one: on a
+    GPU it differed by 0.065 nats with 8 billion random weights."""
+    rounded = copy.deepcopy(model)
+    rounded.hf_model.to(torch.bfloat16)
+    if forgets:
+        monkeypatch.setattr(
+            ChunkAttention, "of_next_chunk", lambda self: lambda i: without_kept_keys(self, i)
+        )
+    scorer = ChunkedScorer(PackedScorer(rounded), chunk_tokens=16)
+    assert scorer.way_for(long_request(80)) == ("cache" if forgets else "packed")
 
 
 def lower_right(query: Any, key: Any, value: Any, scale: float, window: int = 0) -> Any:
