@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import InstanceOf, ValidationError
 
@@ -36,6 +36,7 @@ from entropylong_assets.settings.section import (
     Section,
     Settings,
     SettingsError,
+    beside,
     one_line,
     printable,
 )
@@ -63,10 +64,14 @@ class Project(Section):
     stages: tuple[InstanceOf[Stage], ...] = STAGES
     data_uri: str = "data"
     folder: Path | None = None
-    """Folder of the settings file, in which a relative `data_uri` is; None without a file."""
+    """Folder of the settings file, to which its paths are relative; None without a file."""
     cluster: ClusterSettings = ClusterSettings()
     corpora: Mapping[str, Settings]
     datasets: Mapping[str, Settings]
+
+    def located(self, folder: Path) -> Self:
+        data_uri = beside(folder, self.data_uri)
+        return self.with_located(folder, data_uri=data_uri, folder=folder)
 
     @property
     def corpus(self) -> Settings:
@@ -325,18 +330,15 @@ def load_project(path: str | os.PathLike[str] | None = None) -> Project:
     """Load a settings file.
 
     Without a path it is the file that ENTROPYLONG_SETTINGS names; without that, the profile that
-    ENTROPYLONG_PROFILE names, else `calibrated`. A relative data_uri is a folder beside the file,
-    whatever the working folder is. Raises SettingsError.
+    ENTROPYLONG_PROFILE names, else `calibrated`. Relative paths in the file are relative to its
+    folder, whatever the working folder is. Raises SettingsError.
     """
     path = path or os.environ.get("ENTROPYLONG_SETTINGS")
     if not path:
         return make_project(profile=os.environ.get("ENTROPYLONG_PROFILE"))
     content = read_settings_file(path)
     try:
-        project = make_project(content)
         folder = Path(path).resolve().parent
-        if "://" not in project.data_uri and not Path(project.data_uri).is_absolute():
-            project = make_project({**content, "data_uri": str(folder / project.data_uri)})
-        return project.model_copy(update={"folder": folder})
+        return make_project(content).located(folder)
     except SettingsError as error:
         raise SettingsError(f"settings file {path}: {error}") from None

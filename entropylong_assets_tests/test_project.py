@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from entropylong_assets.project import Project, load_project, make_project, open_store
 from entropylong_assets.settings.profiles import PROFILES
-from entropylong_assets.settings.section import Settings, SettingsError
+from entropylong_assets.settings.section import Section, Settings, SettingsError
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 
 OF_CORPUS = ("corpus", "embedding")
@@ -438,6 +440,88 @@ def test_project_without_datasets_has_corpora_alone() -> None:
     project: Project = make_project({"data_uri": "/d", "corpora": {"web": {}}})
     assert project.data_uri == "/d"
     assert not project.datasets
+
+
+def written_paths(model: Section) -> Iterator[str]:
+    """Every text in the settings that says `here`."""
+    for value in model.model_dump(mode="json").values():
+        yield from (text for text in texts_in(value) if "here" in text)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(inner)
+
+
+def test_every_path_in_a_file_is_relative_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command in another folder found no source, or wrote its export beside itself."""
+    values = {
+        "data_uri": "here/data",
+        "corpora": {
+            "web": {
+                "sources": [{"name": "a", "uri": "here/*.jsonl"}, {"name": "b", "uri": "../here/"}],
+                "decontaminate": [
+                    {"name": "r", "uri": "ruler:here/r"},
+                    {"name": "x", "uri": "here/x", "tokenizer": "./here/t"},
+                ],
+                "embedding": {"model": "./here/embedder"},
+            }
+        },
+        "datasets": {
+            "ours": {
+                "corpus": "web",
+                "scoring": {"model": "../here/model"},
+                "audit": {"model": "./here/second"},
+                "trial": {"evaluation": "here/held-out.jsonl"},
+                "export": {"destination": "here/out"},
+            }
+        },
+    }
+    (tmp_path / "lab").mkdir()
+    file = tmp_path / "lab" / "settings.yaml"
+    file.write_text(json.dumps(values))
+    monkeypatch.chdir(tmp_path)
+    project = load_project("lab/settings.yaml")
+    lab = str(tmp_path / "lab")
+    assert [source.uri for source in project.corpus.sources] == [
+        f"{lab}/here/*.jsonl",
+        f"{lab}/../here/",
+    ]
+    assert [texts.uri for texts in project.corpus.decontaminate] == [
+        f"ruler:{lab}/here/r",
+        f"{lab}/here/x",
+    ]
+    dataset = project.dataset
+    assert dataset.corpus == project.corpus
+    found = set(written_paths(dataset))
+    assert len(found) == 11
+    assert {text for text in found if not text.removeprefix("ruler:").startswith(lab)} == set()
+
+
+def test_names_and_places_elsewhere_are_not_paths_beside_the_file(tmp_path: Path) -> None:
+    values = {
+        "data_uri": "/data/lab",
+        "corpora": {
+            "web": {
+                "sources": [
+                    {"name": "a", "uri": "hf://datasets/x/y.parquet"},
+                    {"name": "b", "uri": "~/texts"},
+                    {"name": "c", "kind": "python_docs", "uri": "numpy.fft"},
+                ],
+                "embedding": {"model": "sentence-transformers/all-MiniLM-L6-v2"},
+            }
+        },
+        "datasets": {"ours": {"corpus": "web", "trial": {"evaluation": "web"}}},
+    }
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps(values))
+    project = load_project(file)
+    assert project.model_copy(update={"folder": None}) == make_project(values)
 
 
 def test_environment_names_file_and_profile(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field
 
-from entropylong_assets.settings.section import Section
+from entropylong_assets.settings.section import Section, model_beside
 from entropylong_assets.stages.samples.registry import RECIPES
 from entropylong_assets.stages.samples.settings import BUILT_IN_RECIPES
 
@@ -35,3 +36,6 @@ class AuditSettings(Section):
     """Length of the segments of the dependency score (tokens)."""
     segment_pairs: int = Field(4, ge=0)
     """Number of pairs of segments per window for the dependency score."""
+
+    def located(self, folder: Path) -> Self:
+        return self.with_located(folder, model=model_beside(folder, self.model))

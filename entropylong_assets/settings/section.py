@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -31,6 +33,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def located(self, folder: Path) -> Self:
+        """Return these settings with relative paths in this folder, that of the settings file.
+
+        A section with a path overrides this by `self.with_located(folder, <its other fields>)`.
+        """
+        return self.with_located(folder)
+
+    def with_located(self, folder: Path, /, **changed: Any) -> Self:
+        """Return a copy with these fields, in which the sections within this one are located."""
+        inner = {name: getattr(self, name) for name in type(self).model_fields}
+        located = {name: _located(value, folder) for name, value in inner.items()} | changed
+        return self.model_copy(update={n: v for n, v in located.items() if v is not inner[n]})
+
 
 class Settings(Section):
     """All settings of one corpus or one dataset; its sections are attributes."""
@@ -49,9 +64,34 @@ class Settings(Section):
             raise ValueError("must name a folder or URI")
         return refuse_credentials(value).rstrip("/")
 
+    def located(self, folder: Path) -> Self:
+        return self.with_located(folder, data_uri=beside(folder, self.data_uri))
+
     if TYPE_CHECKING:
         # The sections depend on the list of stages, which stages must not import.
         def __getattr__(self, section: str) -> Any: ...
+
+
+def _located(value: Any, folder: Path) -> Any:
+    if isinstance(value, Section):
+        return value.located(folder)
+    if isinstance(value, tuple) and any(isinstance(item, Section) for item in value):
+        return tuple(_located(item, folder) for item in value)
+    if isinstance(value, Mapping) and any(isinstance(item, Section) for item in value.values()):
+        return {key: _located(item, folder) for key, item in value.items()}
+    return value
+
+
+def beside(folder: Path, uri: str) -> str:
+    """Return a relative path as one in this folder, and any other URI unchanged."""
+    if not uri or "://" in uri or uri.startswith("~") or Path(uri).is_absolute():
+        return uri
+    return str(folder / uri) + ("/" if uri.endswith("/") else "")
+
+
+def model_beside(folder: Path, reference: str) -> str:
+    """Return `./model` and `../model` as a path in this folder. `a/b` is an id of the hub."""
+    return beside(folder, reference) if reference.startswith(("./", "../")) else reference
 
 
 def refuse_credentials(uri: str) -> str:

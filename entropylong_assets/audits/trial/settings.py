@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
 
 from entropylong_assets.audits.trial.training_settings import TrainingSettings
-from entropylong_assets.settings.section import Section
+from entropylong_assets.settings.section import NAME_PATTERN, Section, beside
 from entropylong_assets.stages.training_data.settings import Shares
 
 
@@ -61,6 +62,11 @@ class TrialSettings(Section):
     max_short_loss: float = Field(0.02, ge=0)
     """Increase of the loss on short documents over the model as it starts (nats per token) at which
     a check warns."""
+
+    def located(self, folder: Path) -> Self:
+        is_corpus = re.fullmatch(NAME_PATTERN, self.evaluation)
+        evaluation = self.evaluation if is_corpus else beside(folder, self.evaluation)
+        return self.with_located(folder, evaluation=evaluation)
 
     @field_validator("arms")
     @classmethod

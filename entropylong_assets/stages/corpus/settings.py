@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from entropylong_assets.settings.section import Section, Settings, refuse_credentials
+from entropylong_assets.settings.section import (
+    Section,
+    Settings,
+    beside,
+    model_beside,
+    refuse_credentials,
+)
+from entropylong_assets.stages.corpus.evaluation_layouts import layout_of
 from entropylong_assets.stages.corpus.filter_registry import DOCUMENT_FILTERS
-from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS
+from entropylong_assets.stages.corpus.registry import SOURCE_FORMATS, is_virtual
 from entropylong_assets.stages.corpus.where import parse_where
 
 AUTO = "auto"
@@ -77,6 +85,10 @@ class SourceSettings(Section):
 
     _uri_without_credentials = field_validator("uri")(refuse_credentials)
 
+    def located(self, folder: Path) -> Self:
+        uri = self.uri if is_virtual(self.kind) else beside(folder, self.uri)
+        return self.with_located(folder, uri=uri)
+
     @model_validator(mode="after")
     def _has_uri(self) -> SourceSettings:
         if not self.uri:
@@ -139,6 +151,13 @@ class EvaluationSet(Section):
     """`drop`: such documents are dropped; `tag`: they are kept, and listed in `contaminated`."""
 
     _uri_without_credentials = field_validator("uri")(refuse_credentials)
+
+    def located(self, folder: Path) -> Self:
+        layout = layout_of(self.uri)
+        inner = layout[1] if layout else self.uri
+        uri = self.uri.removesuffix(inner) + beside(folder, inner)
+        tokenizer = self.tokenizer and model_beside(folder, self.tokenizer)
+        return self.with_located(folder, uri=uri, tokenizer=tokenizer)
 
 
 class CorpusSettings(Settings):

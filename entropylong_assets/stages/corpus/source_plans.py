@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -102,11 +101,8 @@ class SourcePlan:
         files, passed_over = list_source(source, settings.data_uri)
         if not files and not known and not retired:
             shown = f" (passed over: {describe_passed_over(passed_over)})" if passed_over else ""
-            where = source.uri
-            if "://" not in where and not os.path.isabs(os.path.expanduser(where)):
-                where += f" (relative to the working folder, {os.getcwd()})"
             raise CorpusError(
-                f"source '{source.name}': no file at {where}; put files there or correct the "
+                f"source '{source.name}': no file at {source.uri}; put files there or correct the "
                 f"source's uri{shown}"
             )
         self.found = {file.uri: file.version for file in files}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import Field
 
-from entropylong_assets.settings.section import Section
+from entropylong_assets.settings.section import Section, model_beside
 
 
 class EmbeddingSettings(Section):
@@ -69,6 +70,9 @@ class EmbeddingSettings(Section):
     phrase_documents: int = Field(20_000, ge=0)
     """Maximum number of documents in which phrases are counted. The counts show rule `genuine`
     which wording is boilerplate. A larger corpus is sampled."""
+
+    def located(self, folder: Path) -> Self:
+        return self.with_located(folder, model=model_beside(folder, self.model))
 
 
 QUERY_SETTINGS = tuple(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from entropylong_assets.settings.section import Section
+from entropylong_assets.settings.section import Section, model_beside
 
 DEFAULT_NUMBER = 100
 """Documents drawn as roots if the settings give neither a number nor a share: enough to look at."""
@@ -51,8 +52,9 @@ class ScoringModelSettings(Section):
     """The causal language model M whose uncertainty is measured."""
 
     model: str = "HuggingFaceTB/SmolLM2-135M"
-    """Hub id, folder, GGUF file, or `pkg://<package>/<file or folder>`. A hub id may name a
-    revision: `model@<commit, tag or branch>`. The commit is recorded with every table."""
+    """Hub id, folder, GGUF file, or `pkg://<package>/<file or folder>`. `./folder` is relative to
+    the settings file. A hub id may name a revision: `model@<commit, tag or branch>`. The commit is
+    recorded with every table."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository. If false, a model that needs it is refused."""
     device: str = "auto"
@@ -72,6 +74,9 @@ class ScoringModelSettings(Section):
     pack_tokens: int | None = Field(None, ge=16)
     """Maximum number of tokens per forward pass, over all its sequences. `null`: chosen for the
     device. More tokens use a larger device better and take more of its memory."""
+
+    def located(self, folder: Path) -> Self:
+        return self.with_located(folder, model=model_beside(folder, self.model))
 
 
 class EntropySettings(Section):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator
 
-from entropylong_assets.settings.section import Section, refuse_credentials
+from entropylong_assets.settings.section import Section, beside, refuse_credentials
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS
 
 PARTS = ("constructed", "natural", "short")
@@ -69,6 +70,9 @@ class ExportSettings(Section):
     less."""
 
     _destination_without_credentials = field_validator("destination")(refuse_credentials)
+
+    def located(self, folder: Path) -> Self:
+        return self.with_located(folder, destination=beside(folder, self.destination))
 
     @field_validator("formats")
     @classmethod

@@ -176,9 +176,9 @@ def test_a_missing_column_is_reported_once_per_shard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "values", "message"),
     [
-        ("nothing.jsonl", {}, "source 's': no file at nothing.jsonl (relative to the working"),
+        ("nothing.jsonl", {}, "source 's': no file at nothing.jsonl; put files there"),
         ("none/**/*.parquet", {}, "; put files there or correct the source's uri"),
-        ("folder", {}, "source 's': no file at folder (relative to the working folder, "),
+        ("folder", {}, "source 's': no file at folder; put files there"),
         ("what.xyz", {}, "source 's': the format of what.xyz is not known by its name; set the"),
         ("a.parquet.gz", {}, "source 's': the format of a.parquet.gz is not known by its name"),
         ("foo://x/*.jsonl", {}, "source 's': can't open foo://x/*.jsonl: Protocol not known: foo"),
