@@ -181,7 +181,8 @@ bench-scale: .venv/test
 
 # The price is an assumption, as the page says.
 scaling: .venv/demo
-	$(BIN)/entropylong estimate --at paper --hour-price 2.5 > docs/scaling.md
+	$(BIN)/entropylong estimate --at paper --hour-price 2.5 --rates benchmarks/splice_h200.json \
+	  > docs/scaling.md
 
 # Of the data of `make demo`. Chromium: apt-get install chromium.
 screenshots: .venv/test

@@ -1,4 +1,4 @@
-"""Writes the page and the chart of the reference run's training trial from its kept results.
+"""Writes the pages and charts of the reference run's training trials from their kept results.
 
     python -m benchmarks.reference_run.trial_page
 
@@ -22,17 +22,16 @@ from entropylong_assets.audits.trial.measures import Result, by_arm, measures_of
 from entropylong_assets.audits.trial.page import trial_page
 from entropylong_assets.audits.trial.record import setups_of
 
-KEPT = Path(__file__).with_name("trial")
-PAGE = Path("docs/training-trial.md")
-CHART = Path("docs/images/training-trial.svg")
+TRIALS = {"trial": "training-trial", "trial_30m": "training-trial-30m"}
+"""Folder of the kept results, and the name of the page and the chart."""
 DATE = "2026-11-30"
-"""Day of the run."""
+"""Day of the runs."""
 ARMS = ("genuine", "calibrated", "no_verify", "quest", "calibrated_grouped")
 BASELINE = "random"
 
 
-def kept_results() -> list[Result]:
-    text = lzma.decompress((KEPT / "results.jsonl.xz").read_bytes()).decode()
+def kept_results(folder: Path) -> list[Result]:
+    text = lzma.decompress((folder / "results.jsonl.xz").read_bytes()).decode()
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -49,7 +48,7 @@ def _panel(results: Sequence[Result], keys: str, title: str, axis: str) -> Any:
         if measure.key.startswith(keys)
     }
     rows = []
-    for arm in ARMS:
+    for arm in (arm for arm in ARMS if arm in arms):
         for tokens, measure in sorted(measures.items()):
             mean = paired_difference(arms[arm], arms[BASELINE], measure.key)
             if mean.value is not None and mean.low is not None and mean.high is not None:
@@ -79,9 +78,12 @@ def chart(results: Sequence[Result]) -> Any:
 
 
 def main() -> None:
-    results = kept_results()
-    PAGE.write_text(trial_page(TrialFolder(KEPT).facts, results, DATE), encoding="utf-8")
-    chart(results).save(CHART)
+    for kept, name in TRIALS.items():
+        folder = Path(__file__).with_name(kept)
+        results = kept_results(folder)
+        page = trial_page(TrialFolder(folder).facts, results, DATE)
+        Path(f"docs/{name}.md").write_text(page, encoding="utf-8")
+        chart(results).save(f"docs/images/{name}.svg")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ LLAMA_8B = ModelCost(
 )
 """Llama-3-8B: 32 layers of width 4,096 with 8 heads of keys, and a vocabulary of 128,256."""
 
-Screen = Literal["none", "fp8", "splice"]
+Screen = Literal["none", "fp8", "splice", "splice_fp8"]
 
 
 class RatesError(ValueError):
@@ -56,8 +56,9 @@ class Rates:
         665e12, "FLOP/s", "scoring, Llama-3-8B's shape on an H100", "665 TFLOP/s"
     )
     fp8: PlanRate = PlanRate(1.38, "times", "the FP8 screen over the exact pass", "1.38 |")
-    splice: Mapping[int, PlanRate] = field(default_factory=dict)
-    """The screen `splice` over the exact pass, by root length; empty: never measured."""
+    splice: Mapping[tuple[str, int], PlanRate] = field(default_factory=dict)
+    """The screens `splice` and `splice_fp8` over the exact pass, by screen and length of the root;
+    empty: never measured."""
 
 
 PUBLISHED = Rates()
@@ -103,9 +104,10 @@ def _with(
         fp8 = PlanRate(claims["screen_over_exact"], "times", fp8.meaning, file=file)
     for name, ratio in claims.items():
         head, _, tokens = name.rpartition("_root_")
-        if head == "splice" and tokens.isdigit():
-            meaning = f"the screen `splice` over the exact pass, roots of {int(tokens):,} tokens"
-            splice[int(tokens)] = PlanRate(ratio, "times", meaning, file=file)
+        if head in ("splice", "splice_fp8") and tokens.isdigit():
+            meaning = f"the screen `{head}` over the exact pass, roots of {int(tokens):,} tokens"
+            rate = PlanRate(ratio, "times", f"{meaning}, on {gpu}", file=file)
+            splice[head, int(tokens)] = rate
     return Rates(scoring, fp8, splice)
 
 
@@ -159,14 +161,14 @@ def contexts(work: Workload, distinct: float) -> float:
 
 
 def of_candidates(work: Workload, distinct: float, screen: Screen) -> Work:
-    """Passes of the candidates. Those of `fp8` are the exact ones, in cheaper arithmetic.
+    """Passes of the candidates. FP8 is the same passes in cheaper arithmetic.
 
     Of `splice`, an upper bound: a chunk counts once per root that nominates it, although up to
     eight roots share it, and windows of one context that overlap count apart.
     """
     root_tokens, per_pair = CUT.value * work.root_tokens, 1 / distinct
     number = contexts(work, distinct)
-    if screen != "splice":
+    if screen in ("none", "fp8"):
         return sequence(work.chunk_tokens + root_tokens, per_pair).times(number)
     before = work.chunk_tokens + work.root_tokens / 2  # of an anchor in the middle of its root
     windows = continuation(min(SPLICE_WINDOW, root_tokens), before, 1) + continuation(
@@ -187,5 +189,5 @@ def candidate_hours(work: Workload, distinct: float, screen: Screen, rates: Rate
         return exact
     if screen == "fp8":
         return exact / rates.fp8.value
-    rate = rates.splice.get(work.root_tokens)
+    rate = rates.splice.get((screen, work.root_tokens))
     return None if rate is None else exact / rate.value

@@ -91,11 +91,15 @@ def test_rates_come_from_the_files_of_the_benchmarks(tmp_path: Path) -> None:
     assert rates.scoring.value == 700e12
     assert "NVIDIA H200" in rates.scoring.meaning
     assert rates.fp8.value == 1.5
-    assert {tokens: rate.value for tokens, rate in rates.splice.items()} == {4096: 2.0}
+    assert {key: rate.value for key, rate in rates.splice.items()} == {
+        ("splice", 4096): 2.0,
+        ("splice_fp8", 4096): 3.0,
+    }
     work = Workload(root_tokens=4096)
     exact = candidate_hours(work, 0.5, "none", rates)
     assert exact == pytest.approx(of_candidates(work, 0.5, "none").flop / 700e12 / 3600)
     assert candidate_hours(work, 0.5, "splice", rates) == pytest.approx(exact / 2)
+    assert candidate_hours(work, 0.5, "splice_fp8", rates) == pytest.approx(exact / 3)
     assert candidate_hours(Workload(root_tokens=13_000), 0.5, "splice", rates) is None
     printed = CliRunner().invoke(app, ["estimate", "--at", "paper", "--rates", str(file)])
     assert "measured: bench.json" in printed.stdout
@@ -233,7 +237,9 @@ def test_every_measured_rate_is_in_the_results() -> None:
 
 def test_docs_contain_what_the_command_prints() -> None:
     """Run `make scaling` after a rate has changed."""
-    printed = CliRunner().invoke(app, ["estimate", "--at", "paper", "--hour-price", "2.5"])
+    rates = str(PROJECT / "benchmarks/splice_h200.json")
+    command = ["estimate", "--at", "paper", "--hour-price", "2.5", "--rates", rates]
+    printed = CliRunner().invoke(app, command)
     assert printed.exit_code == 0
     assert printed.stdout == (PROJECT / "docs/scaling.md").read_text(encoding="utf-8")
 

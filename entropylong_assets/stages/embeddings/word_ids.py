@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 _COST_OF_WORD = 64
 _MOST_COST = 1 << 24
 """Limit of what is remembered: characters, and `_COST_OF_WORD` for each word. About 240,000 words
-of English, which take some 80 MB. Beyond it all words are forgotten."""
+of English, which take about 80 MB. Beyond it all words are forgotten."""
 
 
 class WholeTexts:
