@@ -18,9 +18,10 @@ on CUDA. Figures are written to `--out` as they come, and a part that fails does
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,13 @@ from entropylong_assets.stages.verification.calibration import (
     KEY,
     Calibration,
     decide,
+    decide_at,
     held_out_recall,
     needed_contexts,
 )
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 from entropylong_assets.stages.verification.gain import judge
+from entropylong_assets.stages.verification.proxy import ProxyEstimator
 from entropylong_assets.stages.verification.registry import Estimator, Key
 from entropylong_assets.stages.verification.requests import ContextRequest, context_request
 from entropylong_assets.stages.verification.settings import VerificationSettings
@@ -282,6 +285,8 @@ class Batch:
     requests: Requests
     scores: dict[str, Scores] = field(default_factory=dict)
     """Estimates by name, and `exact`."""
+    alone: dict[str, Scores] = field(default_factory=dict)
+    """Scores without a context, of estimates by another model."""
 
 
 class Corpus:
@@ -379,6 +384,7 @@ class Replayed(Estimator):
     def __init__(self, batch: Batch, names: Sequence[str]) -> None:
         self._batch = batch
         self.estimates = {name: batch.scores[name] for name in names}
+        self.alone = {name: batch.alone[name] for name in names if name in batch.alone}
 
     def estimate(self, *_: Any) -> Iterator[Replayed]:
         yield self
@@ -388,6 +394,22 @@ class Replayed(Estimator):
 
     def score(self, _requests: Any, _on_progress: Any = None) -> list[PositionScores]:
         return list(self._batch.scores["exact"].values())
+
+
+def first_layers(model: ScoringModel, count: int) -> ScoringModel:
+    """Return the first layers of a model under its own last norm and head, with shared weights."""
+    hf_model = model.hf_model
+    config = copy.deepcopy(hf_model.config)
+    config.num_hidden_layers = count
+    with torch.device("meta"):
+        shorter = type(hf_model)(config).eval()
+    own = hf_model.get_decoder()
+    for name, module in own.named_children():
+        setattr(shorter.get_decoder(), name, own.layers[:count] if name == "layers" else module)
+    shorter.set_output_embeddings(hf_model.get_output_embeddings())
+    # The shared layers read the attention to use from their own config.
+    shorter.config = shorter.get_decoder().config = hf_model.config
+    return replace(model, hf_model=shorter)
 
 
 class Judged:
@@ -426,6 +448,7 @@ class Real:
         self.timed.scorer.test_up_to(2048)
         self.estimator = SplicedEstimator(self.timed.scorer, is_exact=True)
         self.settings = VerificationSettings(rule="plain", controls=0)
+        self.exits = {f"exit{n}": PackedScorer(first_layers(self.model, n)) for n in options.exits}
         self._is_warm = options.device == "cpu"
 
     def run(self, section: str, texts: Sequence[str], seconds: float, roots: int) -> list[Batch]:
@@ -465,6 +488,13 @@ class Real:
         seconds, parts, found = self.timed.screened(self.estimator, requests, again, narrow)
         of_both = found.pop("exact")
         batch.scores.update({**found, "exact": exact})
+        for name, scorer in self.exits.items():
+            start = now()
+            proxy = ProxyEstimator(scorer, self.model.tokenizer.bos_ids, name)
+            (estimated,) = proxy.estimate(requests, scorer, lambda _: None)
+            parts[name] = now() - start
+            batch.scores.update({k: dict(v) for k, v in estimated.estimates.items()})
+            batch.alone.update({k: dict(v) for k, v in estimated.alone.items()})
         self.claims.note(
             section,
             at=at,
@@ -488,7 +518,8 @@ class Real:
         """Report times, correlations, held-out recall, and the method run over these roots."""
         rows = pl.concat([self._rows(batch) for batch in batches])
         recall = self.settings.screen_recall
-        names = [name for name in (*ESTIMATES, *NARROW) if f"{name}_gain" in rows.columns]
+        estimates = (*ESTIMATES, *NARROW, *self.exits)
+        names = [name for name in estimates if f"{name}_gain" in rows.columns]
         self.claims.note(
             section,
             roots=sum(len(batch.root_ids) for batch in batches),
@@ -501,7 +532,7 @@ class Real:
             ratios=[round(ratio, 3) for ratio in ratios],
             correlation={n: rows.select(pl.corr(f"{n}_gain", "exact")).item() for n in names},
         )
-        for choice in CHOICES:
+        for choice in (*CHOICES, *((name,) for name in self.exits)):
             if set(choice) <= set(names):
                 others = [f"{name}_{x}" for name in set(names) - set(choice) for x in FEATURES]
                 report_choice(self.claims, section, choice, rows.drop("exact", *others), recall)
@@ -568,7 +599,9 @@ def report_choice(
     """Report what a decision from some of the estimates keeps, held out, and what it rescores."""
     decision = decide(rows, recall)
     if decision is None:
-        claims.note(f"{section} held out", estimates=choice, decision=None)
+        # Too few for a bound, or too much to rescore: what it takes to miss none of these.
+        share = decide_at(rows, missed=0).share if rows["accepted"].any() else None
+        claims.note(f"{section} held out", estimates=choice, share_to_miss_none=share)
         return
     rate, share = held_out_recall(rows, decision.missed)
     claims.note(
@@ -622,6 +655,9 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1200, help="maximum number of files per kind")
     parser.add_argument("--batch", type=int, default=8, help="roots that are scored together")
     parser.add_argument("--narrow", action="store_true", help="also try narrower windows")
+    parser.add_argument(
+        "--exits", type=int, nargs="*", default=[], help="also try models of the first N layers"
+    )
     parser.add_argument("--min-tokens", type=int, default=700)
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--chunk-tokens", type=int, default=160)
