@@ -70,7 +70,7 @@ class ProxyEstimator(Estimator):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Estimated:
     """All contexts of a batch."""
 
