@@ -28,6 +28,8 @@ from entropylong_assets_tests.stage_names import BY_NAME
 from entropylong_assets_tests.tiny_world import document, tiny_values
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.long
+
 STAGES = [BY_NAME["corpus_documents"], BY_NAME["chunk_embeddings"]]
 
 
