@@ -18,9 +18,11 @@ on CUDA. Figures are written to `--out` as they come, and a part that fails does
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,13 +43,16 @@ from entropylong_assets.stages.verification.calibrated_screen import (
 from entropylong_assets.stages.verification.calibration import (
     FOLDS,
     KEY,
+    MAX_SHARE,
     Calibration,
-    decide,
+    allowed_misses,
+    decide_at,
     held_out_recall,
     needed_contexts,
 )
 from entropylong_assets.stages.verification.false_acceptance import acceptance_rate
 from entropylong_assets.stages.verification.gain import judge
+from entropylong_assets.stages.verification.proxy import ProxyEstimator
 from entropylong_assets.stages.verification.registry import Estimator, Key
 from entropylong_assets.stages.verification.requests import ContextRequest, context_request
 from entropylong_assets.stages.verification.settings import VerificationSettings
@@ -84,6 +89,9 @@ CHOICES = (
 )
 """Estimates that a decision could be made from."""
 
+RECALLS = (0.995, 0.99, 0.98, 0.95, 0.9)
+"""Recalls whose cost is reported for the estimates of the screen."""
+
 Requests = dict[Key, ContextRequest]
 Scores = dict[Key, PositionScores]
 
@@ -118,6 +126,8 @@ class Timed:
 
     def __init__(self, scorer: PackedScorer) -> None:
         self.scorer = scorer
+        self.tokens: dict[str, int] = {}
+        """Forward tokens of the parts of the last call of `screened`."""
 
     def exact(self, requests: Requests) -> tuple[float, Scores]:
         start = now()
@@ -138,19 +148,25 @@ class Timed:
         trials = narrow or {}
         found: dict[str, Scores] = {name: {} for name in (*ESTIMATES, *trials, "exact")}
         spent = dict.fromkeys(("estimates", "exact", *trials), 0.0)
+        passes: list[int] = []
+        self.tokens = {"estimates": 0, "exact": 0}
         start = now()
-        for group in estimator.estimate(requests, self.scorer, lambda _: None):
+        for group in estimator.estimate(requests, self.scorer, passes.append):
             spent["estimates"] += now() - start
+            self.tokens["estimates"] += sum(passes)
+            passes.clear()
             start = now()
             for name, estimates in group.estimates.items():
                 found[name] |= estimates
             keys = [key for key in group.estimates["splice"] if key in again]
             found["exact"] |= group.score_exactly(keys)
             spent["exact"] += now() - start
+            self.tokens["exact"] += sum(passes)
             for name, (kind, width) in trials.items():
                 start = now()
                 found[name] |= group.score(kind, list(group.estimates["splice"]), width)  # type: ignore[attr-defined]
                 spent[name] += now() - start
+            passes.clear()
             start = now()
         return spent["estimates"] + spent["exact"], spent, found
 
@@ -260,17 +276,29 @@ class Shape:
 def profile(
     claims: Claims, name: str, timed: Timed, estimator: SplicedEstimator, requests: Requests
 ) -> None:
-    """Report the kernels that take the most time on the device."""
+    """Report the kernels, on a CPU the operators, that take the most time."""
+    from torch._C._profiler import _ExperimentalConfig
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    is_cuda = estimator.scorer.device.type == "cuda"
+    activity = ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU
+    # On a CPU the passes run in threads of their own.
+    threads = _ExperimentalConfig(profile_all_threads=not is_cuda)
+    with profile(activities=[activity], experimental_config=threads) as seen:
         seconds, parts, _ = timed.screened(estimator, requests, drawn(requests))
-    events = sorted(seen.key_averages(), key=lambda e: -e.self_device_time_total)
-    total = sum(event.self_device_time_total for event in events) / 1e3
-    claims.note(f"profile {name}", total_ms=total, ms_of_clock=1e3 * seconds, **parts_of(parts))
+
+    def spent(event: Any) -> float:
+        return (event.self_device_time_total if is_cuda else event.self_cpu_time_total) / 1e3
+
+    events = sorted(seen.key_averages(), key=spent, reverse=True)
+    claims.note(
+        f"profile {name}",
+        total_ms=sum(map(spent, events)),
+        ms_of_clock=1e3 * seconds,
+        **parts_of(parts),
+    )
     for event in events[:12]:
-        ms = event.self_device_time_total / 1e3
-        claims.note(f"profile {name}", ms=ms, calls=event.count, kernel=event.key[:70])
+        claims.note(f"profile {name}", ms=spent(event), calls=event.count, kernel=event.key[:70])
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,6 +310,8 @@ class Batch:
     requests: Requests
     scores: dict[str, Scores] = field(default_factory=dict)
     """Estimates by name, and `exact`."""
+    alone: dict[str, Scores] = field(default_factory=dict)
+    """Scores without a context, of estimates by another model."""
 
 
 class Corpus:
@@ -306,7 +336,7 @@ class Corpus:
         self._texts = [self._tokenizer.decode(ids) for ids in self._chunks]
         self._embedder = load_embedder(EmbeddingSettings(model=options.embedder))
         self._vectors_CE = self._embedder.embed_documents(self._texts)
-        self._k = options.candidates
+        self._k, self._controls = options.candidates, options.controls
 
     @property
     def chunks(self) -> int:
@@ -334,7 +364,35 @@ class Corpus:
         names = [KEY[0], "anchor", KEY[1], "similarity", "entropy", "surprisal"]
         types = (pl.String, pl.Int32, pl.String, pl.Float64, pl.Float32, pl.Float32)
         pairs = pl.DataFrame(rows, schema=dict(zip(names, types, strict=True)), orient="row")
+        given = self._given_controls(scorer, pairs)
+        pairs = pairs.join(given, on=[KEY[0], "anchor"], how="left", maintain_order="left")
         return Batch(root_ids, pairs, self._requests(pairs))
+
+    def _given_controls(self, scorer: PackedScorer, pairs: pl.DataFrame) -> pl.DataFrame:
+        """Return the mean scores of the anchors given random chunks of other documents."""
+        tokenizer, requests = self._tokenizer, []
+        anchors = pairs.group_by(KEY[0], maintain_order=True).agg(pl.col("anchor").unique().sort())
+        for root_id, of_root in anchors.iter_rows():
+            draw = np.random.default_rng(int(root_id))
+            others = np.flatnonzero(self._document_C != root_id)
+            for c in draw.choice(others, self._controls, replace=False):
+                context = [*self._chunks[c], *tokenizer.separator_ids]
+                root, longest = self.roots[root_id], self.model.max_positions
+                requests.append(
+                    (root_id, context_request(tokenizer.bos_ids, context, root, of_root, longest))
+                )
+        scores = scorer.score([request for _, request in requests])
+        rows = [
+            (root_id, int(anchor), float(entropy), float(surprisal))
+            for (root_id, request), score in zip(requests, scores, strict=True)
+            for anchor, entropy, surprisal in zip(
+                request.anchors, score.entropy_N, score.surprisal_N, strict=True
+            )
+        ]
+        names = [KEY[0], "anchor", "entropy_control", "surprisal_control"]
+        types = (pl.String, pl.Int32, pl.Float32, pl.Float32)
+        given = pl.DataFrame(rows, schema=dict(zip(names, types, strict=True)), orient="row")
+        return given.group_by(names[:2], maintain_order=True).agg(pl.col(names[2:]).mean())
 
     def _requests(self, pairs: pl.DataFrame) -> Requests:
         tokenizer, requests = self._tokenizer, {}
@@ -379,6 +437,7 @@ class Replayed(Estimator):
     def __init__(self, batch: Batch, names: Sequence[str]) -> None:
         self._batch = batch
         self.estimates = {name: batch.scores[name] for name in names}
+        self.alone = {name: batch.alone[name] for name in names if name in batch.alone}
 
     def estimate(self, *_: Any) -> Iterator[Replayed]:
         yield self
@@ -388,6 +447,22 @@ class Replayed(Estimator):
 
     def score(self, _requests: Any, _on_progress: Any = None) -> list[PositionScores]:
         return list(self._batch.scores["exact"].values())
+
+
+def truncated(model: ScoringModel, count: int) -> ScoringModel:
+    """Return the first layers of a model under its own last norm and head, with shared weights."""
+    hf_model = model.hf_model
+    config = copy.deepcopy(hf_model.config)
+    config.num_hidden_layers = count
+    with torch.device("meta"):
+        shorter = type(hf_model)(config).eval()
+    own = hf_model.get_decoder()
+    for name, module in own.named_children():
+        setattr(shorter.get_decoder(), name, own.layers[:count] if name == "layers" else module)
+    shorter.set_output_embeddings(hf_model.get_output_embeddings())
+    # The shared layers read the attention to use from their own config.
+    shorter.config = shorter.get_decoder().config = hf_model.config
+    return replace(model, hf_model=shorter)
 
 
 class Judged:
@@ -408,8 +483,7 @@ class Judged:
         types = (pl.String, pl.String, pl.Int32, pl.Float32, pl.Float32)
         given = pl.DataFrame(rows, schema=dict(zip(names, types, strict=True)), orient="row")
         pairs = self._batch.pairs.join(given, on=names[:3], maintain_order="left")
-        unknown = {n: pl.lit(None, pl.Float32) for n in ("entropy_control", "surprisal_control")}
-        return judge(pairs.with_columns(**unknown, refusal=pl.lit(None, pl.String)), self._settings)
+        return judge(pairs.with_columns(refusal=pl.lit(None, pl.String)), self._settings)
 
 
 class Real:
@@ -425,11 +499,15 @@ class Real:
         self.timed = Timed(PackedScorer(self.model))
         self.timed.scorer.test_up_to(2048)
         self.estimator = SplicedEstimator(self.timed.scorer, is_exact=True)
-        self.settings = VerificationSettings(rule="plain", controls=0)
+        self.settings = VerificationSettings(rule=options.rule, controls=options.controls)
+        self.exits = {f"exit{n}": PackedScorer(truncated(self.model, n)) for n in options.exits}
         self._is_warm = options.device == "cpu"
 
     def run(self, section: str, texts: Sequence[str], seconds: float, roots: int) -> list[Batch]:
-        """Score roots batch by batch until the time is over, and report what was found."""
+        """Score roots batch by batch until the time is over, and report what was found.
+
+        seconds: of scoring, not of embedding; the batch that runs then is finished.
+        """
         began = time.perf_counter()
         corpus = Corpus(texts, self.options, self.model)
         self.claims.note(
@@ -441,6 +519,7 @@ class Real:
         )
         batches: list[Batch] = []
         ratios: list[float] = []
+        began = time.perf_counter()
         chosen, size = list(corpus.roots)[:roots], self.options.batch
         for root_ids in (chosen[i : i + size] for i in range(0, len(chosen), size)):
             if time.perf_counter() - began > seconds:
@@ -465,6 +544,13 @@ class Real:
         seconds, parts, found = self.timed.screened(self.estimator, requests, again, narrow)
         of_both = found.pop("exact")
         batch.scores.update({**found, "exact": exact})
+        for name, scorer in self.exits.items():
+            start = now()
+            proxy = ProxyEstimator(scorer, self.model.tokenizer.bos_ids, name)
+            (estimated,) = proxy.estimate(requests, scorer, lambda _: None)
+            parts[name] = now() - start
+            batch.scores.update({k: dict(v) for k, v in estimated.estimates.items()})
+            batch.alone.update({k: dict(v) for k, v in estimated.alone.items()})
         self.claims.note(
             section,
             at=at,
@@ -479,16 +565,23 @@ class Real:
                 default=0.0,
             ),
             exact=exact_seconds,
+            exact_tokens=sum(int(r.positions_N[-1]) for r in requests.values()),
             screen=seconds,
             **parts_of(parts),
+            **{f"tokens_of_{name}": tokens for name, tokens in self.timed.tokens.items()},
         )
+        if self.options.profile:
+            profile(self.claims, section, self.timed, self.estimator, requests)
         return exact_seconds / seconds
 
     def _summarise(self, section: str, batches: Sequence[Batch], ratios: list[float]) -> None:
         """Report times, correlations, held-out recall, and the method run over these roots."""
         rows = pl.concat([self._rows(batch) for batch in batches])
+        if self.options.rows:
+            rows.write_parquet(Path(self.options.rows) / f"{section}.parquet")
         recall = self.settings.screen_recall
-        names = [name for name in (*ESTIMATES, *NARROW) if f"{name}_gain" in rows.columns]
+        estimates = (*ESTIMATES, *NARROW, *self.exits)
+        names = [name for name in estimates if f"{name}_gain" in rows.columns]
         self.claims.note(
             section,
             roots=sum(len(batch.root_ids) for batch in batches),
@@ -501,10 +594,12 @@ class Real:
             ratios=[round(ratio, 3) for ratio in ratios],
             correlation={n: rows.select(pl.corr(f"{n}_gain", "exact")).item() for n in names},
         )
-        for choice in CHOICES:
+        for choice in (*CHOICES, *((name,) for name in self.exits)):
             if set(choice) <= set(names):
                 others = [f"{name}_{x}" for name in set(names) - set(choice) for x in FEATURES]
-                report_choice(self.claims, section, choice, rows.drop("exact", *others), recall)
+                of_choice = rows.drop("exact", *others)
+                for wished in RECALLS if choice == ESTIMATES else (recall,):
+                    report_choice(self.claims, section, choice, of_choice, wished)
         self.replay(section, "alone", batches)
         self.claims.claim(f"splice_{section}_over_exact", float(np.median(ratios)), 1.7, 0)
 
@@ -565,15 +660,24 @@ REPORTED = ("drifts", "is_off", "recall", "recall_low", "recall_high", "held_out
 def report_choice(
     claims: Claims, section: str, choice: Sequence[str], rows: pl.DataFrame, recall: float
 ) -> None:
-    """Report what a decision from some of the estimates keeps, held out, and what it rescores."""
-    decision = decide(rows, recall)
+    """Report what a decision from some of the estimates keeps, held out, and what it rescores.
+
+    A share above `MAX_SHARE` is reported as well, though the screen would not use such a decision.
+    """
+    accepted = rows.filter("accepted").select(KEY).n_unique()
+    misses = allowed_misses(accepted, recall)
+    # Too few for a bound: what it takes to miss none of these.
+    decision = decide_at(rows, (misses or 0) / accepted) if accepted else None
     if decision is None:
-        claims.note(f"{section} held out", estimates=choice, decision=None)
+        claims.note(f"{section} held out", estimates=choice, accepted_contexts=accepted)
         return
     rate, share = held_out_recall(rows, decision.missed)
     claims.note(
         f"{section} held out",
         estimates=choice,
+        wished_recall=recall,
+        allowed_misses=misses,
+        is_used=misses is not None and decision.share <= MAX_SHARE,
         recall=rate.value,
         low=rate.low,
         high=rate.high,
@@ -621,7 +725,14 @@ def main() -> None:
     parser.add_argument("--kind-seconds", type=float, default=60)
     parser.add_argument("--texts", type=int, default=1200, help="maximum number of files per kind")
     parser.add_argument("--batch", type=int, default=8, help="roots that are scored together")
+    parser.add_argument("--rule", choices=["plain", "calibrated"], default="calibrated")
+    parser.add_argument("--controls", type=int, default=2, help="control contexts per root")
+    parser.add_argument("--rows", help="folder for the features and verdicts of all pairs")
+    parser.add_argument("--profile", action="store_true", help="report where the time goes")
     parser.add_argument("--narrow", action="store_true", help="also try narrower windows")
+    parser.add_argument(
+        "--exits", type=int, nargs="*", default=[], help="also try models of the first N layers"
+    )
     parser.add_argument("--min-tokens", type=int, default=700)
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--chunk-tokens", type=int, default=160)

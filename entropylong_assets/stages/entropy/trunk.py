@@ -88,7 +88,8 @@ class Trunk:
         positions_1T: position of each token in its own sequence. borders_S: int32 [S + 1].
         """
         if self._last_rows is not None:
-            self._last_rows.rows = rows_R
+            # The compiler makes further variants of a layer for sizes of 1; rows may repeat.
+            self._last_rows.rows = rows_R.repeat(2) if len(rows_R) == 1 else rows_R
         # Rounded up, so that layers are not compiled again for every pack.
         longest = 1 << (max(lengths.computed) - 1).bit_length()
         with rotary.lengths_of_pass(lengths):

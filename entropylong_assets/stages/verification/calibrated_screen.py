@@ -110,7 +110,8 @@ def features(
     """Return KEY, anchor and the features of every pair of a group (float64).
 
     Of each estimate: the gain that the rule in force measures, and the drop of the surprisal below
-    the lower of its values alone and given the controls (nats). Of the text: whether the true token
+    the lower of its values alone and given the controls (nats); by another model, gain and drop are
+    those between its own two scores, without controls. Of the text: whether the true token
     occurs in the context, and whether it does so after the same token. And the similarity of query
     and chunk, entropy and surprisal of the root alone.
     """
@@ -121,11 +122,20 @@ def features(
         judged = judge_scores(dict(scores))
         if not parts:
             parts.append(judged.select(*KEY, "anchor", *_of_pair(judged, requests)))
-        estimated = judged.select(
-            _limited(pl.col(gain), LARGEST_GAIN).alias(f"{name}_gain"),
-            _limited(drop, LARGEST_DROP).alias(f"{name}_drop"),
+        if name in group.alone:
+            of_model = ("entropy_context", "surprisal_context")
+            alone = judge_scores(dict(group.alone[name])).select(pl.col(of_model).name.suffix("_0"))
+            both = pl.concat([judged.select(of_model), alone], how="horizontal").cast(pl.Float64)
+            entropy, surprisal = (pl.col(f"{n}_0") - pl.col(n) for n in of_model)
+            changes = (entropy / pl.col("entropy_context_0"), surprisal)
+        else:
+            both, changes = judged, (pl.col(gain), drop)
+        parts.append(
+            both.select(
+                _limited(changes[0], LARGEST_GAIN).alias(f"{name}_gain"),
+                _limited(changes[1], LARGEST_DROP).alias(f"{name}_drop"),
+            )
         )
-        parts.append(estimated)
     return pl.concat(parts, how="horizontal")
 
 

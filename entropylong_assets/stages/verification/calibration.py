@@ -98,7 +98,7 @@ def decide(rows: pl.DataFrame, recall: float) -> Decision | None:
     misses = allowed_misses(accepted, recall)
     if misses is None:
         return None
-    decision = _decide_at(rows, misses / accepted)
+    decision = decide_at(rows, misses / accepted)
     return decision if decision.share <= MAX_SHARE else None
 
 
@@ -106,7 +106,7 @@ def _folds(rows: pl.DataFrame) -> NDArray[np.int64]:
     return np.array([fold_of(root_id) for root_id in rows["root_id"]], np.int64)
 
 
-def _decide_at(rows: pl.DataFrame, missed: float) -> Decision:
+def decide_at(rows: pl.DataFrame, missed: float) -> Decision:
     """Choose the threshold below which this share of the accepted contexts lies, cross-fitted."""
     features = tuple(name for name in rows.columns if name not in NOT_FEATURES)
     folds_N = _folds(rows)
@@ -142,7 +142,7 @@ def held_out_recall(rows: pl.DataFrame, missed: float) -> tuple[Rate, float]:
         if held.is_empty() or not others["accepted"].any():
             kept.append(held.select(KEY).unique(maintain_order=True))
             continue
-        kept.append(_decide_at(others, missed).keeps(held))
+        kept.append(decide_at(others, missed).keeps(held))
     chosen = pl.concat(kept).with_columns(is_kept=pl.lit(True))
     marked = rows.select(*KEY, "accepted").join(chosen, on=KEY, how="left", maintain_order="left")
     marked = marked.with_columns(pl.col("is_kept").fill_null(False))

@@ -74,6 +74,9 @@ class EstimatedContexts(Protocol):
 
     estimates: Mapping[str, Mapping[Key, PositionScores]]
     """Scores of every context, by name of the estimate."""
+    alone: Mapping[str, Mapping[Key, PositionScores]]
+    """Scores of the same anchors without the context, of estimates by another model. The others are
+    compared with the scores of the scoring model."""
 
     def score_exactly(self, keys: Sequence[Key]) -> dict[Key, PositionScores]:
         """Return the exact scores of some of the contexts."""

@@ -115,6 +115,7 @@ class _Group:
     """Kept tokens of each context."""
     roots: Mapping[str, Range]
     estimates: Mapping[str, Mapping[Key, PositionScores]] = field(init=False)
+    alone: Mapping[str, Mapping[Key, PositionScores]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.estimates = {kind: self.score(kind, list(self.places)) for kind in ESTIMATES}

@@ -13,6 +13,7 @@ from entropylong_assets.stages.entropy import attention, engine
 from entropylong_assets.stages.entropy.engine import PackedScorer
 from entropylong_assets.stages.entropy.model import ScoringModel, score_plainly
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
+from entropylong_assets.stages.entropy.trunk import OnRows
 from entropylong_assets_tests.stages.entropy import tiny
 
 KINDS = {"llama": tiny.llama, "gemma3": tiny.gemma3}
@@ -171,3 +172,23 @@ def test_bfloat16_is_computed_in_float32_on_a_cpu_without_bfloat16_units(
     assert scorer.hf_model.dtype == torch.float32
     assert model.hf_model.dtype == torch.bfloat16, "others may use the model"
     assert scorer.mode == "packed"
+
+
+def test_a_pass_with_one_scored_row_has_no_size_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure: the compiler makes a variant of the last layer for one row, and scoring waits
+    for it in the middle of a run."""
+    model, seen = tiny.llama(), []
+    forward = OnRows.forward
+
+    def note_rows(self: OnRows, states_1TD: torch.Tensor) -> torch.Tensor:
+        assert self.rows is not None
+        seen.append(len(self.rows))
+        return forward(self, states_1TD)
+
+    monkeypatch.setattr(OnRows, "forward", note_rows)
+    scorer = PackedScorer(model, mode="packed")
+    request = ScoringRequest(np.arange(3, 40), np.array([30]))
+    (scores,), plain = scorer.score([request]), score_plainly(model, request)
+    assert seen == [2]
+    assert np.allclose(scores.entropy_N, plain.entropy_N, atol=1e-4)
+    assert len(scores.entropy_N) == 1
