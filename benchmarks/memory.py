@@ -57,7 +57,7 @@ class ClusteredEmbedder:
         self.identity, self.dimension, self.window_tokens = "synthetic@1", DIMENSION, window_tokens
         self.query = self.document = SimpleNamespace(prompt="")
         self.notes, self.cutting = (), Workers(2)
-        self.new_id_memory, self.counting = None, self.count_tokens
+        self.ids_of, self.counting = None, self.count_tokens
         self._pool_NE = Mixture(topics=200, groups=20_000, dimension=DIMENSION).draw(65_536, 1)
 
     def count_tokens(self, texts: list[str]) -> list[int]:

@@ -25,10 +25,8 @@ class ShardEmbedding:
 
     def __init__(self, shard: str, embedder: Embedder, min_chars: int) -> None:
         """min_chars: a shorter last chunk of a document joins the chunk before it, if it fits."""
-        self._embedder = embedder
-        self._cutter = Cutter(
-            shard, embedder.window_tokens, min_chars, embedder.counting, embedder.new_id_memory
-        )
+        self._shard, self._embedder = shard, embedder
+        self._cutter = Cutter(embedder.window_tokens, min_chars, embedder.counting, embedder.ids_of)
         self.schema = chunk_schema(embedder.dimension, embedder.identity)
         self.documents = self.chunks = self.tokens = 0
 
@@ -56,7 +54,7 @@ class ShardEmbedding:
 
     def cuts(self, document_batches: Iterable[pl.DataFrame]) -> Iterator[Cut]:
         """Yield the chunks of each batch of documents, in order."""
-        return cut_ahead(self._cutter, document_batches, self._embedder.cutting)
+        return cut_ahead(self._cutter, self._shard, document_batches, self._embedder.cutting)
 
     def _embedded(self, cuts: Iterable[Cut]) -> Iterator[tuple[Cut, NDArray[np.float32]]]:
         """Yield each batch with its vectors, float32 [B, E].

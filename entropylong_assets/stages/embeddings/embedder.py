@@ -5,7 +5,7 @@ Legend: B texts, E dimensions of the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -43,6 +43,7 @@ from entropylong_assets.stages.embeddings.token_ids import (
     encode_ids,
     find_id_features,
 )
+from entropylong_assets.stages.embeddings.word_ids import TokenCounter
 from entropylong_assets.stages.model_files import ModelError, locate
 
 if TYPE_CHECKING:
@@ -104,23 +105,20 @@ class Embedder:
         """Count the tokens of each document, prompt and special ones included."""
         return self.document.count_tokens(texts)
 
+    @property
+    def ids_of(self) -> TokenCounter | None:
+        """Return what gives the token ids of documents; None if they are of no use."""
+        return None if self.id_features is None else self.document.counter
+
     def id_memory(self) -> IdMemory | None:
         """Return what keeps the token ids of a document's chunks; None if they are of no use."""
-        new = self.new_id_memory
-        return None if new is None else new()
+        return None if self.ids_of is None else IdMemory(self.ids_of)
 
     @property
     def counting(self) -> CountTokens:
         """Counts as `count_tokens` does; it can be sent to another process if `cutting` has any."""
         counter = self.document.counter
         return self.count_tokens if counter is None else counter.count
-
-    @property
-    def new_id_memory(self) -> Callable[[], IdMemory] | None:
-        """Return what makes an `id_memory`; it can be sent to another process."""
-        if self.id_features is None or self.document.counter is None:
-            return None
-        return partial(IdMemory, self.document.counter)
 
     def embed_documents(
         self,
