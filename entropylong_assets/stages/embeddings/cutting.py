@@ -155,6 +155,7 @@ def _begin(cutter: Cutter) -> None:
     """Start a process that cuts; it ends with the process that started it."""
     global _cutter
     _cutter = cutter
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
     Thread(target=_end_with_parent, daemon=True).start()
 
