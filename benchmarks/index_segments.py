@@ -11,9 +11,10 @@ to a core of its own, with one thread in Lance and one in torch. Three builds al
   segments, as `embedding_index` does; its time is reported apart.
 
 Then the indexes are searched in turn, that of the segments before and after they were merged, with
-probes steered to a recall@8 of 0.95 as `embedding_index` does. At last 1% of new rows is indexed. The CPU seconds show what the builds cost if
-other processes take part of the machine: the ratio of seconds needs two idle cores. On a busy
-machine, compare the CPU seconds of one worker with those of the longer of two.
+probes steered to a recall@8 of 0.95 as `embedding_index` does. At last 1% of new rows is indexed.
+The CPU seconds show what the builds cost if other processes take part of the machine: the ratio of
+seconds needs two idle cores. On a busy machine, compare the CPU seconds of one worker with those of
+the longer of two.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from entropylong_assets.stages.embeddings.exact import nearest
 from entropylong_assets.stages.embeddings.index import measure_recall, steer
 from entropylong_assets.stages.embeddings.index_size import partitions
 from entropylong_assets.stages.embeddings.segments import SegmentedIndex
+from entropylong_assets.stages.embeddings.shard_commits import open_dataset
 from entropylong_assets.stages.embeddings.table import ChunkTable, open_table
 from entropylong_assets.storage.tables import TableStore
 
@@ -144,9 +146,11 @@ def build(uri: str, how: str, shards: list[str], kind: str, generation: int) -> 
     built = Built(seconds, sum(cpu), max(cpu))
     if how != "two":
         return built
+    index = SegmentedIndex(uri, kind, generation)
+    index._drop_others(open_dataset(uri))  # or the search would take the index of before
     open_table(_store(uri)).tag("unmerged")
     began, before = time.perf_counter(), _cpu_seconds()
-    SegmentedIndex(uri, kind, generation).complete()
+    index.complete()
     return built._replace(
         merging_seconds=time.perf_counter() - began, merging_cpu=_cpu_seconds() - before
     )
