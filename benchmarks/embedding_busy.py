@@ -253,15 +253,15 @@ def cut_only(
     documents = store.batches(CORPUS_DOCUMENTS, shard, "documents", columns, 64)
     cutting = ShardEmbedding(shard, embedder, settings.embedding.min_chunk_chars)
     chunks, tokens, start, cpu = 0, 0, time.perf_counter(), time.process_time()
-    for cut in cutting._cut(documents):
-        chunks += len(cut.rows)
-        tokens += sum(row["n_embedder_tokens"] for row in cut.rows)
+    for cut in cutting.cuts(documents):
+        chunks += len(cut.chunks)
+        tokens += int(cut.chunks["n_embedder_tokens"].sum())
         if time.perf_counter() - start > seconds:
             break
     took, cpu = time.perf_counter() - start, time.process_time() - cpu
     claims.note(
         "cut_only",
-        threads=embedder.cutting_threads,
+        **embedder.cutting._asdict(),
         chunks=chunks,
         tokens_per_chunk=tokens / max(chunks, 1),
         chunks_per_second=chunks / took,
@@ -276,7 +276,7 @@ def embed(
     model = load_embedder(settings.embedding).model
     model.to(getattr(torch, dtype))
     waited = 0.0
-    plain = ShardEmbedding._cut
+    plain = ShardEmbedding.cuts
 
     def timed(self: ShardEmbedding, documents: Any) -> Iterator[Any]:
         nonlocal waited
@@ -291,7 +291,7 @@ def embed(
 
     runs: list[dict[str, Any]] = []
     begin = time.perf_counter()
-    ShardEmbedding._cut = timed  # type: ignore[method-assign]
+    ShardEmbedding.cuts = timed  # type: ignore[method-assign]
     try:
         while not runs or time.perf_counter() - begin < seconds:
             waited, watch = 0.0, DeviceWatch(model)
@@ -311,7 +311,7 @@ def embed(
             runs.append(run)
             claims.note("stage", **run)
     finally:
-        ShardEmbedding._cut = plain  # type: ignore[method-assign]
+        ShardEmbedding.cuts = plain  # type: ignore[method-assign]
     steady = runs[1:] or runs
     middle = sorted(steady, key=lambda run: run["chunks_per_second"])[len(steady) // 2]
     claims.note("median_of_steady_runs", **middle)

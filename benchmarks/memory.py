@@ -37,6 +37,7 @@ from benchmarks.vectors import Mixture
 from entropylong_assets.pipeline import STAGES
 from entropylong_assets.project import Project, make_project
 from entropylong_assets.stages.embeddings.chunk_stage import CHUNK_EMBEDDINGS_STAGE
+from entropylong_assets.stages.embeddings.cutting import Workers
 
 DIMENSION = 384
 AGAIN = " again"
@@ -55,7 +56,8 @@ class ClusteredEmbedder:
     def __init__(self, window_tokens: int) -> None:
         self.identity, self.dimension, self.window_tokens = "synthetic@1", DIMENSION, window_tokens
         self.query = self.document = SimpleNamespace(prompt="")
-        self.notes, self.cutting_threads = (), 2
+        self.notes, self.cutting = (), Workers(2)
+        self.ids_of, self.counting = None, self.count_tokens
         self._pool_NE = Mixture(topics=200, groups=20_000, dimension=DIMENSION).draw(65_536, 1)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
@@ -66,9 +68,6 @@ class ClusteredEmbedder:
 
     def embed_queries(self, texts: list[str]) -> np.ndarray:
         return self.embed_documents(texts)
-
-    def id_memory(self) -> None:
-        """Keep no token ids."""
 
     def embed_documents(
         self,

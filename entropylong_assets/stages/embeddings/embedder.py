@@ -19,6 +19,8 @@ from entropylong_assets.stages.embeddings.batches import (
     measure_tokens,
     ran_out_of_memory,
 )
+from entropylong_assets.stages.embeddings.chunking import CountTokens
+from entropylong_assets.stages.embeddings.cutting import Workers
 from entropylong_assets.stages.embeddings.loading import load_model
 from entropylong_assets.stages.embeddings.probing import (
     PROBES,
@@ -41,6 +43,7 @@ from entropylong_assets.stages.embeddings.token_ids import (
     encode_ids,
     find_id_features,
 )
+from entropylong_assets.stages.embeddings.word_ids import TokenCounter
 from entropylong_assets.stages.model_files import ModelError, locate
 
 if TYPE_CHECKING:
@@ -83,24 +86,39 @@ class Embedder:
         return self.document.window_tokens
 
     @property
-    def cutting_threads(self) -> int:
-        """Number of threads that may count tokens while the device embeds; 0 if only one may.
+    def cutting(self) -> Workers:
+        """How many threads, or processes, may count tokens while the device embeds.
 
-        As many as torch uses, up to `_MOST_CUTTING_THREADS`.
+        On a CPU, where the model takes most of the time: as many threads as torch uses, up to
+        `_MOST_CUTTING_THREADS`. Beside another device: as many processes, less one for this
+        process. No threads if the tokenizer allows one at a time only.
         """
         import torch
 
         if self.document.counter is None:
-            return 0
-        return min(torch.get_num_threads(), _MOST_CUTTING_THREADS)
+            return Workers(0)
+        if self.model.device.type == "cpu":
+            return Workers(min(torch.get_num_threads(), _MOST_CUTTING_THREADS))
+        return Workers(max(1, torch.get_num_threads() - 1), are_processes=True)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each document, prompt and special ones included."""
         return self.document.count_tokens(texts)
 
+    @property
+    def ids_of(self) -> TokenCounter | None:
+        """Return what gives the token ids of documents; None if they are of no use."""
+        return None if self.id_features is None else self.document.counter
+
     def id_memory(self) -> IdMemory | None:
         """Return what keeps the token ids of a document's chunks; None if they are of no use."""
-        return None if self.id_features is None else IdMemory(self.document)
+        return None if self.ids_of is None else IdMemory(self.ids_of)
+
+    @property
+    def counting(self) -> CountTokens:
+        """Counts as `count_tokens` does; it can be sent to another process if `cutting` has any."""
+        counter = self.document.counter
+        return self.count_tokens if counter is None else counter.count
 
     def embed_documents(
         self,

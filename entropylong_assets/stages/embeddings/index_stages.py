@@ -75,7 +75,9 @@ def _skips_segment(partition: Partition) -> str | None:
     if fewest is None:
         return "embedding.search is exact"
     chunks = partition.store.manifest(CHUNK_EMBEDDINGS, partition.shard)
-    n_chunks = chunks.summary["chunks"] if chunks else fewest
+    if chunks is None:
+        return None
+    n_chunks = chunks.summary["chunks"]
     if n_chunks < MIN_ROWS_PER_PARTITION * partitions(fewest):
         return (
             f"its {n_chunks:,} chunks are too few for a segment of their own; "

@@ -1,9 +1,13 @@
 """The vector index of the LanceDB table: segments that share their centroids.
 
 A segment covers whole fragments, and no two cover the same one. Any number of processes build
-segments at the same time, each for fragments of its own, and commit them without merging: Lance
-searches all segments of an index and merges the results. Rows of new fragments get new segments;
-the old ones stay as they are. Centroids are trained once, by the first process that needs them.
+segments at the same time, each for fragments of its own, and commit them: Lance searches all
+segments of an index and merges the results. Rows of new fragments get new segments. Centroids are
+trained once, by the first process that needs them.
+
+A query compares the centroids of every segment, so each segment makes it slower. `complete` merges
+segments of type `ivf_flat`: the rows of a partition are copied, and none is compared with centroids
+again. Lance can't merge the other types: each of their segments has a quantizer of its own.
 
 Lance refuses a commit if another index or a compaction was committed after the version that the
 segment was built from. Then the fragments are looked up again: a segment is committed only if all
@@ -45,6 +49,7 @@ VECTOR_INDEXES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """Name and options in Lance of each type of index."""
 
+_MERGEABLE = frozenset({"IVF_FLAT"})
 _COLUMN = "vector"
 _ATTEMPTS = 5
 
@@ -98,8 +103,9 @@ class SegmentedIndex:
         """Commit one segment over all rows that no segment covers, and drop any other index.
 
         Segments with fewer than `MIN_ROWS_PER_PARTITION` rows per partition are joined with them.
-        Rows that other processes write meanwhile may be left out. Raises ShardConflictError if
-        others keep changing the fragments.
+        Then segments are merged, until each has more than twice the rows of all later ones. Rows
+        that other processes write meanwhile may be left out. Raises ShardConflictError if others
+        keep changing the fragments.
         """
         centroids = load_or_train(self._corpus_uri, self._generation, self._device)
         least = MIN_ROWS_PER_PARTITION * len(centroids.vectors_PE)
@@ -108,7 +114,8 @@ class SegmentedIndex:
             covered, fragments = self._covered(dataset), dataset.get_fragments()
             if not _without(fragments, covered.values()):
                 self._drop_others(dataset)
-                return Segments(centroids, len(covered))
+                self._merge(dataset)
+                return Segments(centroids, len(self._covered(dataset)))
             joined = [
                 uuid
                 for uuid, ids in covered.items()
@@ -119,6 +126,7 @@ class SegmentedIndex:
             segment = self._build(dataset, rest, centroids)
             if self._commit(dataset, segment, rest, joined):
                 self._drop_others(dataset)
+                self._merge(dataset)
                 added = _count(rest)
                 return Segments(centroids, len(self._covered(dataset)), added, segment.uuid)
         raise self._conflict()
@@ -191,6 +199,24 @@ class SegmentedIndex:
                 return True
         return False
 
+    def _merge(self, dataset: lance.LanceDataset) -> None:
+        """Merge the last segments, if Lance can and they are many; open the version that has them.
+
+        If another process changes the table meanwhile, all stay: the next `complete` merges them.
+        """
+        if self._type not in _MERGEABLE:
+            return
+        rows = {f.fragment_id: f.count_rows() for f in dataset.get_fragments()}
+        sizes = [sum(rows.get(i, 0) for i in ids) for ids in self._covered(dataset).values()]
+        if (number := _merged_segments(sizes)) < 2:
+            return
+        try:
+            dataset.optimize.optimize_indices(index_names=[self.name], num_indices_to_merge=number)
+        except (CommitConflictError, OSError) as error:  # of a commit, Lance may raise either
+            if "conflict" not in str(error).lower():
+                raise
+        dataset.checkout_latest()
+
     def _drop_others(self, dataset: lance.LanceDataset) -> None:
         for index in dataset.describe_indices():
             if index.field_names == [_COLUMN] and index.name != self.name:
@@ -203,6 +229,20 @@ class SegmentedIndex:
             f"LanceDB table {self._corpus_uri}: commit conflict: other processes have changed the "
             "fragments while they were indexed; materialize this again"
         )
+
+
+def _merged_segments(sizes: Sequence[int]) -> int:
+    """Return how many of the last segments are merged; sizes: their rows, in order of age.
+
+    Afterwards each segment has more than twice the rows of all later ones. So their number grows
+    with the logarithm of the rows, and a row is copied about as often.
+    """
+    number, total = 0, 0
+    for later, size in enumerate(reversed(sizes)):
+        if size <= 2 * total or not total:
+            number = later + 1
+        total += size
+    return number
 
 
 def _without(

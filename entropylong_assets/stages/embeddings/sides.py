@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from entropylong_assets.stages.embeddings.prompts import SideName
 from entropylong_assets.stages.embeddings.tasks import input_module, resolve_task
 from entropylong_assets.stages.embeddings.windows import is_bare, is_unlimited, window_of
-from entropylong_assets.stages.embeddings.word_ids import WholeTexts, WordByWord, tokenizes_words
+from entropylong_assets.stages.embeddings.word_ids import (
+    TokenCounter,
+    WholeTexts,
+    WordByWord,
+    tokenizes_words,
+)
 from entropylong_assets.stages.model_files import ModelError
 
 if TYPE_CHECKING:
@@ -40,9 +45,9 @@ class Side:
     task: str | None
     module: Any
     """The model's input module for this task."""
-    counter: WholeTexts | WordByWord | None
-    """Returns the ids that `tokenizer` returns without truncation, in any number of threads; None
-    if there is none for this model."""
+    counter: TokenCounter | None
+    """Puts the prompt before a text and returns the ids that `tokenizer` returns without
+    truncation, in any number of threads; None if there is none for this model."""
     window_tokens: int
     """Longest text (tokens, prompt and special ones included)."""
 
@@ -63,7 +68,7 @@ class Side:
         if renders_messages(self.module):
             return [self._count_rendered(text) for text in texts]
         if self.counter is not None:
-            return self.counter.count([self.prompt + text for text in texts])
+            return self.counter.count(texts)
         prompted = [self.prompt + text for text in texts]
         encoded = self.tokenizer(
             prompted, truncation=False, return_attention_mask=False, verbose=False
@@ -77,7 +82,7 @@ class Side:
         """
         if self.counter is None:
             return None
-        return self.counter.ids([self.prompt + text for text in texts])
+        return self.counter.ids(texts)
 
     def _count_rendered(self, text: str) -> int:
         """Count the tokens of a text in the model's chat template."""
@@ -95,7 +100,7 @@ def renders_messages(module: Any) -> bool:
     return "message" in getattr(module, "modality_config", {})
 
 
-def make_counter(module: Any) -> WholeTexts | WordByWord | None:
+def make_counter(module: Any, prompt: str) -> TokenCounter | None:
     """Return a tokenizer that returns only ids, faster than the module's own, or None.
 
     It is a copy: transformers sets truncation and padding of its own tokenizer with each call,
@@ -121,7 +126,7 @@ def make_counter(module: Any) -> WholeTexts | WordByWord | None:
     counter.no_padding()
     counter.encode_special_tokens = special_as_text
     kind = WordByWord if tokenizes_words(counter) else WholeTexts
-    return kind(counter, special=not is_bare(tokenizer))
+    return kind(counter, not is_bare(tokenizer), prompt)
 
 
 def read_special_tokens_as_text(module: Any, prompts: Sequence[str]) -> None:
@@ -180,8 +185,8 @@ def make_side(
     """Make a side of the model.
 
     chosen_task, chosen_window: of the settings; none: the model's own. other: the other side, whose
-    counter is shared if the module is the same. Raises ModelError if there is no such task or
-    window, or no room for text beside the prompt.
+    counter is shared if module and prompt are the same. Raises ModelError if there is no such task
+    or window, or no room for text beside the prompt.
     """
     task = resolve_task(model, chosen_task, name)
     module = input_module(model, task)
@@ -191,8 +196,8 @@ def make_side(
             f"embedding.chunk_tokens is {chosen_window:,}, but it reads only {window:,} tokens; "
             f"set it to {window:,} or less"
         )
-    is_shared = other is not None and other.module is module
-    counter = other.counter if other and is_shared else make_counter(module)
+    is_shared = other is not None and (other.module, other.prompt) == (module, prompt)
+    counter = other.counter if other and is_shared else make_counter(module, prompt)
     side = Side(name, prompt, task, module, counter, chosen_window or window)
     (taken,) = side.count_tokens([""])
     if side.window_tokens - taken < MIN_TEXT_TOKENS:

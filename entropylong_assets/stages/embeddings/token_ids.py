@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entropylong_assets.stages.embeddings.sides import Side
+from entropylong_assets.stages.embeddings.word_ids import TokenCounter
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -120,20 +121,19 @@ class IdMemory:
     A chunk of several sentences is counted alone, as a whole, when it is cut.
     """
 
-    def __init__(self, side: Side) -> None:
-        self._side = side
+    def __init__(self, counter: TokenCounter) -> None:
+        self._counter = counter
         self._ids: dict[str, TokenIds] = {}
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Count as `Side.count_tokens`."""
-        token_ids = self._side.token_ids(texts) if len(texts) == 1 else None
-        if token_ids is None:
-            return self._side.count_tokens(texts)
-        self._ids[texts[0]] = token_ids[0]
-        return [len(token_ids[0])]
+        if len(texts) != 1:
+            return self._counter.count(texts)
+        (self._ids[texts[0]],) = self._counter.ids(texts)
+        return [len(self._ids[texts[0]])]
 
     def of(self, texts: Sequence[str]) -> list[TokenIds]:
         """Return the ids of these texts. Those that were not counted alone are tokenized here."""
         missing = [text for text in texts if text not in self._ids]
-        self._ids |= zip(missing, self._side.token_ids(missing) or [], strict=True)
+        self._ids |= zip(missing, self._counter.ids(missing), strict=True)
         return [self._ids[text] for text in texts]

@@ -24,19 +24,24 @@ of English, which take about 80 MB. Beyond it all words are forgotten."""
 class WholeTexts:
     """Token ids by a tokenizer of the package `tokenizers`, each text as a whole."""
 
-    def __init__(self, tokenizer: Any, special: bool) -> None:
-        """special: add the special tokens of a single text."""
-        self._tokenizer, self._special = tokenizer, special
+    def __init__(self, tokenizer: Any, special: bool, prompt: str = "") -> None:
+        """special: add the special tokens of a single text. prompt: put before every text."""
+        self._tokenizer, self._special, self._prompt = tokenizer, special, prompt
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (type(self), *_stated(self._tokenizer), self._special, self._prompt)
 
     def ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return the ids of each text, not truncated."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=self._special)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return [np.array(encoding.ids, np.int32) for encoding in self._encodings(texts)]
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=self._special)
-        return [len(encoding) for encoding in encodings]
+        return [len(encoding) for encoding in self._encodings(texts)]
+
+    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+        prompted = [self._prompt + text for text in texts]
+        return list(self._tokenizer.encode_batch_fast(prompted, add_special_tokens=self._special))
 
 
 class WordByWord:
@@ -45,12 +50,15 @@ class WordByWord:
     Any number of threads may use it.
     """
 
-    def __init__(self, tokenizer: Any, special: bool) -> None:
-        """special: add the special tokens of a single text."""
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, special: bool, prompt: str = "") -> None:
+        """special: add the special tokens of a single text. prompt: put before every text."""
+        self._tokenizer, self._special, self._prompt = tokenizer, special, prompt
         self._of: dict[str, tuple[int, ...]] = {}
         self._cost = 0
         self._before, self._after = _special_ids(tokenizer) if special else ((), ())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (type(self), *_stated(self._tokenizer), self._special, self._prompt)
 
     def ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return the ids of each text, not truncated."""
@@ -66,7 +74,7 @@ class WordByWord:
 
     def _words(self, texts: Sequence[str]) -> list[list[tuple[int, ...]]]:
         """Return the ids of the words of each text."""
-        split = [text.replace("\n", " ").split(" ") for text in texts]
+        split = [(self._prompt + text).replace("\n", " ").split(" ") for text in texts]
         known = self._of  # if it is replaced meanwhile, this call goes on with the former one
         unknown = list({word for words in split for word in words if word not in known})
         if unknown:
@@ -76,6 +84,23 @@ class WordByWord:
             if self._cost > _MOST_COST:
                 self._of, self._cost = {}, 0
         return [[known[word] for word in words] for words in split]
+
+
+TokenCounter = WholeTexts | WordByWord
+
+
+def _stated(tokenizer: Any) -> tuple[str, bool]:
+    return tokenizer.to_str(), tokenizer.encode_special_tokens  # the latter is not in the former
+
+
+def _unpickle(
+    kind: type[TokenCounter], stated: str, special_as_text: bool, special: bool, prompt: str
+) -> TokenCounter:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(stated)
+    tokenizer.encode_special_tokens = special_as_text
+    return kind(tokenizer, special, prompt)
 
 
 def tokenizes_words(tokenizer: Any) -> bool:

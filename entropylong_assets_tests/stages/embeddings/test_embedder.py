@@ -75,7 +75,7 @@ def test_tokens_are_counted_as_the_model_s_own_tokenizer_does(
 ) -> None:
     """The count is of a copy without padding, truncation and offsets. Chunks hang on it."""
     embedder = load(write(tmp_path))
-    assert embedder.cutting_threads > 0, "nothing to compare"
+    assert embedder.cutting.number > 0, "nothing to compare"
     side = embedder.document
     without = replace(side, counter=None)
     if write is tiny.write_prompted:

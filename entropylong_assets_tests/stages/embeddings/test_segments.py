@@ -18,7 +18,7 @@ from entropylong_assets.orchestration.errors import is_transient
 from entropylong_assets.stages.embeddings import segments
 from entropylong_assets.stages.embeddings.centroids import load_or_train
 from entropylong_assets.stages.embeddings.compaction import compact
-from entropylong_assets.stages.embeddings.segments import SegmentedIndex
+from entropylong_assets.stages.embeddings.segments import SegmentedIndex, _merged_segments
 from entropylong_assets.stages.embeddings.shard_commits import ShardConflictError, open_dataset
 from entropylong_assets.stages.embeddings.table import ChunkTable, open_table
 from entropylong_assets.stages.embeddings.vector_table import Search
@@ -105,14 +105,18 @@ def test_segments_built_at_once_are_searched_as_one_index(tmp_path: Path, kind: 
         built = list(pool.map(index_of(tmp_path, kind).index_shard, SIZES))
     assert [each.rows_added for each in built] == list(SIZES.values())
     assert len({each.centroids.identity for each in built}) == 1
-    done = table.complete_index(kind)
-    assert (done.number, done.rows_added) == (3, 0)
     assert segments_of(tmp_path) == {
         each.added: {number} for number, each in enumerate(sorted(built, key=fragment_of(tmp_path)))
     }
+    table._table.checkout_latest()
+    one_probe = Search(kind, 1)
+    assert recall(table, one_probe) < 0.9, "one probe suffices: the case tests nothing"
+    before = table.search(unit_vectors(20, 7), 8, how=one_probe)
+    done = table.complete_index(kind)
+    assert (done.number, done.rows_added) == (1 if kind == "ivf_flat" else 3, 0)
+    assert table.search(unit_vectors(20, 7), 8, how=one_probe).equals(before), "other partitions"
     assert_whole(tmp_path, kind)
     assert recall(table, widest(kind)) >= 0.99
-    assert recall(table, Search(kind, 1)) < 0.9, "one probe suffices: the case tests nothing"
 
 
 def fragment_of(folder: Path) -> Callable[[Any], int]:
@@ -164,6 +168,23 @@ def test_new_shards_get_segments_and_old_ones_stay(tmp_path: Path) -> None:
     assert recall(table, widest("ivf_flat")) == 1.0
 
 
+def test_segments_are_merged_when_the_later_ones_weigh_as_much() -> None:
+    """Neither a copy of the whole index for every new shard, nor ever more segments."""
+    draw, sizes, copied = random.Random(3), [40_000], 0
+    for _ in range(400):
+        sizes.append(draw.randint(32, 400))
+        if (number := _merged_segments(sizes)) > 1:
+            merged = sum(sizes[-number:])
+            sizes, copied = [*sizes[:-number], merged], copied + merged
+        later = [sum(sizes[i + 1 :]) for i in range(len(sizes))]
+        assert all(size > 2 * rest for size, rest in zip(sizes, later, strict=True))
+    assert len(sizes) <= 8
+    assert copied < 6 * sum(sizes)
+    assert [_merged_segments(s) for s in ([], [5], [5, 5], [11, 5], [10, 5], [99, 3, 3, 1])] == [
+        *(0, 1, 2, 1, 2, 3)
+    ]
+
+
 # Between the building of a segment and its commit
 
 EVENTS: dict[str, Callable[[ChunkTable, Path], object]] = {
@@ -198,6 +219,30 @@ def test_no_row_is_missing_doubled_or_stale_whatever_happens_meanwhile(
     assert not events, "nothing was built"
     assert done.number == len(segments_of(tmp_path))
     index.complete()
+    assert_whole(tmp_path)
+    table._table.checkout_latest()
+    assert recall(table, widest("ivf_flat")) == 1.0
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_merge_keeps_every_row_whatever_happens_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    table = filled(tmp_path, SIZES)
+    for shard in SIZES:
+        index_of(tmp_path).index_shard(shard)
+    events = [EVENTS[event]]
+
+    def interrupted(sizes: Any) -> int:
+        if events:
+            events.pop()(open_table(store_in(tmp_path)), tmp_path)
+        return _merged_segments(sizes)
+
+    monkeypatch.setattr(segments, "_merged_segments", interrupted)
+    index_of(tmp_path).complete()
+    assert not events, "nothing was merged"
+    index_of(tmp_path).complete()
+    assert len(segments_of(tmp_path)) <= 2
     assert_whole(tmp_path)
     table._table.checkout_latest()
     assert recall(table, widest("ivf_flat")) == 1.0
@@ -329,9 +374,9 @@ def test_the_fall_of_recall_since_the_centroids_were_new_is_measured(tmp_path: P
     assert (first.segments, first.rows_added, first.centroid_rows) == (1, 900, 900)
     assert (first.nprobes_when_new, first.recall_when_new) == (first.nprobes, first.recall)
     assert first.recall_unsteered == first.recall
-    world.embed("b", docs_of("b", 800), 2)
+    world.embed("b", docs_of("b", 400), 2)
     second = world.index({"a": 0, "b": 1})
-    assert (second.segments, second.rows_added) == (2, 800)
+    assert (second.segments, second.rows_added) == (2, 400)
     assert second.centroids == first.centroids
     assert (second.nprobes_when_new, second.recall_when_new) == (first.nprobes, first.recall)
     how = Search("ivf_flat", first.nprobes)

@@ -21,6 +21,7 @@ from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.embeddings import index, index_stages, segments
 from entropylong_assets.stages.embeddings.chunk_stage import CHUNK_EMBEDDINGS_STAGE
 from entropylong_assets.stages.embeddings.chunks import ShardEmbedding
+from entropylong_assets.stages.embeddings.cutting import Cutter, Workers
 from entropylong_assets.stages.embeddings.embedder import (
     Embedder,
     VectorError,
@@ -146,15 +147,15 @@ def test_a_shard_that_is_embedded_again_is_the_same(corpus: Corpus) -> None:
     assert preview.equals(corpus.store.head(CHUNK_EMBEDDINGS, SHARDS[0], "chunks"))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_rows_are_the_same_with_any_number_of_cutting_threads(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, threads: int
+@pytest.mark.parametrize("workers", [Workers(1), Workers(3), Workers(2, are_processes=True)])
+def test_rows_are_the_same_with_any_number_of_workers(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, workers: Workers
 ) -> None:
-    """Threads cut the batches ahead of the device: their order must stay."""
+    """Threads or processes cut the batches ahead of the device: order and ids must stay."""
     embedder = load_embedder(corpus.settings.embedding)
 
-    def rows_with(number: int) -> pa.Table:
-        monkeypatch.setattr(Embedder, "cutting_threads", number)
+    def rows_with(workers: Workers) -> pa.Table:
+        monkeypatch.setattr(Embedder, "cutting", workers)
         documents = corpus.store.batches(
             CORPUS_DOCUMENTS, SHARDS[0], "documents", ["doc_id", "source", "text"], 2
         )
@@ -163,20 +164,20 @@ def test_rows_are_the_same_with_any_number_of_cutting_threads(
         assert (embedding.chunks, embedding.documents) == (len(rows), len(set(rows["doc_id"])))
         return rows
 
-    alone = rows_with(0)
+    alone = rows_with(Workers(0))
     assert len(alone) > 6
-    assert rows_with(threads).equals(alone)
+    assert rows_with(workers).equals(alone)
 
 
 def test_a_fault_in_a_cutting_thread_ends_the_rows(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Embedder, "cutting_threads", 2)
+    monkeypatch.setattr(Embedder, "cutting", Workers(2))
 
     def fail(*_: Any) -> Any:
         raise ValueError("no tokenizer")
 
-    monkeypatch.setattr(ShardEmbedding, "_cut_batch", fail)
+    monkeypatch.setattr(Cutter, "cut", fail)
     documents = corpus.store.batches(
         CORPUS_DOCUMENTS, SHARDS[0], "documents", ["doc_id", "source", "text"], 2
     )
@@ -554,7 +555,7 @@ def test_the_index_uses_the_segments_of_shards_and_makes_the_others(large: Corpu
     large.run(EMBEDDING_INDEX_STAGE)
     summary = store.summary(EMBEDDING_INDEX)
     assert summary.centroids == store.summary(INDEX_SEGMENTS, SHARDS[0]).centroids
-    assert (summary.segments, summary.rows_added) == (2, summary.n_rows - rows)
+    assert (summary.segments, summary.rows_added) == (1, summary.n_rows - rows), "not merged"
     assert is_up_to_date(INDEX_SEGMENTS_STAGE, large.partition(SHARDS[0]))
     large.run(INDEX_SEGMENTS_STAGE, SHARDS[0])
     assert store.summary(INDEX_SEGMENTS, SHARDS[0]).rows_added == 0
@@ -570,15 +571,17 @@ def test_the_index_uses_the_segments_of_shards_and_makes_the_others(large: Corpu
         ({}, 10_112, None),
         ({"search": "index"}, 511, "its 511 chunks are too few"),  # 32 × 16
         ({"search": "index"}, 512, None),
+        ({"search": "index"}, None, None),  # not embedded yet: nothing is known of its chunks
     ],
 )
 def test_a_shard_that_can_never_have_a_segment_is_skipped(
-    tmp_path: Path, over: dict[str, Any], chunks: int, reason: str | None
+    tmp_path: Path, over: dict[str, Any], chunks: int | None, reason: str | None
 ) -> None:
     settings = make_project({"data_uri": str(tmp_path), "embedding": over}).corpus
     partition = Partition(settings, open_store(settings), "s")
-    with partition.store.write(CHUNK_EMBEDDINGS, "s", fingerprint="f") as writer:
-        writer.summary = {"chunks": chunks}
+    if chunks is not None:
+        with partition.store.write(CHUNK_EMBEDDINGS, "s", fingerprint="f") as writer:
+            writer.summary = {"chunks": chunks}
     found = INDEX_SEGMENTS_STAGE.skip_reason(partition)
     assert found == reason or (reason and found and found.startswith(reason))
 
