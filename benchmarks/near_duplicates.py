@@ -244,13 +244,16 @@ def changed(text: str, number: int) -> str:
     return "\t".join(w.capitalize() for w in words).replace(",", " ,")
 
 
-def decontamination(evaluated: str, clean: str) -> None:
-    """Passages of one package's documentation, planted in the documents of others."""
+def decontamination(evaluated: str, clean: str, tokenizer: str | None) -> None:
+    """Passages of one package's documentation, planted in the documents of others.
+
+    tokenizer: compare n-grams of its tokens; None: of words.
+    """
     words = vocabularies()
     draw = np.random.default_rng(5)
     texts = package_texts(evaluated)
     texts += [text for text, _, group in documents(400, 0, words) if group % 8 in (6, 7)]
-    index = build_index(EvaluationSet(name="docs", uri="-"), iter(texts))
+    index = build_index(EvaluationSet(name="docs", uri="-", tokenizer=tokenizer), iter(texts))
     others = package_texts(clean)
     start, found, exact = time.process_time(), 0, 0
     planted = 1000
@@ -289,6 +292,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int)
     parser.add_argument("--orders", type=int, default=1)
     parser.add_argument("--decontamination", action="store_true")
+    parser.add_argument("--tokenizer", help="compare n-grams of this model's tokens, not of words")
     parser.add_argument("--evaluated", default="sklearn")
     parser.add_argument("--clean", default="torch,polars,transformers,dagster")
     arguments = parser.parse_args()
@@ -296,7 +300,7 @@ def main() -> None:
     if arguments.documents:
         near_duplicates(arguments.documents, arguments.orders)
     if arguments.decontamination:
-        decontamination(arguments.evaluated, arguments.clean)
+        decontamination(arguments.evaluated, arguments.clean, arguments.tokenizer)
 
 
 if __name__ == "__main__":

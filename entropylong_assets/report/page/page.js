@@ -129,9 +129,9 @@ function keyToken(t) {
   const quote = ([before, text, after]) => element("p", { class: "quote", dir: "auto" },
     "…", before, marked(text), after, "…");
   return [element("p", { class: "from" }, `position ${whole(t.found_at)}: equal text`), quote(t.found),
-    element("p", { class: "from" }, `position ${whole(t.position)}, ${whole(t.distance)} tokens later: the key token`),
-    quote(t.token), bar("surprisal, short window", t.surprisal_short, "alone"),
-    bar("long window", t.surprisal_long, "context")];
+    element("p", { class: "from" }, `position ${whole(t.position)}, ${whole(t.distance)} tokens later: the key token, and its surprisal`),
+    quote(t.token), bar("in the short window", t.surprisal_short, "alone"),
+    bar("in the long window", t.surprisal_long, "context")];
 }
 
 function drawNatural() {

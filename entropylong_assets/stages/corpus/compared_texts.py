@@ -105,7 +105,7 @@ def load_tokenizer(reference: str) -> Any:
 
 def _tokenizer_file(reference: str) -> Path:
     try:
-        own = Path(reference) / "tokenizer.json"
+        own = Path(reference).expanduser() / "tokenizer.json"
         file = own if own.is_file() else locate(reference).folder / "tokenizer.json"
     except ModelError as error:
         raise CorpusError(f"corpus.decontaminate, tokenizer: {error}") from None
