@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import html
+import json
 import re
 import unicodedata
 from collections.abc import Callable
@@ -77,26 +78,42 @@ def _compare_words(text: str, n: int) -> Compared:
     return Compared(hash_ngrams(words, n), place)
 
 
-def _compare_tokens(text: str, n: int, tokenizer: Any) -> Compared:
-    encoded = tokenizer.encode(compared_text(text), add_special_tokens=False)
-    ids, spans = np.array(encoded.ids, np.uint64), encoded.offsets
+class _Tokens(NamedTuple):
+    """A tokenizer, and the id that it gives to all that it does not know."""
+
+    tokenizer: Any
+    unknown: int | None
+
+    def of(self, text: str) -> tuple[NDArray[np.uint64], list[tuple[int, int]]]:
+        """Return a value and the characters of each token. Unknown ones differ by their text."""
+        encoded = self.tokenizer.encode(text, add_special_tokens=False)
+        values = mix(np.array(encoded.ids, np.uint64))
+        if self.unknown is not None:
+            for at in np.flatnonzero(np.array(encoded.ids) == self.unknown):
+                start, end = encoded.offsets[at]
+                values[at] = hash_ngrams([text[start:end]], 1)[0]
+        return values, encoded.offsets
+
+
+def _compare_tokens(text: str, n: int, tokens: _Tokens) -> Compared:
+    values, spans = tokens.of(compared_text(text))
 
     def place(first: int, last: int) -> tuple[int, int]:
         begin, end = spans[first][0], spans[min(last + n, len(spans)) - 1][1]
         return _characters(text, begin, end, lambda s: len(compared_text(s)))
 
-    return Compared(hash_runs(mix(ids), n), place)
+    return Compared(hash_runs(values, n), place)
 
 
 def compare(text: str, evaluation: EvaluationSet) -> Compared:
     """Cut a text into n-grams as the set says."""
     if evaluation.tokenizer is None:
-        return _compare_words(text, evaluation.ngram)
-    return _compare_tokens(text, evaluation.ngram, load_tokenizer(evaluation.tokenizer))
+        return _compare_words(text, evaluation.units)
+    return _compare_tokens(text, evaluation.units, load_tokenizer(evaluation.tokenizer))
 
 
 @functools.lru_cache(4)
-def load_tokenizer(reference: str) -> Any:
+def load_tokenizer(reference: str) -> _Tokens:
     """Load `tokenizer.json` of a model or folder, for texts of any length. Raises CorpusError if
     there is none."""
     from tokenizers import Tokenizer
@@ -105,7 +122,11 @@ def load_tokenizer(reference: str) -> Any:
     # Files of embedders also say that texts are cut and padded to the model's window.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer
+    model = json.loads(tokenizer.to_str())["model"]
+    unknown = model.get("unk_id")  # Unigram has the id, other models the token
+    if unknown is None and model.get("unk_token"):
+        unknown = tokenizer.token_to_id(model["unk_token"])
+    return _Tokens(tokenizer, unknown)
 
 
 def _tokenizer_file(reference: str) -> Path:

@@ -71,7 +71,7 @@ class EvaluationIndex:
             "content": self.content,
             "texts": len(self.needed_T),
             "too_short": int((self.needed_T == 0).sum()),
-            "ngram": self.settings.ngram,
+            "ngram": self.settings.units,
             "tokenizer": self.settings.tokenizer,
             "overlap": self.settings.overlap,
             "action": self.settings.action,
@@ -207,7 +207,7 @@ def load_sets(settings: Settings) -> tuple[EvaluationIndex, ...]:
 
 def find_overlaps(sets: Sequence[EvaluationIndex], text: str) -> list[Overlap]:
     """Return the largest overlap of a document with each set that it quotes."""
-    keys = [(index.settings.tokenizer, index.settings.ngram) for index in sets]
+    keys = [(index.settings.tokenizer, index.settings.units) for index in sets]
     by_key = dict(zip(keys, sets, strict=True))
     compared = {key: compare(text, index.settings) for key, index in by_key.items()}
     overlaps = [index.find(compared[key]) for index, key in zip(sets, keys, strict=True)]

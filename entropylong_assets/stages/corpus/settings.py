@@ -141,9 +141,9 @@ class EvaluationSet(Section):
     tokenizer: str | None = None
     """A model, as in `scoring.model`, or a folder, with a file `tokenizer.json`: n-grams of its
     tokens are compared. `null`: n-grams of words."""
-    ngram: int = Field(8, ge=3, le=50)
+    ngram: int | None = Field(None, ge=3, le=50)
     """Adjacent words that are compared; of scripts without spaces, letters or syllables. With a
-    tokenizer: adjacent tokens."""
+    tokenizer: adjacent tokens. `null`: 8 words, or 13 tokens."""
     overlap: float = Field(0.5, gt=0, le=1)
     """Share of the n-grams of a text from which a document quotes it. 40 n-grams of a longer text
     count as all of it."""
@@ -151,6 +151,11 @@ class EvaluationSet(Section):
     """`drop`: such documents are dropped; `tag`: they are kept, and listed in `contaminated`."""
 
     _uri_without_credentials = field_validator("uri")(refuse_credentials)
+
+    @property
+    def units(self) -> int:
+        """Words or tokens of an n-gram."""
+        return self.ngram or (8 if self.tokenizer is None else 13)
 
     def located(self, folder: Path) -> Self:
         layout = layout_of(self.uri)

@@ -204,6 +204,25 @@ def test_tokens_find_a_script_without_spaces_and_keep_clean_documents(
     assert abs(contaminated["end"].item() - len(other) - 70) <= 2
 
 
+@pytest.mark.parametrize("kind", ["word", "unigram"])
+def test_unknown_tokens_are_compared_by_their_text(tmp_path: Path, kind: str) -> None:
+    """All text in a script that the tokenizer does not know was one and the same n-gram."""
+    made = (
+        Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+        if kind == "word"
+        else Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
+    )
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "tokenizer.json"))
+    quotation = clean(3)
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"question": quotation}))
+    texts = [f"{clean(7)} {quotation} {clean(8)}", *(clean(seed) for seed in range(20, 40))]
+    documents, _, contaminated, summary = run(tmp_path, texts, tokenizer=str(tmp_path))
+    assert documents["text"].to_list() == texts[1:]
+    assert len(contaminated) == 1
+    assert summary.evaluation_sets[0].ngram == 13
+
+
 def test_a_tokenizer_that_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
