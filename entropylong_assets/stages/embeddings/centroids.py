@@ -75,8 +75,8 @@ def load_or_train(corpus_uri: str, generation: int, device: str) -> Centroids:
         lance.write_dataset(rows, uri, mode="create", storage_options=options)
     except CommitConflictError:  # another process has published its own
         pass
-    except OSError as error:
-        if "already exists" not in str(error):
+    except OSError as error:  # Lance has no class for these
+        if not any(words in str(error) for words in ("already exists", "commit conflict")):
             raise
     return _read(uri, options)
 

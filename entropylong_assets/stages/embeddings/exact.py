@@ -1,14 +1,16 @@
 """Exact nearest neighbours by blocks of matrix products, on a CPU or a GPU.
 
 Each block of vectors is read once, for all queries together. Memory holds one block, one tile of
-similarities and the best rows so far. Needs nothing but NumPy and torch.
+similarities and the best rows so far, per device. Several devices take the blocks in turn: a GPU
+computes while the next block is copied to another. Needs nothing but NumPy and torch.
 
 Legend: Q queries, B vectors of a block, E dimensions, K neighbours, P pairs of query and vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,9 @@ ROUNDING = 1e-6
 _TILE = {"cpu": 2**24, "cuda": 2**28}
 """Similarities computed at once: 64 MiB, 1 GiB."""
 
+_BLOCK_ROWS = 32_768
+"""Vectors of a block (48 MiB at 384 dimensions)."""
+
 _PAIRS_WIDENED = 1024
 """Pairs of vectors in float64 at once (6 MiB at 384 dimensions)."""
 
@@ -39,8 +44,21 @@ def device_of(setting: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def devices_of(setting: str) -> list[str]:
+    """Return all CUDA devices that this process sees for `auto`, else the one of `device_of`."""
+    import torch
+
+    device = device_of(setting)
+    if setting != "auto" or device != "cuda":
+        return [device]
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
 def nearest(
-    queries_QE: NDArray[np.float32], blocks: Iterable[Block], limit: int, device: str = "cpu"
+    queries_QE: NDArray[np.float32],
+    blocks: Iterable[Block],
+    limit: int,
+    devices: Sequence[str] = ("cpu",),
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return row numbers and similarities of the `limit` nearest vectors per query, nearest first.
 
@@ -55,23 +73,57 @@ def nearest(
     torch.set_float32_matmul_precision("highest")  # TF32 has an error of 1e-3
     try:
         with torch.inference_mode():
-            queries = torch.from_numpy(np.ascontiguousarray(queries_QE)).to(device)
-            best = queries.new_full((len(queries_QE), 0), -torch.inf)
-            rows = torch.zeros((len(queries_QE), 0), dtype=torch.int64, device=device)
-            for numbers_B, vectors_BE in blocks:
-                block = torch.from_numpy(vectors_BE).to(device)
-                numbers = torch.from_numpy(numbers_B).to(device)
-                kept = min(limit, best.shape[1] + len(numbers))
-                merged = [
-                    _merge(queries[part], best[part], rows[part], block, numbers, kept)
-                    for part in tiles(len(queries), len(numbers), device)
-                ]
-                if merged:
-                    best = torch.cat([similarity for similarity, _ in merged])
-                    rows = torch.cat([number for _, number in merged])
-            return rows.cpu().numpy(), best.cpu().numpy()
+            found = [_Nearest(queries_QE, limit, device) for device in devices]
+            for block, on_device in zip(blocks, cycle(found), strict=False):
+                on_device.add(*block)
+            first, *others = found
+            for other in others:
+                first.join(other)
+            return first.rows.cpu().numpy(), first.best.cpu().numpy()
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+class _Nearest:
+    """The nearest rows among the blocks of one device."""
+
+    def __init__(self, queries_QE: NDArray[np.float32], limit: int, device: str) -> None:
+        import torch
+
+        self._device, self._limit = device, limit
+        self._queries = torch.from_numpy(np.ascontiguousarray(queries_QE)).to(device)
+        self.best = self._queries.new_full((len(queries_QE), 0), -torch.inf)
+        self.rows = torch.zeros((len(queries_QE), 0), dtype=torch.int64, device=device)
+
+    def add(self, numbers_B: NDArray[np.int64], vectors_BE: NDArray[np.float32]) -> None:
+        """Compare a block with all queries."""
+        import torch
+
+        block = torch.from_numpy(vectors_BE).to(self._device)
+        numbers = torch.from_numpy(numbers_B).to(self._device)
+        merged = []
+        for part in tiles(len(self._queries), len(numbers), self._device):
+            similarity, at = (self._queries[part] @ block.T).topk(min(self._limit, len(numbers)))
+            merged.append(self._merge(part, similarity, numbers[at]))
+        if merged:
+            self.best = torch.cat([similarity for similarity, _ in merged])
+            self.rows = torch.cat([number for _, number in merged])
+
+    def join(self, other: _Nearest) -> None:
+        """Add the rows of another device."""
+        best, rows = other.best.to(self._device), other.rows.to(self._device)
+        self.best, self.rows = self._merge(slice(None), best, rows)
+
+    def _merge(
+        self, part: slice, similarity: torch.Tensor, number: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the best of the rows of some queries, with these added."""
+        import torch
+
+        similarity = torch.cat([self.best[part], similarity], dim=1)
+        number = torch.cat([self.rows[part], number], dim=1)
+        similarity, at = similarity.topk(min(self._limit, similarity.shape[1]))
+        return similarity, number.gather(1, at)
 
 
 def tiles(n_queries: int, n_vectors: int, device: str) -> Iterator[slice]:
@@ -81,29 +133,12 @@ def tiles(n_queries: int, n_vectors: int, device: str) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _merge(
-    queries: torch.Tensor,
-    best: torch.Tensor,
-    rows: torch.Tensor,
-    block: torch.Tensor,
-    numbers: torch.Tensor,
-    kept: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the `kept` best of the rows found so far and those of this block."""
-    import torch
-
-    similarity, at = (queries @ block.T).topk(min(kept, len(numbers)))
-    similarity = torch.cat([best, similarity], dim=1)
-    number = torch.cat([rows, numbers[at]], dim=1)
-    similarity, at = similarity.topk(kept)
-    return similarity, number.gather(1, at)
-
-
-def in_blocks(pieces: Iterable[Block], size: int = 32_768) -> Iterator[Block]:
-    """Yield the same rows in blocks of `size`; the last one may be smaller.
+def in_blocks(pieces: Iterable[Block], size: int | None = None) -> Iterator[Block]:
+    """Yield the same rows in blocks of `size`, or `_BLOCK_ROWS`; the last one may be smaller.
 
     The pieces are copied as they are read, so that one block is in memory, and the one in use.
     """
+    size = size or _BLOCK_ROWS
     numbers_B, vectors_BE, filled = np.empty(0, np.int64), np.empty((0, 0), np.float32), 0
     for numbers, vectors in pieces:
         at = 0

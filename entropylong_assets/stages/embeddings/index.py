@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.embeddings.exact import device_of, nearest
+from entropylong_assets.stages.embeddings.exact import devices_of, nearest
 from entropylong_assets.stages.embeddings.index_size import searched_by_index
 from entropylong_assets.stages.embeddings.removal import (
     delete_documents,
@@ -105,7 +105,7 @@ def true_worst(
     """
     if not len(vectors_QE):
         return np.zeros(0, np.float32)
-    return nearest(vectors_QE, table.vectors(), k, device)[1][:, -1]
+    return nearest(vectors_QE, table.vectors(), k, devices_of(device))[1][:, -1]
 
 
 _MOST_REFINED = 64
@@ -214,7 +214,7 @@ def measure_index(
     """
     embedding: EmbeddingSettings = settings.embedding
     chosen, vectors_QE = sample_queries(table, embedding.recall_queries, settings.seed)
-    worst_Q = true_worst(table, vectors_QE, k + 1, device_of(embedding.device))
+    worst_Q = true_worst(table, vectors_QE, k + 1, embedding.device)
 
     def measure(how: Search) -> float:
         return measure_recall(table, vectors_QE, k, how, worst_Q, chosen)

@@ -21,10 +21,10 @@ PAIRS_MEASURED = 16_384
 
 
 def search_exactly(
-    blocks: Iterable[Block], vectors_QE: NDArray[np.float32], limit: int, device: str
+    blocks: Iterable[Block], vectors_QE: NDArray[np.float32], limit: int, devices: Sequence[str]
 ) -> pl.DataFrame:
     """Return query and row number of the `limit` nearest rows per query, nearest first."""
-    rows_QK, _ = nearest(vectors_QE, blocks, limit, device)
+    rows_QK, _ = nearest(vectors_QE, blocks, limit, devices)
     queries = np.repeat(np.arange(len(rows_QK)), rows_QK.shape[1])
     return pl.DataFrame({"query": queries, "row": rows_QK.reshape(-1)})
 

@@ -30,7 +30,7 @@ from entropylong_assets.stages.embeddings.connection import (
     table_uri,
     vectors_of,
 )
-from entropylong_assets.stages.embeddings.exact import Block, device_of, in_blocks
+from entropylong_assets.stages.embeddings.exact import Block, devices_of, in_blocks
 from entropylong_assets.stages.embeddings.scans import scan_rows
 from entropylong_assets.stages.embeddings.search import measure, search_by_index, search_exactly
 from entropylong_assets.stages.embeddings.segments import SegmentedIndex, Segments
@@ -263,11 +263,11 @@ class ChunkTable:
 
         Columns: query (int), chunk_id, doc_id, shard, similarity (float32, of the whole vectors,
         whatever the index holds). An exact search compares all vectors with all queries at once, on
-        `device`.
+        `device`; `auto`: on all GPUs that this process sees.
         """
         if how.search == EXACT.search:
             blocks = self.vectors(excluded_shards)
-            found = search_exactly(blocks, vectors_QE, limit, device_of(device))
+            found = search_exactly(blocks, vectors_QE, limit, devices_of(device))
         else:
             found = search_by_index(self._table, vectors_QE, limit, excluded_shards, how)
         return measure(self._table, vectors_QE, found)

@@ -10,9 +10,18 @@ import lancedb
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from entropylong_assets.stages.embeddings import exact
-from entropylong_assets.stages.embeddings.exact import Block, cosines, device_of, in_blocks, nearest
+from entropylong_assets.stages.embeddings import table as table_module
+from entropylong_assets.stages.embeddings.exact import (
+    Block,
+    cosines,
+    device_of,
+    devices_of,
+    in_blocks,
+    nearest,
+)
 from entropylong_assets.stages.embeddings.table import ChunkTable
 from entropylong_assets.stages.retrieval.search import nominate
 from entropylong_assets_tests.stages.embeddings.test_table import (
@@ -30,15 +39,17 @@ def blocks(vectors: np.ndarray, size: int) -> Iterator[Block]:
         yield 1000 + np.arange(start, start + len(part)), part
 
 
+@pytest.mark.parametrize("devices", [1, 2, 5])
 @pytest.mark.parametrize("tile", [1, 300, 2**24])
 @pytest.mark.parametrize(("size", "limit"), [(1, 3), (7, 10), (64, 10), (500, 200), (500, 1)])
 def test_neighbours_are_those_of_a_full_sort(
-    monkeypatch: pytest.MonkeyPatch, tile: int, size: int, limit: int
+    monkeypatch: pytest.MonkeyPatch, devices: int, tile: int, size: int, limit: int
 ) -> None:
-    """Borders: a block smaller than what is wanted, tiles of one query, all in one block."""
+    """Borders: a block smaller than what is wanted, tiles of one query, all in one block, devices
+    without a block."""
     monkeypatch.setitem(exact._TILE, "cpu", tile)
     vectors, queries = unit_vectors(150, 1), unit_vectors(33, 2)
-    rows, similarity = nearest(queries, blocks(vectors, size), limit)
+    rows, similarity = nearest(queries, blocks(vectors, size), limit, ["cpu"] * devices)
     kept = min(limit, 150)
     truth = queries.astype(np.float64) @ vectors.astype(np.float64).T
     wanted = np.argsort(-truth, axis=1)[:, :kept]
@@ -104,6 +115,15 @@ def test_the_device_is_the_one_named() -> None:
     assert device_of("cpu") == "cpu"
     assert device_of("cuda:1") == "cuda:1"
     assert device_of("auto") in ("cpu", "cuda")
+    assert devices_of("cuda:1") == ["cuda:1"]
+
+
+def test_all_visible_gpus_search_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices_of("auto") == ["cuda:0", "cuda:1"]
+    assert devices_of("cuda") == ["cuda"]
+    assert devices_of("cpu") == ["cpu"]
 
 
 def test_the_table_gives_what_lancedb_finds_without_an_index(tmp_path: Path) -> None:
@@ -124,7 +144,7 @@ def test_the_table_gives_what_lancedb_finds_without_an_index(tmp_path: Path) -> 
 
 
 def test_equal_and_nearly_equal_vectors_are_ranked_alike_whatever_the_order_of_the_shards(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rounding of a product depends on where in a block a row stands; no rank may."""
     base = unit_vectors(6, 3, 64)
@@ -139,6 +159,10 @@ def test_equal_and_nearly_equal_vectors_are_ranked_alike_whatever_the_order_of_t
         for shard in order:
             table.replace_shard(shard, [batch(shard, docs_of(shard, 20), shards[shard])])
         results.append(nominate(table.search, queries, ["root"] * 20, 4, 60))
+    monkeypatch.setattr(exact, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(table_module, "devices_of", lambda _: ["cpu"] * 3)
+    results.append(nominate(table.search, queries, ["root"] * 20, 4, 60))
     assert results[0].equals(results[1])
+    assert results[0].equals(results[2]), "with three devices"
     assert results[0].height == 80
     assert results[0].group_by("query").agg(pl.col("similarity").n_unique())["similarity"].max() < 4

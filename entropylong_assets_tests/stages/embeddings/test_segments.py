@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -361,6 +362,32 @@ def test_processes_that_train_at_once_use_the_same_centroids(
     assert (one.rows, one.identity) == (other.rows, other.identity)
     assert one.vectors_PE.shape == (30, 8)
     assert table.complete_index("ivf_flat").centroids.rows == one.rows
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Dataset already exists: chunks",
+        "Retryable commit conflict for version 2: This Overwrite transaction was preempted by "
+        "concurrent transaction Overwrite at version 2. Please retry.",
+    ],
+)
+def test_centroids_of_a_faster_process_are_used_however_lance_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    """Lance raises an OSError for both; the second was seen with three processes under load."""
+    filled(tmp_path, SIZES)
+    write = lance.write_dataset
+
+    def preempted(*args: Any, **options: Any) -> None:
+        write(*args, **options)  # as the other process does
+        raise OSError(message)
+
+    monkeypatch.setattr(lance, "write_dataset", preempted)
+    assert load_or_train(corpus_uri(tmp_path), 0, "cpu").rows == 900
+    message = "the disk is full"
+    with pytest.raises(OSError, match="disk is full"):
+        load_or_train(corpus_uri(tmp_path), 1, "cpu")
 
 
 # What `embedding_index` records
