@@ -256,7 +256,7 @@ def decontamination(evaluated: str, clean: str, tokenizer: str | None) -> None:
     index = build_index(EvaluationSet(name="docs", uri="-", tokenizer=tokenizer), iter(texts))
     others = package_texts(clean)
     start, found, exact = time.process_time(), 0, 0
-    planted = 1000
+    planted, missed = 1000, [0, 0, 0, 0]
     for number in range(planted):
         chosen = int(draw.integers(len(texts)))
         quoted = texts[chosen].split()
@@ -268,6 +268,7 @@ def decontamination(evaluated: str, clean: str, tokenizer: str | None) -> None:
         document = f"{host[:half]}\n{changed(' '.join(quoted), number)}\n{host[half:]}"
         overlaps = find_overlaps([index], document)
         found += bool(overlaps)
+        missed[number % 4] += not overlaps
         exact += bool(overlaps) and abs(overlaps[0].start - half) < 200
     seconds = time.process_time() - start
     synthetic = [text for text, _, _ in documents(20_000, 10**6, words)]
@@ -278,7 +279,7 @@ def decontamination(evaluated: str, clean: str, tokenizer: str | None) -> None:
         json.dumps(
             {
                 **{k: v for k, v in index.figures.items() if k != "name"},
-                "planted": planted, "found": found, "found at their place": exact,
+                "planted": planted, "found": found, "found at their place": exact, "missed by kind of change": missed,
                 "documents per CPU second": round(planted / seconds),
                 f"clean documents of {clean}": len(others), "of them dropped": wrong[0],
                 "clean synthetic documents": len(synthetic), "of these dropped": wrong[1],

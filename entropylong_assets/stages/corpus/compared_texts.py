@@ -28,6 +28,8 @@ from entropylong_assets.stages.text_units import split_units
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,2000}?-->", re.DOTALL)
 _LINK = re.compile(r"\]\([^()\s]{1,500}\)")
+_SIGNS = re.compile(r"[*`\[\]]+")
+"""Of Markdown's emphasis, code and links."""
 _UNFINISHED = re.compile(r"(<[^<>]{0,500}|\]\([^()\s]{0,500}|&\w{0,30})\Z")
 
 
@@ -47,11 +49,13 @@ def compared_words(text: str) -> list[str]:
 
 
 def compared_text(text: str) -> str:
-    """Return the text that is tokenized: without markup, in lower case, with single spaces.
+    """Return the text that is tokenized: without markup, in lower case, with single
+    spaces.
 
     Equivalent Unicode forms of a character are unified (NFKC).
     """
-    folded = unicodedata.normalize("NFKC", _without_markup(text)).casefold()
+    plain = _SIGNS.sub("", _without_markup(text))
+    folded = unicodedata.normalize("NFKC", plain).casefold()
     return " ".join(folded.split())
 
 

@@ -165,6 +165,7 @@ SAME_TOKENS = (
     "upper case",
     "white space",
     "html",
+    "markdown",
     "a passage of the long text",
     "Chinese",
 )

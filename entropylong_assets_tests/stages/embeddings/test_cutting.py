@@ -70,7 +70,7 @@ def test_a_process_that_was_killed_is_named_and_replaced() -> None:
 
 
 def test_processes_end_with_a_step_that_is_killed() -> None:
-    """They wait for documents, and would wait for ever."""
+    """They wait for documents, and would wait forever."""
     code = "from {m} import process_ids\nif __name__ == '__main__':\n"
     code += "    import time; print(*process_ids(), flush=True); time.sleep(60)"
     with subprocess.Popen(
