@@ -279,7 +279,8 @@ def decontamination(evaluated: str, clean: str, tokenizer: str | None) -> None:
         json.dumps(
             {
                 **{k: v for k, v in index.figures.items() if k != "name"},
-                "planted": planted, "found": found, "found at their place": exact, "missed by kind of change": missed,
+                "planted": planted, "found": found, "found at their place": exact,
+                "missed by kind of change": missed,
                 "documents per CPU second": round(planted / seconds),
                 f"clean documents of {clean}": len(others), "of them dropped": wrong[0],
                 "clean synthetic documents": len(synthetic), "of these dropped": wrong[1],
