@@ -2,7 +2,7 @@
 
     python -m benchmarks.near_duplicates --documents 100000 --orders 2
     python -m benchmarks.near_duplicates --documents 1000000
-    python -m benchmarks.near_duplicates --decontamination
+    python -m benchmarks.near_duplicates --decontamination [--tokenizer MODEL]
 
 One size per process, since the peak of the memory is that of the process. Documents have 60 to 180
 words of a Zipf distribution; one in ten is a copy of another with 5, 10 or 20% of its words
