@@ -22,7 +22,8 @@ from entropylong_assets.audits.trial.measures import Result, by_arm, measures_of
 from entropylong_assets.audits.trial.page import trial_page
 from entropylong_assets.audits.trial.record import setups_of
 
-TRIALS = {"trial": "training-trial", "trial_30m": "training-trial-30m"}
+HERE = Path(__file__).parent
+TRIALS = {HERE / "trial": "training-trial", HERE / "trial_30m": "training-trial-30m"}
 """Folder of the kept results, and the name of the page and the chart."""
 DATE = "2026-11-30"
 """Day of the runs."""
@@ -78,8 +79,7 @@ def chart(results: Sequence[Result]) -> Any:
 
 
 def main() -> None:
-    for kept, name in TRIALS.items():
-        folder = Path(__file__).with_name(kept)
+    for folder, name in TRIALS.items():
         results = kept_results(folder)
         page = trial_page(TrialFolder(folder).facts, results, DATE)
         Path(f"docs/{name}.md").write_text(page, encoding="utf-8")
