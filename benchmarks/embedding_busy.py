@@ -49,7 +49,8 @@ import polars as pl
 import torch
 
 from benchmarks.claims import Claims
-from entropylong_assets.project import make_project, open_store
+from benchmarks.ingestion import settings_for
+from entropylong_assets.project import open_store
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.formats import python_docs
 from entropylong_assets.stages.corpus.shards import plan_shards, save_plan
@@ -219,19 +220,6 @@ class DeviceWatch:
         return float(start.elapsed_time(end) / 1000 if self._cuda else end - start)
 
 
-def settings_for(folder: Path, model: str, device: str) -> Settings:
-    values = {
-        "profile": "quickstart",
-        "data_uri": str(folder / "data"),
-        "corpus": {
-            "sources": [{"name": "docs", "uri": f"{folder}/corpus/*.jsonl"}],
-            "shard_rows": 10_000_000,
-        },
-        "embedding": {"device": device, "model": model, "chunk_tokens": WINDOW},
-    }
-    return make_project(values).corpus
-
-
 def write_corpus(folder: Path, settings: Settings, texts: Sequence[str]) -> tuple[TableStore, str]:
     """Materialize `corpus_documents`; return the store and the shard."""
     (folder / "corpus").mkdir()
@@ -341,7 +329,9 @@ def main() -> None:
     if model is None and importlib.util.find_spec(DEMO):
         model = f"pkg://{DEMO}/model"
     model = model or make_model(folder / "made", texts)
-    settings = settings_for(folder, model, args.device)
+    settings = settings_for(
+        folder, 10_000_000, device=args.device, model=model, chunk_tokens=WINDOW
+    )
     store, shard = write_corpus(folder, settings, texts)
     claims.note(
         "text",

@@ -39,15 +39,16 @@ PACKAGES = ("torch.nn", "torch.optim", "torch.distributions", "sklearn", "scipy.
 TARGET = 1.8
 
 
-def settings_for(folder: Path) -> Settings:
+def settings_for(folder: Path, shard_rows: int = 10_000, **embedding: Any) -> Settings:
+    """Settings of a corpus of JSON Lines in this folder; embedding: by default on a CPU."""
     values = {
         "profile": "quickstart",
         "data_uri": str(folder / "data"),
         "corpus": {
             "sources": [{"name": "docs", "uri": f"{folder}/corpus/*.jsonl"}],
-            "shard_rows": 10_000,
+            "shard_rows": shard_rows,
         },
-        "embedding": {"device": "cpu"},
+        "embedding": {"device": "cpu"} | embedding,
     }
     return make_project(values).corpus
 

@@ -27,7 +27,7 @@ from entropylong_assets.stages.corpus.formats import python_docs
 from entropylong_assets.stages.embeddings.chunking import Chunk, chunk_document
 from entropylong_assets.stages.embeddings.embedder import Embedder, load_embedder
 from entropylong_assets.stages.embeddings.settings import EmbeddingSettings
-from entropylong_assets.stages.embeddings.word_ids import WholeTexts, WordByWord
+from entropylong_assets.stages.embeddings.word_ids import TokenCounter, WordByWord
 
 MIN_CHARS = 64
 TEXTS_PER_BATCH = 64
@@ -102,7 +102,7 @@ def main() -> None:
     documents = [doc.text for doc in python_docs.read("torch.nn")][: args.documents]
     counter = embedder.document.counter
     assert isinstance(counter, WordByWord)
-    whole = WholeTexts(counter._tokenizer, special=True, prompt=embedder.document.prompt)
+    whole = TokenCounter(counter._tokenizer, special=True, prompt=embedder.document.prompt)
     by_texts = replace(embedder, document=replace(embedder.document, counter=whole))
     ways = {"twice": (twice, by_texts), "once": (once, by_texts), "words": (once, embedder)}
     for way, given in ways.values():  # warm up

@@ -106,7 +106,7 @@ kernel (benchmarks/RESULTS.md). Each call takes the first one that supports it."
 
 @contextmanager
 def fastest_attention() -> Iterator[None]:
-    """Let torch choose kernels of attention in this order; afterwards it is as before."""
+    """Let torch choose kernels of attention in this order, for Hopper; then it is as before."""
     with sdpa_kernel(list(_BACKENDS), set_priority=True):
         yield
 

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from entropylong_assets.audits.trial.opened import Log, OpenedTrial
 from entropylong_assets.audits.trial.plan import Plan, Run, read_plan, read_results
 from entropylong_assets.audits.trial.training import Schedule
 from entropylong_assets.audits.trial.training_settings import TrainingSettings
+from entropylong_assets.stages.entropy.attention import cudnn_is_right_and_fast
 
 
 class Runner:
@@ -86,7 +88,8 @@ class Runner:
         for number, run in enumerate(open_runs, 1):
             name = f"{run.arm}, seed {run.seed}, {run.tokens:,} tokens"
             self._log(f"run {number} of {len(open_runs)}: {name}")
-            with fastest_attention():
+            cudnn = cudnn_is_right_and_fast(torch.device(self.device))
+            with fastest_attention() if cudnn else nullcontext():
                 result = self._run(run, on_step)
             self._keep(result)
             on_result(result)

@@ -17,7 +17,6 @@ from entropylong_assets.stages.embeddings.tasks import input_module, resolve_tas
 from entropylong_assets.stages.embeddings.windows import is_bare, is_unlimited, window_of
 from entropylong_assets.stages.embeddings.word_ids import (
     TokenCounter,
-    WholeTexts,
     WordByWord,
     tokenizes_words,
 )
@@ -125,7 +124,7 @@ def make_counter(module: Any, prompt: str) -> TokenCounter | None:
     counter.no_truncation()
     counter.no_padding()
     counter.encode_special_tokens = special_as_text
-    kind = WordByWord if tokenizes_words(counter) else WholeTexts
+    kind = WordByWord if tokenizes_words(counter) else TokenCounter
     return kind(counter, not is_bare(tokenizer), prompt)
 
 

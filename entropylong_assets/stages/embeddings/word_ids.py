@@ -21,8 +21,8 @@ _MOST_COST = 1 << 24
 of English, which take about 80 MB. Beyond it all words are forgotten."""
 
 
-class WholeTexts:
-    """Token ids by a tokenizer of the package `tokenizers`, each text as a whole."""
+class TokenCounter:
+    """Token ids of whole texts, by a tokenizer of the package `tokenizers`."""
 
     def __init__(self, tokenizer: Any, special: bool, prompt: str = "") -> None:
         """special: add the special tokens of a single text. prompt: put before every text."""
@@ -44,21 +44,17 @@ class WholeTexts:
         return list(self._tokenizer.encode_batch_fast(prompted, add_special_tokens=self._special))
 
 
-class WordByWord:
-    """The same ids as those of `WholeTexts`, for a tokenizer for which `tokenizes_words` holds.
+class WordByWord(TokenCounter):
+    """The same ids as those of `TokenCounter`, for a tokenizer for which `tokenizes_words` holds.
 
     Any number of threads may use it.
     """
 
     def __init__(self, tokenizer: Any, special: bool, prompt: str = "") -> None:
-        """special: add the special tokens of a single text. prompt: put before every text."""
-        self._tokenizer, self._special, self._prompt = tokenizer, special, prompt
+        super().__init__(tokenizer, special, prompt)
         self._of: dict[str, tuple[int, ...]] = {}
         self._cost = 0
         self._before, self._after = _special_ids(tokenizer) if special else ((), ())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (type(self), *_stated(self._tokenizer), self._special, self._prompt)
 
     def ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return the ids of each text, not truncated."""
@@ -84,9 +80,6 @@ class WordByWord:
             if self._cost > _MOST_COST:
                 self._of, self._cost = {}, 0
         return [[known[word] for word in words] for words in split]
-
-
-TokenCounter = WholeTexts | WordByWord
 
 
 def _stated(tokenizer: Any) -> tuple[str, bool]:

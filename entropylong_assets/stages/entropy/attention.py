@@ -36,6 +36,11 @@ FLASH_3 = ("flash_attn_interface", "fa3_fwd_interface")
 """Modules of FlashAttention-3: the official build, and the forward-only wheel `fa3-fwd`."""
 
 
+def line_of(error: Exception) -> str:
+    """Return class and message of an error of torch or a model, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 class AttentionInputs(NamedTuple):
     """What the attention of one layer over a pack is computed from."""
 
@@ -198,6 +203,19 @@ def attend_packed(inputs: AttentionInputs) -> Tensor:
     )[0]
 
 
+def cudnn_is_right_and_fast(device: torch.device) -> bool:
+    """Return whether cuDNN's attention is right, and faster than torch's flash kernel.
+
+    That is on Hopper only: huggingface/transformers#48163 measured it to be slower on Ampere and
+    Blackwell, and pytorch/pytorch#193893 reports wrong results for grouped keys on Blackwell.
+    """
+    return (
+        device.type == "cuda"
+        and torch.backends.cudnn.is_available()
+        and torch.cuda.get_device_capability(device)[0] == 9
+    )
+
+
 @lru_cache(maxsize=1)
 def flash_3() -> Callable[..., Any] | None:
     """Return FlashAttention-3's function for packed sequences, or None if it is not available."""
@@ -293,8 +311,9 @@ def _compiled_join() -> Any:
         result_THE, log_sum_HT = torch.ones(5, 2, 8, device="cuda"), torch.ones(2, 5, device="cuda")
         compiled([result_THE, result_THE], [log_sum_HT, log_sum_HT])
     except Exception as error:  # the compiler may raise any error
-        line = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        log.warning("parts of an attention are joined by an uncompiled function: %s", line)
+        log.warning(
+            "parts of an attention are joined by an uncompiled function: %s", line_of(error)
+        )
         return _join
     return compiled
 

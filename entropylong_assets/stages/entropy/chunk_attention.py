@@ -24,6 +24,7 @@ from entropylong_assets.stages.entropy.attention import (
     Attend,
     AttentionInputs,
     attend_packed,
+    cudnn_is_right_and_fast,
     flash_3,
     join_parts,
 )
@@ -92,18 +93,8 @@ class ChunkAttention:
 
 
 def cudnn_pays(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether cuDNN is expected to be the fastest kernel that is right.
-
-    That is on Hopper only: huggingface/transformers#48163 measured it to be slower on Ampere and
-    Blackwell, and pytorch/pytorch#193893 reports wrong results for grouped keys on Blackwell.
-    """
-    return (
-        device.type == "cuda"
-        and dtype.itemsize == 2
-        and torch.backends.cudnn.is_available()
-        and torch.cuda.get_device_capability(device)[0] == 9
-        and flash_3() is None
-    )
+    """Return whether cuDNN is expected to be the fastest kernel that is right."""
+    return dtype.itemsize == 2 and cudnn_is_right_and_fast(device) and flash_3() is None
 
 
 def attend_with_cudnn(

@@ -180,7 +180,7 @@ class ChunkedScorer:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # models may raise any error
-            fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            fault = attention.line_of(error)
         else:
             plain = score_plainly(scorer.model, probe)
             if Probes(scorer.model, len(probe.token_ids_T)).agree(

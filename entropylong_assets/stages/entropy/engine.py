@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from entropylong_assets.stages.entropy.attention import line_of
 from entropylong_assets.stages.entropy.batching import pack
 from entropylong_assets.stages.entropy.kernels import entropy_and_surprisal, head_of
 from entropylong_assets.stages.entropy.model import ScoringModel, Tokenizer, score_plainly
@@ -285,11 +286,10 @@ class PackedScorer:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # models may raise any error
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return line_of(error)
         if probes.agree(scores, probes.plain, self.float8):
             return None
-        off = largest_difference(scores, probes.plain)
-        mean = mean_difference(scores, probes.plain)
+        off, mean = (of(scores, probes.plain) for of in (largest_difference, mean_difference))
         return f"its scores differ from the plain definition (by {off:.2g} nats, mean {mean:.2g})"
 
     def _scores_of(self, probes: Probes, requests: list[ScoringRequest]) -> list[PositionScores]:

@@ -21,7 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from entropylong_assets.stages.entropy.attention import AttentionInputs, flash_fits, join_parts
+from entropylong_assets.stages.entropy.attention import (
+    AttentionInputs,
+    flash_fits,
+    join_parts,
+    line_of,
+)
 from entropylong_assets.stages.entropy.kept_keys import KeptKeys, Range
 
 BLOCK = 128
@@ -264,13 +269,9 @@ def ranges_work(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # torch may raise any error
-        log.warning("kept keys are attended to in blocks, slower: %s", _line(error))
+        log.warning("kept keys are attended to in blocks, slower: %s", line_of(error))
         return False
     if not off < LARGEST_DIFFERENCE:
         log.warning("kept keys are attended to in blocks, slower: the kernel differs by %.2g", off)
         return False
     return True
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

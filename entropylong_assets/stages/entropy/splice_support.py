@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from entropylong_assets.stages.entropy.attention import line_of
 from entropylong_assets.stages.entropy.engine import PackedScorer
 from entropylong_assets.stages.entropy.kept_keys import Range
 from entropylong_assets.stages.entropy.model import score_plainly
@@ -53,7 +54,7 @@ def splice_fault(scorer: PackedScorer) -> str | None:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return line_of(error)
         scores = [join_scores(parts)]
         if not probes.agree(scores, plain, scorer.float8):
             off = largest_difference(scores, plain)

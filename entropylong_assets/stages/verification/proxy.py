@@ -18,7 +18,7 @@ from entropylong_assets.stages.entropy.scoring import PositionScores, Scorer, Sc
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.model_files import ModelError
 from entropylong_assets.stages.verification.registry import EstimatedContexts, Estimator, Key
-from entropylong_assets.stages.verification.requests import ContextRequest
+from entropylong_assets.stages.verification.requests import ContextRequest, longest_roots
 
 
 class ProxyEstimator(Estimator):
@@ -46,11 +46,7 @@ class ProxyEstimator(Estimator):
 
         Each root is scored once. The first token of a sequence can't be scored: it gets NaN.
         """
-        roots: dict[str, np.ndarray] = {}
-        for (root_id, _), request in requests.items():
-            # Requests may cut the root to the model's length differently: take the longest.
-            if len(request.root_ids) > len(roots.get(root_id, ())):
-                roots[root_id] = request.root_ids
+        roots = longest_roots(requests)
         begin = len(self._bos_ids)
         sequences = [np.concatenate([self._bos_ids, root_T]) for root_T in roots.values()]
         wanted = [np.arange(max(1, begin), len(tokens_T)) for tokens_T in sequences]

@@ -10,7 +10,7 @@ Legend: T tokens of a sequence, L of its context, N anchors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,20 @@ class ContextRequest(ScoringRequest):
     def anchors(self) -> NDArray[np.int64]:
         """Scored positions in the root; int64 [N]."""
         return self.positions_N - self.context_tokens
+
+
+def longest_roots(
+    requests: Mapping[tuple[str, str], ContextRequest],
+) -> dict[str, NDArray[np.int64]]:
+    """Return the token ids of each root, int64 [T], by its id; requests: by (root, chunk).
+
+    Requests may cut a root to the model's length differently: the longest counts.
+    """
+    roots: dict[str, NDArray[np.int64]] = {}
+    for (root_id, _), request in requests.items():
+        if root_id not in roots or len(request.root_ids) > len(roots[root_id]):
+            roots[root_id] = request.root_ids
+    return roots
 
 
 def context_request(

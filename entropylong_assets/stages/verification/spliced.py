@@ -19,11 +19,10 @@ from entropylong_assets.stages.entropy.splice import (
     Kind,
     Segment,
     SplicedScorer,
-    Tokens,
     segments_of,
 )
 from entropylong_assets.stages.verification.registry import EstimatedContexts, Estimator, Key
-from entropylong_assets.stages.verification.requests import ContextRequest
+from entropylong_assets.stages.verification.requests import ContextRequest, longest_roots
 
 K = TypeVar("K")
 
@@ -55,11 +54,7 @@ class SplicedEstimator(Estimator):
         exact: Scorer,
         on_progress: Callable[[int], None],
     ) -> Iterator[EstimatedContexts]:
-        roots: dict[str, Tokens] = {}
-        for (root_id, _), request in requests.items():
-            # Requests may cut the root to the model's length differently: keep the longest.
-            if root_id not in roots or len(request.root_ids) > len(roots[root_id]):
-                roots[root_id] = request.root_ids
+        roots = longest_roots(requests)
         bos_ids = np.asarray(self.scorer.model.tokenizer.bos_ids, np.int64)
         for root_ids in _within({r: len(t) for r, t in roots.items()}, self._kept_tokens // 2):
             sequences = [np.concatenate([bos_ids, roots[root_id]]) for root_id in root_ids]

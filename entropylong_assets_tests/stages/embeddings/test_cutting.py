@@ -14,13 +14,13 @@ import pytest
 
 from entropylong_assets.stages.embeddings import cutting
 from entropylong_assets.stages.embeddings.cutting import Cutter, Workers, cut_ahead
-from entropylong_assets.stages.embeddings.word_ids import WholeTexts, WordByWord
+from entropylong_assets.stages.embeddings.word_ids import TokenCounter, WordByWord
 from entropylong_assets_tests.stages.embeddings.test_word_ids import make
 
 PROCESSES = Workers(2, are_processes=True)
 
 
-def make_cutter(kind: type[WholeTexts] | type[WordByWord] = WordByWord) -> Cutter:
+def make_cutter(kind: type[TokenCounter] = WordByWord) -> Cutter:
     counter = kind(make(special_as_text=False), special=True, prompt="b: ")
     return Cutter(16, 4, counter.count, counter)
 
@@ -37,9 +37,9 @@ def process_ids() -> list[int]:
     return list(cutting._processes(cutter, PROCESSES.number)._processes)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("kind", [WordByWord, WholeTexts])
+@pytest.mark.parametrize("kind", [WordByWord, TokenCounter])
 def test_processes_cut_as_this_one_does_and_stay_for_the_next_shard(
-    kind: type[WholeTexts] | type[WordByWord],
+    kind: type[TokenCounter],
 ) -> None:
     """A tokenizer forgets on its way to another process whether special tokens are text."""
     cutter = make_cutter(kind)

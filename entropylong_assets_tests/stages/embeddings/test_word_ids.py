@@ -11,7 +11,7 @@ from tokenizers.models import BPE, WordPiece
 from tokenizers.processors import BertProcessing, TemplateProcessing
 
 from entropylong_assets.stages.embeddings import word_ids
-from entropylong_assets.stages.embeddings.word_ids import WholeTexts, WordByWord, tokenizes_words
+from entropylong_assets.stages.embeddings.word_ids import TokenCounter, WordByWord, tokenizes_words
 
 LETTERS = "abcdeéß日本語Ǆıİ ﬁ́̈"
 PIECES = [*LETTERS, "##a", "##b", "##ab", "ab", "cd", "##cd", "##é", "dz", ",", ".", "[", "]", "_"]
@@ -76,7 +76,7 @@ def test_ids_by_words_are_those_of_the_text(
     added = (AddedToken("<x>"), AddedToken("abcd", normalized=True, single_word=True))
     tokenizer = make(special_as_text=special_as_text, added=added, **normal)
     assert tokenizes_words(tokenizer)
-    whole, words = WholeTexts(tokenizer, special), WordByWord(tokenizer, special)
+    whole, words = TokenCounter(tokenizer, special), WordByWord(tokenizer, special)
     texts = [*ODD, *odd_texts(400)]
     expected = [ids.tolist() for ids in whole.ids(texts)]
     assert [ids.tolist() for ids in words.ids(texts)] == expected
