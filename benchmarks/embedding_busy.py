@@ -16,8 +16,9 @@ Three measures of the device, CUDA only:
 - `waiting_share`: the share of the stage's time in which its own thread waited for documents to be
   cut, and so could not give work to the device.
 
-`cut_only` is the rate at which the threads cut and tokenize if nothing is embedded. `--dtype`
-converts the weights (the stage has no such setting): several values are measured in turn.
+`cut_only` is the rate at which documents are cut and tokenized if nothing is embedded. Several
+values of `--dtype` are measured in turn. `neighbours_kept` is the share of each chunk's 8 nearest
+chunks, by vectors of float32, that are also nearest by vectors of the other type.
 
 The model is MiniLM of the extra `demo`. Without it: the same shape with random weights, and a
 vocabulary that is trained on the documents. Target on an H100 or H200 with 16 cores: busy for 90%
@@ -41,6 +42,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -258,11 +260,10 @@ def cut_only(
 
 
 def embed(
-    claims: Claims, settings: Settings, store: TableStore, shard: str, seconds: float, dtype: str
+    claims: Claims, settings: Settings, store: TableStore, shard: str, seconds: float
 ) -> tuple[float, float]:
     """Materialize `chunk_embeddings` again and again; return the best device share and rate."""
     model = load_embedder(settings.embedding).model
-    model.to(getattr(torch, dtype))
     waited = 0.0
     plain = ShardEmbedding.cuts
 
@@ -288,7 +289,7 @@ def embed(
             took, cpu = time.perf_counter() - start, time.process_time() - cpu
             chunks = store.summary(CHUNK_EMBEDDINGS, shard).chunks
             run = {
-                "dtype": dtype,
+                "dtype": settings.embedding.dtype,
                 "chunks": chunks,
                 "seconds": took,
                 "chunks_per_second": chunks / took,
@@ -306,6 +307,20 @@ def embed(
     return middle.get("device_share", 0.0), middle.get("chunks_per_second_between", 0.0)
 
 
+def neighbours_kept(settings: Settings, texts: Sequence[str], k: int = 8) -> float:
+    """Share of the k nearest chunks by vectors of float32 that those of these settings keep."""
+
+    def nearest(dtype: str) -> list[set[int]]:
+        choice = settings.embedding.model_copy(update={"dtype": dtype})
+        vectors_BE = torch.from_numpy(load_embedder(choice).embed_documents(texts))
+        similar_BB = vectors_BE @ vectors_BE.T
+        similar_BB.fill_diagonal_(-1)
+        return [set(row) for row in similar_BB.topk(k).indices.tolist()]
+
+    pairs = zip(nearest("float32"), nearest(settings.embedding.dtype), strict=True)
+    return sum(len(a & b) for a, b in pairs) / (k * len(texts))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="of embedding, per dtype")
@@ -313,7 +328,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=60, help="maximum size of the text")
     parser.add_argument("--reading", type=float, default=30, help="maximum seconds of reading text")
     parser.add_argument("--model", help="folder or pkg:// name of a sentence transformer")
-    parser.add_argument("--dtype", nargs="+", default=["float32"])
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--out")
@@ -329,9 +344,10 @@ def main() -> None:
     if model is None and importlib.util.find_spec(DEMO):
         model = f"pkg://{DEMO}/model"
     model = model or make_model(folder / "made", texts)
-    settings = settings_for(
-        folder, 10_000_000, device=args.device, model=model, chunk_tokens=WINDOW
+    made = partial(
+        settings_for, folder, 10_000_000, device=args.device, model=model, chunk_tokens=WINDOW
     )
+    settings = made(dtype="float32")
     store, shard = write_corpus(folder, settings, texts)
     claims.note(
         "text",
@@ -343,9 +359,12 @@ def main() -> None:
     )
     cut_only(claims, settings, store, shard, min(10.0, args.seconds / 4))
     for dtype in args.dtype:
-        share, rate = embed(claims, settings, store, shard, args.seconds, dtype)
+        settings = made(dtype=dtype)
+        share, rate = embed(claims, settings, store, shard, args.seconds)
         claims.claim(f"device_share_{dtype}", share, 0.9, 0)
         claims.claim(f"chunks_per_second_{dtype}", rate, 30_000, 0)
+        kept = neighbours_kept(settings, [text[:800] for text in texts[:4096]])
+        claims.note("neighbours_kept", dtype=dtype, share=kept)
         claims.finish(args.out)  # what was measured stays, whatever becomes of the rest
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from entropylong_assets.stages.ngrams import hash_ngrams
+from entropylong_assets.stages.ngrams import distinct, hash_ngrams
 
 NGRAM = 13
 """Words of an n-gram, as in the decontamination of GPT-3 (arXiv 2005.14165, appendix C)."""
@@ -31,7 +31,7 @@ def longest_runs(heldout: Sequence[str], train: Iterable[str]) -> list[int]:
     are compared without case and punctuation.
     """
     mine = [_hashes(text) for text in heldout]
-    wanted = np.unique(np.concatenate([np.zeros(0, np.uint64), *mine]))
+    wanted = distinct(np.concatenate([np.zeros(0, np.uint64), *mine]))
     seen = np.zeros(len(wanted), bool)
     for text in train:
         hashes = _hashes(text)

@@ -65,6 +65,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "embedding.query_task": ("q", {R, N, L}),
     "embedding.document_task": ("d", {C, X}),
     "embedding.dimensions": (16, {C, X, R, N, L}),
+    "embedding.dtype": ("bfloat16", {C, X, R, N, L}),
     "embedding.chunk_tokens": (100, {C}),
     "embedding.min_chunk_chars": (65, {C}),
     "embedding.batch_size": (1, set()),
@@ -231,6 +232,7 @@ OTHER_BASES: list[tuple[dict[str, Any], str, Any, set[str]]] = [
             "embedding.query_prompt",
             "embedding.query_task",
             "embedding.dimensions",
+            "embedding.dtype",
         }
         or path.startswith("trial.")
     ),

@@ -19,7 +19,7 @@ from entropylong_assets.audits.trial.folder import Rows, TrialError, TrialFolder
 from entropylong_assets.settings.section import NAME_PATTERN
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.model import Tokenizer
-from entropylong_assets.stages.ngrams import hash_runs
+from entropylong_assets.stages.ngrams import distinct, hash_runs
 from entropylong_assets.stages.samples.ordering import hash_key
 from entropylong_assets.storage.tables import TableStore
 
@@ -48,7 +48,7 @@ def gram_set(samples: Iterable[Rows]) -> HashesN:
             gram_hashes(ids_T[:length])
             for ids_T, length in zip(rows.token_ids_NT, rows.lengths_N, strict=True)
         ]
-        known = np.union1d(known, np.concatenate([known[:0], *hashes]))
+        known = distinct(np.concatenate([known, *hashes]))
     return known
 
 

@@ -26,6 +26,7 @@ from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import BadRow, Row
 from entropylong_assets.stages.corpus.settings import EvaluationSet, SourceSettings
+from entropylong_assets.stages.ngrams import distinct
 
 PASSAGE = 40
 """n-grams of a long evaluation text that count as all of it."""
@@ -85,9 +86,9 @@ class EvaluationIndex:
         hits = np.flatnonzero(inside)[self.ngrams_N[first[inside]] == hashes[inside]]
         if not len(hits):
             return None
-        distinct = np.unique(hashes[hits])
-        low = np.searchsorted(self.ngrams_N, distinct)
-        high = np.searchsorted(self.ngrams_N, distinct, side="right")
+        found = distinct(hashes[hits])
+        low = np.searchsorted(self.ngrams_N, found)
+        high = np.searchsorted(self.ngrams_N, found, side="right")
         texts = np.concatenate([self.texts_N[a:b] for a, b in zip(low, high, strict=True)])
         candidates, counts = np.unique(texts, return_counts=True)
         shares = np.minimum(1, counts / self.needed_T[candidates])
@@ -172,7 +173,7 @@ def build_index(evaluation: EvaluationSet, texts: Iterator[str]) -> EvaluationIn
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
         digest.update(hashlib.blake2b(text.encode("utf-8", "surrogatepass")).digest())
-        hashes = np.unique(compare(text, evaluation).ngrams_N)
+        hashes = distinct(compare(text, evaluation).ngrams_N)
         enough = len(hashes) >= FEWEST
         needed.append(min(len(hashes), PASSAGE) if enough else 0)
         parts.append(hashes if enough else hashes[:0])

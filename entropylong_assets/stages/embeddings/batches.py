@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 MOST_TOKENS = {"cpu": 2**14, "cuda": 2**18}
 """Tokens per batch, padding included: 64 texts of 256 tokens on a CPU, 1,024 on CUDA."""
 
-_SHARE_OF_FREE_MEMORY = 0.5
+_SHARE_OF_FREE_MEMORY = 0.4
+"""Of one batch; two can be on the device at once."""
 _PROBED_TEXTS = 5
 
 T = TypeVar("T")

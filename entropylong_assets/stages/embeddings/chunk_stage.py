@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 CHECKS = Path(__file__).parent / "checks"
 _DOCUMENTS_PER_BATCH = 64
 VECTOR_SETTINGS = tuple(
-    f"embedding.{name}" for name in ("model", "dimensions", "document_prompt", "document_task")
+    f"embedding.{name}"
+    for name in ("model", "dtype", "dimensions", "document_prompt", "document_task")
 )
 """Settings that determine the vector of a chunk."""
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from entropylong_assets.stages.embeddings.connection import chunk_schema
-from entropylong_assets.stages.embeddings.cutting import Cut, Cutter, cut_ahead
+from entropylong_assets.stages.embeddings.cutting import Cut, Cutter, cut_ahead, join_cuts
 from entropylong_assets.stages.embeddings.embedder import Embedder, VectorError
 from entropylong_assets.storage.partition_writer import PartitionWriter
 
-_EMBEDDED_AHEAD = 2
-"""Batches that are embedded, or wait for the device, while the rows of one are written."""
+_BATCHES_JOINED = 2
+"""Batches of the device for which chunks are gathered, so that texts of like length share one."""
 
 
 class ShardEmbedding:
@@ -59,14 +59,15 @@ class ShardEmbedding:
     def _embedded(self, cuts: Iterable[Cut]) -> Iterator[tuple[Cut, NDArray[np.float32]]]:
         """Yield each batch with its vectors, float32 [B, E].
 
-        A thread embeds the next batch while the rows of one are written.
+        Threads embed the next batches while the rows of one are written.
         """
         waiting: deque[tuple[Cut, Future[NDArray[np.float32]]]] = deque()
-        pool = ThreadPoolExecutor(1, "embed")
+        threads = self._embedder.embedding_threads
+        pool = ThreadPoolExecutor(threads, "embed")
         try:
-            for cut in cuts:
+            for cut in join_cuts(cuts, _BATCHES_JOINED * self._embedder.batches.tokens):
                 waiting.append((cut, pool.submit(self._embed, cut)))
-                if len(waiting) > _EMBEDDED_AHEAD:
+                if len(waiting) > threads + 1:  # one more waits for a thread
                     first, vectors = waiting.popleft()
                     yield first, vectors.result()
             while waiting:

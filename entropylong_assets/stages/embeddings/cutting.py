@@ -70,6 +70,29 @@ class Cut(NamedTuple):
         return [self.ids[start:end] for start, end in pairwise(borders)]
 
 
+def join_cuts(cuts: Iterable[Cut], tokens: int) -> Iterator[Cut]:
+    """Yield several cuts as one, in order, once they have so many tokens; the last has fewer."""
+    waiting: list[Cut] = []
+    waiting_tokens = 0
+    for cut in cuts:
+        waiting.append(cut)
+        waiting_tokens += int(cut.chunks["n_embedder_tokens"].sum())
+        if waiting_tokens >= tokens:
+            yield _joined(waiting)
+            waiting, waiting_tokens = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(cuts: Sequence[Cut]) -> Cut:
+    ids = [cut.ids for cut in cuts if cut.ids is not None]
+    return Cut(
+        sum(cut.documents for cut in cuts),
+        pl.concat([cut.chunks for cut in cuts]),
+        np.concatenate(ids) if ids else None,
+    )
+
+
 @dataclass(frozen=True)
 class Cutter:
     """Cuts documents into chunks; can be sent to another process if `count_tokens` can."""

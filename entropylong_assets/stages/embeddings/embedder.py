@@ -21,7 +21,7 @@ from entropylong_assets.stages.embeddings.batches import (
 )
 from entropylong_assets.stages.embeddings.chunking import CountTokens
 from entropylong_assets.stages.embeddings.cutting import Workers
-from entropylong_assets.stages.embeddings.loading import load_model
+from entropylong_assets.stages.embeddings.loading import Dtype, load_model
 from entropylong_assets.stages.embeddings.probing import (
     PROBES,
     encode_texts,
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 _MOST_CUTTING_THREADS = 8
 """Maximum number of threads that cut documents. Nine tenths of the work is in the tokenizer, which
 releases Python's global lock. The rest holds the lock, so more threads would only wait."""
+_MOST_CUTTING_PROCESSES = 12
+"""Maximum number of processes that cut documents. Each cuts 2,500 chunks/s of MiniLM's window, and
+starting one takes a second of a core."""
 
 
 class VectorError(ModelError):
@@ -91,7 +94,8 @@ class Embedder:
 
         On a CPU, where the model takes most of the time: as many threads as torch uses, up to
         `_MOST_CUTTING_THREADS`. Beside another device: as many processes, less one for this
-        process. No threads if the tokenizer allows one at a time only.
+        process, up to `_MOST_CUTTING_PROCESSES`. No threads if the tokenizer allows one at a time
+        only.
         """
         import torch
 
@@ -99,7 +103,17 @@ class Embedder:
             return Workers(0)
         if self.model.device.type == "cpu":
             return Workers(min(torch.get_num_threads(), _MOST_CUTTING_THREADS))
-        return Workers(max(1, torch.get_num_threads() - 1), are_processes=True)
+        processes = min(max(1, torch.get_num_threads() - 1), _MOST_CUTTING_PROCESSES)
+        return Workers(processes, are_processes=True)
+
+    @property
+    def embedding_threads(self) -> int:
+        """How many threads may embed documents at once.
+
+        Beside another device than a CPU 2, so that one prepares a batch while the device computes
+        another. One if texts must be tokenized for it: the tokenizer allows one at a time only.
+        """
+        return 1 if self.model.device.type == "cpu" or self.id_features is None else 2
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each document, prompt and special ones included."""
@@ -187,6 +201,7 @@ class _Choices(NamedTuple):
     model: str
     trust_remote_code: bool
     device: str
+    dtype: Dtype
     chunk_tokens: int | None
     dimensions: int | None
     query_prompt: str | None
@@ -224,7 +239,9 @@ def _prepare(choices: _Choices) -> Embedder:
             prompt_in_force(choices.query_prompt, folder, "query"),
             prompt_in_force(choices.document_prompt, folder, "document"),
         )
-    loaded = load_model(choices.model, choices.trust_remote_code, choices.device, prompts)
+    loaded = load_model(
+        choices.model, choices.trust_remote_code, choices.device, choices.dtype, prompts
+    )
     model = loaded.model
     with _named(choices.model):
         query = make_side(model, "query", prompts[0], choices.query_task, None)

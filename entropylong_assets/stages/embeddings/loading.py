@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from entropylong_assets.stages.embeddings.prompts import read_config
 from entropylong_assets.stages.embeddings.sides import (
@@ -17,6 +17,9 @@ from entropylong_assets.stages.model_files import ModelError, ModelFiles, locate
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+"""Values of `embedding.dtype`."""
 
 _NOT_DENSE = {
     "SparseEncoder": "a sparse encoder",
@@ -37,20 +40,30 @@ class Loaded(NamedTuple):
 
 
 def load_model(
-    reference: str, trust_remote_code: bool, device: str, prompts: tuple[str, ...] = ()
+    reference: str,
+    trust_remote_code: bool,
+    device: str,
+    dtype: Dtype,
+    prompts: tuple[str, ...] = (),
 ) -> Loaded:
     """Load a model; a second call in the same process returns the same weights.
 
     prompts: texts that will be put before others; they keep their special tokens. Raises ModelError
     if it can't be loaded or is no dense embedder of texts.
     """
-    return _load(reference, trust_remote_code, None if device == "auto" else device, prompts)
+    placed = None if device == "auto" else device
+    return _load(reference, trust_remote_code, placed, dtype, prompts)
 
 
 @lru_cache(maxsize=2)
 def _load(
-    reference: str, trust_remote_code: bool, device: str | None, prompts: tuple[str, ...]
+    reference: str,
+    trust_remote_code: bool,
+    device: str | None,
+    dtype: Dtype,
+    prompts: tuple[str, ...],
 ) -> Loaded:
+    import torch
     from sentence_transformers import SentenceTransformer
 
     files = locate(reference, trust_remote_code)
@@ -62,6 +75,9 @@ def _load(
             trust_remote_code=trust_remote_code,
             model_kwargs={"use_safetensors": True},
         )
+        if dtype == "auto":
+            dtype = "bfloat16" if model.device.type == "cuda" else "float32"
+        model.to(getattr(torch, dtype))
         modules = input_modules(model)
         for module in modules:
             _refuse_empty_tokenizer(module)

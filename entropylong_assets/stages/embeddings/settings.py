@@ -44,6 +44,9 @@ class EmbeddingSettings(Section):
     halved."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of weights and activations. `auto`: bfloat16 on CUDA, float32 elsewhere. Vectors are
+    normalised and stored in float32."""
     search: Literal["auto", "index", "exact"] = "auto"
     """`exact`: each query is compared with all vectors, in blocks, on `device`; practical up to
     about 10 million chunks. `index`: an approximate index is searched. `auto`: `exact` for fewer
@@ -76,6 +79,7 @@ class EmbeddingSettings(Section):
 
 
 QUERY_SETTINGS = tuple(
-    f"corpus.embedding.{name}" for name in ("model", "dimensions", "query_prompt", "query_task")
+    f"corpus.embedding.{name}"
+    for name in ("model", "dtype", "dimensions", "query_prompt", "query_task")
 )
 """Settings of a dataset that determine the vectors of its queries."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.ngrams import combine, hash_ngrams, mix
+from entropylong_assets.stages.ngrams import combine, distinct, hash_ngrams, mix
 from entropylong_assets.stages.text_units import split_units
 
 PERMUTATIONS = 128
@@ -38,7 +38,7 @@ _BLOCK = 2**18
 
 def shingles(text: str, n_words: int) -> NDArray[np.uint64]:
     """Return the distinct hashes of a text's shingles, sorted. A shorter text is one shingle."""
-    return np.unique(hash_ngrams(split_units(text), n_words))
+    return distinct(hash_ngrams(split_units(text), n_words))
 
 
 def signatures(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint32]:

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from entropylong_assets.stages.embeddings import cutting
-from entropylong_assets.stages.embeddings.cutting import Cutter, Workers, cut_ahead
+from entropylong_assets.stages.embeddings.cutting import Cutter, Workers, cut_ahead, join_cuts
 from entropylong_assets.stages.embeddings.word_ids import TokenCounter, WordByWord
 from entropylong_assets_tests.stages.embeddings.test_word_ids import make
 
@@ -91,3 +91,17 @@ def _is_zombie(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def test_joined_cuts_hold_the_same_chunks_in_order() -> None:
+    """Batches of the device are larger than cuts; a document without chunks loses no other."""
+    cutter = make_cutter()
+    cuts = [cutter.cut("s", part) for part in documents(9).iter_slices(2)]
+    cuts.insert(1, cutter.cut("s", documents(0)))
+    tokens = [cut.chunks["n_embedder_tokens"].sum() for cut in cuts]
+    joined = list(join_cuts(cuts, tokens[0] + tokens[2]))
+    assert pl.concat([cut.chunks for cut in joined]).equals(pl.concat([c.chunks for c in cuts]))
+    assert [cut.documents for cut in joined] == [4, 2, 2, 1]
+    for cut in joined:
+        expected = cutter.ids_of.ids(cut.chunks["text"].to_list())  # type: ignore[union-attr]
+        assert [ids.tolist() for ids in cut.token_ids() or ()] == [list(ids) for ids in expected]

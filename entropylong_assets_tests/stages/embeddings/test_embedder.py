@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 
 from entropylong_assets.stages.embeddings.chunking import chunk_document
 from entropylong_assets.stages.embeddings.embedder import (
@@ -52,6 +53,23 @@ def equal(ours: NDArray[np.float32], theirs: Any) -> None:
 
 def differ(first: NDArray[np.float32], second: Any) -> bool:
     return bool((np.abs(first - unit(second)).max(axis=1) > 1e-3).all())
+
+
+# Type of the weights
+
+
+def test_vectors_are_computed_in_the_chosen_type(tmp_path: Path) -> None:
+    """`auto` is float32 on a CPU, also for a model stored in bfloat16."""
+    folder = tiny.write_prompted(tmp_path)
+    half = SentenceTransformer(str(folder), device="cpu").bfloat16()
+    half.save(str(tmp_path / "half"))
+    embedder = load(folder, dtype="bfloat16")
+    assert str(embedder.model.dtype) == "torch.bfloat16"
+    np.testing.assert_allclose(
+        embedder.embed_documents(TEXTS), unit(half.encode_document(TEXTS)), atol=1e-2
+    )
+    wide = SentenceTransformer(str(tmp_path / "half"), device="cpu").float()
+    equal(load(tmp_path / "half").embed_documents(TEXTS), wide.encode_document(TEXTS))
 
 
 # Prompts
@@ -409,16 +427,6 @@ def test_vectors_do_not_depend_on_the_batch(write: Callable[[Path], Path], tmp_p
         np.testing.assert_allclose(one.embed_documents(texts), whole, atol=1e-6)
         np.testing.assert_array_equal(one.embed_documents(texts), one.embed_documents(texts))
     np.testing.assert_array_equal(load(folder).embed_documents(texts[::-1])[::-1], whole)
-
-
-def test_half_precision_gives_unit_vectors(tmp_path: Path) -> None:
-    folder = tiny.write_prompted(tmp_path)
-    change_weights(folder, lambda weight: weight.half())
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float16"}))
-    embedder = load(folder)
-    assert str(embedder.model.dtype) == "torch.float16"
-    equal(embedder.embed_documents(TEXTS), embedder.embed_documents(TEXTS))
 
 
 def test_a_text_of_unknown_tokens_has_no_vector(tmp_path: Path) -> None:

@@ -405,6 +405,7 @@ def test_determined_by_follows_from_the_recipe(register: Any) -> None:
         "entropy.alpha",
         "corpus.embedding.model",
         "corpus.embedding.dimensions",
+        "corpus.embedding.dtype",
         "corpus.embedding.query_prompt",
         "corpus.embedding.query_task",
         "retrieval.leak_check",

@@ -129,6 +129,7 @@ CHANGES = {
     "scoring.separator": "\n",
     "verification.rule": "plain",
     "corpus.embedding.dimensions": 8,
+    "corpus.embedding.dtype": "bfloat16",
     "corpus.embedding.query_prompt": "query: ",
     "corpus.embedding.query_task": "query",
     "retrieval.leak_check": "another",
