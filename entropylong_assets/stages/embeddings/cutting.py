@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from multiprocessing import get_context, parent_process
+from multiprocessing.util import Finalize
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -163,12 +164,16 @@ def cut_ahead(
 @lru_cache(maxsize=1)
 def _processes(cutter: Cutter, number: int) -> Executor:
     """Return the processes of a cutter, which stay for the next shard of this process."""
-    return ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         number,
         mp_context=get_context("spawn"),  # a fork would copy locks that threads hold
         initializer=_begin,
         initargs=(cutter,),
     )
+    # At its end, a process that `multiprocessing` started, such as a step, first closes its queues
+    # (priority 10), then waits for those that it started itself, and only then ends executors.
+    Finalize(None, pool.shutdown, exitpriority=20)
+    return pool
 
 
 _cutter: Cutter

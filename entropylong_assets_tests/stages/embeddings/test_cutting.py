@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import polars as pl
@@ -67,6 +68,14 @@ def test_a_process_that_was_killed_is_named_and_replaced() -> None:
     with pytest.raises(RuntimeError, match="a process that cuts documents has ended"):
         list(parts)
     assert len(list(cut_ahead(cutter, "s", [documents(3)], PROCESSES))) == 1
+
+
+def test_a_step_in_a_process_of_its_own_ends() -> None:
+    """`multiprocessing` joins the processes of a process before it lets executors shut down."""
+    step = get_context("spawn").Process(target=process_ids)
+    step.start()
+    step.join(60)
+    assert step.exitcode == 0
 
 
 def test_processes_end_with_a_step_that_is_killed() -> None:
