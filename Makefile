@@ -10,9 +10,9 @@
 # make test-ray       real runs on a Ray cluster of two nodes, one of which is killed: 3 minutes
 # make test-e2e       all such days, in the browser, on PostgreSQL and Ray too: 25 minutes
 # make test-faults    kills, full disks, a clock set back, ...: 12 minutes; prints a report
-# make test-estimate  estimates against whole runs over a small corpus: 3 minutes
+# make test-long      estimates against whole runs, a trial from the tables to its page: 6 minutes
 # make test-models    the pipeline on a second pair of models
-# make test-release   tests too long to run on every change: exports, e2e, faults, estimates, models
+# make test-release   tests too long to run on every change: exports, e2e, faults, long ones, models
 # make test-architectures   every causal class of transformers in tiny form: 10 minutes; writes
 #                     the table of docs/architectures.md
 # make bench          the engine and the exports against plain baselines, on the data of `make demo`
@@ -39,7 +39,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
   --constraint constraints.txt
 
 .PHONY: demo evidence evidence-large ui ray ray-ui test test-inputs test-exports test-day test-ray \
-  test-e2e test-release test-estimate test-faults test-models test-architectures lint check clean bench \
+  test-e2e test-release test-long test-faults test-models test-architectures lint check clean bench \
   bench-scale scaling bench-gpu settings-reference screenshots
 
 demo: .venv/demo
@@ -100,7 +100,7 @@ test-day: .venv/test
 	$(BIN)/python -m pytest entropylong_assets_tests/e2e/test_one_day.py
 
 # Run before a release: tests that take too long to run on every change (an hour).
-test-release: test-exports test-e2e test-faults test-estimate test-models
+test-release: test-exports test-e2e test-faults test-long test-models
 
 test-ray: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest entropylong_assets_tests/e2e/test_ray.py
@@ -111,8 +111,10 @@ test-e2e: .venv/test
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long or not long' $$file || failed=1; \
 	done; exit $$failed
 
-test-estimate: .venv/test
-	$(BIN)/python -m pytest -m long entropylong_assets_tests/report/test_estimate.py
+test-long: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m long \
+	  --ignore entropylong_assets_tests/e2e --ignore entropylong_assets_tests/faults \
+	  --ignore entropylong_assets_tests/architectures
 
 # Counts, seed and differences go to data/faults.md and data/faults.json.
 test-faults: .venv/test

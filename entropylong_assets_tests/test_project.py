@@ -49,7 +49,7 @@ def test_profile_contains_its_values(profile: str) -> None:
             if name != "sources":
                 assert getattr(section_or_owner, name) == value
                 compared += 1
-    assert compared > 0 or profile == "calibrated"
+    assert compared > 0 or profile == "default"
 
 
 def test_profile_paper_has_the_published_values() -> None:
@@ -64,9 +64,9 @@ def test_profile_paper_has_the_published_values() -> None:
 
 
 def test_unknown_profile_names_those_that_exist() -> None:
-    assert "calibrated, paper, quickstart" in refusal({}, "papers")
-    assert "calibrated, paper, quickstart" in refusal({"profile": "papers"})
-    assert "calibrated, paper, quickstart" in refusal({"datasets": {"a": {"profile": "x"}},
+    assert "default, paper, quickstart" in refusal({}, "papers")
+    assert "default, paper, quickstart" in refusal({"profile": "papers"})
+    assert "default, paper, quickstart" in refusal({"datasets": {"a": {"profile": "x"}},
                                                        "corpora": {"web": {}}})  # fmt: skip
 
 

@@ -23,11 +23,15 @@ from entropylong_assets.audits.trial.page import trial_page
 from entropylong_assets.audits.trial.record import setups_of
 
 HERE = Path(__file__).parent
-TRIALS = {HERE / "trial": "training-trial", HERE / "trial_30m": "training-trial-30m"}
+TRIALS = {
+    HERE / "trial": "training-trial",
+    HERE / "trial_30m": "training-trial-30m",
+    HERE / "trial_15m_more_roots": "training-trial-15m-more-roots",
+}
 """Folder of the kept results, and the name of the page and the chart."""
 DATE = "2026-11-30"
 """Day of the runs."""
-ARMS = ("genuine", "calibrated", "no_verify", "quest", "calibrated_grouped")
+ARMS = ("genuine", "calibrated", "entropylong", "no_verify", "quest", "calibrated_grouped")
 BASELINE = "random"
 
 

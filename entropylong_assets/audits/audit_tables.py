@@ -19,10 +19,19 @@ from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.schemas import TableSet
 from entropylong_assets.storage.tables import TableStore
 
-OURS = "calibrated"
+OURS = "genuine"
 """The platform's own recipe, with which the others are compared."""
 
-_ORDER = (OURS, "entropylong", "policylong", "no_verify", "quest", "nextlong", "random")
+_ORDER = (
+    OURS,
+    "calibrated",
+    "entropylong",
+    "policylong",
+    "no_verify",
+    "quest",
+    "nextlong",
+    "random",
+)
 
 
 def recipe_order(recipes: Iterable[str]) -> list[str]:

@@ -23,11 +23,10 @@ from entropylong_assets.audits.tables import (
     LongRangeAuditSummary,
     NullCalibrationSummary,
 )
-from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
-from entropylong_assets.stages.samples.groups import Context, Group, SampleError
+from entropylong_assets.stages.samples.groups import Context, Group
 from entropylong_assets.stages.samples.packing import Framing
 from entropylong_assets.stages.samples.registry import IN_FORCE, RECIPES, Pool
 from entropylong_assets.stages.samples.selection import choose_groups
@@ -125,7 +124,7 @@ def audit_long_range(
 ) -> tuple[LongRangeAuditSummary, pl.DataFrame]:
     """Write all tables of the audit; returns the summary and the measures of the recipes."""
     settings, store, shard = step.settings, step.store, step.shard
-    _require_verdicts(settings)
+    recipes = _audited_recipes(step)
     sampled = {root.root_id: root for root in sample_roots(step)}
     tokenizer = model.tokenizer
     framing = Framing(  # windows have no padding
@@ -138,7 +137,7 @@ def audit_long_range(
         store.read(VERIFIED_DEPENDENCIES, shard, "contexts"),
     )
     drawn: dict[str, list[Context]] = {}
-    for recipe in settings.audit.recipes:
+    for recipe in recipes:
         samples = settings.samples.model_copy(update={"recipe": recipe})
         groups, _ = choose_groups(*tables, settings.model_copy(update={"samples": samples}), pool)
         for group in groups:
@@ -164,15 +163,18 @@ def audit_long_range(
     return summary, _frame(rows, LONG_RANGE_AUDIT, "recipes")
 
 
-def _require_verdicts(settings: Settings) -> None:
-    """Raise SampleError if a recipe verifies by a rule whose verdicts are not stored."""
-    for recipe in settings.audit.recipes:
-        rule = RECIPES[recipe].rule
-        if rule not in (None, IN_FORCE, *evaluated_rules(settings.verification)):
-            raise SampleError(
-                f"audit.recipes: '{recipe}' verifies by the rule '{rule}', whose verdicts are not "
-                "stored; add the rule to verification.compared_rules, or leave the recipe out"
-            )
+def _audited_recipes(step: Step) -> list[str]:
+    """The recipes of `audit.recipes` by rules whose verdicts are stored; the others are logged."""
+    stored = (None, IN_FORCE, *evaluated_rules(step.settings.verification))
+    chosen = step.settings.audit.recipes
+    left_out = [recipe for recipe in chosen if RECIPES[recipe].rule not in stored]
+    if left_out:
+        rules = dict.fromkeys(str(RECIPES[recipe].rule) for recipe in left_out)
+        step.log(
+            f"recipes left out: {', '.join(left_out)}. They verify by rules whose verdicts are not "
+            f"stored; to audit them, add {', '.join(rules)} to verification.compared_rules"
+        )
+    return [recipe for recipe in chosen if recipe not in left_out]
 
 
 def _n_tokens(contexts: Sequence[Context]) -> int:

@@ -115,7 +115,7 @@ def _prepare(
     folder: Path, settings_file: str | None, dataset: str | None, given: Mapping[str, Any]
 ) -> None:
     """Write the folder. given: values in place of those of the section `trial`; None: not given."""
-    from entropylong_assets.audits.trial.arms import DEFAULT_ARMS
+    from entropylong_assets.audits.trial.arms import default_arms
     from entropylong_assets.audits.trial.prepare import prepare
     from entropylong_assets.audits.trial.record import remember_determinants
     from entropylong_assets.audits.trial.settings import TrialSettings
@@ -130,7 +130,7 @@ def _prepare(
     # Under the settings that the tables were made with.
     source = open_source(settings, open_store(settings))
     values = dict(source.settings.trial) | {k: v for k, v in given.items() if v is not None}
-    values["arms"] = values["arms"] or DEFAULT_ARMS
+    values["arms"] = values["arms"] or default_arms(source.settings)
     chosen = source.settings.model_copy(update={"trial": TrialSettings.model_validate(values)})
     TRAINING_TRIAL_STAGE.validate(chosen)
     made_from = determinants(TRAINING_TRIAL_STAGE, Partition(chosen, source.store))

@@ -21,6 +21,7 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.verification.gain import possible_pairs
 from entropylong_assets.stages.verification.root_verification import RootCandidates, plan_root
 from entropylong_assets.stages.verification.shard_verification import read_roots
 
@@ -133,7 +134,7 @@ def root_costs(
     pool_share: float,
 ) -> list[RootCost]:
     """Return the cost of each root. pool_share: share of the corpus' chunks that the trial has."""
-    wanted = candidates_per_anchor(settings)
+    wanted, possible = candidates_per_anchor(settings), possible_pairs(settings.verification)
     rank = min(float(wanted), max(wanted * min(1.0, pool_share), 1e-9))
     costs = [
         RootCost(root_id, tokens, anchors, Passes(0, 0, 0), Passes(0, 0, 0), 0.0)
@@ -142,7 +143,7 @@ def root_costs(
     for root in roots.candidates:
         low, high = max(1, int(rank)), max(1, int(np.ceil(rank)))
         plans = {
-            r: _passes(up_to_rank(root, r), roots.context_ids, bos_ids, max_positions)
+            r: _passes(up_to_rank(root, r), roots.context_ids, bos_ids, max_positions, possible)
             for r in {low, high}
         }
         at = {r: passes.scaled(wanted / r) for r, (passes, _, _) in plans.items()}
@@ -167,9 +168,10 @@ def _passes(
     context_ids: Mapping[str, Sequence[int]],
     bos_ids: Sequence[int],
     max_positions: int,
+    possible: pl.Expr | None,
 ) -> tuple[Passes, Passes, float]:
     """Return the passes of a root's candidates, those without sharing, and a control's tokens."""
-    plan = plan_root(root, context_ids, bos_ids, max_positions, lambda *_: [])
+    plan = plan_root(root, context_ids, bos_ids, max_positions, lambda *_: [], possible=possible)
     before = {c: len(bos_ids) + len(context_ids[c]) for c in plan.contexts}
     tokens = sum(before[c] + anchors[-1] for c, anchors in plan.contexts.items())
     pairs = sum(len(anchors) for anchors in plan.contexts.values())
@@ -198,7 +200,7 @@ def sharing_trend(
     The share of distinct contexts among the pairs grows as fewer neighbours are considered. Its
     growth per logarithm of the rank is extrapolated to K·f. Returns 0 if K·f is at least 1.
     """
-    wanted = candidates_per_anchor(settings)
+    wanted, possible = candidates_per_anchor(settings), possible_pairs(settings.verification)
     rank = wanted * pool_share
     if rank >= 1 or not roots.candidates:
         return 0.0
@@ -206,7 +208,7 @@ def sharing_trend(
     distinct = []
     for r in ranks:
         passes = [
-            _passes(up_to_rank(root, r), roots.context_ids, bos_ids, max_positions)[0]
+            _passes(up_to_rank(root, r), roots.context_ids, bos_ids, max_positions, possible)[0]
             for root in roots.candidates
         ]
         pairs = sum(p.pairs for p in passes)

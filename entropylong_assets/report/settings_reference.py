@@ -24,7 +24,7 @@ A settings file is YAML. It has the sections below at its top level, if it descr
 one dataset:
 
 ```yaml
-profile: calibrated              # what the file leaves out comes from this profile
+profile: default                 # what the file leaves out comes from this profile
 data_uri: /data/my-run
 corpus:
   sources: [{name: web, uri: "/corpus/web/*.jsonl.zst"}]

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-DEFAULT_PROFILE = "calibrated"
+DEFAULT_PROFILE = "default"
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
-    # The defaults: the method of the paper, extended by control contexts, a minimum anchor position
-    # and the surprisal condition.
-    "calibrated": {},
+    # The defaults: the method of the paper, with control contexts, a minimum anchor position and
+    # the conditions of genuine dependencies.
+    "default": {},
     # The rule and the values of the paper.
     "paper": {
         "corpus": {

@@ -142,6 +142,7 @@ def test_arms_are_read_and_refused_in_one_line(
             pack_arm(arm, Partition(settings, store), shards, TOKENS, None)
 
 
+@pytest.mark.long
 def test_trial_runs_from_stored_tables_to_its_page(
     tmp_path: Path,
     made: tuple[Path, Settings, TableStore, list[str]],

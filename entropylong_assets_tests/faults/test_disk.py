@@ -68,6 +68,7 @@ def fill_and_rerun(
     assert record.faults["full disk"] >= 1
 
 
+@pytest.mark.long
 def test_a_full_disk_in_short(reference: Reference, disk: Path, record: FaultRecord) -> None:
     fill_and_rerun(reference, "chunk_embeddings", 2, disk, record)
 

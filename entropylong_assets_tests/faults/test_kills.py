@@ -76,7 +76,10 @@ def test_the_forkserver_has_no_thread_that_a_fork_would_lose() -> None:
     assert forkserver_threads() == 1
 
 
-@pytest.mark.parametrize(("stage", "kills"), [("corpus_documents", 4), ("chunk_embeddings", 6)])
+@pytest.mark.parametrize(
+    ("stage", "kills"),
+    [pytest.param("corpus_documents", 4, marks=pytest.mark.long), ("chunk_embeddings", 6)],
+)
 def test_a_killed_stage_in_short(
     reference: Reference, stage: str, kills: int, tmp_path: Path, record: FaultRecord
 ) -> None:

@@ -77,6 +77,7 @@ def test_an_index_is_made_while_a_shard_is_written(
     record.faults["index and shard at once"] += 1
 
 
+@pytest.mark.long
 def test_a_commit_conflict_is_tried_again_and_ends_as_undisturbed(
     reference: Reference, tmp_path: Path, record: FaultRecord
 ) -> None:

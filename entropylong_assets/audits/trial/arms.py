@@ -18,6 +18,7 @@ from entropylong_assets.audits.trial.settings import Arm, TrialSettings
 from entropylong_assets.settings.section import Settings, one_line
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts, tokenizer_facts
+from entropylong_assets.stages.samples.registry import IN_FORCE, RECIPES
 from entropylong_assets.stages.samples.selection import needs_pool
 from entropylong_assets.stages.samples.settings import SampleSettings
 from entropylong_assets.stages.samples.shard_inputs import open_tables, stored
@@ -63,6 +64,16 @@ DEFAULT_ARMS: Mapping[str, Arm] = {
     "genuine": Arm(rule="genuine"),
 }
 """What the paper's claim is compared on: rivals, the ablation, the paper's rule and ours."""
+
+
+def default_arms(settings: Settings) -> Mapping[str, Arm]:
+    """Those of `DEFAULT_ARMS` by rules whose verdicts are stored."""
+    stored = (None, IN_FORCE, *evaluated_rules(settings.verification))
+    return {
+        name: arm
+        for name, arm in DEFAULT_ARMS.items()
+        if (RECIPES[arm.recipe].rule if arm.recipe else arm.rule) in stored
+    }
 
 
 def read_arms(file: str | Path) -> Mapping[str, Arm]:

@@ -73,6 +73,15 @@ class Calibrated(_Verified):
     rule = "calibrated"
 
 
+@RECIPES.register("genuine")
+class Genuine(_Verified):
+    """Contexts that rule `genuine` accepts: `calibrated`, and the anchor's word stands in the
+    context in wording that is rare in the corpus. Follows from stored gains and counts of
+    phrases."""
+
+    rule = "genuine"
+
+
 @RECIPES.register("no_verify")
 class NoVerify(Recipe):
     """Retrieved contexts without verification, the best-ranked of every anchor first.

@@ -10,6 +10,7 @@ from entropylong_assets.settings.section import Section
 from entropylong_assets.stages.samples.registry import RECIPES
 
 BUILT_IN_RECIPES = (
+    "genuine",
     "entropylong",
     "calibrated",
     "no_verify",
@@ -39,10 +40,10 @@ class SampleSettings(Section):
     of the corpus (role `filler`), to the last token. Padding is masked from the loss; fillers are
     learnt unless `export.learn_fillers` is false."""
     recipe: Annotated[str, AfterValidator(RECIPES.check)] | None = None
-    """How a root's contexts are chosen: `entropylong`, `calibrated`, `no_verify`, `random`,
-    `quest`, `nextlong`, `policylong`, or a recipe of another package (docs/extending.md). Each
-    takes at most as many tokens as the contexts that the rule in force accepts for that root.
-    `null`: these contexts."""
+    """How a root's contexts are chosen: `genuine`, `entropylong`, `calibrated`,
+    `no_verify`, `random`, `quest`, `nextlong`, `policylong`, or a recipe of another package
+    (docs/extending.md). Each takes at most as many tokens as the contexts that the rule in force
+    accepts for that root. `null`: these contexts."""
     max_uses_per_context: int | None = Field(None, ge=1)
     """Maximum number of roots of a shard that use the same context. `null`: no limit. This limit
     and the next two keep the contexts with the highest sum of gains and drop the others."""

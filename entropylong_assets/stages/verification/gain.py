@@ -18,10 +18,22 @@ NEAR_DUPLICATE = "near_duplicate"
 TOO_LONG = "too_long_for_model"
 NOT_TRIED = "not_tried"
 SCREENED_OUT = "screened_out"
+EXCLUDED_BY_TEXT = "excluded_by_text"
 
 
 TEXT_COLUMNS = pl.Schema(pa.schema(TEXT_FIELDS))
 ANCHOR_COLUMNS = tuple(name for name in TEXT_COLUMNS if name != "has_word")
+
+
+def possible_pairs(settings: VerificationSettings) -> pl.Expr | None:
+    """Return which pairs an evaluated rule may accept, by their text alone; None: all of them."""
+    conditions: list[pl.Expr] = []
+    for rule in evaluated_rules(settings).values():
+        possible = getattr(rule, "possible", None)
+        if possible is None:
+            return None
+        conditions.append(possible(settings))
+    return pl.any_horizontal(conditions)
 
 
 def judge(pairs: pl.DataFrame, settings: VerificationSettings) -> pl.DataFrame:

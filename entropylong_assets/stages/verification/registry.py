@@ -30,7 +30,12 @@ class Rule(Protocol):
     point of the group `entropylong_assets.rules` that names the instance. It is then available as
     `verification.rule: my_rule`, and in `verification.compared_rules`.
 
-    Both methods return Polars expressions over the columns of a pair:
+    A rule that rejects some pairs for their text alone, whatever their scores, can say so by a
+    third method, `possible(settings)`: whether a pair can be accepted, from the columns `word` to
+    `counted_documents` below. Contexts without such a pair are not scored, unless another evaluated
+    rule could accept one.
+
+    The methods return Polars expressions over the columns of a pair:
 
     - `entropy`, `surprisal`: H and I(x_t) of the root alone;
     - `entropy_context`, `surprisal_context`: given the context;

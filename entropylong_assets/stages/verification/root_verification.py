@@ -17,6 +17,7 @@ from entropylong_assets.stages.retrieval.anchor_text import have_words
 from entropylong_assets.stages.retrieval.leak_check import PASSED
 from entropylong_assets.stages.verification.controls import Control
 from entropylong_assets.stages.verification.gain import (
+    EXCLUDED_BY_TEXT,
     NOT_TRIED,
     SCREENED_OUT,
     TEXT_COLUMNS,
@@ -83,12 +84,14 @@ def plan_root(
     max_positions: int,
     draw: DrawControls,
     max_forward_tokens: int | None = None,
+    possible: pl.Expr | None = None,
 ) -> RootPlan:
     """Make the requests for every distinct candidate and every control of the root.
 
     context_ids: token ids of each chunk as in a sample, including the separator's. With
     max_forward_tokens the controls are the same as without it, and candidates that exceed it are
-    refused as not tried.
+    refused as not tried. With `possible`, whether a pair may be accepted, candidates without such a
+    pair are refused; the controls are the same as without it, or none if no candidate is left.
     """
     refusals: dict[str, str] = {}
     contexts: dict[str, list[int]] = {}
@@ -106,6 +109,12 @@ def plan_root(
         length = max(len(context_ids[c]) for c in contexts)
         room = max_positions - len(bos_ids) - anchors[-1] - 1
         controls = draw(root, min(length, room))
+    if possible is not None:
+        left = set(root.candidates.filter(possible)["chunk_id"])
+        refusals |= {c: EXCLUDED_BY_TEXT for c in contexts if c not in left}
+        contexts = {c: scored for c, scored in contexts.items() if c in left}
+        if not contexts:
+            anchors, controls = [], []
     plan = RootPlan(root, refusals, contexts, controls, anchors)
     plan.requests = {
         c: context_request(bos_ids, context_ids[c], root.token_ids, scored, max_positions)

@@ -20,6 +20,8 @@ NO_WORD = "no_word"
 EXCLUDED_ANCHOR = "excluded_anchor"
 WORD_NOT_IN_CONTEXT = "word_not_in_context"
 COMMON_PHRASE = "common_phrase"
+_BY_TEXT = (NO_WORD, EXCLUDED_ANCHOR, WORD_NOT_IN_CONTEXT, COMMON_PHRASE)
+"""Reasons that need no score."""
 
 COUNTED_DOCUMENTS = 8000
 """Counted documents up to which limits on the documents of a phrase hold as they are set."""
@@ -88,6 +90,11 @@ class Genuine:
 
     def accepts(self, settings: VerificationSettings) -> pl.Expr:
         return ~pl.any_horizontal(_refusals(settings).values())
+
+    def possible(self, settings: VerificationSettings) -> pl.Expr:
+        """Return whether the text allows a pair: none of the conditions on words is violated."""
+        refusals = _refusals(settings)
+        return ~pl.any_horizontal(refusals[name] for name in _BY_TEXT)
 
     def reason(self, settings: VerificationSettings) -> pl.Expr:
         """Return the first reason of `_refusals` that holds."""

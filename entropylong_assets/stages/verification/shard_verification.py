@@ -25,6 +25,7 @@ from entropylong_assets.stages.verification.controls import (
 )
 from entropylong_assets.stages.verification.evidence import EVIDENCE, EvidenceFinder
 from entropylong_assets.stages.verification.evidence_kinds import classify
+from entropylong_assets.stages.verification.gain import possible_pairs
 from entropylong_assets.stages.verification.registry import Estimator
 from entropylong_assets.stages.verification.root_verification import (
     RootCandidates,
@@ -122,6 +123,7 @@ class Verifier:
                 self.max_positions,
                 self._draw_controls,
                 settings.max_forward_tokens_per_root,
+                possible_pairs(settings),
             )
             for root in roots
         ]

@@ -132,7 +132,7 @@ def _stored_scores(step: Step) -> StoredScores | None:
     dataset = find_scores(step.store, step.shard, step.determinants)
     if dataset is None:
         return None
-    step.log(f"scores are those of dataset {dataset}: only the rule or its settings differ")
+    step.log(f"scores that dataset {dataset} has are taken from it: only the rule differs")
     return StoredScores(TableStore(step.store.uri, step.store.corpus, dataset), step.shard)
 
 
@@ -218,7 +218,7 @@ keep the gain, and a kind.""",
     sections={"verification": VerificationSettings},
     determined_by=_determined_by,
     identify=_identify,
-    code_version=8,
+    code_version=9,
     check_folder=Path(__file__).parent / "checks",
     checks=(
         Check("pairs_reconcile", "Every candidate has one pair with a verdict."),

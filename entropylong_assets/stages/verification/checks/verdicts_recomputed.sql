@@ -35,7 +35,12 @@ verdicts AS (
            coalesce(g > $epsilon, false) AS plain,
            coalesce(cg > $epsilon AND (likelier OR NOT $require_surprisal_drop), false)
                AS calibrated,
-           entropy_context IS NOT NULL AND not_genuine IS NULL AS genuine
+           entropy_context IS NOT NULL AND not_genuine IS NULL AS genuine,
+           word IS NOT NULL AND NOT coalesce(list_contains($excluded_anchors, anchor_kind), false)
+               AND coalesce(has_word, false)
+               AND NOT coalesce(phrase_documents > $max_phrase_documents * larger
+                                OR pair_documents > $max_pair_documents * larger, false)
+               AS may_be_genuine
     FROM refusals
 ),
 reasons AS (
@@ -68,7 +73,12 @@ WHERE (gain IS NULL) <> (g IS NULL) OR abs(gain - g) > 1e-9
    OR accepted <> passes
    OR accepted <> (verdict = 'accepted')
    OR (entropy_context IS NULL AND len(accepted_by) > 0)
+   -- Rule genuine alone excludes by text; a pair that it could accept must have been scored.
+   OR (verdict = 'excluded_by_text'
+       AND (list_has_any($evaluated_rules, ['plain', 'calibrated'])
+            OR (list_contains($evaluated_rules, 'genuine') AND may_be_genuine)))
    OR CASE WHEN entropy_context IS NULL
            THEN verdict NOT IN
-               ('near_duplicate', 'too_long_for_model', 'not_tried', 'screened_out')
+               ('near_duplicate', 'too_long_for_model', 'not_tried', 'screened_out',
+                'excluded_by_text')
            ELSE verdict <> reason END
