@@ -100,6 +100,10 @@ class Progress:
         self._items = items, done, total
         self._report()
 
+    def restart(self) -> None:
+        """Derive the time left from what follows: the items of the next report took no time."""
+        self._first = None
+
     def _report(self) -> None:
         now = time.monotonic()
         state = self.state(now)
