@@ -64,8 +64,9 @@ def estimate(
     """Estimate what a run takes: counts, storage, time and cost, each with its 95% interval.
 
     Samples rows from the whole range of the sources and runs the stages on them in a temporary
-    folder. Stops after about --minutes; at least two roots are verified. Writes nothing. With --at
-    paper, prints the capacity plan at the paper's size (Markdown) from rates measured on an H100.
+    folder. Stops after about --minutes, but not before 6 roots are scored and 2 verified. Writes
+    nothing. With --at paper, prints the capacity plan at the paper's size (Markdown) from rates
+    measured on an H100.
     """
     with plain_errors():
         from entropylong_assets.report.capacity import PlanError
@@ -127,8 +128,8 @@ def pilot(
     """Verify a few roots, show accepted and rejected pairs, and suggest settings.
 
     Runs every stage up to the verification on a sample of the sources, in a temporary folder. Stops
-    after about --minutes; at least two roots are verified. A corpus that is embedded already is
-    searched as it is. Writes nothing to the corpus or the dataset.
+    after about --minutes, but not before 6 roots are scored and 2 verified. A corpus that is
+    embedded already is searched as it is. Writes nothing to the corpus or the dataset.
     """
     with plain_errors():
         settings = open_dataset(settings_file, dataset)

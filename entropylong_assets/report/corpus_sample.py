@@ -136,12 +136,12 @@ def take_sample(
         )
     fitted, speed = effort, None
     if embedded or clock.left is not None:
-        on_stage("the speed of the models")
+        on_stage("timing of both models")
         speed = measure_speed(settings, model, texts)
     if speed and clock.left is not None:
         fitted = fit_effort(effort, clock.left, speed, embedded is not None)
-    wished = choose_roots(settings, sources, lengths, _root_limits(effort))
-    chosen = choose_roots(settings, sources, lengths, _root_limits(fitted))
+    wished = choose_roots(settings, sources, lengths, (effort.roots, effort.root_tokens))
+    chosen = choose_roots(settings, sources, lengths, (fitted.roots, fitted.root_tokens))
     pool = choose_pool(
         sources, {d.doc_id for d in chosen}, 0 if embedded else fitted.pool_chars
     ) or choose_pool(sources, set(), max(map(len, texts)))
@@ -186,10 +186,6 @@ def take_sample(
                 },
             ),
         )
-
-
-def _root_limits(effort: Effort) -> tuple[int, int, int]:
-    return effort.roots, effort.root_tokens, effort.min_roots
 
 
 def _of_corpus(sources: Sequence[SourceSample], documents: float | None) -> tuple[float, float]:

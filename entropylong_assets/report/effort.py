@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from entropylong_assets.report.sample_arrays import MIN_ROOTS
 from entropylong_assets.report.verified_sample import FEW, Budget
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.embeddings.embedder import load_embedder
@@ -22,8 +21,6 @@ from entropylong_assets.stages.entropy.model import ScoringModel
 
 PARTS = {"embedding": 0.25, "roots": 0.1, "verification": 0.5}
 """Shares of the time that is left. The rest is for index, retrieval and checks."""
-FEWEST_ROOTS = 2
-"""Minimum number of roots within a limit of time."""
 _WITH_EVIDENCE = 4 / 3
 """Tokens of all passes per token of candidates and controls; the rest is for evidence spans."""
 _PROBED_CHUNKS, _PROBED_TOKENS, _FIRST_TOKENS = 16, 512, 32
@@ -40,9 +37,7 @@ class Effort:
     roots: int = 24
     """Maximum number of measured roots."""
     root_tokens: int = 24_000
-    """Maximum number of tokens of the measured roots."""
-    min_roots: int = MIN_ROOTS
-    """Roots that are measured whatever their tokens."""
+    """Maximum number of tokens of the measured roots; at least 6 roots are measured."""
     verified: Budget = FEW
     """Candidates that are verified."""
     seed: int = 0
@@ -99,7 +94,7 @@ def measure_speed(settings: Settings, model: ScoringModel, texts: Sequence[str])
 
 
 def fit_effort(effort: Effort, seconds: float, speed: Speed, is_embedded: bool) -> Effort:
-    """Return the effort with limits that fit the time.
+    """Return the effort with limits that fit the time. The fewest roots may take longer.
 
     is_embedded: whether the corpus is embedded already, so that all time is for the scoring.
     """
@@ -112,7 +107,6 @@ def fit_effort(effort: Effort, seconds: float, speed: Speed, is_embedded: bool) 
         effort,
         pool_chars=min(effort.pool_chars, int(shares["embedding"] * seconds * speed.chars)),
         root_tokens=min(effort.root_tokens, int(shares["roots"] * seconds * speed.tokens)),
-        min_roots=min(effort.min_roots, FEWEST_ROOTS),
         verified=replace(effort.verified, tokens=min(effort.verified.tokens, tokens)),
     )
 

@@ -40,13 +40,12 @@ def choose_roots(
     settings: Settings,
     sources: Sequence[SourceSample],
     lengths: Lengths,
-    limits: tuple[int, int, int],
+    limits: tuple[int, int],
 ) -> list[SampledDocument]:
     """Return the roots to measure: of each source in proportion to its roots.
 
     They are chosen by the hash that the draw uses, so that roots of a real run are among them.
-    limits: maximum number of roots, and of their tokens; number of roots chosen whatever their
-    tokens.
+    limits: maximum number of roots, and of their tokens; at least `MIN_ROOTS` are chosen.
     """
     ordered: list[tuple[float, SampledDocument]] = []
     for source in sources:
@@ -62,7 +61,7 @@ def choose_roots(
     total = 0
     for _, document in ordered[: limits[0]]:
         total += lengths.tokens[document.doc_id]
-        if total > limits[1] and len(chosen) >= limits[2]:
+        if total > limits[1] and len(chosen) >= MIN_ROOTS:
             break
         chosen.append(document)
     return chosen
