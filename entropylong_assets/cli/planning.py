@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from entropylong_assets.cli.common import DatasetName, SettingsFile, open_dataset, out, plain_errors
 
 if TYPE_CHECKING:
-    from entropylong_assets.report.corpus_sample import Effort, Sample
+    from entropylong_assets.report.corpus_sample import Sample
+    from entropylong_assets.report.effort import Effort
     from entropylong_assets.report.estimate import Estimate, Figure, Size
     from entropylong_assets.report.pilot import JudgedPair, Pilot
     from entropylong_assets.settings.section import Settings
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 def add_commands(app: typer.Typer) -> None:
     app.command()(estimate)
     app.command()(pilot)
+
+
+Minutes = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Limit of time, with the loading of the models. What was measured by then is reported "
+        "with its intervals; more narrows them. 0: no limit.",
+    ),
+]
 
 
 def estimate(
@@ -41,6 +52,7 @@ def estimate(
     ] = None,
     rows: Annotated[int, typer.Option(min=16, help="Number of rows to read.")] = 1024,
     roots: Annotated[int, typer.Option(min=2, help="Maximum number of roots to measure.")] = 24,
+    minutes: Minutes = 2.0,
     rates: Annotated[
         list[Path] | None,
         typer.Option(
@@ -52,8 +64,9 @@ def estimate(
     """Estimate what a run takes: counts, storage, time and cost, each with its 95% interval.
 
     Samples rows from the whole range of the sources and runs the stages on them in a temporary
-    folder. Writes nothing. With --at paper, prints the capacity plan at the paper's size (Markdown)
-    from rates measured on an H100.
+    folder. Stops after about --minutes, but not before 6 roots are scored and 2 verified. Writes
+    nothing. With --at paper, prints the capacity plan at the paper's size (Markdown) from rates
+    measured on an H100.
     """
     with plain_errors():
         from entropylong_assets.report.capacity import PlanError
@@ -67,11 +80,11 @@ def estimate(
             raise PlanError("--rates: only the capacity plan takes rates; add --at paper")
         size = parse_size(" ".join(wanted)) if wanted else None
         settings = open_dataset(settings_file, dataset)
-        from entropylong_assets.report.corpus_sample import Effort
+        from entropylong_assets.report.effort import Effort
 
         sample = _sample(
             settings,
-            Effort(rows=rows, roots=roots, root_tokens=1000 * roots),
+            Effort(rows=rows, roots=roots, root_tokens=1000 * roots, minutes=minutes or None),
             size.value if size and size.unit == "documents" else None,
         )
         estimated = make_estimate(sample, size, hour_price)
@@ -79,15 +92,16 @@ def estimate(
 
 
 def _sample(settings: Settings, effort: Effort, documents: float | None = None) -> Sample:
-    """Take a sample and name each part on standard error as it begins."""
+    """Take a sample. Progress goes to standard error."""
+    from entropylong_assets.cli.sample_progress import SampleProgress
     from entropylong_assets.orchestration.scanning import plan_without_saving
     from entropylong_assets.report.corpus_sample import take_sample
     from entropylong_assets.stages.corpus.shards import require_shards
 
     plan = plan_without_saving(settings.corpus)
     require_shards(settings.corpus, plan)
-    notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    return take_sample(settings, plan, effort, lambda stage: notes.print(f"{stage} …"), documents)
+    with SampleProgress(effort.minutes) as progress:
+        return take_sample(settings, plan, effort, progress.begin, documents, progress.observe)
 
 
 def pilot(
@@ -109,26 +123,34 @@ def pilot(
     show: Annotated[
         int, typer.Option(min=0, help="Number of pairs to show, of accepted and of rejected ones.")
     ] = 3,
+    minutes: Minutes = 3.0,
 ) -> None:
     """Verify a few roots, show accepted and rejected pairs, and suggest settings.
 
-    Runs every stage up to the verification on a sample of the sources, in a temporary folder.
-    Writes nothing to the corpus or the dataset.
+    Runs every stage up to the verification on a sample of the sources, in a temporary folder. Stops
+    after about --minutes, but not before 6 roots are scored and 2 verified. A corpus that is
+    embedded already is searched as it is. Writes nothing to the corpus or the dataset.
     """
     with plain_errors():
         settings = open_dataset(settings_file, dataset)
-        from entropylong_assets.report.corpus_sample import Effort
+        from entropylong_assets.report.effort import Effort
         from entropylong_assets.report.pilot import make_pilot
         from entropylong_assets.report.verified_sample import Budget
         from entropylong_assets.stages.entropy.model import load_tokenizer
 
-        effort = Effort(roots=roots, root_tokens=10**9, verified=Budget(tokens, None))
+        effort = Effort(
+            roots=roots,
+            root_tokens=10**9,
+            verified=Budget(tokens, None),
+            minutes=minutes or None,
+        )
         sample = _sample(settings, effort)
         result = make_pilot(sample, load_tokenizer(settings.scoring), show, samples)
-    _print_pilot(result)
+    _print_pilot(result, sample)
+    _print_cut(sample)
 
 
-def _print_pilot(pilot: Pilot) -> None:
+def _print_pilot(pilot: Pilot, sample: Sample) -> None:
     """Plain lines, which a pipe takes as well as a terminal."""
     for title, pairs in (("Accepted", pilot.accepted), ("Rejected", pilot.rejected)):
         for number, pair in enumerate(pairs, 1):
@@ -143,7 +165,8 @@ def _print_pilot(pilot: Pilot) -> None:
         out.print(f"[yellow]Nothing accepted:[/] {escape(pilot.empty)}.", soft_wrap=True)
     if pilot.suggestions:
         out.print()
-        out.print("Suggested settings", style="bold")
+        n = sample.verified.verified_roots
+        out.print(f"Suggested settings, from {n:,} roots", style="bold")
     for suggestion in pilot.suggestions:
         out.print(f"  {suggestion.setting}: [bold]{escape(suggestion.value)}[/]", soft_wrap=True)
         out.print(f"    {escape(suggestion.basis)}", soft_wrap=True)
@@ -187,7 +210,8 @@ def _print_estimate(name: str, sample: Sample, estimated: Estimate, size: Size |
     table.add_column("")
     for column in ("expected", "95% from", "to"):
         table.add_column(column, justify="right")
-    for figure in estimated.figures:
+    dependencies = estimated.figure("verified dependencies").value
+    for figure in (in_suitable_unit(figure, dependencies) for figure in estimated.figures):
         table.add_row(figure.name, *_shown(figure))
     out.print(table)
     chosen, sources = sample.chosen_rows, len(sample.sources)
@@ -200,8 +224,34 @@ def _print_estimate(name: str, sample: Sample, estimated: Estimate, size: Size |
         f"{sample.rates['anchors']:,.0f} anchors/s, {sample.rates['tokens']:,.0f} tokens/s.",
         soft_wrap=True,
     )
+    _print_cut(sample)
     for warning in estimated.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}.", soft_wrap=True)
+
+
+def in_suitable_unit(figure: Figure, dependencies: float) -> Figure:
+    """Return a figure per million dependencies per thousand or per dependency if there are few.
+
+    dependencies: expected number.
+    """
+    million = " per million dependencies"
+    if not figure.name.endswith(million) or dependencies >= 1e6:
+        return figure
+    per, divisor = (
+        (" per thousand dependencies", 1e3) if dependencies >= 1e3 else (" per dependency", 1e6)
+    )
+    return replace(
+        figure,
+        name=figure.name.removesuffix(million) + per,
+        value=figure.value / divisor,
+        low=figure.low / divisor,
+        high=figure.high / divisor,
+    )
+
+
+def _print_cut(sample: Sample) -> None:
+    if sample.cut:
+        out.print(f"[yellow]{escape(sample.cut)}.[/]", soft_wrap=True)
 
 
 def _shown(figure: Figure) -> list[str]:

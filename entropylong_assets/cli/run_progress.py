@@ -12,70 +12,22 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from entropylong_assets.cli.progress_bars import JobBars, JobProgress
 from entropylong_assets.orchestration import assets
 from entropylong_assets.orchestration.runner import Failure, Watcher
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import MissingSourceError
-from entropylong_assets.stages.progress import ProgressState, duration
+from entropylong_assets.stages.progress import ProgressState, duration, listening
 from entropylong_assets.stages.stage import Job, Stage
 from entropylong_assets.storage.tables import WHOLE
 
 SECONDS_BETWEEN_LINES = 10.0
-
-
-@dataclass
-class JobProgress:
-    """Progress of a job. Shards that it skips are not counted."""
-
-    name: str
-    shards: int
-    began: float
-    finished: int = 0
-    shard: str = ""
-    shard_began: float = 0.0
-    stage: str = ""
-    state: ProgressState | None = None
-    task: TaskID | None = None
-
-    def seconds_left(self, now: float) -> float | None:
-        """From the mean time of finished shards, and the time that the present step has left.
-
-        None if no shard is finished, or if the last one takes longer than the others and its step
-        does not know how long.
-        """
-        if not self.finished:
-            return None
-        mean = (self.shard_began - self.began) / self.finished
-        of_step = (self.state.seconds_left if self.state else None) or 0.0
-        of_shard = max(of_step, mean - (now - self.shard_began))
-        others = mean * (self.shards - self.finished - 1)
-        return others + of_shard if others or of_shard > 0 else None
-
-    @property
-    def completed(self) -> float:
-        """Number of finished shards, plus the finished share of the present step."""
-        share = self.state.share if self.state else None
-        return self.finished + (share or 0.0) * 0.99
-
-    def doing(self, now: float) -> str:
-        """One line: shard, stage, its progress, and the time left for all shards."""
-        parts = [] if self.shard in ("", WHOLE) else [self.shard]
-        if self.stage:
-            parts.append(f"{self.stage}: {self.state.line() if self.state else 'started'}")
-        else:
-            parts.append(f"running for {duration(now - self.shard_began)}")
-        left = self.seconds_left(now)
-        if left is not None and self.shards > 1:
-            parts.append(f"all shards {duration(left)} left")
-        return " | ".join(parts)
 
 
 def _visible_stream(stack: ExitStack) -> TextIO:
@@ -109,23 +61,15 @@ class RunProgress:
     def __enter__(self) -> RunProgress:
         sys.stdout.flush()
         self._console = Console(file=_visible_stream(self._stack), highlight=False)
-        self._bars: Progress | None = None
+        self._bars: JobBars | None = None
         if self._console.is_terminal:
-            self._bars = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=16),
-                TextColumn("{task.fields[shards]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[doing]}"),
-                console=self._console,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
+            self._bars = JobBars(self._console)
             self._bars.start()
         assets.observers.append(self._observe)
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
-        self._ticker.start()
+        self._stack.enter_context(listening(self._announce))
+        self._ticker = None if self._bars else threading.Thread(target=self._tick, daemon=True)
+        if self._ticker:
+            self._ticker.start()
         return self
 
     def __exit__(
@@ -136,7 +80,8 @@ class RunProgress:
     ) -> None:
         assets.observers.remove(self._observe)
         self._ended.set()
-        self._ticker.join(1)
+        if self._ticker:
+            self._ticker.join(1)
         if self._bars:
             self._bars.stop()
         self._stack.close()
@@ -145,46 +90,33 @@ class RunProgress:
         self._console.print(line, soft_wrap=True)
 
     def _tick(self) -> None:
-        while not self._ended.wait(1.0 if self._bars else self._every):
+        while not self._ended.wait(self._every):
             job = self._job
-            if job is None or not job.shard:
-                continue
-            if self._bars:
-                self._draw(job)
-            else:
+            if job is not None and job.shard:
                 number = f"{job.finished + 1:,} of {job.shards:,}"
                 doing = job.doing(time.monotonic())
                 self._print(escape(f"{time.strftime('%H:%M:%S')} {job.name}, {number}: {doing}"))
 
-    def _draw(self, job: JobProgress) -> None:
-        if self._bars and job.task is not None:
-            self._bars.update(
-                job.task,
-                completed=job.completed,
-                shards=f"{job.finished:,}/{job.shards:,}",
-                doing=escape(job.doing(time.monotonic())) if job.shard else "",
-            )
-
     def _on_job(self, settings: Settings, job: Job, shards: Sequence[str], n_skipped: int) -> None:
         name = f"{settings.name} {job.name}"
-        self._job = JobProgress(name, len(shards), time.monotonic())
-        skipped = f", {n_skipped:,} up to date" if n_skipped and list(shards) != [WHOLE] else ""
+        job_progress = JobProgress(name, len(shards), time.monotonic())
+        if list(shards) != [WHOLE]:
+            job_progress.skipped = n_skipped
+        self._job = job_progress
         if not shards:
             self._print(f"{escape(name)}: up to date")
         elif self._bars:
-            self._job.task = self._bars.add_task(
-                f"{escape(name)}{skipped}", total=len(shards), shards=f"0/{len(shards):,}", doing=""
-            )
+            self._bars.add_job(job_progress)
         elif list(shards) == [WHOLE]:
             self._print(f"{escape(name)}: over all shards")
         else:
+            skipped = f", {n_skipped:,} up to date" if n_skipped else ""
             self._print(f"{escape(name)}: {len(shards):,} shards to run{skipped}")
 
     def _on_start(self, settings: Settings, job: Job, shard: str) -> None:  # noqa: ARG002
         if self._job:
             self._job.shard, self._job.shard_began = shard, time.monotonic()
             self._job.stage, self._job.state = "", None
-            self._draw(self._job)
 
     def _on_end(self, settings: Settings, job: Job, shard: str, was_run: bool) -> None:  # noqa: ARG002
         if self._job is None or not was_run:
@@ -192,7 +124,6 @@ class RunProgress:
         state, now = self._job, time.monotonic()
         state.finished += 1
         state.shard, state.shard_began, state.stage, state.state = "", now, "", None
-        self._draw(state)
         if state.finished == state.shards and not self._bars:
             what = "" if shard == WHOLE else f"{state.shards:,} shards in "
             self._print(f"{escape(state.name)}: {what}{duration(now - state.began)}")
@@ -201,6 +132,9 @@ class RunProgress:
         where = "" if shard == WHOLE else f", {shard}"
         line = f"{settings.name} {stage.name}{where}: {reason}"
         self._print(f"[yellow]skipped:[/] {escape(line)}")
+
+    def _announce(self, line: str) -> None:
+        self._print(escape(f"{time.strftime('%H:%M:%S')} {line}"))
 
     def _on_failure(self, failure: Failure) -> None:
         self._print(f"[red]failed:[/] {escape(failure.message)}")

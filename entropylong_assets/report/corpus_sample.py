@@ -12,7 +12,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from entropylong_assets.report.document_sample import SourceSample, sample_documents
+from entropylong_assets.report.document_sample import (
+    SampledDocument,
+    SourceSample,
+    sample_documents,
+)
+from entropylong_assets.report.effort import (
+    DEFAULT_EFFORT,
+    Clock,
+    Effort,
+    describe_cut,
+    fit_effort,
+    measure_speed,
+)
 from entropylong_assets.report.replicates import (
     QUANTITIES,
     Accepted,
@@ -32,8 +44,8 @@ from entropylong_assets.report.root_costs import (
     sharing_trend,
 )
 from entropylong_assets.report.sample_arrays import Lengths, choose_pool, choose_roots, make_rows
-from entropylong_assets.report.trial import TrialError, open_trial
-from entropylong_assets.report.verified_sample import FEW, Budget, VerifiedSample, verify_sample
+from entropylong_assets.report.trial import Trial, TrialError, embedded_store, open_trial
+from entropylong_assets.report.verified_sample import VerifiedSample, verify_sample
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.shards import ShardPlan
 from entropylong_assets.stages.embeddings.chunk_stage import CHUNK_EMBEDDINGS_STAGE
@@ -41,25 +53,9 @@ from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS
 from entropylong_assets.stages.entropy.engine import load_scorer
 from entropylong_assets.stages.entropy.model import ScoringModel, load_scoring_model
 from entropylong_assets.stages.entropy.stage import ENTROPY_SCORES_STAGE
+from entropylong_assets.stages.progress import Observer
 from entropylong_assets.stages.retrieval.stage import CANDIDATE_CONTEXTS_STAGE
-
-
-@dataclass(frozen=True)
-class Effort:
-    """Limits on what an estimate reads and scores."""
-
-    rows: int = 1024
-    """Rows chosen from the sources; their texts are tokenized."""
-    pool_chars: int = 1_000_000
-    """Characters of the documents that are embedded and searched."""
-    roots: int = 24
-    """Maximum number of measured roots."""
-    root_tokens: int = 24_000
-    """Maximum number of tokens of the measured roots; at least 6 roots are measured."""
-    verified: Budget = FEW
-    """Candidates that are verified."""
-    seed: int = 0
-    """Seed of the choice of rows."""
+from entropylong_assets.storage.tables import TableStore
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,8 @@ class Sample:
     rates: dict[str, float]
     """Units per second here: `chunks`, `anchors`, `tokens`."""
     device: str
-    """Identity of the scoring model."""
+    cut: str | None = None
+    """What a limit of time left out; None if nothing."""
 
     def point(self) -> Totals:
         return point(self.rows, self.measured, _accepted(self.verified))
@@ -110,42 +107,58 @@ class Sample:
 def take_sample(
     settings: Settings,
     plan: ShardPlan,
-    effort: Effort = Effort(),
+    effort: Effort = DEFAULT_EFFORT,
     on_stage: Callable[[str], None] = lambda _: None,
     documents: float | None = None,
+    observer: Observer | None = None,
 ) -> Sample:
     """Sample the sources of a dataset's corpus and run a trial on the sample.
 
     plan: shards of the corpus, registered or not. on_stage: called before each part with a line for
     users. documents: number of documents of the corpus to estimate for; None: as many as it has.
-    Raises CorpusError if a source lacks its text field, TrialError if no row of the sample becomes
-    a document, and the errors of loading the models.
+    observer: gets the progress of each part. If the corpus is embedded already, all of it is
+    searched, and nothing is embedded but a few texts, to measure the speed. Raises CorpusError if a
+    source lacks its text field, TrialError if no row of the sample becomes a document, and the
+    errors of loading the models.
     """
+    clock = Clock(effort.minutes)
     on_stage("a sample of the sources")
     sources = sample_documents(settings.corpus, plan, effort.rows, effort.seed)
+    embedded = embedded_store(settings, [shard.key for shard in plan.shards])
     model = load_scoring_model(settings.scoring)
     lengths = _lengths(settings, plan, sources, model)
-    chosen = choose_roots(settings, sources, lengths, (effort.roots, effort.root_tokens))
-    pool = choose_pool(sources, {d.doc_id for d in chosen}, effort.pool_chars)
-    if not pool:
+    texts = [d.text for source in sources for d in source.all_documents()]
+    if not texts:
         rows = sum(source.chosen_rows for source in sources)
         raise TrialError(
             f"corpus {settings.corpus.name}: none of {rows:,} rows looked at becomes a document; "
             "look at corpus.sources, min_chars and max_chars"
         )
-    with open_trial(settings, pool, [d.doc_id for d in chosen], on_stage) as trial:
-        summaries = [trial.store.summary(CHUNK_EMBEDDINGS, shard) for shard in trial.shards]
-        pool_chars = sum(len(d.text) for d in pool)
-        chars = sum(s.weight * sum(len(d.text) for d in s.all_documents()) for s in sources)
-        have = sum(s.weight * sum(1 for _ in s.all_documents()) for s in sources)
-        chars *= documents / have if documents else 1.0
-        pool_share = min(1.0, pool_chars / max(chars, 1))
+    fitted, speed = effort, None
+    if embedded or clock.left is not None:
+        on_stage("timing of both models")
+        speed = measure_speed(settings, model, texts)
+    if speed and clock.left is not None:
+        fitted = fit_effort(effort, clock.left, speed, embedded is not None)
+    wished = choose_roots(settings, sources, lengths, (effort.roots, effort.root_tokens))
+    chosen = choose_roots(settings, sources, lengths, (fitted.roots, fitted.root_tokens))
+    pool = choose_pool(
+        sources, {d.doc_id for d in chosen}, 0 if embedded else fitted.pool_chars
+    ) or choose_pool(sources, set(), max(map(len, texts)))
+    on_corpus = _of_corpus(sources, documents)
+    with open_trial(
+        settings, pool, [d.doc_id for d in chosen], on_stage, observer, embedded
+    ) as trial:
+        searched = _searched(trial, embedded, pool, on_corpus)
         roots = read_trial(trial, model.tokenizer)
         tokens = [len(ids) for ids in roots.context_ids.values()]
-        measured, order = _measure(settings, roots, model, pool_share)
+        measured, order = _measure(settings, roots, model, searched.share)
         on_stage("verification of a few candidates")
-        rank = int(np.ceil(candidates_per_anchor(settings) * pool_share))
-        verified = verify_sample(trial, roots, model, rank, effort.verified)
+        rank = int(np.ceil(candidates_per_anchor(settings) * searched.share))
+        verified = verify_sample(trial, roots, model, rank, fitted.verified, lambda: clock.left)
+        of_stages = dict(trial.rates)
+        if speed:
+            of_stages.setdefault(CHUNK_EMBEDDINGS_STAGE.name, speed.chunks)
         return Sample(
             sources=tuple(sources),
             settings=settings,
@@ -155,13 +168,64 @@ def take_sample(
             trial=roots,
             verified=verified,
             lengths=lengths,
-            pool_documents=len(pool),
-            pool_share=pool_share,
-            chunks_per_char=sum(s.chunks for s in summaries) / pool_chars,
-            dimension=summaries[0].dimension,
-            rates=_rates(trial.rates, verified),
+            pool_documents=searched.documents,
+            pool_share=searched.share,
+            chunks_per_char=searched.chunks_per_char,
+            dimension=searched.dimension,
+            rates=_rates(of_stages, verified),
             device=str(load_scorer(model, settings.scoring.pack_tokens).device),
+            cut=describe_cut(
+                effort,
+                {
+                    "roots": (len(chosen), len(wished)),
+                    "roots verified": (verified.verified_roots, verified.chosen),
+                    "characters searched": (
+                        searched.share * on_corpus[0],
+                        min(effort.pool_chars, sum(map(len, texts))),
+                    ),
+                },
+            ),
         )
+
+
+def _of_corpus(sources: Sequence[SourceSample], documents: float | None) -> tuple[float, float]:
+    """Return the characters and documents of the corpus, or of one with so many documents."""
+    have = sum(s.weight * sum(1 for _ in s.all_documents()) for s in sources)
+    chars = sum(s.weight * sum(len(d.text) for d in s.all_documents()) for s in sources)
+    wanted = documents or have
+    return chars * wanted / max(have, 1), wanted
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """What a trial searched."""
+
+    documents: int
+    share: float
+    """Of the corpus' chunks."""
+    chunks_per_char: float
+    dimension: int
+
+
+def _searched(
+    trial: Trial,
+    embedded: TableStore | None,
+    pool: Sequence[SampledDocument],
+    of_corpus: tuple[float, float],
+) -> _Searched:
+    """of_corpus: characters and documents of the corpus to estimate for."""
+    store, shards = trial.store, trial.shards
+    if embedded:
+        shards = tuple(embedded.shards(CHUNK_EMBEDDINGS))
+    summaries = [store.summary(CHUNK_EMBEDDINGS, shard) for shard in shards]
+    chunks, documents = sum(s.chunks for s in summaries), sum(s.documents for s in summaries)
+    chars = sum(len(d.text) for d in pool)
+    if embedded:
+        chars = int(of_corpus[0] * min(1.0, documents / max(of_corpus[1], 1)))
+    share = min(1.0, chars / max(of_corpus[0], 1))
+    if embedded and documents >= of_corpus[1]:
+        share = 1.0
+    return _Searched(documents, share, chunks / max(chars, 1), summaries[0].dimension)
 
 
 def _lengths(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,15 @@ ENOUGH = 0.9
 """Share of the dependencies that a smaller K must keep."""
 STILL_RISING = 0.2
 """A larger K is suggested if the last doubling added at least this share."""
+TOO_WIDE = 8
+"""An interval whose upper end is more than this many times its lower end says too little."""
+WITHHELD = "–"
+"""In place of a value that would rest on too little."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A setting, the suggested value, and the reason."""
+    """A setting, the suggested value or `WITHHELD`, and the reason."""
 
     setting: str
     value: str
@@ -36,17 +41,46 @@ def suggest(sample: Sample, table: pl.DataFrame | None, samples: int | None) -> 
     suggestions = []
     if table is not None:
         rows = table.filter(pl.col("rule") == rule)
+        alpha, epsilon, top_k = (
+            settings.entropy.alpha,
+            settings.verification.epsilon,
+            settings.retrieval.top_k,
+        )
+        limit, n = settings.verification.max_false_acceptance, sample.verified.verified_roots
         suggestions = [
-            suggest_alpha(rows, settings.entropy.alpha),
-            suggest_epsilon(
-                rows,
-                rule,
-                settings.verification.epsilon,
-                settings.verification.max_false_acceptance,
+            withhold(suggest_alpha(rows, alpha), _rows(rows, "alpha"), alpha, n),
+            withhold(
+                suggest_epsilon(rows, rule, epsilon, limit), _rows(rows, "epsilon"), epsilon, n
             ),
-            suggest_top_k(rows, settings.retrieval.top_k),
+            withhold(suggest_top_k(rows, top_k), _rows(rows, "K"), top_k, n),
         ]
     return [*suggestions, *([suggest_roots(sample, samples)] if samples else [])]
+
+
+def withhold(
+    suggestion: Suggestion, rows: Sequence[Mapping[str, Any]], present: float, roots: int
+) -> Suggestion:
+    """Return the suggestion, without its value if too little was verified to act on it.
+
+    That is so if the interval of the share of accepted pairs, at the present value, is too wide.
+    Another α and a lower ε are kept: they are suggested only if their interval is clear. rows: of
+    an ablation over the values of the setting.
+    """
+    now = next((row for row in rows if float(row["value"]) == present), None)
+    is_clear = suggestion.setting == "entropy.alpha" or (
+        suggestion.setting == "verification.epsilon" and float(suggestion.value) < present
+    )
+    if now is None or (is_clear and float(suggestion.value) != present):
+        return suggestion
+    low, high = now["acceptance_low"], now["acceptance_high"]
+    if high <= TOO_WIDE * low:
+        return suggestion
+    return Suggestion(
+        suggestion.setting,
+        WITHHELD,
+        f"too little to suggest anything: the {roots:,} roots verified say only that "
+        f"{low:.1%} to {high:.1%} of pairs are accepted (95%). Verify more: --roots and --minutes",
+    )
 
 
 def _rows(table: pl.DataFrame, knob: str) -> list[dict[str, Any]]:
@@ -158,7 +192,7 @@ def suggest_roots(sample: Sample, samples: int) -> Suggestion:
         estimate = make_estimate(sample, Size(samples, "samples"))
     except SizeError:
         return Suggestion(
-            "roots.number", "–", "the sample yields no root, so that none can be suggested"
+            "roots.number", WITHHELD, "the sample yields no root, so that none can be suggested"
         )
     roots, expected = estimate.figure("roots"), estimate.figure("samples")
     suited = len(sample.lengths.eligible) / max(sample.chosen_rows, 1)
@@ -167,6 +201,10 @@ def suggest_roots(sample: Sample, samples: int) -> Suggestion:
         f"{number / max(rows, 1):.2g} of all rows, of which {suited:.0%} have a length for roots: "
         f"{roots.value:,.0f} roots, {expected.low:,.0f} to {expected.high:,.0f} samples (95%)"
     )
+    if expected.high > TOO_WIDE * expected.low:
+        measured = sample.verified.verified_roots
+        why = f"too little to suggest a number: only {measured:,} roots were verified"
+        return Suggestion("roots.number", WITHHELD, f"{why}. {number:,} would be {basis}")
     if number > rows:
         basis += (
             f". The corpus has only {rows:,} rows: with all of them about "

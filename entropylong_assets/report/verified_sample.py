@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,11 +14,13 @@ from entropylong_assets.report.trial import Trial
 from entropylong_assets.stages.embeddings.table import open_table
 from entropylong_assets.stages.entropy.engine import load_scorer
 from entropylong_assets.stages.entropy.model import ScoringModel
+from entropylong_assets.stages.progress import Progress
 from entropylong_assets.stages.retrieval.chunk_universe import chunk_universe
 from entropylong_assets.stages.retrieval.leak_check import PASSED
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.verification.root_verification import RootCandidates
 from entropylong_assets.stages.verification.shard_verification import Verifier
+from entropylong_assets.storage.checkpoints import Batch
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Budget:
 
 
 FEW = Budget()
+MIN_VERIFIED = 2
+"""Roots that are verified whatever their tokens and time."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,19 @@ class VerifiedSample:
     forward_tokens: int = 0
     evidence_tokens: int = 0
     seconds: float = 0.0
+    chosen: int = 0
+    """Roots chosen for verification; fewer are verified if the time is over."""
 
     def total(self, name: str) -> int:
         return sum(getattr(root, name) for root in self.roots)
+
+    @property
+    def verified_roots(self) -> int:
+        """Roots of which a candidate was scored."""
+        if not self.tables:
+            return 0
+        scored = self.tables["pairs"].filter(pl.col("entropy_context").is_not_null())
+        return scored["root_id"].n_unique()
 
     @property
     def accepted(self) -> int:
@@ -71,12 +84,19 @@ class VerifiedSample:
 
 
 def verify_sample(
-    trial: Trial, roots: TrialRoots, model: ScoringModel, rank: int, budget: Budget
+    trial: Trial,
+    roots: TrialRoots,
+    model: ScoringModel,
+    rank: int,
+    budget: Budget,
+    seconds_left: Callable[[], float | None] = lambda: None,
 ) -> VerifiedSample:
     """Verify candidates of a trial, chosen by hash.
 
     rank: only candidates up to this rank are counted. If `contexts_per_root` is None, candidates of
-    higher ranks are verified too.
+    higher ranks are verified too. seconds_left: returns None if there is no limit of time. Within a
+    limit, roots are verified one by one, at least two, as long as the next one can be expected to
+    fit.
     """
     chosen: list[RootCandidates] = []
     tokens = 0
@@ -93,7 +113,7 @@ def verify_sample(
         if not len(part.candidates):
             continue
         tokens += _tokens(part, roots.context_ids, controls)
-        if is_limited and tokens > budget.tokens and len(chosen) >= 2:
+        if is_limited and tokens > budget.tokens and len(chosen) >= MIN_VERIFIED:
             break
         chosen.append(part)
     if not chosen:
@@ -108,16 +128,34 @@ def verify_sample(
         chunk_universe(table, candidates.excluded_shards),
         lambda ids: table.fetch(ids, ["chunk_id", "doc_id", "text"]).drop("shard"),
     )
-    start = time.monotonic()
-    batch = verifier.verify(chosen, roots.context_ids)
-    seconds = time.monotonic() - start
-    counted = batch.tables["pairs"].filter(pl.col("rank") <= max(1, rank))
+    sizes = [_tokens(part, roots.context_ids, controls) for part in chosen]
+    progress = Progress("tokens", lambda _: None, trial.observer)
+    batches: list[Batch] = []
+    verified = 0
+    while verified < len(chosen):
+        left = seconds_left()
+        size = len(chosen) if left is None else 1
+        if left is not None and verified >= MIN_VERIFIED:
+            speed = sum(sizes[:verified]) / progress.seconds
+            if sizes[verified] / speed > left:
+                break
+        these = chosen[verified : verified + size]
+
+        def report(tokens: int, share: float, before: int = verified, n: int = len(these)) -> None:
+            progress(tokens)
+            progress.reach("roots", before + share * n, len(chosen))
+
+        batches.append(verifier.verify(these, roots.context_ids, report))
+        verified += len(these)
+    tables = {name: pl.concat([b.tables[name] for b in batches]) for name in batches[0].tables}
+    counted = tables["pairs"].filter(pl.col("rank") <= max(1, rank))
     return VerifiedSample(
         [_counts(rows, roots.context_ids) for _, rows in counted.group_by("root_id")],
-        batch.tables,
-        batch.figures["forward_tokens"],
-        batch.figures["evidence_tokens"],
-        seconds,
+        tables,
+        sum(b.figures["forward_tokens"] for b in batches),
+        sum(b.figures["evidence_tokens"] for b in batches),
+        progress.seconds,
+        len(chosen),
     )
 
 

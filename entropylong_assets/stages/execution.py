@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from entropylong_assets.settings.section import fingerprint
-from entropylong_assets.stages.progress import Observer, Progress
+from entropylong_assets.stages.progress import Observer, Progress, listening
 from entropylong_assets.stages.records import write_record
 from entropylong_assets.stages.stage import Metadata, Partition, Stage, Step
 from entropylong_assets.stages.versioning import determinants, eligible_shards
@@ -42,7 +42,19 @@ def materialize(
     Raises TableError if an input is missing, and the errors of the computation. After an error, the
     previous partition is unchanged.
     """
+    with listening(log):
+        return _materialize(stage, partition, log, warn, observer)
+
+
+def _materialize(
+    stage: Stage,
+    partition: Partition,
+    log: Callable[[str], None],
+    warn: Callable[[str], None],
+    observer: Observer | None,
+) -> Materialization:
     progress = Progress(stage.unit, log, observer)
+    progress(0)  # the observer shows the stage from the start
     left_out = {} if stage.partitioned else eligible_shards(stage, partition).left_out
     for shard, reason in left_out.items():
         warn(f"shard {shard} is left out: {reason}")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from entropylong_assets.stages.progress import announce
+
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.gguf", "*.jinja")
 """Files fetched from a hub: weights as safetensors or GGUF, never pickles."""
 
@@ -136,12 +138,15 @@ def _refuse_revision(reference: str) -> None:
 
 def _snapshot(model: HubModel, reference: str, trust_remote_code: bool) -> Path:
     """Return the folder of the files, which is named by the commit."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     # The card of an embedder says to which dimensions its vectors may be shortened.
     patterns = [*SAFE_FILES, "README.md", *(["*.py"] if trust_remote_code else [])]
     offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True")
+    config = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
+    if not offline and not isinstance(config, str):
+        announce(f"fetching the model {reference} …")
     try:
         return Path(
             snapshot_download(

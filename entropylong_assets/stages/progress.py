@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -33,7 +34,7 @@ class ProgressState:
             return min(done / total, 1.0) if total else 1.0
         return min(self.done / self.total, 1.0) if self.total else None
 
-    def line(self) -> str:
+    def line(self, with_rate: bool = True) -> str:
         """One line for people: done of total, share, rate and time left, as far as known."""
         parts = [f"{self.done:,}{f' of {self.total:,}' if self.total else ''} {self.unit}"]
         if self.items:
@@ -41,13 +42,37 @@ class ProgressState:
             parts = [f"{int(done):,} of {total:,} {name}"]
         if self.share is not None:
             parts[0] += f" ({self.share:.0%})"
-        parts.append(f"{self.rate:,.0f} {self.unit}/s")
+        if with_rate:
+            parts.append(f"{self.rate:,.0f} {self.unit}/s")
         if self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
         return ", ".join(parts)
 
 
 Observer = Callable[[ProgressState], None]
+
+
+_listeners: list[Callable[[str], None]] = []
+
+
+@contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Call the listener with what this process announces."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def announce(line: str) -> None:
+    """Say that something begins that takes seconds and reports no progress, e.g. loading a model.
+
+    Loaders are called from many places and keep what they have loaded: only they know when
+    something is loaded.
+    """
+    for listener in tuple(_listeners):
+        listener(line)
 
 
 def duration(seconds: float) -> str:
@@ -99,6 +124,10 @@ class Progress:
         """Report that `done` of `total` items are finished, or an estimate of it."""
         self._items = items, done, total
         self._report()
+
+    def restart(self) -> None:
+        """Derive the time left from what follows: the items of the next report took no time."""
+        self._first = None
 
     def _report(self) -> None:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -11,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from entropylong_assets.cli.run_progress import JobProgress
+from entropylong_assets.cli.progress_bars import JobBars, JobProgress
 from entropylong_assets.stages.progress import ProgressState
 
 SCRIPT = """
@@ -20,13 +22,14 @@ import os, sys, time
 from types import SimpleNamespace
 from entropylong_assets.cli.run_progress import RunProgress
 from entropylong_assets.orchestration import assets
-from entropylong_assets.stages.progress import ProgressState
+from entropylong_assets.stages.progress import ProgressState, announce
 
 settings, job, stage = (SimpleNamespace(name=n) for n in ("ours", "verify", "verified"))
 with RunProgress(every=0.2) as progress:
     recorded = progress.watcher
     recorded.on_job(settings, job, ["s-0", "s-1"], 7)
     recorded.on_start(settings, job, "s-0")
+    announce("loading the model m …")
     kept = os.dup(1)
     os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), 1)  # as Dagster does during a step
     state = ProgressState("tokens", 900, None, 300.0, ("roots", 4, 16), 9.0)
@@ -79,6 +82,7 @@ def test_plain_lines_in_a_pipe_while_standard_output_is_redirected(tmp_path: Pat
     assert "ours verify: 2 shards to run, 7 up to date\n" in text
     assert re.search(rf"\d\d:\d\d:\d\d ours verify, 1 of 2: {LINE}\n", text)
     assert re.search(r"ours verify: 2 shards in \d+ s\n", text)
+    assert len(re.findall(r"\d\d:\d\d:\d\d loading the model m …\n", text)) == 1
     assert "\x1b" not in text, "no control sequences in a file"
     assert (tmp_path / "compute-logs").read_text() == ""
 
@@ -122,3 +126,29 @@ def test_time_left_of_a_shard_that_takes_longer_than_the_others_is_never_zero() 
     job.state = ProgressState("tokens", 900, None, 30.0)
     assert job.seconds_left(40.0) is None
     assert "left" not in job.doing(40.0)
+
+
+@pytest.mark.parametrize("width", [200, 150, 120, 100, 80, 60, 30])
+def test_a_narrow_terminal_leaves_parts_out_and_never_cuts_figures(width: int) -> None:
+    """At 100 columns the bar had no width, and the time left was cut."""
+    console = Console(file=io.StringIO(), width=width, height=40, force_terminal=True)
+    bars = JobBars(console)
+    state = ProgressState("tokens", 9000, None, 257.0, ("roots", 1.5, 2), 723.0)
+    finished = JobProgress("corpus ingest", 1, time.monotonic(), finished=1)
+    job = JobProgress("dataset verify", 3, time.monotonic(), skipped=7)
+    job.shard, job.shard_began = "docs-00000", time.monotonic()
+    job.stage, job.state = "verified_dependencies", state
+    bars.add_job(finished)
+    bars.add_job(job)
+    console.print(bars.get_renderable(), no_wrap=False)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())  # type: ignore[attr-defined]
+    lines = text.rstrip("\n").split("\n")
+    assert max(map(len, lines)) <= width, text
+    whole = re.sub(r"\s", "", text)
+    for figure in ("1/1", "0/3", "1of2roots(75%)", "12min3sleft"):
+        assert figure in whole, text
+    assert "…" not in text
+    assert ("━" in text) == (width >= 100), text
+    for part, least in (("257 tokens/s", 150), ("docs-00000", 120), ("7 up to date", 120)):
+        assert (part in text) == (width >= least), text
+    assert len(lines) == 2 or width < 80, text

@@ -13,11 +13,17 @@ import yaml
 from typer.testing import CliRunner
 
 from entropylong_assets.cli.main import app
-from entropylong_assets.report.corpus_sample import Effort, Sample, take_sample
-from entropylong_assets.report.estimate import Size, SizeError, make_estimate, parse_size
+from entropylong_assets.cli.planning import in_suitable_unit
+from entropylong_assets.cli.sample_progress import SampleProgress
+from entropylong_assets.project import open_store
+from entropylong_assets.report.corpus_sample import Sample, take_sample
+from entropylong_assets.report.effort import Effort, Speed, fit_effort
+from entropylong_assets.report.estimate import Figure, Size, SizeError, make_estimate, parse_size
 from entropylong_assets.report.trial import TrialError
 from entropylong_assets.report.verified_sample import Budget
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.progress import ProgressState
+from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets_tests.report.whole_run import (
     Actual,
     plan_of,
@@ -73,9 +79,10 @@ def test_intervals_contain_what_a_run_takes(make: Make) -> None:
     everything was once estimated, are far too short."""
     settings = make(seed=3)
     plan = plan_of(settings)
+    # Before the run, since a corpus that is embedded is searched as a whole.
+    samples = [take_sample(settings, plan, replace(LITTLE, seed=seed)) for seed in range(3)]
     actual = run_whole(settings, plan)
     assert actual.roots > 10
-    samples = [take_sample(settings, plan, replace(LITTLE, seed=seed)) for seed in range(3)]
     outcomes = [covers(sample, actual) for sample in samples]
     assert sum(sum(outcome.values()) for outcome in outcomes) >= 13, outcomes  # 85% of 15
     ratios = [make_estimate(s).figure("forward tokens").value for s in samples]
@@ -89,10 +96,10 @@ def test_intervals_contain_what_runs_take_in_most_trials(make: Make) -> None:
     for seed in range(8):
         settings = make(seed=seed)
         plan = plan_of(settings)
+        efforts = [replace(LITTLE, seed=sampling) for sampling in range(3)]
+        samples = [take_sample(settings, plan, effort) for effort in efforts]
         actual = run_whole(settings, plan)
-        for sampling in range(3):
-            sample = take_sample(settings, plan, replace(LITTLE, seed=sampling))
-            outcomes.append(covers(sample, actual)["forward tokens"])
+        outcomes += [covers(sample, actual)["forward tokens"] for sample in samples]
     assert np.mean(outcomes) >= 0.85
 
 
@@ -121,6 +128,93 @@ def test_a_trial_writes_nothing_to_the_data(make: Make) -> None:
     before = sorted(Path(settings.data_uri).rglob("*"))
     take_sample(settings, plan, LITTLE)
     assert sorted(Path(settings.data_uri).rglob("*")) == before
+
+
+@pytest.mark.parametrize("is_embedded", [False, True])
+def test_all_parts_together_fit_the_time(is_embedded: bool) -> None:
+    """Both commands took longer than the run that they were to foresee."""
+    speed = Speed(chunks=8, chars=5000, tokens=200)
+    fitted = fit_effort(Effort(), 100, speed, is_embedded)
+    scored = fitted.root_tokens + fitted.verified.tokens * 4 / 3  # a third for evidence spans
+    seconds = fitted.pool_chars / speed.chars + scored / speed.tokens
+    assert 80 < seconds < 100
+    assert (fitted.pool_chars == 0) == is_embedded
+    fast = Speed(chunks=1e6, chars=1e9, tokens=1e9)
+    assert fit_effort(Effort(), 100, fast, False) == Effort()
+
+
+def test_a_limit_of_time_says_what_it_left_out(make: Make) -> None:
+    settings = make(roots={**ROOTS, "fraction": 0.9})
+    plan = plan_of(settings)
+    free = take_sample(settings, plan, replace(LITTLE, minutes=None))
+    limited = take_sample(settings, plan, replace(LITTLE, minutes=0.001))
+    assert free.cut is None
+    assert free.verified.verified_roots > limited.verified.verified_roots == 2
+    assert limited.cut is not None
+    assert "Stopped by --minutes 0.001: 6 of 8 roots, " in limited.cut
+    wide, narrow = (make_estimate(s).figure("verified dependencies") for s in (limited, free))
+    assert wide.high - wide.low > narrow.high - narrow.low
+
+
+def test_an_embedded_corpus_is_searched_as_it_is(make: Make) -> None:
+    """The oracle is the run: the candidates of its roots are those of the sample."""
+    settings = make()
+    plan = plan_of(settings)
+    run_whole(settings, plan)
+    before = sorted(Path(settings.data_uri).rglob("*"))
+    stages: list[str] = []
+    effort = replace(LITTLE, rows=200, pool_chars=0)
+    sample = take_sample(settings, plan, effort, stages.append)
+    assert "chunk_embeddings" not in stages
+    assert "candidate_contexts" in stages
+    assert sample.pool_share == 1.0
+    assert sorted(Path(settings.data_uri).rglob("*")) == before
+    columns = ["root_id", "anchor", "rank", "chunk_id"]
+    of_run = open_store(settings).read_all(
+        CANDIDATE_CONTEXTS, [s.key for s in plan.shards], "candidates", columns
+    )
+    expected: dict[str, set[Any]] = {row[0]: set() for row in of_run.iter_rows()}
+    for root_id, *rest in of_run.iter_rows():
+        expected[root_id].add(tuple(rest))
+    compared = [root for root in sample.trial.candidates if root.root_id in expected]
+    assert len(compared) > 4
+    for root in compared:
+        own = root.candidates.select(columns[1:]).iter_rows()
+        assert set(own) == expected[root.root_id]
+    # Under another embedder's settings the vectors are of no use.
+    embedding = settings.corpus.embedding.model_copy(update={"chunk_tokens": 32})
+    corpus = settings.corpus.model_copy(update={"embedding": embedding})
+    other = settings.model_copy(update={"corpus": corpus})
+    stages.clear()
+    take_sample(other, plan, LITTLE, stages.append)
+    assert "chunk_embeddings" in stages
+
+
+def test_figures_per_dependency_suit_the_number_of_dependencies() -> None:
+    """A corpus with 40 dependencies had 21,500 h per million of them."""
+    figure = Figure("time per million dependencies", 21_500.0, 6_000.0, 50_000.0, "hours")
+    shown = in_suitable_unit(figure, 40)
+    assert shown == Figure("time per dependency", 0.0215, 0.006, 0.05, "hours")
+    assert in_suitable_unit(figure, 4e4).name == "time per thousand dependencies"
+    assert in_suitable_unit(figure, 4e4).value == pytest.approx(21.5)
+    assert in_suitable_unit(figure, 4e6) == figure
+    other = Figure("samples", 3, 1, 5)
+    assert in_suitable_unit(other, 40) == other
+
+
+def test_progress_names_the_part_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with SampleProgress(2, every=1000) as progress:
+        progress.begin("chunk_embeddings")
+        start = progress._start
+        assert progress.line(start + 30) == (
+            "chunk_embeddings … | at most about 1 min 30 s left in all"
+        )
+        progress.observe(ProgressState("chunks", 80, 200, 8.0, seconds_left=15))
+        assert progress.line(start + 200) == (
+            "chunk_embeddings: 80 of 200 chunks (40%), 8 chunks/s, 15 s left | at most about 0 s "
+            "left in all"
+        )
+    assert "chunk_embeddings …\n" in capsys.readouterr().err
 
 
 def test_no_root_is_warned_of_with_its_cause(make: Make) -> None:
@@ -196,9 +290,21 @@ def test_command_prints_intervals_and_what_they_are_from(
     file.write_text(yaml.safe_dump(values))
     printed = CliRunner().invoke(
         app,
-        ["estimate", "-s", str(file), "--rows", "60", "--roots", "4", "--hour-price", "3"],
+        [
+            "estimate",
+            "-s",
+            str(file),
+            "--rows",
+            "60",
+            "--roots",
+            "4",
+            "--hour-price",
+            "3",
+            "--minutes",
+            "0",
+        ],
     )
     assert printed.exit_code == 0, printed.output
-    for part in ("forward tokens", "95% from", "cost per million dependencies", "of 4 shards"):
+    for part in ("forward tokens", "95% from", "cost per ", "of 4 shards"):
         assert part in printed.output
     assert " 0.00 h" not in printed.output

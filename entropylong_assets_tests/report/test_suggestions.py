@@ -8,7 +8,14 @@ import polars as pl
 import pytest
 
 from entropylong_assets.audits.ablation import SCHEMA
-from entropylong_assets.report.suggestions import suggest_alpha, suggest_epsilon, suggest_top_k
+from entropylong_assets.report.suggestions import (
+    WITHHELD,
+    Suggestion,
+    suggest_alpha,
+    suggest_epsilon,
+    suggest_top_k,
+    withhold,
+)
 
 
 def table(knob: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
@@ -87,3 +94,29 @@ def test_top_k_keeps_nearly_all_dependencies(dependencies: list[float], value: s
     ]
     assert suggest_top_k(table("K", rows), 8).value == value
     assert suggest_top_k(table("K", []), 8).value == "8"
+
+
+def test_a_suggestion_from_too_little_is_withheld() -> None:
+    """One accepted pair, of rank 1, led to the suggestion K = 1."""
+    rows = table("K", [{"value": "8", "acceptance_low": 0.002, "acceptance_high": 0.5}])
+    top_k = withhold(Suggestion("retrieval.top_k", "1", ""), rows.to_dicts(), 8, 5)
+    assert top_k.value == WITHHELD
+    assert "the 5 roots verified say only that 0.2% to 50.0%" in top_k.basis
+    clear = rows.with_columns(acceptance_low=pl.lit(0.2))
+    kept = Suggestion("retrieval.top_k", "4", "")
+    assert withhold(kept, clear.to_dicts(), 8, 5) == kept
+
+
+@pytest.mark.parametrize(
+    ("setting", "present", "value", "shown"),
+    [
+        ("entropy.alpha", 2.0, "2", WITHHELD),
+        ("entropy.alpha", 2.0, "2.5", "2.5"),  # its interval is clear of the present one's value
+        ("verification.epsilon", 0.4, "0.2", "0.2"),  # surely within the limit
+        ("verification.epsilon", 0.4, "0.6", WITHHELD),
+    ],
+)
+def test_what_is_sure_is_not_withheld(setting: str, present: float, value: str, shown: str) -> None:
+    rows = [{"value": f"{present:g}", "acceptance_low": 0.0, "acceptance_high": 0.3}]
+    wide = table("any", rows).to_dicts()
+    assert withhold(Suggestion(setting, value, ""), wide, present, 5).value == shown

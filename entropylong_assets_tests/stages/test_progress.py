@@ -53,6 +53,8 @@ def test_tokens_are_measured_by_the_roots_gone_through(clock: Clock) -> None:
 def test_time_left_does_not_count_what_an_interrupted_run_had_done(clock: Clock) -> None:
     """30 of 40 roots come from checkpoints at once; the next 5 take a minute, so do the last 5."""
     progress = Progress("tokens", lambda _: None)
+    progress.reach("roots", 0, 40)
+    progress.restart()
     progress.reach("roots", 30, 40)
     clock.now += 60
     progress.reach("roots", 35, 40)

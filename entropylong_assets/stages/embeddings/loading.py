@@ -14,6 +14,7 @@ from entropylong_assets.stages.embeddings.sides import (
 )
 from entropylong_assets.stages.embeddings.windows import fit_window, is_bare
 from entropylong_assets.stages.model_files import ModelError, ModelFiles, locate, refusal
+from entropylong_assets.stages.progress import announce
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -63,6 +64,7 @@ def _load(
     dtype: Dtype,
     prompts: tuple[str, ...],
 ) -> Loaded:
+    announce(f"loading the model {reference} …")
     import torch
     from sentence_transformers import SentenceTransformer
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.model_files import ModelError, ModelFiles, locate, refusal
+from entropylong_assets.stages.progress import announce
 from entropylong_assets.storage.folders import locked, remove_dead
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def load_weights(
 
     Raises ModelError, with one line for whatever transformers raises.
     """
+    announce(f"loading the model {reference} …")
     import torch
 
     files = locate(reference, trust_remote_code)

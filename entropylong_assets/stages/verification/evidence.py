@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -29,7 +30,8 @@ from entropylong_assets.stages.embeddings.chunking import split_sentences
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.entropy.scoring import Scorer
 from entropylong_assets.stages.retrieval.anchor_text import words_of
-from entropylong_assets.stages.verification.requests import context_request
+from entropylong_assets.stages.verification.batch_progress import BeginRound, SearchProgress
+from entropylong_assets.stages.verification.requests import context_request, pass_tokens
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 
 EVIDENCE = pl.Schema(VERIFIED_DEPENDENCIES.schemas["evidence"])
@@ -238,14 +240,15 @@ class EvidenceFinder:
         accepted: pl.DataFrame,
         roots: Mapping[str, Sequence[int]],
         texts: Mapping[str, str],
-        on_progress: Callable[[int], None] = lambda _: None,
+        on_progress: Callable[[int, float], None] = lambda *_: None,
     ) -> pl.DataFrame:
         """Return a row of the table `evidence` without `kind` for each accepted pair, and the text
         of the span in the column `text`.
 
         accepted: rows of `pairs`, of any number of roots. roots: token ids by root_id. texts: of
-        the chunks, by chunk_id. A pair whose gain is not positive has the whole context as its
-        span, and shares that are null.
+        the chunks, by chunk_id. on_progress: gets the tokens of each pass, and the finished share
+        of the search. A pair whose gain is not positive has the whole context as its span, and
+        shares that are null.
         """
         contexts: dict[tuple[str, str], _Context] = {}
         for row in accepted.iter_rows(named=True):
@@ -256,10 +259,10 @@ class EvidenceFinder:
                 contexts[root_id, chunk_id] = _Context(roots[root_id], text, sentences)
             context = contexts[root_id, chunk_id]
             context.pairs.append(self._start(context, row))
-        while any(pair.wanted for context in contexts.values() for pair in context.pairs):
-            self._score(
-                [(c, text) for c in contexts.values() for text in c.unscored()], on_progress
-            )
+        progress = SearchProgress(on_progress, len(accepted))
+        while pending := sum(bool(p.wanted) for c in contexts.values() for p in c.pairs):
+            texts_left = [(c, text) for c in contexts.values() for text in c.unscored()]
+            self._score(texts_left, partial(progress.begin_round, pending))
             for context in contexts.values():
                 for pair in context.pairs:
                     if pair.wanted:
@@ -278,10 +281,11 @@ class EvidenceFinder:
             pair.found, pair.wanted = None, next(pair.search)
         return pair
 
-    def _score(
-        self, wanted: Sequence[tuple[_Context, str]], on_progress: Callable[[int], None]
-    ) -> None:
-        """Score each context's root given these texts, at all of its accepted anchors."""
+    def _score(self, wanted: Sequence[tuple[_Context, str]], begin: BeginRound) -> None:
+        """Score each context's root given these texts, at all of its accepted anchors.
+
+        begin: takes the tokens of all passes, and returns what counts those of each.
+        """
         encoded = self.tokenizer.encode([text for _, text in wanted])
         requests = [
             context_request(
@@ -293,13 +297,12 @@ class EvidenceFinder:
             )
             for (context, _), ids in zip(wanted, encoded, strict=True)
         ]
-        scores = self.scorer.score(requests, on_progress) if requests else []
+        count = begin(sum(map(pass_tokens, requests)))
+        scores = self.scorer.score(requests, count) if requests else []
         for (context, text), score in zip(wanted, scores, strict=True):
-            for at, entropy, surprisal in zip(
-                context.anchors(), score.entropy_N.tolist(), score.surprisal_N.tolist(), strict=True
-            ):
-                context.values[text, at, ENTROPY] = entropy
-                context.values[text, at, SURPRISAL] = surprisal
+            for number, at in enumerate(context.anchors()):
+                context.values[text, at, ENTROPY] = float(score.entropy_N[number])
+                context.values[text, at, SURPRISAL] = float(score.surprisal_N[number])
 
     def _row(self, context: _Context, pair: _Pair) -> dict[str, Any]:
         window = pair.found

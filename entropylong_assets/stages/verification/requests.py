@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from entropylong_assets.stages.entropy.scoring import ScoringRequest
+from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,16 @@ class ContextRequest(ScoringRequest):
     def anchors(self) -> NDArray[np.int64]:
         """Scored positions in the root; int64 [N]."""
         return self.positions_N - self.context_tokens
+
+
+def pass_tokens(request: ScoringRequest) -> int:
+    """Return the tokens of the forward pass, which ends with the last scored position."""
+    return int(request.positions_N[-1])
+
+
+def is_known(request: ScoringRequest, score: PositionScores | None) -> bool:
+    """Return whether a score has all positions of a request."""
+    return score is not None and len(score.entropy_N) == len(request.positions_N)
 
 
 def longest_roots(

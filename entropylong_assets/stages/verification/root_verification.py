@@ -29,6 +29,8 @@ from entropylong_assets.stages.verification.requests import (
     ContextRequest,
     context_request,
     fits,
+    is_known,
+    pass_tokens,
 )
 from entropylong_assets.stages.verification.screening import BatchScreen
 from entropylong_assets.stages.verification.settings import VerificationSettings
@@ -70,7 +72,15 @@ class RootPlan:
     @property
     def forward_tokens(self) -> int:
         """Tokens of all of these passes."""
-        return sum(_tokens(r) for r in (*self.requests.values(), *self.control_requests))
+        return sum(pass_tokens(r) for r in (*self.requests.values(), *self.control_requests))
+
+    def known_tokens(self, known: KnownScores) -> int:
+        """Return the tokens of those passes whose scores are known."""
+        root_id = self.root.root_id
+        scores = [(r, known.contexts.get((root_id, c))) for c, r in self.requests.items()]
+        for control, request in zip(self.controls, self.control_requests, strict=True):
+            scores.append((request, known.controls.get((root_id, control.number))))
+        return sum(pass_tokens(r) for r, score in scores if is_known(r, score))
 
 
 DrawControls = Callable[[RootCandidates, int], list[Control]]
@@ -151,10 +161,10 @@ def by_expected_yield(candidates: pl.DataFrame) -> pl.DataFrame:
 
 def _fit_to_budget(plan: RootPlan, max_forward_tokens: int) -> RootPlan:
     """Drop the candidates after the budget is spent, and the controls if none is left."""
-    budget = max_forward_tokens - sum(_tokens(r) for r in plan.control_requests)
+    budget = max_forward_tokens - sum(pass_tokens(r) for r in plan.control_requests)
     kept: dict[str, list[int]] = {}
     for chunk_id, anchors in plan.contexts.items():
-        budget -= _tokens(plan.requests[chunk_id])
+        budget -= pass_tokens(plan.requests[chunk_id])
         if budget < 0:
             break
         kept[chunk_id] = anchors
@@ -168,11 +178,6 @@ def _fit_to_budget(plan: RootPlan, max_forward_tokens: int) -> RootPlan:
         {c: plan.requests[c] for c in kept},
         plan.control_requests if kept else [],
     )
-
-
-def _tokens(request: ScoringRequest) -> int:
-    """Return the tokens of the forward pass, which ends with the last scored position."""
-    return int(request.positions_N[-1])
 
 
 def verify_roots(
@@ -246,12 +251,8 @@ def _score(
 
     on_progress: called with the tokens of the known ones too.
     """
-    found = {
-        key: known[key]
-        for key, request in requests.items()
-        if key in known and len(known[key].entropy_N) == len(request.positions_N)
-    }
-    on_progress(sum(_tokens(requests[key]) for key in found))
+    found = {key: known[key] for key, r in requests.items() if is_known(r, known.get(key))}
+    on_progress(sum(pass_tokens(requests[key]) for key in found))
     missing = {key: request for key, request in requests.items() if key not in found}
     scored = dict(zip(missing, scorer.score(list(missing.values()), on_progress), strict=True))
     return {key: found[key] if key in found else scored[key] for key in requests}

