@@ -330,12 +330,19 @@ def load_project(path: str | os.PathLike[str] | None = None) -> Project:
     """Load a settings file.
 
     Without a path it is the file that ENTROPYLONG_SETTINGS names; without that, the profile that
-    ENTROPYLONG_PROFILE names, else `calibrated`. Relative paths in the file are relative to its
-    folder, whatever the working folder is. Raises SettingsError.
+    ENTROPYLONG_PROFILE names. Relative paths in the file are relative to its folder, whatever the
+    working folder is. Raises SettingsError, also if nothing names a file or profile.
     """
     path = path or os.environ.get("ENTROPYLONG_SETTINGS")
+    profile = os.environ.get("ENTROPYLONG_PROFILE")
+    if not path and not profile:
+        raise SettingsError(
+            "no settings: neither --settings nor ENTROPYLONG_SETTINGS names a file, and "
+            "ENTROPYLONG_PROFILE names no profile. Write a file (docs/own-corpus.md) and add "
+            "--settings FILE; for the demo, set ENTROPYLONG_PROFILE=quickstart"
+        )
     if not path:
-        return make_project(profile=os.environ.get("ENTROPYLONG_PROFILE"))
+        return make_project(profile=profile)
     content = read_settings_file(path)
     try:
         folder = Path(path).resolve().parent

@@ -18,7 +18,7 @@ from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow
-from entropylong_assets.stages.corpus.shards import load_plan, replan
+from entropylong_assets.stages.corpus.shards import NO_SOURCE, load_plan, replan
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.stage import Partition, Stage
 from entropylong_assets.stages.status import status_of
@@ -167,9 +167,7 @@ def _shown(name: str, side: Side) -> str:
 
 def sources(corpus: Settings) -> Finding:
     if not corpus.sources:
-        return Finding(
-            "sources", "fault", "corpus.sources names none; name one in the settings file"
-        )
+        return Finding("sources", "fault", NO_SOURCE)
     known = load_plan(open_store(corpus))
     planned = {file for shard in known.known for file in shard.files}
     files, new = 0, set[str]()
