@@ -41,9 +41,11 @@ def status(
     with plain_errors():
         project = open_project(settings_file)
         from entropylong_assets.orchestration import status as project_status
-        from entropylong_assets.orchestration.local_run import open_instance
+        from entropylong_assets.orchestration.instance_data import refuse_other_data
+        from entropylong_assets.orchestration.local_run import read_instance
 
-        with open_instance(project) as instance:
+        with read_instance(project) as instance:
+            refuse_other_data((*project.corpora.values(), *project.datasets.values()), instance)
             statuses = project_status.project_status(project, instance, dataset)
         if as_json:
             print(json.dumps(project_status.as_json(statuses), indent=2, ensure_ascii=False))
