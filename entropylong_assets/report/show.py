@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -68,20 +68,24 @@ class ShownSample:
 
 
 def show_sample(
-    store: TableStore, tokenizer: Tokenizer, sample_id: str, strongest: int, window: int = 40
+    store: TableStore,
+    load_tokenizer: Callable[[], Tokenizer],
+    sample_id: str,
+    strongest: int,
+    window: int = 40,
 ) -> ShownSample:
     """Read one sample as text.
 
-    strongest: number of dependencies shown, those of largest gain. window: number of root tokens
-    shown before an anchor; half as many are shown after it. Raises TableError if there is no such
-    sample; the message names a few that exist.
+    load_tokenizer: called if the sample exists. strongest: number of dependencies shown, those of
+    largest gain. window: number of root tokens shown before an anchor; half as many are shown after
+    it. Raises TableError if there is no such sample; the message names a few that exist.
     """
     token_ids = read_token_ids(store, sample_id)
     if token_ids is None:
         some = some_sample_ids(store, _SUGGESTIONS, first=shard_of(sample_id))
         known = f"there are {', '.join(some)}, ..." if some else "no sample exists yet"
         raise TableError(f"no sample {printable(sample_id, 80)}; {known}")
-    shard = shard_of(sample_id)
+    shard, tokenizer = shard_of(sample_id), load_tokenizer()
 
     of_sample = pl.col("sample_id") == sample_id
     segments = read_rows(store, LONG_CONTEXT_SAMPLES, [shard], "segments", of_sample)

@@ -164,7 +164,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 def test_commands_that_read_write_nothing(
     command: list[str], state: str, place: Place, elsewhere: Path
 ) -> None:
-    """The failure: `doctor` and `status` left an instance and a data folder that nobody asked for."""
+    """The failure: `doctor` and `status` left an instance, and `doctor` a data folder."""
     if state == "nothing":
         shutil.rmtree(place.folder / "lab")
     before = contents(place.folder)
