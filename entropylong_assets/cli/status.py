@@ -56,12 +56,14 @@ def status(
 def print_status(statuses: Sequence[StageStatus]) -> None:
     """Print a table of counts per corpus and dataset, and a line per reason.
 
-    States that no partition is in have no column.
+    States that no partition is in have no column. Stages that are made by hand only, and were not,
+    are in one line below.
     """
     from entropylong_assets.stages.status import STATES
 
     for name in dict.fromkeys(status.owner.name for status in statuses):
-        of_owner = [status for status in statuses if status.owner.name == name]
+        all_of_owner = [status for status in statuses if status.owner.name == name]
+        of_owner = [status for status in all_of_owner if not _is_optional(status)]
         shown = [
             state
             for state in STATES
@@ -77,9 +79,20 @@ def print_status(statuses: Sequence[StageStatus]) -> None:
         out.print(table)
         for status in of_owner:
             for partition_state, shards in status.reasons().items():
+                if partition_state.state == "by_hand":
+                    continue  # its column says it
                 more = f" and {len(shards) - 1:,} more" if len(shards) > 1 else ""
                 out.print(
                     f"{partition_state.state}: {status.stage.name}, {escape(shards[0])}{more}: "
                     f"{escape(partition_state.reason)}",
                     soft_wrap=True,
                 )
+        by_hand = [status.stage.name for status in all_of_owner if _is_optional(status)]
+        if by_hand:
+            out.print(f"made by hand only: {', '.join(by_hand)}", soft_wrap=True)
+
+
+def _is_optional(status: StageStatus) -> bool:
+    """Whether the stage is made by hand only, and no partition of it exists or is running."""
+    made = len(status.states) - status.count("by_hand")
+    return status.stage.automation == "by_hand" and made == 0
