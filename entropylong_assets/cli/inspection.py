@@ -74,6 +74,8 @@ def show(
             row["source"] or "",
         )
     out.print(table)
+    if shown.padding:
+        out.print(f"{shown.padding}.\n", soft_wrap=True)
     n = shown.n_dependencies
     which = f"; the strongest {len(shown.dependencies)}:" if shown.dependencies else ""
     out.print(f"{n:,} verified {'dependency' if n == 1 else 'dependencies'}{which}")

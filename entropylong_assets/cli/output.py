@@ -18,6 +18,7 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import one_line
 from entropylong_assets.stages.corpus.listing import describe_passed_over
 from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan
+from entropylong_assets.stages.samples.padding import padding_note
 from entropylong_assets.stages.training_data.stage import TRAINING_DATASET
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import WHOLE
@@ -116,6 +117,8 @@ def print_dataset(console: Console, project: Project, settings: Settings) -> Non
     console.print(_sample_table(figures.samples, settings.samples.tokens))
     if more := figures.n_samples - len(figures.samples):
         console.print(f"and {more:,} more samples; [bold]entropylong show[/] prints any of them")
+    if note := padding_note(figures.n_samples, figures.tokens_by_role):
+        console.print(f"{note}.", soft_wrap=True)
     print_export(console, settings)
 
 

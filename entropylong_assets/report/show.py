@@ -12,6 +12,7 @@ from entropylong_assets.report.sample_tokens import read_token_ids, shard_of, so
 from entropylong_assets.report.text import visible
 from entropylong_assets.settings.section import printable
 from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.samples.padding import padding_note
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
@@ -63,6 +64,8 @@ class ShownSample:
     sample_id: str
     shard: str
     segments: pl.DataFrame
+    padding: str | None
+    """Why most tokens of the shard's samples are padding; None if they are not."""
     n_dependencies: int
     dependencies: list[ShownDependency]
 
@@ -87,6 +90,7 @@ def show_sample(
         raise TableError(f"no sample {printable(sample_id, 80)}; {known}")
     shard, tokenizer = shard_of(sample_id), load_tokenizer()
 
+    summary = store.summary(LONG_CONTEXT_SAMPLES, shard)
     of_sample = pl.col("sample_id") == sample_id
     segments = read_rows(store, LONG_CONTEXT_SAMPLES, [shard], "segments", of_sample)
     segments = segments.sort("segment")
@@ -102,6 +106,7 @@ def show_sample(
         sample_id,
         shard,
         segments,
+        padding_note(summary.samples, summary.tokens),
         len(dependencies),
         [_shown(row, token_ids, roots, tokenizer, window) for row in best.iter_rows(named=True)],
     )

@@ -110,13 +110,16 @@ def test_show_sample_of_a_sample_without_dependencies(store: TableStore) -> None
         t: store.read(LONG_CONTEXT_SAMPLES, shard, t)
         for t in ("samples", "segments", "dependencies", "dropped")
     }
+    summary = store.require(LONG_CONTEXT_SAMPLES, shard).summary
     with store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="t") as writer:
+        writer.summary = summary
         for table, frame in tables.items():
             writer.append(table, frame.clear() if table == "dependencies" else frame)
     try:
         shown = show_sample(store, byte_tokenizer, name, strongest=3)
     finally:
         with store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="t") as writer:
+            writer.summary = summary
             for table, frame in tables.items():
                 writer.append(table, frame)
     assert (shown.n_dependencies, shown.dependencies) == (0, [])
