@@ -300,7 +300,7 @@ def _validated(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]["loc"]
         prefix = "" if first and first[0] in at_top else place.rstrip(".")
-        raise SettingsError(printable(one_line(error, prefix))) from None
+        raise SettingsError(printable(one_line(error, prefix, model))) from None
     except RecursionError:
         raise SettingsError("settings: values are nested too deeply; write them out") from None
 

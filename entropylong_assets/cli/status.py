@@ -59,6 +59,7 @@ def print_status(statuses: Sequence[StageStatus]) -> None:
     States that no partition is in have no column. Stages that are made by hand only, and were not,
     are in one line below.
     """
+    from entropylong_assets.stages.stage import is_corpus
     from entropylong_assets.stages.status import STATES
 
     for name in dict.fromkeys(status.owner.name for status in statuses):
@@ -77,6 +78,10 @@ def print_status(statuses: Sequence[StageStatus]) -> None:
             counts = [status.count(state) for state in shown]
             table.add_row(status.stage.name, *(f"{n:,}" if n else "" for n in counts))
         out.print(table)
+        if is_corpus(of_owner[0].owner) and not any(
+            status.states for status in all_of_owner if status.stage.partitioned
+        ):
+            out.print("no shard yet: `entropylong scan` or `entropylong run` registers them")
         for status in of_owner:
             for partition_state, shards in status.reasons().items():
                 if partition_state.state == "by_hand":

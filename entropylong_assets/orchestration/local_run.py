@@ -39,6 +39,7 @@ from entropylong_assets.stages.corpus.shards import (
 )
 from entropylong_assets.stages.embeddings.compaction import compact
 from entropylong_assets.stages.near_duplicates.stages import INDEX
+from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -212,7 +213,8 @@ def run_audits(
 
     Audits over all shards have a command of their own.
 
-    Raises RunFailuresError at the end if a run failed.
+    Raises TableError if there is no verified shard, and RunFailuresError at the end if a run
+    failed.
     """
     by_hand = [s for s in project.stages_of(settings) if s.automation == "by_hand"]
     audits = [stage for stage in by_hand if stage.partitioned]
@@ -220,6 +222,11 @@ def run_audits(
     audited = set.intersection(
         *(set(store.shards(source.tables)) for audit in audits for source in audit.inputs)
     )
+    if not audited:
+        raise TableError(
+            f"dataset {settings.name} has no verified shard to audit; make one with "
+            "`entropylong run`"
+        )
     instance.add_dynamic_partitions(partition_set(settings), sorted(audited))
     runner = Runner(project, instance, watcher)
     runner.run(settings, audits, sorted(audited), follow=False)

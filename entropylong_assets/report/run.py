@@ -67,8 +67,8 @@ def open_dataset(
         shards = store.shards(LONG_CONTEXT_SAMPLES)
     if not shards:
         raise TableError(
-            f"{store.dataset_uri}: dataset {settings.name} has no samples; materialize "
-            f"{LONG_CONTEXT_SAMPLES.name} first"
+            f"{store.dataset_uri}: dataset {settings.name} has no samples; make some with "
+            f"`entropylong run`, or materialize {LONG_CONTEXT_SAMPLES.name}"
         )
     recorded = RecordedSettings(store, shards)
     description = [

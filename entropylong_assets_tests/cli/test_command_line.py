@@ -114,3 +114,25 @@ def test_settings_without_a_source_say_so(command: list[str], tmp_path: Path) ->
     done = CliRunner().invoke(app, [*command, "--settings", str(tmp_path / "my.yaml")])
     assert done.exit_code == 2, done.output
     assert "error: corpus web: its settings name no source; add one" in done.output
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "line"),
+    [
+        ("audit", 2, "error: dataset ours has no verified shard to audit; make one with "),
+        ("status", 0, "no shard yet: `entropylong scan` or `entropylong run` registers them"),
+        ("report", 2, "dataset ours has no samples; make some with `entropylong run`, or "),
+        ("export", 2, "no shard yet; run `entropylong run`, or materialize long_context_samples"),
+    ],
+)
+def test_commands_before_the_first_run_say_what_to_run(
+    command: str, code: int, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure: `Everything is up to date` of a dataset without any data."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    (tmp_path / "my.yaml").write_text(
+        "corpora: {web: {sources: [{name: web, uri: in}]}}\ndatasets: {ours: {}}\n"
+    )
+    done = CliRunner().invoke(app, [command, "--settings", str(tmp_path / "my.yaml")])
+    assert (done.exit_code, "up to date:" in done.output) == (code, False), done.output
+    assert line in done.output

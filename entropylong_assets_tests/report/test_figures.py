@@ -258,7 +258,7 @@ def test_open_dataset_reads_what_it_was_made_with(tmp_path: Path) -> None:
     assert ("index", "index-1") in source.description
     assert source.settings == original
     assert source.recorded["entropy.alpha"] == [original.entropy.alpha]
-    with pytest.raises(TableError, match="dataset dataset has no samples; materialize"):
+    with pytest.raises(TableError, match="dataset has no samples; make some with `entropylong"):
         open_dataset(run_settings(tmp_path / "empty"))
 
 
