@@ -80,9 +80,11 @@ def print_corpus(console: Console, project: Project, corpus: Settings) -> None:
     table = Table(show_header=False, title=f"Corpus {corpus.name}", title_justify="left")
     table.add_row("shards", f"{len(shards):,}")
     for stage in project.stages_of(corpus):
+        made = store.shards(stage.tables)
+        if stage.automation == "by_hand" and not made:
+            continue
         rows = sum(
-            store.require(stage.tables, shard).tables[stage.tables.main].rows
-            for shard in store.shards(stage.tables)
+            store.require(stage.tables, shard).tables[stage.tables.main].rows for shard in made
         )
         table.add_row(f"{stage.name}: {stage.tables.main}", f"{rows:,}")
     table.add_row("checks", _checks(project, corpus))
@@ -178,9 +180,9 @@ def _sample_table(samples: pl.DataFrame, n_tokens: int) -> Table:
         title=f"Samples of {n_tokens:,} tokens, by the role of their tokens",
         title_justify="left",
     )
-    table.add_column("sample", no_wrap=True)
+    table.add_column("sample", overflow="fold")
     for name in ("root", "verified", "negative", "padding", "deps"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in samples.iter_rows(named=True):
         shares = [
             f"{row[f'n_{role}'] / n_tokens:.1%}"

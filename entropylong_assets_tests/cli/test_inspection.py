@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from entropylong_assets.cli.inspection import dependency_text, legend
 from entropylong_assets.cli.main import app
+from entropylong_assets.cli.output import print_corpus, print_dataset
 from entropylong_assets.report.show import ShownDependency
 from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
@@ -100,3 +103,18 @@ def test_a_missing_sample_is_named_before_a_missing_model(
     settings.write_text(json.dumps(values))
     done = CliRunner().invoke(app, ["show", "tiny-9", "-s", str(settings)])
     assert (done.exit_code, done.output[:24]) == (2, "error: no sample tiny-9;")
+
+
+def test_no_figure_is_cut_off_in_a_narrow_terminal(
+    world: World, tiny_models: tuple[str, str], tmp_path: Path
+) -> None:
+    """The failure: `0.…` in the table of samples after a run, and a row of zeros for a stage that
+    is made by hand only."""
+    console = Console(width=50, file=io.StringIO())
+    print_corpus(console, world.project, world.project.corpus)
+    print_dataset(console, world.project, world.settings)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    samples = printed.partition("Samples of ")[2].partition("Exported")[0]
+    assert "verified" in samples
+    assert "…" not in samples
+    assert "index_segments" not in printed
