@@ -111,7 +111,9 @@ def dependency_text(d: ShownDependency) -> Text:
     blanks, token = _without_blanks(d.token)
     breaks = "\n" * (len(token) - len(token.rstrip("\n")))
     gap, evidence = _without_blanks(d.evidence)
-    marked = [gap, "[[", (evidence, "bold underline"), "]]"] if evidence else []
+    marked: list[str | tuple[str, str]] = []
+    if evidence:
+        marked = [gap, "[[", (evidence, "bold underline"), "]]"]
     return Text.assemble(
         (f"root {d.root_id[:8]}:", "dim"),
         f" …{d.before.lstrip()}{blanks}»",

@@ -48,7 +48,10 @@ def test_copied_model_loads(model_folder: Path) -> None:
         ("pkg://no_such_package_here/model", "no package 'no_such_package_here' is installed"),
         ("pkg://pytest/none", "does not exist"),
         ("pkg:///model", "no package"),
-        ("no-such/model-here", "model hub did not provide it"),
+        (
+            "no-such/model-here",
+            "it was not downloaded before, and HF_HUB_OFFLINE forbids",
+        ),
         ("a b", "does not exist"),
         ("", "no model is named"),
     ],
