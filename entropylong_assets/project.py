@@ -334,15 +334,14 @@ def load_project(path: str | os.PathLike[str] | None = None) -> Project:
     working folder is. Raises SettingsError, also if nothing names a file or profile.
     """
     path = path or os.environ.get("ENTROPYLONG_SETTINGS")
-    profile = os.environ.get("ENTROPYLONG_PROFILE")
-    if not path and not profile:
+    if not path and (profile := os.environ.get("ENTROPYLONG_PROFILE")):
+        return make_project(profile=profile)
+    if not path:
         raise SettingsError(
             "no settings: neither --settings nor ENTROPYLONG_SETTINGS names a file, and "
             "ENTROPYLONG_PROFILE names no profile. Write a file (docs/own-corpus.md) and add "
             "--settings FILE; for the demo, set ENTROPYLONG_PROFILE=quickstart"
         )
-    if not path:
-        return make_project(profile=profile)
     content = read_settings_file(path)
     try:
         folder = Path(path).resolve().parent
