@@ -300,7 +300,7 @@ def _validated(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]["loc"]
         prefix = "" if first and first[0] in at_top else place.rstrip(".")
-        raise SettingsError(printable(one_line(error, prefix))) from None
+        raise SettingsError(printable(one_line(error, prefix, model))) from None
     except RecursionError:
         raise SettingsError("settings: values are nested too deeply; write them out") from None
 
@@ -330,12 +330,18 @@ def load_project(path: str | os.PathLike[str] | None = None) -> Project:
     """Load a settings file.
 
     Without a path it is the file that ENTROPYLONG_SETTINGS names; without that, the profile that
-    ENTROPYLONG_PROFILE names, else `calibrated`. Relative paths in the file are relative to its
-    folder, whatever the working folder is. Raises SettingsError.
+    ENTROPYLONG_PROFILE names. Relative paths in the file are relative to its folder, whatever the
+    working folder is. Raises SettingsError, also if nothing names a file or profile.
     """
     path = path or os.environ.get("ENTROPYLONG_SETTINGS")
+    if not path and (profile := os.environ.get("ENTROPYLONG_PROFILE")):
+        return make_project(profile=profile)
     if not path:
-        return make_project(profile=os.environ.get("ENTROPYLONG_PROFILE"))
+        raise SettingsError(
+            "no settings: neither --settings nor ENTROPYLONG_SETTINGS names a file, and "
+            "ENTROPYLONG_PROFILE names no profile. Write a file (docs/own-corpus.md) and add "
+            "--settings FILE; for the demo, set ENTROPYLONG_PROFILE=quickstart"
+        )
     content = read_settings_file(path)
     try:
         folder = Path(path).resolve().parent

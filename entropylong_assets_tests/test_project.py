@@ -84,7 +84,7 @@ WRONG = [
     ("corpus.on_bad_row", "ignore", "'fail' or 'skip'"),
     ("corpus.min_chars", 0, "greater than or equal to 1"),
     ("corpus.sources", "docs", "tuple"),
-    ("corpus.soruces", [], "no such setting"),
+    ("corpus.soruces", [], "no such setting; did you mean sources?"),
     ("roots.fraction", 1.01, "less than or equal to 1"),
     ("roots.fraction", -0.01, "greater than or equal to 0"),
     ("roots.fraction", NAN, "less than or equal to 1"),
@@ -129,7 +129,17 @@ WRONG = [
     ("export.anchor_weight", 0, "greater than 0"),
     ("cluster.engine", "slurm", "'local', 'ray' or 'kubernetes'"),
     ("no_such_section", {}, "no such setting"),
+    ("scorign", {}, "no such setting; did you mean scoring?"),
+    ("verification.epsilom", 0.1, "no such setting; did you mean epsilon?"),
+    ("cluster.resources.entropy_scores.num_gpu", 1, "no such setting; did you mean num_gpus?"),
 ]
+
+
+def test_a_misspelt_field_of_a_source_names_the_right_one() -> None:
+    source = {"name": "web", "uri": "x", "text_feld": "body"}
+    assert refusal({"corpus": {"sources": [source]}}) == (
+        "corpus.sources.0.text_feld: no such setting; did you mean text_field?"
+    )
 
 
 @pytest.mark.parametrize(("path", "value", "allowed"), WRONG)

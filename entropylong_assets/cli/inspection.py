@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from entropylong_assets.cli.common import (
     DatasetName,
@@ -19,6 +22,9 @@ from entropylong_assets.cli.common import (
     out,
     plain_errors,
 )
+
+if TYPE_CHECKING:
+    from entropylong_assets.report.show import ShownDependency
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -43,16 +49,23 @@ def show(
         from entropylong_assets.report.show import show_sample
         from entropylong_assets.stages.entropy.model import load_tokenizer
 
-        tokenizer = load_tokenizer(settings.scoring)
-        shown = show_sample(open_store(settings), tokenizer, sample, strongest)
+        load = partial(load_tokenizer, settings.scoring)
+        shown = show_sample(open_store(settings), load, sample, strongest)
     table = Table(
-        title=f"{sample}: segments", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        title=f"{sample}: segments",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for name in ("role", "start", "end", "tokens", "root", "document", "source"):
-        table.add_column(name, justify="right" if name in ("start", "end", "tokens") else "left")
+        if name in ("start", "end", "tokens"):
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, no_wrap=name == "role", overflow="fold")
     for row in shown.segments.iter_rows(named=True):
         table.add_row(
-            row["role"],
+            row["role"].replace("_", " "),
             f"{row['start']:,}",
             f"{row['end']:,}",
             f"{row['end'] - row['start']:,}",
@@ -61,7 +74,13 @@ def show(
             row["source"] or "",
         )
     out.print(table)
-    out.print(f"{shown.n_dependencies} verified dependencies; the strongest:")
+    if shown.padding:
+        out.print(f"{shown.padding}.\n", soft_wrap=True)
+    n = shown.n_dependencies
+    which = f"; the strongest {len(shown.dependencies)}:" if shown.dependencies else ""
+    out.print(f"{n:,} verified {'dependency' if n == 1 else 'dependencies'}{which}")
+    if shown.dependencies:
+        out.print(legend(shown.dependencies), markup=False, soft_wrap=True)
     for d in shown.dependencies:
         gains = f"ΔI {d.gain:.2f}" + (
             "" if d.calibrated_gain is None else f", ΔI* {d.calibrated_gain:.2f}"
@@ -69,16 +88,48 @@ def show(
         kind = "" if d.kind is None else f"{d.kind.replace('_', ' ')}, "
         out.print(
             Panel(
-                f"[dim]root {d.root_id[:8]}:[/] …{escape(d.before)}[bold reverse]{escape(d.token)}"
-                f"[/]{escape(d.after)}…\n\n"
-                f"[dim]context {d.chunk_id}:[/] {escape(d.context_before.lstrip())}"
-                f"[bold underline]{escape(d.evidence)}[/]{escape(d.context_after.rstrip())}",
+                dependency_text(d),
                 title=f"entropy {d.entropy:.2f} → {d.entropy_context:.2f} nats, {gains}",
                 title_align="left",
                 subtitle=f"{kind}{d.distance:,} tokens apart",
                 subtitle_align="left",
             )
         )
+
+
+def legend(dependencies: Sequence[ShownDependency]) -> str:
+    anchor = "»anchor«: the token of the root that the context makes easier to predict"
+    evidence = "\n[[evidence]]: the sentences of the context that are enough for that"
+    return anchor + (evidence if any(d.evidence for d in dependencies) else "")
+
+
+def dependency_text(d: ShownDependency) -> Text:
+    """Root and context, with signs around anchor and evidence that a pipe takes as well.
+
+    Blanks before either are outside the signs, and a line break inside the anchor is a sign itself.
+    """
+    blanks, token = _without_blanks(d.token)
+    breaks = "\n" * (len(token) - len(token.rstrip("\n")))
+    gap, evidence = _without_blanks(d.evidence)
+    marked: list[str | tuple[str, str]] = []
+    if evidence:
+        marked = [gap, "[[", (evidence, "bold underline"), "]]"]
+    return Text.assemble(
+        (f"root {d.root_id[:8]}:", "dim"),
+        f" …{d.before.lstrip()}{blanks}»",
+        (token.replace("\n", "⏎"), "bold reverse"),
+        f"«{breaks}{d.after.rstrip()}…\n\n",
+        (f"context {d.chunk_id}:", "dim"),
+        f" {d.context_before.lstrip()}",
+        *marked,
+        d.context_after.rstrip(),
+    )
+
+
+def _without_blanks(text: str) -> tuple[str, str]:
+    """White space before a text, and the text; white space alone is the text."""
+    stripped = text.lstrip()
+    return (text[: len(text) - len(stripped)], stripped) if stripped else ("", text)
 
 
 def compare(

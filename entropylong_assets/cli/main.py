@@ -160,6 +160,7 @@ def _print_expected(project: Project, selection: Selection) -> None:
     from entropylong_assets.orchestration.run_selection import expected_jobs
     from entropylong_assets.project import open_store
     from entropylong_assets.stages.corpus.errors import one_line
+    from entropylong_assets.stages.corpus.fields_check import require_fields
     from entropylong_assets.stages.corpus.shards import load_plan, replan, require_shards
 
     plans = {}
@@ -167,6 +168,7 @@ def _print_expected(project: Project, selection: Selection) -> None:
         before = load_plan(open_store(corpus))
         plan = replan(corpus, before)
         require_shards(corpus, plan)
+        require_fields(corpus, plan)
         plans[corpus.name] = plan
         out.print(f"corpus {corpus.name}: {len(plan.shards)} shards, {len(plan.new)} of them new")
         for what, files in (("changed", plan.changed), ("missing", plan.missing)):

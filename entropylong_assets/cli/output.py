@@ -18,6 +18,7 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.corpus.errors import one_line
 from entropylong_assets.stages.corpus.listing import describe_passed_over
 from entropylong_assets.stages.corpus.shards import ShardPlan, load_plan
+from entropylong_assets.stages.samples.padding import padding_note
 from entropylong_assets.stages.training_data.stage import TRAINING_DATASET
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.tables import WHOLE
@@ -79,9 +80,11 @@ def print_corpus(console: Console, project: Project, corpus: Settings) -> None:
     table = Table(show_header=False, title=f"Corpus {corpus.name}", title_justify="left")
     table.add_row("shards", f"{len(shards):,}")
     for stage in project.stages_of(corpus):
+        made = store.shards(stage.tables)
+        if stage.automation == "by_hand" and not made:
+            continue
         rows = sum(
-            store.require(stage.tables, shard).tables[stage.tables.main].rows
-            for shard in store.shards(stage.tables)
+            store.require(stage.tables, shard).tables[stage.tables.main].rows for shard in made
         )
         table.add_row(f"{stage.name}: {stage.tables.main}", f"{rows:,}")
     table.add_row("checks", _checks(project, corpus))
@@ -116,6 +119,8 @@ def print_dataset(console: Console, project: Project, settings: Settings) -> Non
     console.print(_sample_table(figures.samples, settings.samples.tokens))
     if more := figures.n_samples - len(figures.samples):
         console.print(f"and {more:,} more samples; [bold]entropylong show[/] prints any of them")
+    if note := padding_note(figures.n_samples, figures.tokens_by_role):
+        console.print(f"{note}.", soft_wrap=True)
     print_export(console, settings)
 
 
@@ -175,9 +180,9 @@ def _sample_table(samples: pl.DataFrame, n_tokens: int) -> Table:
         title=f"Samples of {n_tokens:,} tokens, by the role of their tokens",
         title_justify="left",
     )
-    table.add_column("sample", no_wrap=True)
+    table.add_column("sample", overflow="fold")
     for name in ("root", "verified", "negative", "padding", "deps"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in samples.iter_rows(named=True):
         shares = [
             f"{row[f'n_{role}'] / n_tokens:.1%}"

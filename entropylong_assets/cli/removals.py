@@ -58,7 +58,7 @@ def retire(
         from entropylong_assets.project import open_store
         from entropylong_assets.report.holdings import find_exports
 
-        with open_instance() as instance:
+        with open_instance(project) as instance:
             if undo:
                 back = bring_back(chosen, name, instance)
                 out.print(f"{chosen.name}: brought back: {', '.join(back) or 'no shard'}. {NEXT}")

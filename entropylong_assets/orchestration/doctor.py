@@ -1,7 +1,7 @@
 """Finds what would stop a run on this machine, and says what to do: `entropylong doctor`.
 
 Each check gives one finding. It reads and probes; it changes nothing, except that it writes a small
-file into the data folder and removes it again.
+file into the data folder and removes it again. An instance that does not exist is not created.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import dagster as dg
 
 from entropylong_assets.orchestration import doctor_checks
 from entropylong_assets.orchestration.cluster import ray_nodes, unplaceable_steps
-from entropylong_assets.orchestration.doctor_checks import Finding
+from entropylong_assets.orchestration.doctor_checks import Finding, existing_folder
 from entropylong_assets.orchestration.errors import few, line
-from entropylong_assets.orchestration.instance_data import bind_data
-from entropylong_assets.orchestration.local_run import dagster_home
+from entropylong_assets.orchestration.instance_data import refuse_other_data
+from entropylong_assets.orchestration.local_run import (
+    dagster_home,
+    has_instance,
+    read_instance,
+)
 from entropylong_assets.orchestration.naming import asset_key, partition_set, pool_of
 from entropylong_assets.project import Project, open_store
 from entropylong_assets.settings.section import Settings
@@ -32,24 +38,24 @@ def examine(project: Project) -> Iterator[Finding]:
 
     An error in one check becomes its finding; the other checks run.
     """
-    instance: dg.DagsterInstance | None = None
-    try:
-        instance = _open_instance(project)
-    except Exception as error:  # a broken dagster.yaml or storage may raise any error
-        yield Finding(
-            "instance",
-            "fault",
-            f"DAGSTER_HOME={os.environ.get('DAGSTER_HOME', '')}: {line(error)}; correct its "
-            "dagster.yaml, or start its database and set the DAGSTER_PG names",
-        )
-    if instance is not None:
-        with instance:
+    with ExitStack() as stack:
+        try:
+            instance = stack.enter_context(read_instance(project))
+            _require_rights(dagster_home(project.folder))
+        except Exception as error:  # a broken dagster.yaml or storage may raise any error
+            yield Finding(
+                "instance",
+                "fault",
+                f"DAGSTER_HOME={os.environ.get('DAGSTER_HOME', '')}: {line(error)}; correct its "
+                "dagster.yaml, or start its database and set the DAGSTER_PG names",
+            )
+        else:
             yield from _answers(_of_the_instance(project, instance))
     yield from _answers(_of_the_machine(project))
 
 
 def _of_the_instance(project: Project, instance: dg.DagsterInstance) -> Iterator[Question]:
-    yield "instance", partial(_instance, instance)
+    yield "instance", partial(_instance, project, instance)
     yield "daemon", partial(_daemon, instance)
     yield "pools", partial(_pools, project, instance)
     for settings in (*project.corpora.values(), *project.datasets.values()):
@@ -85,14 +91,17 @@ def _answers(questions: Iterator[Question]) -> Iterator[Finding]:
             yield Finding(subject, "fault", line(error))
 
 
-def _open_instance(project: Project) -> dg.DagsterInstance:
-    home = dagster_home(project.folder)
-    if not os.access(home, os.W_OK):
+def _require_rights(home: Path) -> None:
+    if not os.access(existing_folder(home), os.W_OK):
         raise PermissionError(f"{home} can't be written to")
-    return dg.DagsterInstance.get()
 
 
-def _instance(instance: dg.DagsterInstance) -> Finding:
+def _instance(project: Project, instance: dg.DagsterInstance) -> Finding:
+    home = dagster_home(project.folder)
+    if not has_instance(home):
+        return Finding(
+            "instance", "ok", f"{home} is not made yet: `entropylong run` or `scan` makes it"
+        )
     runs = instance.get_runs_count()
     storages = (instance.run_storage, instance.event_log_storage, instance.schedule_storage)
     kind = type(instance.run_storage).__name__
@@ -195,7 +204,7 @@ def _pools(project: Project, instance: dg.DagsterInstance) -> Finding:
 
 def _partitions(project: Project, settings: Settings, instance: dg.DagsterInstance) -> Finding:
     subject, store = settings.name, open_store(settings)
-    bind_data([settings], instance)
+    refuse_other_data([settings], instance)
     registered = set(instance.get_dynamic_partitions(partition_set(settings)))
     planned = {shard.key for shard in load_plan(store).shards}
     lost = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from entropylong_assets.stages.corpus.errors import CorpusError
 from entropylong_assets.stages.corpus.listing import list_files
 from entropylong_assets.stages.corpus.readers import read_rows
 from entropylong_assets.stages.corpus.rows import REMEDIES, BadRow
-from entropylong_assets.stages.corpus.shards import load_plan, replan
+from entropylong_assets.stages.corpus.shards import NO_SOURCE, load_plan, replan
 from entropylong_assets.stages.embeddings.tables import CHUNK_EMBEDDINGS, EMBEDDING_INDEX
 from entropylong_assets.stages.stage import Partition, Stage
 from entropylong_assets.stages.status import status_of
@@ -45,12 +46,30 @@ class Finding:
     """What was found and, unless all is well, what to do."""
 
 
+def existing_folder(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+@contextmanager
+def _without_new_folders(path: Path) -> Iterator[None]:
+    """Remove folders that are made on the way to `path` and are empty in the end."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for folder in new:
+                folder.rmdir()
+
+
 def disk(data_uri: str) -> Finding:
     store = TableStore(data_uri)
     probe = f"{store.root}/.doctor"
     try:
-        store.put(probe, b"probe")
-        store.fs.rm(probe)
+        with _without_new_folders(Path(store.root)) if store.is_local else nullcontext():
+            store.put(probe, b"probe")
+            store.fs.rm(probe)
     except Exception as error:  # each file system has its own
         return Finding(
             "disk",
@@ -60,7 +79,7 @@ def disk(data_uri: str) -> Finding:
         )
     home = os.environ.get("DAGSTER_HOME") or str(Path.home())
     places = [home, *([store.root] if store.is_local else [])]
-    free = {place: shutil.disk_usage(place).free for place in places}
+    free = {place: shutil.disk_usage(existing_folder(Path(place))).free for place in places}
     place, least = min(free.items(), key=lambda item: item[1])
     message = f"{least / 2**30:,.1f} GiB free at {place}"
     if least < MIN_FREE_BYTES:
@@ -167,9 +186,7 @@ def _shown(name: str, side: Side) -> str:
 
 def sources(corpus: Settings) -> Finding:
     if not corpus.sources:
-        return Finding(
-            "sources", "fault", "corpus.sources names none; name one in the settings file"
-        )
+        return Finding("sources", "fault", NO_SOURCE)
     known = load_plan(open_store(corpus))
     planned = {file for shard in known.known for file in shard.files}
     files, new = 0, set[str]()

@@ -29,8 +29,18 @@ class InstanceError(ValueError):
 def bind_data(owners: Iterable[Settings], instance: dg.DagsterInstance) -> None:
     """Make the instance remember where the data of these corpora and datasets are.
 
-    Raises InstanceError if it shows data of the same name under another data_uri. If that data has
-    been moved, the instance stores the new place.
+    Raises InstanceError, as `refuse_other_data` does. If the data have been moved, the instance
+    stores the new place.
+    """
+    new = refuse_other_data(owners, instance)
+    if new:
+        instance.daemon_cursor_storage.set_cursor_values(new)
+
+
+def refuse_other_data(owners: Iterable[Settings], instance: dg.DagsterInstance) -> dict[str, str]:
+    """Raise InstanceError if the instance shows data of the same name under another data_uri.
+
+    Writes nothing. Returns what the instance does not know yet: new places by key.
     """
     keys = {_KEY.format(settings.name): settings for settings in owners}
     known = instance.daemon_cursor_storage.get_cursor_values(set(keys))
@@ -47,8 +57,7 @@ def bind_data(owners: Iterable[Settings], instance: dg.DagsterInstance) -> None:
             )
         if key not in known or known[key] != place:
             new[key] = place
-    if new:
-        instance.daemon_cursor_storage.set_cursor_values(new)
+    return new
 
 
 def _place(data_uri: str) -> str:

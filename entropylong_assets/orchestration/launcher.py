@@ -142,6 +142,12 @@ def _start_ticks(pid: int) -> int | None:
     return None if fields[0] == "Z" else int(fields[19])
 
 
+def death_of_run(run: dg.DagsterRun) -> str | None:
+    """How the marked process of an unfinished run ended; None if it has none or is alive."""
+    mark = _mark_of(run)
+    return None if mark is None or is_marked_alive(mark) else death_of(mark)
+
+
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Fail runs whose marked process is dead, and free the pool slots of ended runs.
 
@@ -151,9 +157,8 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     ended = []
     alive = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
     for run in instance.get_runs(alive):
-        mark = _mark_of(run)
-        if mark is not None and not is_marked_alive(mark):
-            instance.report_run_failed(run, death_of(mark))
+        if death := death_of_run(run):
+            instance.report_run_failed(run, death)
             ended.append(run.run_id)
     storage = instance.event_log_storage
     if storage.supports_global_concurrency_limits:

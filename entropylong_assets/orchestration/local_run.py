@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from entropylong_assets.stages.corpus.shards import (
 )
 from entropylong_assets.stages.embeddings.compaction import compact
 from entropylong_assets.stages.near_duplicates.stages import INDEX
+from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import WHOLE
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -47,20 +49,28 @@ log = logging.getLogger(__name__)
 
 
 def dagster_home(folder: Path | None = None) -> Path:
-    """Folder of the Dagster instance: DAGSTER_HOME, else `.dagster`.
+    """Folder of the Dagster instance: DAGSTER_HOME, else `.dagster`. It need not exist.
 
     A relative one is in `folder`, that of the settings file, or in the working folder without
-    one. Sets DAGSTER_HOME to the full path. A new instance gets a copy of the package's
-    dagster.yaml.
+    one. Sets DAGSTER_HOME to the full path.
     """
     named = os.environ.get("DAGSTER_HOME") or ".dagster"
     home = Path(folder or Path.cwd(), named).absolute()
     os.environ["DAGSTER_HOME"] = str(home)
+    return home
+
+
+def has_instance(home: Path) -> bool:
+    """Whether there is an instance in this folder, or a dagster.yaml for one."""
+    return home.exists() and any(home.iterdir())
+
+
+def _complete_home(home: Path) -> None:
+    """Create the folder of an instance, with a copy of the package's dagster.yaml."""
     home.mkdir(parents=True, exist_ok=True)
     ours, theirs = Path(__file__).parents[1] / "dagster.yaml", home / "dagster.yaml"
     if not theirs.exists():
         shutil.copyfile(ours, theirs)
-    return home
 
 
 @contextmanager
@@ -95,11 +105,27 @@ def open_instance(project: Project | None = None) -> Iterator[dg.DagsterInstance
     project: the one that is going to be run or shown. Raises InstanceError if the instance shows
     other data under its names.
     """
-    dagster_home(project.folder if project else None)
+    _complete_home(dagster_home(project.folder if project else None))
     with dg.DagsterInstance.get() as instance:
         if project is not None:
             bind_data((*project.corpora.values(), *project.datasets.values()), instance)
         with _ending_dead_runs(instance):
+            yield instance
+
+
+@contextmanager
+def read_instance(project: Project) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance for a command that only reads.
+
+    If it does not exist yet, it is not created: a new one in a temporary folder takes its place.
+    """
+    if has_instance(dagster_home(project.folder)):
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+        return
+    with tempfile.TemporaryDirectory(prefix="entropylong-instance-") as folder:
+        _complete_home(Path(folder))
+        with dg.DagsterInstance.from_config(folder) as instance:
             yield instance
 
 
@@ -187,7 +213,8 @@ def run_audits(
 
     Audits over all shards have a command of their own.
 
-    Raises RunFailuresError at the end if a run failed.
+    Raises TableError if there is no verified shard, and RunFailuresError at the end if a run
+    failed.
     """
     by_hand = [s for s in project.stages_of(settings) if s.automation == "by_hand"]
     audits = [stage for stage in by_hand if stage.partitioned]
@@ -195,6 +222,11 @@ def run_audits(
     audited = set.intersection(
         *(set(store.shards(source.tables)) for audit in audits for source in audit.inputs)
     )
+    if not audited:
+        raise TableError(
+            f"dataset {settings.name} has no verified shard to audit; make one with "
+            "`entropylong run`"
+        )
     instance.add_dynamic_partitions(partition_set(settings), sorted(audited))
     runner = Runner(project, instance, watcher)
     runner.run(settings, audits, sorted(audited), follow=False)

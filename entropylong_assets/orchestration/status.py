@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from entropylong_assets.orchestration.launcher import death_of_run
 from entropylong_assets.orchestration.naming import asset_key, partition_set
 from entropylong_assets.orchestration.run_selection import Selection
 from entropylong_assets.orchestration.scanning import ACTIVE
@@ -56,7 +57,8 @@ def _of_owner(
 
 def _mark_running(statuses: Sequence[StageStatus], instance: dg.DagsterInstance) -> None:
     """Mark partitions that an active run is going to make. What it has made stays up to date."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
+    active = instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
+    runs = [run for run in active if not death_of_run(run)]
     for status in statuses:
         key = asset_key(status.owner, status.stage)
         for run in runs:

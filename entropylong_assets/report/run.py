@@ -23,6 +23,7 @@ from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.diversity import spread_lines
 from entropylong_assets.stages.entropy.model import Tokenizer
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
+from entropylong_assets.stages.samples.padding import padding_note
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.training_data.figures import dataset_figures
 from entropylong_assets.stages.training_data.manifest import without_secrets
@@ -66,8 +67,8 @@ def open_dataset(
         shards = store.shards(LONG_CONTEXT_SAMPLES)
     if not shards:
         raise TableError(
-            f"{store.dataset_uri}: dataset {settings.name} has no samples; materialize "
-            f"{LONG_CONTEXT_SAMPLES.name} first"
+            f"{store.dataset_uri}: dataset {settings.name} has no samples; make some with "
+            f"`entropylong run`, or materialize {LONG_CONTEXT_SAMPLES.name}"
         )
     recorded = RecordedSettings(store, shards)
     description = [
@@ -194,6 +195,7 @@ def gather_run(
         "rule": source.settings.verification.rule,
         "key": _key_figures(headline),
         "roles": figures["share_by_role"],
+        "padding": padding_note(figures["samples"], figures["tokens_by_role"]),
         "figures": headline,
         "examples": best,
         "audits": audit_coverage(source.store, source.shards),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -12,6 +12,7 @@ from entropylong_assets.report.sample_tokens import read_token_ids, shard_of, so
 from entropylong_assets.report.text import visible
 from entropylong_assets.settings.section import printable
 from entropylong_assets.stages.entropy.model import Tokenizer
+from entropylong_assets.stages.samples.padding import padding_note
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
@@ -63,26 +64,33 @@ class ShownSample:
     sample_id: str
     shard: str
     segments: pl.DataFrame
+    padding: str | None
+    """Why most tokens of the shard's samples are padding; None if they are not."""
     n_dependencies: int
     dependencies: list[ShownDependency]
 
 
 def show_sample(
-    store: TableStore, tokenizer: Tokenizer, sample_id: str, strongest: int, window: int = 40
+    store: TableStore,
+    load_tokenizer: Callable[[], Tokenizer],
+    sample_id: str,
+    strongest: int,
+    window: int = 40,
 ) -> ShownSample:
     """Read one sample as text.
 
-    strongest: number of dependencies shown, those of largest gain. window: number of root tokens
-    shown before an anchor; half as many are shown after it. Raises TableError if there is no such
-    sample; the message names a few that exist.
+    load_tokenizer: called if the sample exists. strongest: number of dependencies shown, those of
+    largest gain. window: number of root tokens shown before an anchor; half as many are shown after
+    it. Raises TableError if there is no such sample; the message names a few that exist.
     """
     token_ids = read_token_ids(store, sample_id)
     if token_ids is None:
         some = some_sample_ids(store, _SUGGESTIONS, first=shard_of(sample_id))
         known = f"there are {', '.join(some)}, ..." if some else "no sample exists yet"
         raise TableError(f"no sample {printable(sample_id, 80)}; {known}")
-    shard = shard_of(sample_id)
+    shard, tokenizer = shard_of(sample_id), load_tokenizer()
 
+    summary = store.summary(LONG_CONTEXT_SAMPLES, shard)
     of_sample = pl.col("sample_id") == sample_id
     segments = read_rows(store, LONG_CONTEXT_SAMPLES, [shard], "segments", of_sample)
     segments = segments.sort("segment")
@@ -98,6 +106,7 @@ def show_sample(
         sample_id,
         shard,
         segments,
+        padding_note(summary.samples, summary.tokens),
         len(dependencies),
         [_shown(row, token_ids, roots, tokenizer, window) for row in best.iter_rows(named=True)],
     )

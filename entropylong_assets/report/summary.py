@@ -59,6 +59,8 @@ class Overview:
     false_acceptance: dict[str, Rate]
     """Share of held-out controls that each compared rule accepts."""
     n_samples: int
+    tokens_by_role: dict[str, int]
+    """Tokens of all samples."""
     samples: pl.DataFrame
     """The first `LISTED_SAMPLES`: sample_id, n_root, n_verified, n_negative, n_padding,
     dependencies."""
@@ -74,6 +76,7 @@ def gather(store: TableStore, settings: Settings, shards: Sequence[str] | None =
         shards = store.shards(LONG_CONTEXT_SAMPLES)
     scored = _summaries(store, ENTROPY_SCORES, shards)
     verified = _summaries(store, VERIFIED_DEPENDENCIES, shards)
+    packed = _summaries(store, LONG_CONTEXT_SAMPLES, shards)
     return Overview(
         shards=len(shards),
         roots=sum(summary.roots for summary in scored),
@@ -85,9 +88,8 @@ def gather(store: TableStore, settings: Settings, shards: Sequence[str] | None =
         mean_calibrated_gain=_mean(verified, lambda summary: summary.mean_calibrated_gain),
         verdicts=_sum(summary.verdicts for summary in verified),
         false_acceptance=pooled_false_acceptance(store, shards, settings.verification),
-        n_samples=sum(
-            store.require(LONG_CONTEXT_SAMPLES, shard).tables["samples"].rows for shard in shards
-        ),
+        n_samples=sum(summary.samples for summary in packed),
+        tokens_by_role=_sum(summary.tokens for summary in packed),
         samples=_list_samples(store, shards),
     )
 

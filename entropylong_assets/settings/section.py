@@ -7,12 +7,13 @@ A *section* is a group of settings that one stage owns (`verification`, `samples
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -102,19 +103,40 @@ def refuse_credentials(uri: str) -> str:
     return uri
 
 
-def one_line(error: ValidationError, prefix: str = "") -> str:
-    """Describe the first fault of a validation error: the field, what is wrong, the value."""
+def one_line(error: ValidationError, prefix: str = "", model: type[BaseModel] | None = None) -> str:
+    """Describe the first fault of a validation error: the field, what is wrong, the value.
+
+    model: what was validated; names the setting that a misspelt one is like.
+    """
     fault = error.errors(include_url=False)[0]
     path = ".".join([*filter(None, [prefix]), *(str(part) for part in fault["loc"])])
     where = path or "settings"
     if fault["type"] == "extra_forbidden":
-        return f"{where}: no such setting"
+        close = _similar_name(model, fault["loc"]) if model else None
+        return f"{where}: no such setting{f'; did you mean {close}?' if close else ''}"
     message = re.sub(r"^Value error, ", "", fault["msg"])
     given = fault["input"]
     can_show = isinstance(given, str | int | float | bool) and fault["type"] != "credentials"
     shown = f" (got {given!r})" if can_show else ""
     more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
     return f"{where}: {message}{shown}{more}"
+
+
+def _similar_name(model: type[BaseModel], path: Sequence[str | int]) -> str | None:
+    """The setting of the section at this path whose name is like the last part, or None."""
+    sections = [model]
+    for part in path[:-1]:
+        fields = [s.model_fields[part] for s in sections if part in s.model_fields]
+        # Otherwise the part is a number in a list, or a key in a mapping, of these sections.
+        sections = [s for f in fields for s in _sections_in(f.annotation)] if fields else sections
+    names = sorted({name for section in sections for name in section.model_fields})
+    return next(iter(difflib.get_close_matches(str(path[-1]), names, 1)), None)
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_in(inner)]
 
 
 def printable(text: str, limit: int = 500) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from entropylong_assets.settings.section import printable
 from entropylong_assets.stages.progress import announce
 
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.gguf", "*.jinja")
@@ -66,7 +67,7 @@ def refusal(setting: str, reference: str, error: Exception, otherwise: str) -> M
             f"{setting}.trust_remote_code is true; set that if you trust the code, or name another "
             f"model"
         )
-    reason = " ".join(str(error).split())[:200]
+    reason = printable(" ".join(str(error).split()), 200)
     return ModelError(f"{setting}.model {reference}: {otherwise.format(reason=reason)}")
 
 
@@ -157,7 +158,9 @@ def _snapshot(model: HubModel, reference: str, trust_remote_code: bool) -> Path:
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(" ".join(str(error).split()), 200)
+        if offline and isinstance(error, LocalEntryNotFoundError):
+            reason = "it was not downloaded before, and HF_HUB_OFFLINE forbids it now"
         raise ModelError(
             f"model {reference}: no local folder or file, and the model hub did not provide it "
             f"({reason}); check the name, the revision, the network, or HF_TOKEN for a gated model"

@@ -1,4 +1,4 @@
-"""The state of each partition: up to date, stale, failed, missing or skipped, and why.
+"""The state of each partition: up to date, stale, failed, missing, skipped or by hand, and why.
 
 It is read from the manifests and check outcomes that are stored with the data, so it does not
 depend on the Dagster instance that made the data.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.stage import Partition, Stage
@@ -21,8 +21,9 @@ from entropylong_assets.stages.versioning import (
 )
 from entropylong_assets.storage.tables import WHOLE
 
-State = Literal["up_to_date", "stale", "failed", "running", "missing", "skipped"]
-STATES: tuple[State, ...] = ("up_to_date", "stale", "failed", "running", "missing", "skipped")
+State = Literal["up_to_date", "stale", "failed", "running", "missing", "skipped", "by_hand"]
+"""`by_hand`: it does not exist, and nothing needs it; it is made if someone starts its stage."""
+STATES: tuple[State, ...] = get_args(State)
 
 SETTINGS_CHECK = "made_under_present_settings"
 """Name of the asset check of every stage that warns of partitions made under other settings."""
@@ -70,6 +71,8 @@ def settings_fault(stage: Stage, partition: Partition) -> str | None:
 def partition_state(stage: Stage, partition: Partition) -> PartitionState:
     """The state of one partition, without regard to whether its inputs are up to date."""
     if partition.store.manifest(stage.tables, partition.shard) is None:
+        if stage.automation == "by_hand":
+            return PartitionState("by_hand", "made by hand only")
         skipped = stage.skip_reason(partition)
         if skipped:
             return PartitionState("skipped", skipped)

@@ -300,7 +300,7 @@ FAULTS: list[tuple[Break, str, str, str]] = [
     (no_weights, "dataset scoring model", "fault", "holds no weights"),
     (short_window, "dataset scoring model", "fault", "lower roots.max_tokens"),
     (embedder_too_short, "corpus embedding model", "fault", "set it to 64 or less"),
-    (no_source, "corpus sources", "fault", "name one in the settings file"),
+    (no_source, "corpus sources", "fault", "add one to its `sources`"),
     (no_file, "corpus sources", "fault", "put files there or correct"),
     (
         wrong_field,

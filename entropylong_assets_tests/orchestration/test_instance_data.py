@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from typer.testing import CliRunner
 from entropylong_assets.cli.main import app
 from entropylong_assets.orchestration.build import build_definitions
 from entropylong_assets.orchestration.instance_data import InstanceError, bind_data
+from entropylong_assets.orchestration.launcher import PROCESS_TAG, process_mark
 from entropylong_assets.orchestration.local_run import dagster_home, open_instance
+from entropylong_assets.orchestration.naming import asset_key
 from entropylong_assets.orchestration.runner import RunError, run_job
-from entropylong_assets.project import load_project, make_project
+from entropylong_assets.project import load_project, make_project, open_store
 from entropylong_assets_tests.conftest import World
+from entropylong_assets_tests.stage_names import BY_NAME
 from entropylong_assets_tests.tiny_world import tiny_values
 
 
@@ -131,3 +136,88 @@ def test_a_relative_dagster_home_without_settings_is_in_the_working_folder(
     monkeypatch.setenv("DAGSTER_HOME", "here")
     assert dagster_home() == elsewhere / "here"
     assert dagster_home(elsewhere / "not used any more") == elsewhere / "here"
+
+
+READING = [
+    ["settings"],
+    ["doctor"],
+    ["status"],
+    ["run", "--dry-run"],
+    ["retire", "--list"],
+    ["compare", "dataset", "dataset"],
+    ["show", "tiny-00000-00000"],
+    ["estimate", "--rows", "16", "--roots", "2"],
+]
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All files with their bytes, and all folders. Locks are empty files that readers take too."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if path.suffix != ".lock"
+    }
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda command: command[0])
+@pytest.mark.parametrize("state", ["finished data", "nothing"])
+def test_commands_that_read_write_nothing(
+    command: list[str], state: str, place: Place, elsewhere: Path
+) -> None:
+    """The failure: `doctor` and `status` left an instance, and `doctor` a data folder."""
+    if state == "nothing":
+        shutil.rmtree(place.folder / "lab")
+    before = contents(place.folder)
+    done = CliRunner().invoke(app, [*command, "-s", str(place.settings)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    assert state == "nothing" or command == ["doctor"] or done.exit_code == 0, done.output
+    assert contents(place.folder) == before
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_status_leaves_an_instance_as_it_is(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failures: it bound a data folder to an instance, and ended the run of a killed process.
+
+    Such a run does not count as running.
+    """
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    project, report = load_project(place.settings), BY_NAME["report"]
+    shutil.rmtree(open_store(project.dataset).folder(report.tables, "all"))
+    key = asset_key(project.dataset, report)
+    with open_instance() as instance:
+        dead = dg.DagsterRun(
+            job_name="dataset__export",
+            status=dg.DagsterRunStatus.STARTED,
+            asset_selection=frozenset({key}),
+        )
+        instance.add_run(dead.with_tags({PROCESS_TAG: f"{dead.run_id}/{ended_process()}"}))
+    done = CliRunner().invoke(app, ["status", "-s", str(place.settings)])
+    assert done.exit_code == 0, done.output
+    assert "missing: report" in done.output
+    with dg.DagsterInstance.get() as instance:
+        (run,) = instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.STARTED
+        keys = {"entropylong/data_uri/corpus", "entropylong/data_uri/dataset"}
+        assert instance.daemon_cursor_storage.get_cursor_values(keys) == {}
+
+
+def ended_process() -> str:
+    """The mark of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mark = process_mark(child.pid)
+    child.communicate(b"\n")
+    return mark
+
+
+def test_retire_takes_the_instance_beside_the_settings(
+    place: Place, elsewhere: Path, world: World
+) -> None:
+    """The failure: it deleted the partitions in an instance of its own, in the working folder."""
+    assert place.run().exit_code == 0
+    done = CliRunner().invoke(app, ["retire", world.shards[0], "-s", str(place.settings)])
+    assert done.exit_code == 0, done.output
+    assert list(elsewhere.iterdir()) == []
+    with dg.DagsterInstance.from_config(str(place.folder / ".dagster")) as instance:
+        assert instance.get_dynamic_partitions("corpus_shards") == list(world.shards[1:])

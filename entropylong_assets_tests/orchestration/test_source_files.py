@@ -321,6 +321,22 @@ def home(tmp_path: Path, tiny_models: tuple[str, str], monkeypatch: pytest.Monke
     return Home(tmp_path, tiny_models, monkeypatch)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_dry_run_sees_a_wrong_text_field_as_a_scan_does(home: Home, name: str) -> None:
+    """The failure: `27 runs expected`, and then every one of them fails."""
+    home.corpus.mkdir()
+    content = {
+        "a.jsonl": '{"body": "Some words.", "id": "1"}\n',
+        "a.csv": "body,id\nSome words.,1\n",
+    }
+    (home.corpus / name).write_text(content[name])
+    home.source["uri"] = str(home.corpus / name)
+    home.source["kind"] = "auto"
+    scanned, expected = home.call("scan"), home.call("run", "--dry-run")
+    assert "text_field" in scanned.output
+    assert (expected.exit_code, expected.output) == (2, scanned.output)
+
+
 def test_run_goes_on_without_its_source_files(home: Home) -> None:
     home.write("a.jsonl", range(300, 306))
     home.write("b.jsonl", range(310, 316))

@@ -41,7 +41,7 @@ def with_epsilon(values: dict[str, Any], epsilon: float) -> Project:
 
 
 def reasons(project: Project, instance: dg.DagsterInstance | None = None) -> dict[str, Any]:
-    """By stage: the groups of shards that are not up to date. Audits, made by hand, aside."""
+    """By stage: the groups of shards that are not up to date; stages made by hand only aside."""
     return {
         entry["stage"]: [(r["state"], r["reason"], r["count"]) for r in entry["reasons"]]
         for entry in as_json(project_status(project, instance))
@@ -173,3 +173,28 @@ def test_the_command_and_the_doctor_name_stale_stages(
     (finding,) = (f for f in examine(project) if f.subject == "dataset up to date")
     assert finding.verdict == "warning"
     assert "verified_dependencies (2): setting verification.epsilon has changed" in finding.message
+
+
+def test_stages_by_hand_are_neither_missing_nor_skipped(
+    values: dict[str, Any], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failures: audits that nobody wants are `missing`, and `index_segments`, which only large
+    corpora need, has a line per shard. The names are those of docs/concepts.md."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(json.dumps(values))
+    call = ["status", "-s", str(settings)]
+    lines = CliRunner().invoke(app, call).output.splitlines()
+    audits = ["null_calibration", "cross_model_audit", "long_range_audit", "training_trial"]
+    assert f"made by hand only: {', '.join(audits)}" in lines
+    assert "made by hand only: index_segments" in lines
+    assert not [line for line in lines if "missing" in line or "skipped" in line]
+    # One that was made for some shards is in the table.
+    store, audit = open_store(make_project(values).dataset), BY_NAME["null_calibration"]
+    with store.write(audit.tables, world.shards[0], fingerprint="other") as writer:
+        writer.append(audit.tables.main, [])
+    lines = CliRunner().invoke(app, call).output.splitlines()
+    assert f"made by hand only: {', '.join(audits[1:])}" in lines
+    (row,) = (line.split() for line in lines if line.split()[:1] == [audit.name])
+    assert row == [audit.name, "1", "1"]
+    assert "missing" not in "".join(lines)

@@ -24,6 +24,7 @@ from entropylong_assets.report.distributions import distributions, open_tables
 from entropylong_assets.report.funnel import funnel
 from entropylong_assets.report.page import page, render
 from entropylong_assets.report.run import open_dataset
+from entropylong_assets.report.show import show_sample
 from entropylong_assets.report.text import visible
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
@@ -257,7 +258,7 @@ def test_open_dataset_reads_what_it_was_made_with(tmp_path: Path) -> None:
     assert ("index", "index-1") in source.description
     assert source.settings == original
     assert source.recorded["entropy.alpha"] == [original.entropy.alpha]
-    with pytest.raises(TableError, match="dataset dataset has no samples; materialize"):
+    with pytest.raises(TableError, match="dataset has no samples; make some with `entropylong"):
         open_dataset(run_settings(tmp_path / "empty"))
 
 
@@ -307,6 +308,18 @@ def test_no_text_of_the_corpus_is_markup_in_the_page(store: TableStore) -> None:
     assert "hacked" in data
     assert "hacked" not in html[:start] + html[start + len(data) :]
     assert json.loads(data)["runs"][0]["n_samples"] > 0
+
+
+def test_page_and_show_explain_padding(tmp_path: Path) -> None:
+    settings = run_settings(tmp_path, samples={"tokens": 100_000})
+    store = write_run(settings)
+    html = render([open_dataset(settings)], byte_tokenizer)
+    data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
+    (run,) = data["runs"]
+    assert run["padding"].startswith(f"{run['roles']['padding']:.1%} of the tokens are padding: ")
+    shown = show_sample(store, byte_tokenizer, f"{SHARDS[0]}-00000", 1)
+    assert shown.padding is not None
+    assert "a sample holds 100,000, but the roots of a shard" in shown.padding
 
 
 def test_page_does_not_depend_on_the_folder_of_the_data(store: TableStore, tmp_path: Path) -> None:

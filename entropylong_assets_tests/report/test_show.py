@@ -29,7 +29,7 @@ def test_show_sample_decodes_the_strongest_dependencies(store: TableStore) -> No
     dependencies = store.read_all(LONG_CONTEXT_SAMPLES, SHARDS, "dependencies").to_dicts()
     segments = store.read_all(LONG_CONTEXT_SAMPLES, SHARDS, "segments").to_dicts()
     for sample in samples:
-        shown = show_sample(store, byte_tokenizer(), sample["sample_id"], strongest=2)
+        shown = show_sample(store, byte_tokenizer, sample["sample_id"], strongest=2)
         own = [d for d in dependencies if d["sample_id"] == sample["sample_id"]]
         own.sort(key=lambda d: (-d["gain"], d["chunk_id"]))
         assert shown.n_dependencies == len(own)
@@ -88,7 +88,7 @@ def test_show_sample_names_existing_samples_without_reading_tokens(
     monkeypatch.setattr(TableStore, "batches", observed)
     monkeypatch.setattr(TableStore, "read", None)
     with pytest.raises(TableError) as caught:
-        show_sample(store, byte_tokenizer(), f"{SHARDS[1]}-99999\x1b[31m", strongest=1)
+        show_sample(store, byte_tokenizer, f"{SHARDS[1]}-99999\x1b[31m", strongest=1)
     message = str(caught.value)
     assert message.startswith(f"no sample {SHARDS[1]}-99999\\x1b[31m; there are ")
     first = f"{SHARDS[1]}-00000"
@@ -100,7 +100,7 @@ def test_show_sample_names_existing_samples_without_reading_tokens(
 
 def test_show_sample_of_an_empty_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="no sample web-00000-00000; no sample exists yet"):
-        show_sample(TableStore(str(tmp_path)), byte_tokenizer(), "web-00000-00000", strongest=1)
+        show_sample(TableStore(str(tmp_path)), byte_tokenizer, "web-00000-00000", strongest=1)
 
 
 def test_show_sample_of_a_sample_without_dependencies(store: TableStore) -> None:
@@ -110,13 +110,16 @@ def test_show_sample_of_a_sample_without_dependencies(store: TableStore) -> None
         t: store.read(LONG_CONTEXT_SAMPLES, shard, t)
         for t in ("samples", "segments", "dependencies", "dropped")
     }
+    summary = store.require(LONG_CONTEXT_SAMPLES, shard).summary
     with store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="t") as writer:
+        writer.summary = summary
         for table, frame in tables.items():
             writer.append(table, frame.clear() if table == "dependencies" else frame)
     try:
-        shown = show_sample(store, byte_tokenizer(), name, strongest=3)
+        shown = show_sample(store, byte_tokenizer, name, strongest=3)
     finally:
         with store.write(LONG_CONTEXT_SAMPLES, shard, fingerprint="t") as writer:
+            writer.summary = summary
             for table, frame in tables.items():
                 writer.append(table, frame)
     assert (shown.n_dependencies, shown.dependencies) == (0, [])

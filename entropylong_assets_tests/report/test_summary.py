@@ -42,6 +42,11 @@ def test_gather_matches_sums_by_hand(tmp_path: Path) -> None:
     samples = store.read_all(LONG_CONTEXT_SAMPLES, SHARDS, "samples").drop("input_ids")
     owners = store.read_all(LONG_CONTEXT_SAMPLES, SHARDS, "dependencies")["sample_id"].to_list()
     assert overview.n_samples == len(samples)
+    segments = store.read_all(LONG_CONTEXT_SAMPLES, SHARDS, "segments").to_dicts()
+    tokens = Counter[str]()
+    for segment in segments:
+        tokens[segment["role"]] += segment["end"] - segment["start"]
+    assert +Counter(overview.tokens_by_role) == tokens
     assert overview.samples.drop("dependencies").equals(samples.sort("sample_id"))
     assert overview.samples["dependencies"].to_list() == [
         owners.count(sample_id) for sample_id in samples["sample_id"].sort()

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -233,7 +234,9 @@ def test_the_card_and_the_metadata_show_the_corpus_as_text(hostile: Hostile) -> 
 
 def test_a_sample_is_shown_without_its_controls(hostile: Hostile) -> None:
     sample = f"{hostile.shard}-00000"
-    shown = show_sample(hostile.store, load_tokenizer(hostile.settings.scoring), sample, 50)
+    shown = show_sample(
+        hostile.store, partial(load_tokenizer, hostile.settings.scoring), sample, 50
+    )
     texts = [t for d in shown.dependencies for t in (d.before, d.token, d.after, d.context)]
     assert texts
     assert not [t for t in texts if "\x1b" in t or "\0" in t or "\u202e" in t]

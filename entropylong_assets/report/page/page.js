@@ -53,7 +53,8 @@ function drawOverview() {
       element("div", { class: "roles", "aria-hidden": "true" }, roles.map(([role, part]) =>
         element("span", { class: `fill-${role}`, style: { "flex-grow": String(part) } }))),
       element("ul", { class: "legend" }, roles.map(([role, part]) => element("li", {},
-        element("span", { class: `swatch fill-${role}`, "aria-hidden": "true" }), ` ${ROLES[role].name} ${share(part)}`))));
+        element("span", { class: `swatch fill-${role}`, "aria-hidden": "true" }), ` ${ROLES[role].name} ${share(part)}`))),
+      ...(run.padding ? [element("p", { class: "note" }, `${run.padding}.`)] : []));
   }
 }
 

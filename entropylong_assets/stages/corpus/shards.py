@@ -36,6 +36,7 @@ from entropylong_assets.storage.removals import find_removed
 from entropylong_assets.storage.tables import TableStore
 
 PLAN_FILE, PLAN_FORMAT = "shards.json", 1
+NO_SOURCE = "its settings name no source; add one to its `sources` (docs/own-corpus.md)"
 
 
 def read_shard(shard: Shard, source: SourceSettings) -> Iterator[Item]:
@@ -158,7 +159,12 @@ def replan(
     accept_changes: bool = False,
     max_new_files: int | None = None,
 ) -> ShardPlan:
-    """Scan the sources again, as `plan_shards` does, on top of a plan so far."""
+    """Scan the sources again, as `plan_shards` does, on top of a plan so far.
+
+    Raises CorpusError, as `plan_shards` does, also if the corpus has neither sources nor shards.
+    """
+    if not settings.sources and not plan.known:
+        raise CorpusError(f"corpus {settings.name}: {NO_SOURCE}")
     return plan_shards(
         settings,
         plan.shards,

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from entropylong_assets.stages.diversity import spread_lines
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts
 from entropylong_assets.stages.natural_documents.figures import figure_lines
+from entropylong_assets.stages.samples.padding import padding_note
 from entropylong_assets.stages.training_data.corpus_facts import cleaning_section
 from entropylong_assets.stages.training_data.front_matter import front_matter
 from entropylong_assets.stages.training_data.registry import EXPORT_FORMATS, ExportFacts
@@ -117,6 +118,12 @@ def _sources(figures: Mapping[str, Any]) -> str:
         for name, tokens in figures["tokens_by_source"].items()
     ]
     return _table(["source", "tokens", "licence, as the source gives it"], rows)
+
+
+def _padding(content: Mapping[str, Any]) -> str:
+    """Why most tokens are padding; empty if they are not."""
+    note = padding_note(content["figures"]["samples"], content["figures"]["tokens_by_role"])
+    return f"\n{note}.\n" if note else ""
 
 
 def _mixture(content: Mapping[str, Any]) -> str:
@@ -239,6 +246,7 @@ def dataset_card(content: Mapping[str, Any]) -> str:
         front_matter(content, facts) + _INTRODUCTION + " Token ids are those that were scored.\n\n"
         "## Figures\n\n"
         + _table(["figure", "value"], _figure_rows(figures, rule))
+        + _padding(content)
         + _mixture(content)
         + _natural(content)
         + "\n## Sources\n\n"

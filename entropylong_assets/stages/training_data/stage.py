@@ -73,7 +73,8 @@ def _compute(step: Step) -> Result:
         raise ExportError(
             f"none of {len(left_out)} shards can be exported; {first[0]}: {first[1]}"
             if first
-            else f"no shard yet; materialize {LONG_CONTEXT_SAMPLES.name} first"
+            else "no shard yet; run `entropylong run`, or materialize "
+            f"{LONG_CONTEXT_SAMPLES.name} first"
         )
 
     def on_progress(done: int, total: int) -> None:

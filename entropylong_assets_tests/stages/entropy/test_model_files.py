@@ -59,7 +59,10 @@ def test_loading_is_announced_once(model_folder: Path) -> None:
         ("pkg://no_such_package_here/model", "no package 'no_such_package_here' is installed"),
         ("pkg://pytest/none", "does not exist"),
         ("pkg:///model", "no package"),
-        ("no-such/model-here", "model hub did not provide it"),
+        (
+            "no-such/model-here",
+            "it was not downloaded before, and HF_HUB_OFFLINE forbids",
+        ),
         ("a b", "does not exist"),
         ("", "no model is named"),
     ],

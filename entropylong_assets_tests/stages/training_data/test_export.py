@@ -422,6 +422,9 @@ def test_card_opens_with_front_matter_and_shows_the_figures(exported):
     note = "; few roots: interval assumes a correlation of 0.2 within a root)"
     assert note in dataset_card(rough)
     assert note not in body
+    rough["figures"]["tokens_by_role"] = {"root": 100, "padding": 900 * 10**3}
+    assert "100.0% of the tokens are padding: " in dataset_card(rough)
+    assert "of the tokens are padding: " not in body
     for row in (
         f"| samples | {export.manifest['figures']['samples']} |",
         "| random contexts that the rule accepts, share |",

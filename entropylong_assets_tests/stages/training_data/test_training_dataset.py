@@ -299,7 +299,7 @@ def test_a_planned_shard_without_samples_is_named(copy: Callable[..., Settings])
 
 
 def test_nothing_to_export_is_one_clear_line(tmp_path: Path, tiny: Tiny) -> None:
-    with pytest.raises(ExportError, match="no shard yet; materialize long_context_samples first"):
+    with pytest.raises(ExportError, match="no shard yet; run `entropylong run`, or"):
         export(tiny.settings(tmp_path / "empty"))
 
 
