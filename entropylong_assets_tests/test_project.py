@@ -335,7 +335,7 @@ def test_several_corpora_and_datasets_have_their_own_settings() -> None:
     assert epsilons == {"ours": 0.4, "paper_rule": 0.4, "loose": 0.2, "tales": 0.4}
     rules = {d.name: d.verification.rule for d in project.datasets.values()}
     assert rules["paper_rule"] == "plain"
-    assert rules["ours"] == rules["loose"] == "calibrated"
+    assert rules["ours"] == rules["loose"] == "genuine"
     # A dataset's profile brings no settings of a corpus.
     assert web.embedding.model == make_project().corpus.embedding.model
     assert project.datasets["paper_rule"].retrieval.top_k == 3
@@ -543,5 +543,5 @@ def test_environment_names_file_and_profile(
     path = tmp_path / "settings.yaml"
     path.write_text("seed: 5")
     monkeypatch.setenv("ENTROPYLONG_SETTINGS", str(path))
-    wanted = make_project({"seed": 5, "data_uri": str(tmp_path / "data")}, "calibrated")
+    wanted = make_project({"seed": 5, "data_uri": str(tmp_path / "data")}, "default")
     assert load_project() == wanted.model_copy(update={"folder": tmp_path})

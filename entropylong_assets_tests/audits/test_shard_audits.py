@@ -31,7 +31,6 @@ from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.execution import materialize
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
-from entropylong_assets.stages.samples.groups import SampleError
 from entropylong_assets.stages.samples.settings import BUILT_IN_RECIPES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
 from entropylong_assets.stages.stage import Partition
@@ -277,20 +276,34 @@ def test_without_a_second_model_the_audit_is_skipped_with_a_reason(
     assert "audit.model" in skipped
 
 
-def test_a_recipe_whose_rule_was_not_evaluated_is_refused(audited: AuditedWorld) -> None:
-    settings = audited.under(verification={"compared_rules": ["calibrated"]})
-    (partition, *_) = audited.partitions(settings)
-    with pytest.raises(SampleError, match=r"audit\.recipes: 'entropylong' .*compared_rules"):
-        materialize(LONG_RANGE_AUDIT_STAGE, partition)
+def test_a_recipe_whose_rule_was_not_evaluated_is_left_out_and_named(
+    audited: AuditedWorld, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(audited.settings.data_uri, data)
+    audit = {**audited.audit, "recipes": ["entropylong", "no_verify"]}
+    verification = {"compared_rules": ["calibrated"]}
+    settings = tiny_settings(
+        audited.corpus, data, audited.models, audit=audit, verification=verification
+    )
+    partition = Partition(settings, open_store(settings), audited.shards[0])
+    lines: list[str] = []
+    materialize(LONG_RANGE_AUDIT_STAGE, partition, log=lines.append)
+    (line,) = [line for line in lines if line.startswith("recipes left out: entropylong. ")]
+    assert line.endswith("add plain to verification.compared_rules")
+    windows = partition.store.read(LONG_RANGE_AUDIT, partition.shard, "windows")
+    assert set(windows["recipe"]) == {"no_verify"}
 
 
 def test_recipes_are_compared_on_the_same_roots(audited: AuditedWorld) -> None:
     windows = read(audited, LONG_RANGE_AUDIT, "windows")
-    assert set(windows["recipe"]) == set(BUILT_IN_RECIPES)
+    assert {*windows["recipe"], "genuine"} == set(BUILT_IN_RECIPES)
     by_recipe = {k[0]: set(v["root_id"]) for k, v in windows.group_by("recipe")}
     assert len(by_recipe["calibrated"]) >= 3
     for recipe, roots in by_recipe.items():
-        assert roots == by_recipe["calibrated"], recipe
+        # Rule `genuine` accepts few pairs of so few words, and none of some roots.
+        assert roots <= by_recipe["calibrated"], recipe
+        assert roots == by_recipe["calibrated"] or recipe == "genuine", recipe
     budget = dict(
         windows.filter(recipe="calibrated").select("root_id", "context_tokens").iter_rows()
     )
@@ -338,6 +351,8 @@ def test_means_are_those_of_the_rows(audited: AuditedWorld) -> None:
             fall = (mine["surprisal_random"] - mine["surprisal_in_place"]).cast(pl.Float64)
             row = shown.filter(recipe=recipe, measure="surprisal_drop_over_random").to_dicts()[0]
             assert row["value"] == pytest.approx(float(np.mean(fall.to_numpy())), abs=1e-5)
+            if recipe == "genuine" and row["low"] is None:
+                continue  # of one root there is no interval
             assert row["low"] <= row["value"] <= row["high"]
 
 

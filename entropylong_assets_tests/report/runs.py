@@ -76,6 +76,11 @@ def run_settings(data_uri: Path, **over: Any) -> Settings:
         "samples": {"tokens": 2400},
         "roots": {"min_tokens": 2, "max_tokens": 600},
         **over,
+        "verification": {
+            "rule": "calibrated",
+            "compared_rules": ["plain", "genuine"],
+            **over.get("verification", {}),
+        },
     }
     return make_project(values).dataset
 

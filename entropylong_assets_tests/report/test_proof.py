@@ -120,11 +120,11 @@ def test_trial_s_table_has_paired_differences_from_the_first_rival(tmp_path: Pat
     shown = trial_table(store)
     assert shown is not None
     assert shown["head"] == ["arm", "answers at 8K (nats)", "loss on short documents"]
-    assert [row[0] for row in shown["rows"]] == ["no_verify", "genuine"]
+    assert [row[0] for row in shown["rows"]] == ["genuine", "no_verify"]
     # Differences 0 and -0.5; 0.5 and 0.6: half widths 12.706 standard errors of two items.
     assert [row[1] for row in shown["rows"]] == [
-        "-0.2500 (-3.4266 to +2.9266)",
         "+0.5500 (-0.0853 to +1.1853)",
+        "-0.2500 (-3.4266 to +2.9266)",
     ]
     assert "1,000 tokens of each arm" in shown["note"]
     assert "less random" in shown["note"]

@@ -10,9 +10,9 @@ from entropylong_assets.settings.section import Section
 from entropylong_assets.stages.samples.registry import RECIPES
 
 BUILT_IN_RECIPES = (
-    "genuine",
     "entropylong",
     "calibrated",
+    "genuine",
     "no_verify",
     "random",
     "quest",
@@ -40,7 +40,7 @@ class SampleSettings(Section):
     of the corpus (role `filler`), to the last token. Padding is masked from the loss; fillers are
     learnt unless `export.learn_fillers` is false."""
     recipe: Annotated[str, AfterValidator(RECIPES.check)] | None = None
-    """How a root's contexts are chosen: `genuine`, `entropylong`, `calibrated`,
+    """How a root's contexts are chosen: `entropylong`, `calibrated`, `genuine`,
     `no_verify`, `random`, `quest`, `nextlong`, `policylong`, or a recipe of another package
     (docs/extending.md). Each takes at most as many tokens as the contexts that the rule in force
     accepts for that root. `null`: these contexts."""

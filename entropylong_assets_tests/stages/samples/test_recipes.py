@@ -123,7 +123,11 @@ def test_calibrated_equals_no_recipe_if_its_rule_is_in_force() -> None:
     assert pack(None).passages == []
 
 
-@pytest.mark.parametrize("recipe", BUILT_IN_RECIPES)
+WORDLESS = tuple(recipe for recipe in BUILT_IN_RECIPES if recipe != "genuine")
+"""Recipes that verify something here: the pairs of this world have no words."""
+
+
+@pytest.mark.parametrize("recipe", WORDLESS)
 def test_recipe_packs_the_same_roots_within_the_same_budget(recipe: str) -> None:
     reference, packed = pack(None), pack(recipe)
     budget, used = context_tokens(reference), context_tokens(packed)
@@ -136,7 +140,7 @@ def test_recipe_packs_the_same_roots_within_the_same_budget(recipe: str) -> None
     assert sum(used.values()) > 0.8 * sum(budget.values())
 
 
-@pytest.mark.parametrize("recipe", BUILT_IN_RECIPES)
+@pytest.mark.parametrize("recipe", WORDLESS)
 def test_recipe_calls_verified_what_its_rule_accepts(recipe: str) -> None:
     inputs, packed = world(), pack(recipe)
     verified = accepted(inputs, "plain" if recipe == "entropylong" else "calibrated")

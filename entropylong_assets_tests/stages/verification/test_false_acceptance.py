@@ -122,24 +122,27 @@ def test_each_control_is_judged_against_the_mean_of_the_others() -> None:
     assert held["surprisal_control"].to_list() == [2, 3, 2, 2, 2, 1, 3, 4, 4]
 
 
+BOTH_RULES = VerificationSettings(rule="calibrated", compared_rules=("plain",))
+
+
 def test_rates_of_a_table_worked_out_by_hand() -> None:
     """ε = 0.4. Plain: 1.0 of 4.0 three times and 0.5 of 2.0 pass: 4 of 9.
 
     Calibrated: r,3,1 has (4 - 1) / 4; r,5,0 and r,5,1 have (2.5 - 1) / 4 = 0.375, too little;
     s,2,0 has 0.75 and a surprisal that rose: 1 of 9.
     """
-    settings = VerificationSettings()
+    settings = BOTH_RULES
     rates = false_acceptance(ANCHORS, CONTROLS, settings)
     assert (rates["plain"].passed, rates["plain"].total) == (4, 9)
     assert (rates["calibrated"].passed, rates["calibrated"].total) == (1, 9)
-    loose = VerificationSettings(epsilon=0.35)
+    loose = BOTH_RULES.model_copy(update={"epsilon": 0.35})
     assert false_acceptance(ANCHORS, CONTROLS, loose)["calibrated"].passed == 3
-    free = VerificationSettings(require_surprisal_drop=False)
+    free = BOTH_RULES.model_copy(update={"require_surprisal_drop": False})
     assert false_acceptance(ANCHORS, CONTROLS, free)["calibrated"].passed == 2
 
 
 def test_the_order_of_rows_changes_nothing_and_anchors_may_repeat() -> None:
-    settings = VerificationSettings()
+    settings = BOTH_RULES
     pairs = pl.concat([ANCHORS, ANCHORS[::-1]])
     shuffled = CONTROLS.sample(fraction=1, shuffle=True, seed=2)
     one = rates_by_rule(passed_by_root(pairs, CONTROLS, settings), settings)
@@ -162,7 +165,7 @@ def test_the_rate_of_one_rule_is_that_of_its_own_verdicts(rule: str) -> None:
     rates = false_acceptance(ANCHORS, CONTROLS, settings)
     assert rates == {rule: acceptance_rate(judged)}
     assert rates[rule] == acceptance_rate(judged, accepted_by(rule))
-    assert rates[rule] == false_acceptance(ANCHORS, CONTROLS, VerificationSettings())[rule]
+    assert rates[rule] == false_acceptance(ANCHORS, CONTROLS, BOTH_RULES)[rule]
 
 
 def pairs_like_anchors() -> pl.DataFrame:
@@ -185,7 +188,7 @@ def test_a_shard_without_controls_has_no_estimate_rather_than_a_rate_of_zero() -
 
 
 def test_a_shard_with_controls_has_an_estimate_per_rule() -> None:
-    rule = VerificationSettings()
+    rule = BOTH_RULES
     counts = ShardCounts(rule)
     counts.add(judge(pairs_like_anchors(), rule), CONTROLS)
     summary = counts.summary()

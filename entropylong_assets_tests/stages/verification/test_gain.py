@@ -23,7 +23,8 @@ SCHEMA = pl.Schema(dict.fromkeys(FLOATS, pl.Float32) | {"refusal": pl.String})
 
 
 def judged(*scores: float | None, refusal: str | None = None, **rule: Any) -> dict[str, Any]:
-    settings = VerificationSettings(**rule)
+    values = {"rule": "calibrated", "compared_rules": ("plain", "calibrated"), **rule}
+    settings = VerificationSettings.model_validate(values)
     row = dict(zip(FLOATS, scores, strict=True)) | {"refusal": refusal}
     return judge(pl.DataFrame([row], schema=SCHEMA), settings).row(0, named=True)
 

@@ -24,7 +24,7 @@ from entropylong_assets_tests.conftest import World
 from entropylong_assets_tests.stages.entropy import tiny
 from entropylong_assets_tests.stages.verification.one_shard import verify, with_verification
 
-CALIBRATED = VerificationSettings()
+CALIBRATED = VerificationSettings(rule="calibrated")
 PLAIN = VerificationSettings(rule="plain")
 
 
