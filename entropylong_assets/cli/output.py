@@ -102,11 +102,11 @@ def print_dataset(console: Console, project: Project, settings: Settings) -> Non
         ("anchors", f"{figures.anchors:,}"),
         ("pairs (anchor, chunk)", f"{figures.pairs:,}, scored {figures.pairs_scored:,}"),
     ]
-    scored = max(figures.pairs_scored, 1)
     for rule, count in figures.accepted_by.items():
         rate = figures.false_acceptance.get(rule)
         shown = f"; random contexts: {rate.as_text()}" if rate and rate.total else ""
-        rows.append((f"accepted by {rule}", f"{count:,} ({count / scored:.2%}){shown}"))
+        share = count / max(figures.pairs, 1)
+        rows.append((f"accepted by {rule}", f"{count:,} ({share:.2%}){shown}"))
     if figures.mean_gain is not None:
         calibrated = figures.mean_calibrated_gain
         starred = "" if calibrated is None else f", mean ΔI* {calibrated:.2f}"

@@ -172,7 +172,11 @@ are an upper bound: chunks that several roots share and windows that overlap cou
 include the exact scores of {RESCORED.value:.1%} of the contexts, a share that a trial on 21 short
 roots found, but not the roots that calibrate the screen. Whether 99.5% of the accepted pairs are
 kept at this share is not established: the screen decides it in each run, and scores everything
-exactly where it can't promise it (docs/screens.md).{unmeasured}"""
+exactly where it can't promise it (docs/screens.md).{unmeasured}
+
+All candidates are counted, as the paper's rule needs them. Rule `genuine` scores only those that it
+may accept by their text: 38% of the demo's, 25% of those of ten roots of documentation
+(docs/screens.md). What the share would be on this corpus is not known."""
 
 
 def markdown(plan: Plan, hour_price: float | None = None) -> str:

