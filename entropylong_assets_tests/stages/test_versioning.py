@@ -171,6 +171,7 @@ KNOBS: dict[str, tuple[Any, set[str]]] = {
     "trial.max_short_loss": (0.1, set()),  # a check
 }
 
+ALL = ("plain", "calibrated", "genuine")
 _ARMS = {"trial.arms": {"genuine": Arm(rule="genuine"), "random": Arm(recipe="random")}}
 
 OTHER_BASES: list[tuple[dict[str, Any], str, Any, set[str]]] = [
@@ -252,6 +253,12 @@ OTHER_BASES: list[tuple[dict[str, Any], str, Any, set[str]]] = [
     ({"verification.controls": 0}, "retrieval.leak_check", "other", {R, N, L}),
     # A setting of a rule that is not evaluated.
     (
+        {"verification.rule": "genuine", "verification.compared_rules": ()},
+        "verification.epsilon",
+        0.2,
+        set(),
+    ),
+    (
         {"verification.rule": "plain", "verification.compared_rules": ("plain",)},
         "verification.require_surprisal_drop",
         False,
@@ -297,6 +304,11 @@ def versions(project: Project) -> dict[str, str]:
     return {stage.name: code_version(stage, owners[stage.scope]) for stage in project.stages}
 
 
+def all_rules() -> Project:
+    """The defaults, with all rules evaluated, so that the settings of all count."""
+    return make_project({"verification": {"rule": "calibrated", "compared_rules": ALL}})
+
+
 def stale_stages(base: Project, path: str, value: Any) -> set[str]:
     before, after = versions(base), versions(changed(base, path, value))
     return {name for name in before if before[name] != after[name]}
@@ -305,7 +317,7 @@ def stale_stages(base: Project, path: str, value: Any) -> set[str]:
 @pytest.mark.parametrize("knob", KNOBS)
 def test_setting_changes_the_versions_of_what_it_determines(knob: str) -> None:
     value, stale = KNOBS[knob]
-    assert stale_stages(make_project(), knob, value) == stale
+    assert stale_stages(all_rules(), knob, value) == stale
 
 
 @pytest.mark.parametrize(
@@ -318,7 +330,7 @@ def test_setting_changes_the_versions_of_what_it_determines(knob: str) -> None:
 def test_setting_determines_by_other_settings(
     base: dict[str, Any], path: str, value: Any, stale: set[str]
 ) -> None:
-    project = make_project()
+    project = all_rules()
     for base_path, base_value in base.items():
         project = changed(project, base_path, base_value)
     assert stale_stages(project, path, value) == stale

@@ -299,7 +299,7 @@ def test_recipe_does_not_depend_on_the_order_of_rows() -> None:
     import random
 
     inputs = world()
-    for recipe in BUILT_IN_RECIPES:
+    for recipe in WORDLESS:
         versions = set()
         for rng in (None, random.Random(5)):
             with tempfile.TemporaryDirectory() as folder:

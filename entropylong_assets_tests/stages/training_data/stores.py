@@ -55,6 +55,7 @@ def export_settings(
         "data_uri": str(data_uri),
         "corpus": {"sources": sources},
         "roots": {"min_tokens": 2, "max_tokens": 2},
+        "verification": {"rule": "calibrated", "compared_rules": ["plain", "genuine"]},
         "samples": {"tokens": TOKENS, "fill": "verified_only", **samples},
         "export": export or {},
     }

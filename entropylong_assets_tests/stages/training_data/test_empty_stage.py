@@ -38,7 +38,10 @@ def test_first_empty_stage_names_its_own_settings(first_empty: str | None, setti
     end = FUNNEL.index(first_empty) if first_empty else len(FUNNEL)
     figures: dict[str, Any] = {name: 7 if i < end else 0 for i, name in enumerate(FUNNEL)}
     figures["near_duplicates_refused"] = 7
-    line = first_empty_stage(figures, make_project({}).dataset)
+    settings = make_project({"verification": {"rule": "calibrated"}}).dataset
+    line = first_empty_stage(figures, settings)
     assert setting in line
     assert "\n" not in line
     assert ("epsilon" in line) == (first_empty == "pairs_accepted")
+    # Rule `genuine` does not read ε.
+    assert "epsilon" not in first_empty_stage(figures, make_project({}).dataset)

@@ -129,7 +129,7 @@ def test_counts_of_batches_are_those_of_the_whole() -> None:
         },
         schema_overrides={"control": pl.Int32, "entropy": pl.Float32, "surprisal": pl.Float32},
     )
-    settings = VerificationSettings(rule="calibrated", compared_rules=("plain",))
+    settings = VerificationSettings(rule="calibrated", compared_rules=("plain", "genuine"))
     whole, parts = ShardCounts(settings), ShardCounts(settings)
     whole.add(pairs, controls)
     for number in range(10):
