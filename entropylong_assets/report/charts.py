@@ -91,7 +91,7 @@ def _entropies(run: Charts, runs: Sequence[Charts]) -> Drawn:
     return alt.layer(band, bars, _rule(taus["mean"], f"mean τ {taus['mean']:.2f}"))
 
 
-def _gains(run: Charts, runs: Sequence[Charts], epsilon: float) -> Drawn:
+def _gains(run: Charts, runs: Sequence[Charts], limit: tuple[str, float] | None) -> Drawn:
     import altair as alt
 
     top = max(_span(runs, "gains", "share")[1], 1e-6)
@@ -131,7 +131,10 @@ def _gains(run: Charts, runs: Sequence[Charts], epsilon: float) -> Drawn:
             tooltip=["series:N", "low:Q", "pairs:Q", alt.Tooltip("share:Q", format=".2%")],
         )
     )
-    return lines + _rule(epsilon, f"ε {epsilon:g}")
+    if limit is None:
+        return lines
+    name, value = limit
+    return lines + _rule(value, f"{name} {value:g}")
 
 
 def _distances(run: Charts, runs: Sequence[Charts]) -> Drawn:
@@ -273,8 +276,13 @@ def chart(title: str, caption: str, drawn: Sequence[Drawn | None]) -> dict[str, 
     return {"title": title, "caption": caption, "specs": specs}
 
 
-def all_charts(runs: Sequence[Charts], epsilons: Sequence[float]) -> list[dict[str, Any]]:
-    """Return all charts of the stages' own tables, each as `chart` returns it."""
+def all_charts(
+    runs: Sequence[Charts], limits: Sequence[tuple[str, float] | None]
+) -> list[dict[str, Any]]:
+    """Return all charts of the stages' own tables, each as `chart` returns it.
+
+    limits: of each run, as `gain_limit` returns it.
+    """
 
     def each(draw: Callable[[int], Drawn]) -> list[Drawn]:
         return [draw(number) for number in range(len(runs))]
@@ -287,10 +295,11 @@ def all_charts(runs: Sequence[Charts], epsilons: Sequence[float]) -> list[dict[s
             each(lambda i: _entropies(runs[i], runs)),
         ),
         chart(
-            "Gain, and ε",
-            "Gains of retrieved contexts, and of random contexts at the same anchors: random ones "
-            "right of ε pass by chance.",
-            each(lambda i: _gains(runs[i], runs, epsilons[i])),
+            "Gain, and its limit",
+            "Gains of retrieved contexts, and of random contexts at the same anchors. The line is "
+            "the limit of the rule in force: random contexts right of it pass this condition by "
+            "chance.",
+            each(lambda i: _gains(runs[i], runs, limits[i])),
         ),
         chart(
             "Distance of dependencies",

@@ -27,6 +27,7 @@ from entropylong_assets.report.text import as_json
 from entropylong_assets.settings.section import Settings
 from entropylong_assets.stages.entropy.model import load_tokenizer
 from entropylong_assets.stages.entropy.weights import cache_folder
+from entropylong_assets.stages.verification.registry import gain_limit
 from entropylong_assets.storage.folders import locked, replace_file
 
 
@@ -118,14 +119,14 @@ def render(sources: Sequence[RunSource], tokenizer_for: TokenizerFor = load_toke
         gather_run(source, label, wanted, cached)
         for source, label in zip(sources, _labels(sources), strict=True)
     ]
-    epsilons = [source.settings.verification.epsilon for source in sources]
+    limits = [gain_limit(source.settings.verification) for source in sources]
     title = " and ".join(run["label"] for run, _ in gathered)
     return page(
         {
             "title": f"{title} · EntropyLong report",
             "runs": [run for run, _ in gathered],
             "overlap": compare_datasets(*sources).overlap_lines() if len(sources) > 1 else [],
-            "charts": all_charts([charts for _, charts in gathered], epsilons),
+            "charts": all_charts([charts for _, charts in gathered], limits),
             "proof": proof_charts([charts for _, charts in gathered]),
             "how_chosen": HOW_CHOSEN,
         }

@@ -29,6 +29,7 @@ from entropylong_assets.stages.training_data.figures import dataset_figures
 from entropylong_assets.stages.training_data.manifest import without_secrets
 from entropylong_assets.stages.training_data.tables import TRAINING_DATASET
 from entropylong_assets.stages.verification.false_acceptance import ROUGH
+from entropylong_assets.stages.verification.registry import gain_limit
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.tables import TableStore
 
@@ -183,6 +184,7 @@ def gather_run(
         | {passage["source"] for passage in passages.values()}
         | {s["source"] for sample in samples for s in sample["segments"] if s["source"]}
     )
+    limit = gain_limit(source.settings.verification)
     headline = _headline(figures, source.settings.verification.rule)
     page = {
         "label": label,
@@ -191,7 +193,7 @@ def gather_run(
         "shards": len(source.shards),
         "export": export_of(source),
         "description": [(name, visible(value)) for name, value in source.description],
-        "epsilon": source.settings.verification.epsilon,
+        "limit": "{} {:g}".format(*limit) if limit else "",
         "rule": source.settings.verification.rule,
         "key": _key_figures(headline),
         "roles": figures["share_by_role"],

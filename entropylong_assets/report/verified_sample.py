@@ -18,6 +18,7 @@ from entropylong_assets.stages.progress import Progress
 from entropylong_assets.stages.retrieval.chunk_universe import chunk_universe
 from entropylong_assets.stages.retrieval.leak_check import PASSED
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
+from entropylong_assets.stages.verification.gain import possible_pairs
 from entropylong_assets.stages.verification.root_verification import RootCandidates
 from entropylong_assets.stages.verification.shard_verification import Verifier
 from entropylong_assets.storage.checkpoints import Batch
@@ -101,12 +102,14 @@ def verify_sample(
     chosen: list[RootCandidates] = []
     tokens = 0
     controls = trial.settings.verification.controls
+    possible = possible_pairs(trial.settings.verification)
     of_root = budget.tokens // max(len(roots.candidates), 1)
     for root in roots.candidates:
         is_limited = budget.contexts_per_root is not None
         part = _choose(
             up_to_rank(root, max(1, rank)) if is_limited else root,
             trial.settings.seed,
+            possible,
             budget.contexts_per_root,
             None if is_limited else (of_root, controls, roots.context_ids),
         )
@@ -162,15 +165,18 @@ def verify_sample(
 def _choose(
     root: RootCandidates,
     seed: int,
+    possible: pl.Expr | None,
     contexts: int | None,
     room: tuple[int, int, Mapping[str, Sequence[int]]] | None,
 ) -> RootCandidates:
-    """Return the root with some of its candidates, chosen by hash.
+    """Return the root with some of the candidates that are to be scored, chosen by hash.
 
-    contexts: maximum number of candidates. room: maximum number of tokens of their passes, number
-    of controls, and the token ids of each chunk.
+    possible: of `possible_pairs`. contexts: maximum number of candidates. room: maximum number of
+    tokens of their passes, number of controls, and the token ids of each chunk.
     """
     passed = root.candidates.filter(leak_check=PASSED)
+    if possible is not None:
+        passed = passed.filter(possible.any().over("chunk_id"))
     ids = sorted(
         passed["chunk_id"].unique(), key=lambda chunk_id: hash_of(seed, root.root_id, chunk_id)
     )[:contexts]

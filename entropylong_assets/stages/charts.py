@@ -66,10 +66,10 @@ def entropy_histogram(entropies: Histogram, mean_threshold: float | None) -> str
     return as_markdown(figure, "histogram of entropies with the mean threshold")
 
 
-def gain_histogram(gains: Mapping[str, Histogram], epsilon: float) -> str:
-    """Draw the gains of all scored pairs, and ε.
+def gain_histogram(gains: Mapping[str, Histogram], limit: tuple[str, float] | None) -> str:
+    """Draw the gains of all scored pairs, and the limit of the rule in force.
 
-    gains: `gain` for ΔI and `calibrated_gain` for ΔI*.
+    limit: its name and value. gains: `gain` for ΔI and `calibrated_gain` for ΔI*.
     """
     figure = _figure()
     axes = figure.subplots()
@@ -87,13 +87,15 @@ def gain_histogram(gains: Mapping[str, Histogram], epsilon: float) -> str:
                 alpha=0.8,
                 label=label,
             )
-    axes.axvline(epsilon, color="#cc3311", linestyle="--", label=f"ε = {epsilon:g}")
+    if limit is not None:
+        name, value = limit
+        axes.axvline(value, color="#cc3311", linestyle="--", label=f"{name} = {value:g}")
     _count_axis(axes, max(int(histogram.counts.max()) for histogram in gains.values()))
     axes.set_xlim(-1.05, 1.05)
     axes.set_xlabel("gain (below -1 shown at -1)")
     axes.set_ylabel("(anchor, chunk) pairs")
     axes.legend(frameon=False)
-    return as_markdown(figure, "histogram of information gains with epsilon")
+    return as_markdown(figure, "histogram of information gains with their limit")
 
 
 def intervals(rows: Sequence[Mapping[str, Any]], label: str) -> str:

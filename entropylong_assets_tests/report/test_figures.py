@@ -226,7 +226,7 @@ def test_charts_of_two_datasets_share_their_scales(tmp_path: Path) -> None:
         settings = run_settings(tmp_path / str(number), verification={"epsilon": epsilon})
         with open_tables(write_run(settings, seed=number), SHARDS) as session:
             charts.append(distributions(session))
-    drawn = all_charts(charts, [0.4, 0.05])
+    drawn = all_charts(charts, [("ε", 0.4), ("least ΔI*", 0.05)])
     assert len(drawn) == 6
 
     def domains(node: Any) -> list[Any]:

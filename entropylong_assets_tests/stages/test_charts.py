@@ -50,7 +50,7 @@ def test_counts_have_plain_ticks(drawn: list[Figure], values: list[float]) -> No
     """The failures: a warning about an empty logarithmic axis, and ticks of a tenth of a token."""
     charts.entropy_histogram(filled(values, 0, 10, 100), 5.0 if values else None)
     gains = {name: filled(values, -1, 1, 80) for name in ("gain", "calibrated_gain")}
-    charts.gain_histogram(gains, 0.4)
+    charts.gain_histogram(gains, ("ε", 0.4))
     for figure in drawn:
         shown = [label for label in labels(figure, "y") if label]
         assert shown

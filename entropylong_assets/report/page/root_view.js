@@ -118,8 +118,8 @@ class RootView {
           bar("surprisal given this context", c.surprisal_context, "context")));
     return element("article", { class: `candidate ${c.accepted ? "accepted" : "refused"}` },
       element("h4", {}, `${sign} rank ${c.rank}: ${words(c.verdict)}`),
-      element("p", {}, `ΔI ${number(c.gain)} · ΔI* ${number(c.calibrated_gain)} · ε ` +
-        `${this.run.epsilon} · similarity ${number(c.similarity)}`),
+      element("p", {}, [`ΔI ${number(c.gain)}`, `ΔI* ${number(c.calibrated_gain)}`, this.run.limit,
+        `similarity ${number(c.similarity)}`].filter(Boolean).join(" · ")),
       element("div", { class: "sides" }, measured, element("div", {},
         element("p", { class: "from", title: c.chunk_id }, `${passage ? passage.source : ""} ${shortId(c.chunk_id)}`),
         element("blockquote", { dir: "auto" }, passage ? passage.text : "(context not found)"))));

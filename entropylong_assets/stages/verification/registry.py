@@ -140,6 +140,15 @@ SCREENS: Registry[LoadScreener] = Registry(
 """Screens by name."""
 
 
+def gain_limit(settings: VerificationSettings) -> tuple[str, float] | None:
+    """Name and value of the limit that the rule in force sets to its gain; None if it has none of
+    the built-in ones."""
+    read = RULES[settings.rule].settings
+    if "epsilon" in read:
+        return "ε", settings.epsilon
+    return ("least ΔI*", settings.min_calibrated_gain) if "min_calibrated_gain" in read else None
+
+
 def evaluated_rules(settings: VerificationSettings) -> dict[str, Rule]:
     """Return the rules whose verdicts are stored: the compared ones and the rule in force.
 

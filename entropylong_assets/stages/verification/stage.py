@@ -17,7 +17,12 @@ from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.stage import Check, Markdown, Partition, Result, Stage, Step
 from entropylong_assets.stages.verification.evidence_kinds import KINDS
 from entropylong_assets.stages.verification.false_acceptance import ROUGH
-from entropylong_assets.stages.verification.registry import NO_SCREEN, SCREENS, evaluated_rules
+from entropylong_assets.stages.verification.registry import (
+    NO_SCREEN,
+    SCREENS,
+    evaluated_rules,
+    gain_limit,
+)
 from entropylong_assets.stages.verification.settings import VerificationSettings
 from entropylong_assets.stages.verification.stored_scores import (
     SCORING_SETTINGS,
@@ -115,7 +120,7 @@ def _compute(step: Step) -> Result:
         **usage,
     }
     scored = summary.pairs_scored
-    histogram = gain_histogram(verified.counts.histograms, settings.verification.epsilon)
+    histogram = gain_histogram(verified.counts.histograms, gain_limit(settings.verification))
     return Result(
         summary,
         {
