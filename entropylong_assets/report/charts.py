@@ -297,8 +297,7 @@ def all_charts(
         chart(
             "Gain, and its limit",
             "Gains of retrieved contexts, and of random contexts at the same anchors. The line is "
-            "the limit of the rule in force: random contexts right of it pass this condition by "
-            "chance.",
+            "the limit of the rule in force: random contexts right of it pass this condition too.",
             each(lambda i: _gains(runs[i], runs, limits[i])),
         ),
         chart(
