@@ -68,6 +68,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TableStore:
             },
             "roots": {"fraction": 1.0, "min_tokens": 90},
             "entropy": {"min_anchor_position": 16},
+            # Scores unrelated contexts too, which rule `genuine` excludes by their text.
+            "verification": {"compared_rules": ["plain"]},
             "samples": {"tokens": 2048},
         },
         "quickstart",
