@@ -46,14 +46,15 @@ def house(folder: Path) -> dict[str, Any]:
     values = tiny_values(
         folder / "unused", folder / "data", (str(first / "llama"), str(first / "bert"))
     )
-    corpus, embedding = values.pop("corpus"), values.pop("embedding")
+    corpus = values.pop("corpus")
+    shared = {name: values.pop(name) for name in ("embedding", "near_duplicates")}
     data_uri = values.pop("data_uri")
     corpora = {}
     for name, seed in zip(CORPORA, (1000, 5000), strict=True):
         for number, letter in enumerate("ab"):
             write_file(folder / name, letter, seed + 100 * number)
         source = {"name": name, "uri": f"{folder / name}/*.jsonl", "id_field": "id"}
-        corpora[name] = {**corpus, "sources": [source], "embedding": embedding}
+        corpora[name] = {**corpus, "sources": [source], **shared}
     scoring = values["scoring"] | {"model": str(second / "llama")}
     rule = {"rule": "plain", "require_surprisal_drop": False}
     return {
