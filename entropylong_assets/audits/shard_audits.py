@@ -28,8 +28,8 @@ from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.retrieval.tables import CANDIDATE_CONTEXTS
 from entropylong_assets.stages.samples.groups import Context, Group
 from entropylong_assets.stages.samples.packing import Framing
-from entropylong_assets.stages.samples.registry import IN_FORCE, RECIPES, Pool
-from entropylong_assets.stages.samples.selection import choose_groups
+from entropylong_assets.stages.samples.registry import RECIPES, Pool
+from entropylong_assets.stages.samples.selection import choose_groups, has_verdicts
 from entropylong_assets.stages.stage import Partition, Step
 from entropylong_assets.stages.verification.registry import evaluated_rules
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
@@ -165,9 +165,8 @@ def audit_long_range(
 
 def _audited_recipes(step: Step) -> list[str]:
     """The recipes of `audit.recipes` by rules whose verdicts are stored; the others are logged."""
-    stored = (None, IN_FORCE, *evaluated_rules(step.settings.verification))
     chosen = step.settings.audit.recipes
-    left_out = [recipe for recipe in chosen if RECIPES[recipe].rule not in stored]
+    left_out = [name for name in chosen if not has_verdicts(RECIPES[name].rule, step.settings)]
     if left_out:
         rules = dict.fromkeys(str(RECIPES[recipe].rule) for recipe in left_out)
         step.log(

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
 
 from entropylong_assets.cli.progress_bars import JobBars, JobProgress
+from entropylong_assets.cli.progress_lines import SECONDS_BETWEEN_LINES, repeating
 from entropylong_assets.orchestration import assets
 from entropylong_assets.orchestration.runner import Failure, Watcher
 from entropylong_assets.settings.section import Settings
@@ -26,8 +25,6 @@ from entropylong_assets.stages.corpus.errors import MissingSourceError
 from entropylong_assets.stages.progress import ProgressState, duration, listening
 from entropylong_assets.stages.stage import Job, Stage
 from entropylong_assets.storage.tables import WHOLE
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def _visible_stream(stack: ExitStack) -> TextIO:
@@ -45,7 +42,6 @@ class RunProgress:
     def __init__(self, every: float = SECONDS_BETWEEN_LINES) -> None:
         self._every = every
         self._stack = ExitStack()
-        self._ended = threading.Event()
         self._job: JobProgress | None = None
         self._missing: dict[str, MissingSourceError] = {}
         self.watcher = Watcher(
@@ -64,38 +60,26 @@ class RunProgress:
         self._bars: JobBars | None = None
         if self._console.is_terminal:
             self._bars = JobBars(self._console)
-            self._bars.start()
+            self._stack.enter_context(self._bars)
+        else:
+            self._stack.enter_context(repeating(self._print_line, self._every))
         assets.observers.append(self._observe)
+        self._stack.callback(assets.observers.remove, self._observe)
         self._stack.enter_context(listening(self._announce))
-        self._ticker = None if self._bars else threading.Thread(target=self._tick, daemon=True)
-        if self._ticker:
-            self._ticker.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assets.observers.remove(self._observe)
-        self._ended.set()
-        if self._ticker:
-            self._ticker.join(1)
-        if self._bars:
-            self._bars.stop()
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)
 
-    def _tick(self) -> None:
-        while not self._ended.wait(self._every):
-            job = self._job
-            if job is not None and job.shard:
-                number = f"{job.finished + 1:,} of {job.shards:,}"
-                doing = job.doing(time.monotonic())
-                self._print(escape(f"{time.strftime('%H:%M:%S')} {job.name}, {number}: {doing}"))
+    def _print_line(self) -> None:
+        job = self._job
+        if job is not None and job.shard:
+            number = f"{job.finished + 1:,} of {job.shards:,}"
+            doing = job.doing(time.monotonic())
+            self._print(escape(f"{time.strftime('%H:%M:%S')} {job.name}, {number}: {doing}"))
 
     def _on_job(self, settings: Settings, job: Job, shards: Sequence[str], n_skipped: int) -> None:
         name = f"{settings.name} {job.name}"

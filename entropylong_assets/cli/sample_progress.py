@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import ExitStack
-from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
 
+from entropylong_assets.cli.progress_lines import SECONDS_BETWEEN_LINES, repeating
 from entropylong_assets.stages.progress import ProgressState, duration, listening
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class SampleProgress:
@@ -24,24 +21,17 @@ class SampleProgress:
         self._part = ""
         self._state: ProgressState | None = None
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._ended = threading.Event()
         self._stack = ExitStack()
 
     def __enter__(self) -> SampleProgress:
         self._start = time.monotonic()
         self._stack.enter_context(listening(self._print))
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
-        self._ticker.start()
+        self._stack.enter_context(
+            repeating(lambda: self._print(self.line(time.monotonic())), self._every)
+        )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._ticker.join(1)
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def begin(self, part: str) -> None:
@@ -63,10 +53,6 @@ class SampleProgress:
             left = max(0.0, self._start + self._limit - now)
             parts.append(f"at most about {duration(left)} left in all")
         return " | ".join(parts)
-
-    def _tick(self) -> None:
-        while not self._ended.wait(self._every):
-            self._print(self.line(time.monotonic()))
 
     def _print(self, line: str) -> None:
         self._console.print(escape(f"{time.strftime('%H:%M:%S')} {line}"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from entropylong_assets.report.distributions import Rows
+from entropylong_assets.stages.verification.registry import GainLimit
 
 if TYPE_CHECKING:
     import altair as alt
@@ -91,7 +92,7 @@ def _entropies(run: Charts, runs: Sequence[Charts]) -> Drawn:
     return alt.layer(band, bars, _rule(taus["mean"], f"mean τ {taus['mean']:.2f}"))
 
 
-def _gains(run: Charts, runs: Sequence[Charts], limit: tuple[str, float] | None) -> Drawn:
+def _gains(run: Charts, runs: Sequence[Charts], limit: GainLimit | None) -> Drawn:
     import altair as alt
 
     top = max(_span(runs, "gains", "share")[1], 1e-6)
@@ -131,10 +132,7 @@ def _gains(run: Charts, runs: Sequence[Charts], limit: tuple[str, float] | None)
             tooltip=["series:N", "low:Q", "pairs:Q", alt.Tooltip("share:Q", format=".2%")],
         )
     )
-    if limit is None:
-        return lines
-    name, value = limit
-    return lines + _rule(value, f"{name} {value:g}")
+    return lines if limit is None else lines + _rule(limit.value, str(limit))
 
 
 def _distances(run: Charts, runs: Sequence[Charts]) -> Drawn:
@@ -276,9 +274,7 @@ def chart(title: str, caption: str, drawn: Sequence[Drawn | None]) -> dict[str, 
     return {"title": title, "caption": caption, "specs": specs}
 
 
-def all_charts(
-    runs: Sequence[Charts], limits: Sequence[tuple[str, float] | None]
-) -> list[dict[str, Any]]:
+def all_charts(runs: Sequence[Charts], limits: Sequence[GainLimit | None]) -> list[dict[str, Any]]:
     """Return all charts of the stages' own tables, each as `chart` returns it.
 
     limits: of each run, as `gain_limit` returns it.

@@ -18,11 +18,10 @@ from entropylong_assets.stages.embeddings.embedder import load_embedder
 from entropylong_assets.stages.entropy.anchors import root_request
 from entropylong_assets.stages.entropy.engine import load_scorer
 from entropylong_assets.stages.entropy.model import ScoringModel
+from entropylong_assets.stages.verification.batch_progress import EVIDENCE_PER_TOKEN
 
 PARTS = {"embedding": 0.25, "roots": 0.1, "verification": 0.5}
 """Shares of the time that is left. The rest is for index, retrieval and checks."""
-_WITH_EVIDENCE = 4 / 3
-"""Tokens of all passes per token of candidates and controls; the rest is for evidence spans."""
 _PROBED_CHUNKS, _PROBED_TOKENS, _FIRST_TOKENS = 16, 512, 32
 
 
@@ -102,7 +101,7 @@ def fit_effort(effort: Effort, seconds: float, speed: Speed, is_embedded: bool) 
     if is_embedded:
         rest = 1 + PARTS["embedding"] / (PARTS["roots"] + PARTS["verification"])
         shares = {"embedding": 0.0, **{p: rest * PARTS[p] for p in ("roots", "verification")}}
-    tokens = int(shares["verification"] * seconds * speed.tokens / _WITH_EVIDENCE)
+    tokens = int(shares["verification"] * seconds * speed.tokens / (1 + EVIDENCE_PER_TOKEN))
     return replace(
         effort,
         pool_chars=min(effort.pool_chars, int(shares["embedding"] * seconds * speed.chars)),

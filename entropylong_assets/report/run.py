@@ -193,7 +193,7 @@ def gather_run(
         "shards": len(source.shards),
         "export": export_of(source),
         "description": [(name, visible(value)) for name, value in source.description],
-        "limit": "{} {:g}".format(*limit) if limit else "",
+        "limit": str(limit) if limit else "",
         "rule": source.settings.verification.rule,
         "key": _key_figures(headline),
         "roles": figures["share_by_role"],

@@ -48,13 +48,11 @@ def suggest(sample: Sample, table: pl.DataFrame | None, samples: int | None) -> 
             settings.retrieval.top_k,
         )
         limit, n = settings.verification.max_false_acceptance, sample.verified.verified_roots
-        suggestions = [
-            withhold(suggest_alpha(rows, alpha), _rows(rows, "alpha"), alpha, n),
-            withhold(suggest_top_k(rows, top_k), _rows(rows, "K"), top_k, n),
-        ]
+        suggestions.append(withhold(suggest_alpha(rows, alpha), _rows(rows, "alpha"), alpha, n))
         if "epsilon" in RULES[rule].settings:
             at_epsilon = suggest_epsilon(rows, rule, epsilon, limit)
-            suggestions.insert(1, withhold(at_epsilon, _rows(rows, "epsilon"), epsilon, n))
+            suggestions.append(withhold(at_epsilon, _rows(rows, "epsilon"), epsilon, n))
+        suggestions.append(withhold(suggest_top_k(rows, top_k), _rows(rows, "K"), top_k, n))
     return [*suggestions, *([suggest_roots(sample, samples)] if samples else [])]
 
 

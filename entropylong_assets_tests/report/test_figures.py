@@ -29,6 +29,7 @@ from entropylong_assets.report.text import visible
 from entropylong_assets.stages.corpus.tables import CORPUS_DOCUMENTS
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.samples.tables import LONG_CONTEXT_SAMPLES
+from entropylong_assets.stages.verification.registry import GainLimit
 from entropylong_assets.stages.verification.tables import VERIFIED_DEPENDENCIES
 from entropylong_assets.storage.manifest import TableError
 from entropylong_assets.storage.schemas import TableSet
@@ -226,7 +227,7 @@ def test_charts_of_two_datasets_share_their_scales(tmp_path: Path) -> None:
         settings = run_settings(tmp_path / str(number), verification={"epsilon": epsilon})
         with open_tables(write_run(settings, seed=number), SHARDS) as session:
             charts.append(distributions(session))
-    drawn = all_charts(charts, [("ε", 0.4), ("least ΔI*", 0.05)])
+    drawn = all_charts(charts, [GainLimit("ε", 0.4), GainLimit("least ΔI*", 0.05)])
     assert len(drawn) == 6
 
     def domains(node: Any) -> list[Any]:

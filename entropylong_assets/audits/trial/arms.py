@@ -18,8 +18,8 @@ from entropylong_assets.audits.trial.settings import Arm, TrialSettings
 from entropylong_assets.settings.section import Settings, one_line
 from entropylong_assets.stages.entropy.tables import ENTROPY_SCORES
 from entropylong_assets.stages.entropy.tokenizer_facts import TokenizerFacts, tokenizer_facts
-from entropylong_assets.stages.samples.registry import IN_FORCE, RECIPES
-from entropylong_assets.stages.samples.selection import needs_pool
+from entropylong_assets.stages.samples.registry import RECIPES
+from entropylong_assets.stages.samples.selection import has_verdicts, needs_pool
 from entropylong_assets.stages.samples.settings import SampleSettings
 from entropylong_assets.stages.samples.shard_inputs import open_tables, stored
 from entropylong_assets.stages.samples.shard_packing import pack_shard
@@ -68,11 +68,10 @@ DEFAULT_ARMS: Mapping[str, Arm] = {
 
 def default_arms(settings: Settings) -> Mapping[str, Arm]:
     """Those of `DEFAULT_ARMS` by rules whose verdicts are stored."""
-    stored = (None, IN_FORCE, *evaluated_rules(settings.verification))
     return {
         name: arm
         for name, arm in DEFAULT_ARMS.items()
-        if (RECIPES[arm.recipe].rule if arm.recipe else arm.rule) in stored
+        if has_verdicts(RECIPES[arm.recipe].rule if arm.recipe else arm.rule, settings)
     }
 
 

@@ -26,6 +26,7 @@ from entropylong_assets.audits.trial.network import (
 )
 from entropylong_assets.audits.trial.plan import Plan
 from entropylong_assets.audits.trial.training import DeviceRows, Trainer
+from entropylong_assets.stages.dtypes import resolve_dtype
 
 Log = Callable[[str], None]
 
@@ -39,7 +40,7 @@ class OpenedTrial:
     def __init__(self, folder: TrialFolder, plan: Plan, device: str, log: Log) -> None:
         self.folder, self.facts, self._plan = folder, folder.facts, plan
         self.reference = plan.model or self.facts.model
-        dtype = plan.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+        dtype = resolve_dtype(plan.dtype or "auto", device)
         self._device = device
         self.network = self._load(self.reference)
         self.trainer = Trainer(self.network, plan.settings, log, getattr(torch, dtype))

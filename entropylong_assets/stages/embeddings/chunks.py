@@ -17,7 +17,7 @@ from entropylong_assets.stages.embeddings.embedder import Embedder, VectorError
 from entropylong_assets.storage.partition_writer import PartitionWriter
 
 _BATCHES_JOINED = 2
-"""Batches of the device for which chunks are gathered, so that texts of like length share one."""
+"""Batches of the device for which chunks are gathered: texts of similar length then share one."""
 
 
 class ShardEmbedding:

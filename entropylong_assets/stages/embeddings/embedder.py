@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.dtypes import Dtype
 from entropylong_assets.stages.embeddings.batches import (
     Batches,
     measure_tokens,
@@ -21,7 +22,7 @@ from entropylong_assets.stages.embeddings.batches import (
 )
 from entropylong_assets.stages.embeddings.chunking import CountTokens
 from entropylong_assets.stages.embeddings.cutting import Workers
-from entropylong_assets.stages.embeddings.loading import Dtype, load_model
+from entropylong_assets.stages.embeddings.loading import load_model
 from entropylong_assets.stages.embeddings.probing import (
     PROBES,
     encode_texts,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from entropylong_assets.stages.dtypes import Dtype, resolve_dtype
 from entropylong_assets.stages.embeddings.prompts import read_config
 from entropylong_assets.stages.embeddings.sides import (
     input_modules,
@@ -18,9 +19,6 @@ from entropylong_assets.stages.progress import announce
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-Dtype = Literal["auto", "float32", "bfloat16"]
-"""Values of `embedding.dtype`."""
 
 _NOT_DENSE = {
     "SparseEncoder": "a sparse encoder",
@@ -77,9 +75,7 @@ def _load(
             trust_remote_code=trust_remote_code,
             model_kwargs={"use_safetensors": True},
         )
-        if dtype == "auto":
-            dtype = "bfloat16" if model.device.type == "cuda" else "float32"
-        model.to(getattr(torch, dtype))
+        model.to(getattr(torch, resolve_dtype(dtype, model.device.type)))
         modules = input_modules(model)
         for module in modules:
             _refuse_empty_tokenizer(module)

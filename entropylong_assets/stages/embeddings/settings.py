@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from entropylong_assets.settings.section import Section, model_beside
+from entropylong_assets.stages.dtypes import Dtype
 
 
 class EmbeddingSettings(Section):
@@ -44,7 +45,7 @@ class EmbeddingSettings(Section):
     halved."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Type of weights and activations. `auto`: bfloat16 on CUDA, float32 elsewhere. Vectors are
     normalised and stored in float32."""
     search: Literal["auto", "index", "exact"] = "auto"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from entropylong_assets.stages.dtypes import resolve_dtype
 from entropylong_assets.stages.entropy.network import longest_sequence
 from entropylong_assets.stages.entropy.scoring import PositionScores, ScoringRequest
 from entropylong_assets.stages.entropy.settings import ScoringModelSettings
@@ -164,10 +165,7 @@ def resolve_device(settings: ScoringModelSettings) -> tuple[str, str]:
         raise ModelError(
             f"scoring.device is '{device}', but torch finds no CUDA device; use 'auto'"
         )
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    return device, dtype
+    return device, resolve_dtype(settings.dtype, device)
 
 
 def model_identity(settings: ScoringModelSettings) -> str:

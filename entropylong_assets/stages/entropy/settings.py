@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from entropylong_assets.settings.section import Section, model_beside
+from entropylong_assets.stages.dtypes import Dtype
 
 DEFAULT_NUMBER = 100
 """Documents drawn as roots if the settings give neither a number nor a share: enough to look at."""
@@ -59,7 +60,7 @@ class ScoringModelSettings(Section):
     """Run Python code from the model's repository. If false, a model that needs it is refused."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Type of weights and activations. `auto`: bfloat16 on CUDA, float32 elsewhere. Entropies are
     always computed in float32 from the logits."""
     bos: Literal["auto", "always", "never"] = "auto"

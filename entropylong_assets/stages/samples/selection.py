@@ -25,7 +25,7 @@ from entropylong_assets.stages.samples.registry import (
     Pool,
     Recipe,
 )
-from entropylong_assets.stages.verification.registry import RULES
+from entropylong_assets.stages.verification.registry import RULES, evaluated_rules
 
 OVER_BUDGET = "over_budget"
 
@@ -42,6 +42,11 @@ def needs_pool(settings: Settings) -> bool:
     return settings.samples.fill == "corpus" or (recipe is not None and recipe.needs_pool)
 
 
+def has_verdicts(rule: str | None, settings: Settings) -> bool:
+    """Return whether the verdicts that a recipe needs are stored. rule: `Recipe.rule`."""
+    return rule in (None, IN_FORCE, *evaluated_rules(settings.verification))
+
+
 def verifying_rule(settings: Settings) -> str | None:
     """The rule whose dependencies the samples contain: its name, IN_FORCE, or None for no rule.
 
@@ -53,7 +58,7 @@ def verifying_rule(settings: Settings) -> str | None:
         return rule
     if rule == settings.verification.rule:
         return IN_FORCE
-    if rule not in settings.verification.compared_rules:
+    if not has_verdicts(rule, settings):
         raise SampleError(
             f"samples.recipe '{settings.samples.recipe}' verifies by the rule '{rule}', whose "
             "verdicts are not stored; add it to verification.compared_rules"

@@ -43,7 +43,7 @@ def first_empty_stage(figures: Mapping[str, Any], settings: Settings) -> str:
         return (
             f"none of {n['candidates']:,} candidates was scored: the leak check refused "
             f"{n['near_duplicates_refused']:,}, others are too long for the model, beyond the "
-            f"budget or excluded by rule {rule.rule} for their text; raise retrieval.top_k "
+            f"budget or excluded by rule {rule.rule} by their text; raise retrieval.top_k "
             f"({retrieval.top_k}) or retrieval.max_containment ({retrieval.max_containment:g})"
         )
     if not n["pairs_accepted"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 EVIDENCE_PER_TOKEN = 1 / 3
 """Assumed tokens of the search for evidence spans per token of the scoring, until a batch is
-finished: the demo's ratio."""
+finished. In the demo 0.28 if all rules are evaluated, 0.69 with rule `genuine` alone."""
 
 BeginRound = Callable[[int], Callable[[int], None]]
 """Takes the tokens of a round of passes. Returns the function that counts those of each pass."""

@@ -300,9 +300,10 @@ class EvidenceFinder:
         count = begin(sum(map(pass_tokens, requests)))
         scores = self.scorer.score(requests, count) if requests else []
         for (context, text), score in zip(wanted, scores, strict=True):
-            for number, at in enumerate(context.anchors()):
-                context.values[text, at, ENTROPY] = float(score.entropy_N[number])
-                context.values[text, at, SURPRISAL] = float(score.surprisal_N[number])
+            values = zip(context.anchors(), score.entropy_N, score.surprisal_N, strict=True)
+            for at, entropy, surprisal in values:
+                context.values[text, at, ENTROPY] = float(entropy)
+                context.values[text, at, SURPRISAL] = float(surprisal)
 
     def _row(self, context: _Context, pair: _Pair) -> dict[str, Any]:
         window = pair.found

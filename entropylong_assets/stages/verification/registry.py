@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from entropylong_assets.settings.registry import Registry
 
@@ -30,8 +30,8 @@ class Rule(Protocol):
     point of the group `entropylong_assets.rules` that names the instance. It is then available as
     `verification.rule: my_rule`, and in `verification.compared_rules`.
 
-    A rule that rejects some pairs for their text alone, whatever their scores, can say so by a
-    third method, `possible(settings)`: whether a pair can be accepted, from the columns `word` to
+    A rule that rejects some pairs because of their text alone, whatever their scores, can say so in
+    a third method, `possible(settings)`: whether a pair can be accepted, from the columns `word` to
     `counted_documents` below. Contexts without such a pair are not scored, unless another evaluated
     rule could accept one.
 
@@ -140,13 +140,25 @@ SCREENS: Registry[LoadScreener] = Registry(
 """Screens by name."""
 
 
-def gain_limit(settings: VerificationSettings) -> tuple[str, float] | None:
-    """Name and value of the limit that the rule in force sets to its gain; None if it has none of
-    the built-in ones."""
+class GainLimit(NamedTuple):
+    """The gain that a pair must exceed."""
+
+    name: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:g}"
+
+
+def gain_limit(settings: VerificationSettings) -> GainLimit | None:
+    """Return the limit of the rule in force; None for a rule that reads none of the built-in
+    ones."""
     read = RULES[settings.rule].settings
     if "epsilon" in read:
-        return "ε", settings.epsilon
-    return ("least ΔI*", settings.min_calibrated_gain) if "min_calibrated_gain" in read else None
+        return GainLimit("ε", settings.epsilon)
+    if "min_calibrated_gain" in read:
+        return GainLimit("least ΔI*", settings.min_calibrated_gain)
+    return None
 
 
 def evaluated_rules(settings: VerificationSettings) -> dict[str, Rule]:

@@ -32,8 +32,8 @@ class VerificationSettings(Section):
     must be rare in the corpus (docs/genuine.md). Other packages can add rules
     (docs/extending.md)."""
     compared_rules: RuleNames = ()
-    """Rules whose verdicts are stored beside that of the rule in force. Contexts that none of all
-    these rules can accept, for their text alone, are not scored: `genuine` by itself excludes most.
+    """Rules whose verdicts are stored beside that of the rule in force. Contexts that all these
+    rules reject because of their text alone are not scored: `genuine` by itself excludes most.
     `plain` and `calibrated` exclude none, so comparing with them costs 3 to 4 times as many forward
     passes."""
     epsilon: float = Field(0.4, allow_inf_nan=False, lt=1)

@@ -106,6 +106,7 @@ class Verifier:
         scoring, for that estimate.
         """
         settings = self.settings.verification
+        possible = possible_pairs(settings)
         plans = [
             plan_root(
                 root,
@@ -114,7 +115,7 @@ class Verifier:
                 self.max_positions,
                 self._draw_controls,
                 settings.max_forward_tokens_per_root,
-                possible_pairs(settings),
+                possible,
             )
             for root in roots
         ]

@@ -1,4 +1,4 @@
-"""Contexts that no evaluated rule can accept, for their text alone, are not scored."""
+"""Contexts that all evaluated rules reject because of their text alone are not scored."""
 
 from __future__ import annotations
 
